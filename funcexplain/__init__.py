@@ -1,0 +1,74 @@
+"""funcexplain: what would the market have to look like for my network to hold this portfolio?
+
+The public names, re-exported; nothing else. They are loaded when first asked for, so that
+``funcexplain --help`` answers before torch is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
+    from funcexplain.networks.functional import functionalize as functionalize
+    from funcexplain.networks.functional import stack as stack
+    from funcexplain.networks.prepare import register_rule as register_rule
+    from funcexplain.problems import losses as losses
+    from funcexplain.problems import penalties as penalties
+    from funcexplain.problems.coordinates import box as box
+    from funcexplain.problems.coordinates import clip as clip
+    from funcexplain.problems.coordinates import reparametrize as reparametrize
+    from funcexplain.problems.coordinates import standardize as standardize
+    from funcexplain.problems.problem import Problem as Problem
+    from funcexplain.problems.problem import pipe as pipe
+    from funcexplain.problems.problem import problem as problem
+    from funcexplain.problems.transforms import cast as cast
+    from funcexplain.problems.transforms import freeze as freeze
+    from funcexplain.problems.transforms import jitter as jitter
+    from funcexplain.problems.transforms import penalize as penalize
+    from funcexplain.problems.transforms import zero_masked as zero_masked
+    from funcexplain.solutions.solution import Solution as Solution
+    from funcexplain.solutions.solution import Status as Status
+    from funcexplain.solvers.loop import explain as explain
+    from funcexplain.solvers.loop import run as run
+    from funcexplain.solvers.loop import solve as solve
+    from funcexplain.solvers.optimizers import Optimizer as Optimizer
+    from funcexplain.solvers.optimizers import adam as adam
+    from funcexplain.solvers.optimizers import as_optimizer as as_optimizer
+    from funcexplain.solvers.optimizers import sgd as sgd
+    from funcexplain.solvers.step import Info as Info
+    from funcexplain.solvers.step import State as State
+    from funcexplain.solvers.step import make_step as make_step
+
+_NAMES = {
+    "compat": ("gradient_wrt_input",),
+    "networks.functional": ("functionalize", "stack"),
+    "networks.prepare": ("register_rule",),
+    "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
+    "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "solutions.solution": ("Solution", "Status"),
+    "solvers.loop": ("explain", "run", "solve"),
+    "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
+    "solvers.step": ("Info", "State", "make_step"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {"losses": "problems.losses", "penalties": "problems.penalties"}
+
+__all__ = sorted(_HOME.keys() | _MODULES.keys())  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

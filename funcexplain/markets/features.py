@@ -1,0 +1,164 @@
+"""Market features as differentiable functions of prices.
+
+All channels of a window are functions of one path of prices. They are computed here by torch
+operations alone, so that `torch.func.grad` passes through them and `torch.func.vmap` maps them: a
+search may move the path and have return, momentum and volatility follow consistently.
+Units are per day; nothing is annualized.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from funcexplain.markets.prices import Prices
+
+CHANNELS = ("return", "momentum", "volatility")
+
+
+def log_returns(prices: Prices | Tensor) -> Tensor:
+    """Daily log returns: `log(p[t + 1] / p[t])`.
+
+    Args:
+        prices: a price history, or positive prices of shape `(T, A)` with `T >= 2`.
+
+    Returns:
+        Shape `(T - 1, A)`; float64 for `Prices`, else the dtype of the tensor.
+
+    Raises:
+        ValueError: not two-dimensional, not floating, or shorter than two days.
+
+    Example:
+        >>> log_returns(torch.tensor([[1.0], [2.0], [1.0]])).squeeze().tolist()
+        [0.693..., -0.693...]
+    """
+    prices = _table(prices, "log_returns", "prices", "(T, A)", 2, "at least 2 days")
+    return prices.log().diff(dim=0)
+
+
+def features(returns: Tensor, span: int = 20) -> Tensor:
+    """Three channels for each day that has `span` days of history: return, momentum, volatility.
+
+    With `r[t]` the log return of day `t`, and sums over the last `span` days `t - span < s <= t`:
+
+    - return: `r[t]`
+    - momentum: `sum r[s]`, the log return over the span
+    - volatility: `sqrt(sum (r[s] - mean)^2 / (span - 1))`, the sample standard deviation
+
+    The slope of the square root is infinite at zero; where the variance is exactly zero the
+    gradient of the volatility is taken as zero, which is one of its subgradients.
+
+    Args:
+        returns: daily log returns, shape `(L + span - 1, A)` with `L >= 1`.
+        span: number of days that momentum and volatility look back, at least 2.
+
+    Returns:
+        Shape `(C, L, A)` with the channels in the order of `CHANNELS`; per day, not annualized.
+
+    Raises:
+        ValueError: `span < 2`, or `returns` not two-dimensional, not floating, or too short.
+
+    Example:
+        >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten().tolist()
+        [0.03..., 0.04..., 0.0141...]
+    """
+    if span < 2:
+        raise ValueError(f"features: expected a span of at least 2 days, got {span}")
+    returns = _table(
+        returns, "features", "returns", "(L + span - 1, A)", span, f"at least span = {span} rows"
+    )
+    trailing = returns.unfold(0, span, 1)  # (L, A, span)
+    momentum = trailing.sum(dim=-1)
+    variance = trailing.var(dim=-1)
+    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite slope would
+    # otherwise reach the gradient as inf * 0 = nan from the branch that is not taken.
+    positive = variance > 0
+    root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
+    volatility = torch.where(positive, root, torch.zeros_like(root))
+    return torch.stack([returns[span - 1 :], momentum, volatility])
+
+
+def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tuple[Tensor, Tensor]:
+    """All windows of features in a price history, and the day on which each one ends.
+
+    Args:
+        prices: a price history, or positive prices of shape `(T, A)`.
+        lookback: days per window, `L`.
+        span: days that momentum and volatility look back, as in `features`.
+
+    Returns:
+        The windows, shape `(N, C, L, A)` with `N = T - span - L + 1`, a view in which overlapping
+        windows share memory; and the row of `prices` of each window's last day, int64, `(N,)`.
+
+    Raises:
+        ValueError: fewer than `span + lookback` days, or `lookback < 1`, or as in `features`.
+
+    Example:
+        >>> stack, last_days = windows(torch.rand(50, 4) + 1.0, lookback=10, span=20)
+        >>> stack.shape, last_days[0].item(), last_days[-1].item()
+        (torch.Size([21, 3, 10, 4]), 29, 49)
+    """
+    if lookback < 1:
+        raise ValueError(f"windows: expected a lookback of at least 1 day, got {lookback}")
+    need = span + lookback
+    prices = _table(
+        prices, "windows", "prices", "(T, A)", need, f"at least span + lookback = {need} days"
+    )
+    channels = features(log_returns(prices), span)
+    stack = channels.unfold(1, lookback, 1).permute(1, 0, 3, 2)
+    last_days = torch.arange(need - 1, prices.shape[0], device=stack.device)
+    return stack, last_days
+
+
+def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> Tensor:
+    """Simple returns over the next `horizon` days: `p[t + horizon] / p[t] - 1`.
+
+    Simple returns, since those of a portfolio are the weighted sum of those of its assets.
+
+    Args:
+        prices: a price history, or positive prices of shape `(T, A)`.
+        days: rows of `prices` from which to look ahead, int64, shape `(N,)`.
+        horizon: number of days to look ahead, at least 1.
+
+    Returns:
+        Shape `(N, A)`.
+
+    Raises:
+        ValueError: `horizon < 1`, or a day whose future lies beyond the history.
+
+    Example:
+        >>> prices = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> forward_returns(prices, torch.tensor([0, 1]), horizon=1).squeeze().tolist()
+        [1.0, 0.5]
+    """
+    if horizon < 1:
+        raise ValueError(f"forward_returns: expected a horizon of at least 1 day, got {horizon}")
+    prices = _table(
+        prices, "forward_returns", "prices", "(T, A)", 1 + horizon, f"more than {horizon} days"
+    )
+    last = prices.shape[0] - 1 - horizon
+    if days.numel() and not 0 <= int(days.min()) <= int(days.max()) <= last:
+        raise ValueError(
+            f"forward_returns: expected days in 0 ... {last}, since later ones have no "
+            f"{horizon} days ahead of them; got {int(days.min())} ... {int(days.max())}"
+        )
+    return prices[days + horizon] / prices[days] - 1
+
+
+def _table(
+    table: Prices | Tensor, function: str, argument: str, shape: str, need: int, remedy: str
+) -> Tensor:
+    """`table` as a floating tensor of two dimensions and at least `need` rows."""
+    if isinstance(table, Prices):
+        table = torch.as_tensor(table.values)
+    if table.ndim != 2 or not table.is_floating_point():
+        raise ValueError(
+            f"{function}: expected {argument} as a floating tensor of shape {shape}, "
+            f"got {table.dtype} of shape {tuple(table.shape)}"
+        )
+    if table.shape[0] < need:
+        raise ValueError(
+            f"{function}: the history is too short: expected {argument} of {remedy}, "
+            f"got {table.shape[0]}"
+        )
+    return table

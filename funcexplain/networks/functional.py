@@ -1,0 +1,135 @@
+"""From a module to a pure function: ``module -> (apply, params)``.
+
+``apply(params, x) -> weights`` is written for one example ``(C, L, A) -> (A,)``; batches come from
+``torch.func.vmap`` alone. Everything that the network has learned travels in ``params``, so that it
+can be cast, stacked, mapped and differentiated; the caller's module is read once and never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from funcexplain.networks.prepare import Rules, prepare
+
+Params = Any
+Apply = Callable[[Params, Tensor], Tensor]
+
+
+def functionalize(
+    module: nn.Module, *, train: bool = False, rules: Rules | None = None
+) -> tuple[Apply, dict[str, Tensor]]:
+    """Turn a network into a pure function of its parameters and one input window.
+
+    Args:
+        module: network from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``. It is not touched.
+        train: whether dropout and the like are active. Their noise comes from torch's global generator.
+        rules: mapping ``module type -> rule`` for parts that need help under torch.func (see
+            `register_rule`); ``None`` takes the registry, ``()`` applies none.
+
+    Returns:
+        ``(apply, params)``: ``apply(params, x)`` maps ``(C, L, A)`` to weights ``(A,)``; ``params``
+        holds detached copies of the parameters and buffers by their names in the module.
+
+    Raises:
+        TypeError: if ``module`` is no (Python) module, or, from ``apply``, returns something other
+            than one tensor.
+        ValueError: if batch normalisation is in training mode, or, from ``apply``, if the output is
+            not of shape ``(1, A)`` for a batch of one.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4), torch.nn.Softmax(-1))
+        >>> apply, params = fe.functionalize(network)
+        >>> apply(params, torch.zeros(2, 3, 4)).shape
+        torch.Size([4])
+        >>> torch.func.jacrev(apply, argnums=1)(params, torch.zeros(2, 3, 4)).shape
+        torch.Size([4, 2, 3, 4])
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}"
+        )
+    network = prepare(module, train=train, rules=rules)
+    _refuse_running_statistics(network)
+
+    # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
+    # in the network.
+    buffers = {n: b for n, b in network.named_buffers() if b.layout is torch.strided}
+    params = {n: t.detach().clone() for n, t in {**dict(network.named_parameters()), **buffers}.items()}
+
+    def apply(params: Params, x: Tensor) -> Tensor:
+        # A forward pass may write to its buffers (a counter, a cache); copies keep `apply` pure.
+        own = {**params, **{name: params[name].clone() for name in buffers}}
+        out = functional_call(network, own, (x[None],))
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                "network must return one tensor of weights (n_samples, n_assets), got "
+                f"{type(out).__name__}; wrap it in a module that returns the weights alone"
+            )
+        if out.ndim != 2 or out.shape[0] != 1:
+            raise ValueError(
+                "network must return weights of shape (n_samples, n_assets); for one sample of shape "
+                f"{tuple(x.shape)} it returned shape {tuple(out.shape)}"
+            )
+        return out[0]
+
+    return apply, params
+
+
+def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
+    """Turn models of one architecture into one function with stacked parameters.
+
+    Args:
+        modules: M networks of the same class, with parameters of the same names, shapes and dtypes.
+            Settings that are no tensors (sizes, rates) are taken from the first.
+
+    Returns:
+        ``(apply, params)``; every tensor of ``params`` has a leading dimension M, ready for
+        ``fe.vmap(problem, params=params)`` or ``torch.func.vmap(apply, in_dims=(0, None))``.
+
+    Raises:
+        ValueError: if there is no module, or one that does not match the first (its index is named).
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> def make():
+        ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4))
+        >>> apply, params = fe.stack([make(), make(), make()])
+        >>> torch.func.vmap(apply, in_dims=(0, None))(params, torch.zeros(2, 3, 4)).shape
+        torch.Size([3, 4])
+    """
+    modules = list(modules)
+    if not modules:
+        raise ValueError("stack: modules must hold at least one network, got none")
+    (apply, first), *others = [functionalize(module) for module in modules]
+    signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
+    for index, (_, params) in enumerate(others, start=1):
+        other = {name: (tensor.shape, tensor.dtype) for name, tensor in params.items()}
+        if type(modules[index]) is not type(modules[0]) or other != signature:
+            differing = sorted(
+                n for n in signature.keys() | other.keys() if signature.get(n) != other.get(n)
+            )
+            raise ValueError(
+                f"stack: modules[{index}] ({type(modules[index]).__name__}) does not match modules[0] "
+                f"({type(modules[0]).__name__}); parameters that differ: {differing or 'none'}"
+            )
+    return apply, {
+        name: torch.stack([tensor, *(params[name] for _, params in others)])
+        for name, tensor in first.items()
+    }
+
+
+def _refuse_running_statistics(network: nn.Module) -> None:
+    for name, part in network.named_modules():
+        if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None:
+            raise ValueError(
+                f"functionalize: train=True, but {name or 'the network'} ({type(part).__name__}) would "
+                "mix the rows of a batch and move its running statistics in training mode; use "
+                "train=False, or give it track_running_stats=False"
+            )

@@ -1,0 +1,105 @@
+"""A private shallow copy of a network, in which troublesome parts follow functional rules.
+
+The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
+parameters, buffers, children and hooks), so that its mode can be set, parts can be exchanged and hooks
+added while the caller's module stays as it is. ``copy.deepcopy`` is no alternative: it fails on
+networks that hold sparse buffers, such as those with a cvxpylayers layer.
+
+A rule is a function ``module -> module``. It is given the private copy of one module, after its
+children were treated, and returns what stands in its place; it may change the copy in place. Names of
+parameters and buffers must stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import jit, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from funcexplain.networks.norms import contiguous_cotangents
+
+Rule = Callable[[nn.Module], nn.Module]
+Rules = Mapping[type[nn.Module], Rule] | Iterable[tuple[type[nn.Module], Rule]]
+
+RULES: dict[type[nn.Module], Rule] = {_NormBase: contiguous_cotangents}
+
+# The containers that nn.Module itself keeps; a plain attribute of the user's class stays shared.
+_CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+
+
+def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
+    """Add a rule that every later `functionalize` applies to modules of a type.
+
+    Subclasses follow it too; of several rules that fit, that of the nearest base class is taken. An
+    earlier rule for the same type is replaced.
+
+    Args:
+        module_type: subclass of ``torch.nn.Module``.
+        rule: function from a private copy of such a module to its replacement.
+
+    Raises:
+        TypeError: if ``module_type`` is no module class or ``rule`` cannot be called.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> class Sign(torch.nn.Module):          # its gradient is zero everywhere
+        ...     def forward(self, x):
+        ...         return torch.sign(x)
+        >>> fe.register_rule(Sign, lambda module: torch.nn.Tanh())
+        >>> apply, params = fe.functionalize(torch.nn.Sequential(torch.nn.Flatten(), Sign()))
+        >>> apply(params, torch.zeros(1, 1, 2))
+        tensor([0., 0.])
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(
+            f"register_rule: module_type must be a subclass of torch.nn.Module, got {module_type!r}"
+        )
+    if not callable(rule):
+        raise TypeError(f"register_rule: rule must be callable, got {type(rule).__name__}")
+    RULES[module_type] = rule
+
+
+def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = None) -> nn.Module:
+    """Copy a module shallowly, set the copy's mode, and apply rules to its parts.
+
+    Args:
+        module: any network; it is not touched.
+        train: mode of the copy and all its parts.
+        rules: mapping (or pairs) ``module type -> rule``; ``None`` takes the registry, ``()`` none.
+
+    Returns:
+        The copy. It shares parameters and buffers with ``module``. Forward hooks are kept; backward
+        hooks belong to training and are left out, since torch.func cannot run them.
+
+    Raises:
+        TypeError: if ``module`` (or a part of it) is compiled TorchScript, which has no Python parts.
+    """
+    table = dict(RULES if rules is None else rules)
+    copies: dict[int, nn.Module] = {}
+
+    def copy(part: nn.Module, path: str) -> nn.Module:
+        if id(part) in copies:
+            return copies[id(part)]
+        if isinstance(part, jit.ScriptModule):
+            raise TypeError(
+                f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
+                f"compiled {type(part).__name__}; pass the module that it was scripted from"
+            )
+        twin = object.__new__(type(part))
+        twin.__dict__.update(vars(part))
+        for name in _CONTAINERS:
+            if name in vars(part):
+                twin.__dict__[name] = vars(part)[name].copy()
+        twin._backward_hooks = OrderedDict()
+        twin._backward_pre_hooks = OrderedDict()
+        twin.training = train
+        for name, child in part._modules.items():
+            if child is not None:
+                twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
+        rule = next((table[base] for base in type(part).__mro__ if base in table), None)
+        copies[id(part)] = twin if rule is None else rule(twin)
+        return copies[id(part)]
+
+    return copy(module, "")

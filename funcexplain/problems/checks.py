@@ -1,0 +1,122 @@
+"""Checks at the edge: one sentence each, naming the argument, what was expected and what was got.
+
+Below the entry points nobody checks again. Every function names the public function (``where``) and the
+argument (``name``) in its message.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(where: str, name: str, value: Any) -> Tensor:
+    """Refuse anything but a finite floating tensor, and detach it from the caller's.
+
+    Args:
+        where: public function that was called.
+        name: argument of it.
+        value: what was passed.
+
+    Returns:
+        A detached copy.
+
+    Raises:
+        TypeError: if it is no tensor or not floating.
+        ValueError: if it holds NaN or an infinite value.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where}: {name} must be a torch.Tensor, got {type(value).__name__}; "
+            "torch.as_tensor converts arrays"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{where}: {name} must be floating, got {value.dtype}; call .float() or .double() on it"
+        )
+    if not bool(value.isfinite().all()):
+        count = int((~value.isfinite()).sum())
+        raise ValueError(
+            f"{where}: {name} must be finite, got {count} entries of {value.numel()} that are NaN or "
+            "infinite"
+        )
+    return value.detach().clone()
+
+
+def check_like(where: str, name: str, value: Any, other: Tensor, other_name: str) -> Tensor:
+    """Refuse a tensor whose dtype or device is not that of another; see `check_tensor`."""
+    value = check_tensor(where, name, value)
+    if (value.dtype, value.device) != (other.dtype, other.device):
+        raise TypeError(
+            f"{where}: {name} must have the dtype and device of {other_name} ({other.dtype}, "
+            f"{other.device}), got {value.dtype}, {value.device}; convert one of them first"
+        )
+    return value
+
+
+def check_shape(
+    where: str, name: str, value: Tensor, shape: tuple[int, ...], meaning: str
+) -> Tensor:
+    """Refuse a tensor of another shape; nothing broadcasts silently."""
+    if value.shape != shape:
+        raise ValueError(
+            f"{where}: {name} must have shape {tuple(shape)}, {meaning}, got {tuple(value.shape)}"
+        )
+    return value
+
+
+def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
+    """Refuse a mask that is not bool or not of x0's shape; ``None`` frees every entry."""
+    if mask is None:
+        return torch.ones_like(x0, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"{where}: mask must be a bool tensor (True = free to change), got {got}; "
+            "a 0/1 tensor converts with mask.bool()"
+        )
+    mask = mask.detach().clone().to(x0.device)
+    return check_shape(where, "mask", mask, x0.shape, "that of x0")
+
+
+def check_datum(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
+    """Turn a number or tensor into transform data of x0's dtype that broadcasts to x0's shape."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise TypeError(
+            f"{where}: {name} must be a number or a torch.Tensor, got {type(value).__name__}"
+        )
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=x0.dtype, device=x0.device)
+    value = check_like(where, name, value, x0, "x0")
+    try:
+        fits = torch.broadcast_shapes(value.shape, x0.shape) == x0.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{where}: {name} must broadcast to the shape of x0 {tuple(x0.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    return value
+
+
+def check_number(where: str, name: str, value: Any, *, least: float, strict: bool = False) -> float:
+    """Refuse what is no finite number, or is below (``strict``: not above) a least value."""
+    bound = f"> {least:g}" if strict else f">= {least:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
+    if not math.isfinite(value) or value < least or (strict and value == least):
+        raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
+    return float(value)
+
+
+def check_count(where: str, name: str, value: Any) -> int:
+    """Refuse what is no non-negative integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where}: {name} must be an int >= 0, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{where}: {name} must be >= 0, got {value}")
+    return value

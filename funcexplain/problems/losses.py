@@ -1,0 +1,166 @@
+"""Losses: how far an allocation is from the target, ``(weights, target) -> scalar``.
+
+Each is a pure function of two vectors of shape ``(A,)``. Whether it averages over assets (`mse`, `mae`,
+`huber`) or sums (`kl`, `js`, `cross_entropy`) is stated in its first line and follows the convention of
+its field. Logarithms see weights of at least the dtype's smallest normal number, so that a weight of
+exactly zero costs much but not infinitely much.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mse(weights: Tensor, target: Tensor) -> Tensor:
+    """Mean of squared differences, ``mean((w - t)**2)``; no factor one half.
+
+    Through a softmax its gradient vanishes near one-hot allocations; `kl` keeps it.
+
+    Args:
+        weights: allocation, shape ``(A,)``.
+        target: allocation to reach, shape ``(A,)``.
+
+    Returns:
+        Scalar, zero exactly where both are equal.
+
+    Example:
+        >>> mse(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+        tensor(0.2500)
+    """
+    return (weights - target).square().mean()
+
+
+def mae(weights: Tensor, target: Tensor) -> Tensor:
+    """Mean of absolute differences, ``mean(|w - t|)``.
+
+    Args:
+        weights: allocation, shape ``(A,)``.
+        target: allocation to reach, shape ``(A,)``.
+
+    Returns:
+        Scalar; its gradient is zero where both are equal.
+
+    Example:
+        >>> mae(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+        tensor(0.5000)
+    """
+    return (weights - target).abs().mean()
+
+
+def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """Mean of Huber's function: ``d**2 / 2`` for ``|d| <= delta``, else ``delta * (|d| - delta / 2)``.
+
+    Weights differ by at most one, so that the default only halves `mse`; 0.01 is a sensible ``delta``
+    (``functools.partial(huber, delta=0.01)``).
+
+    Args:
+        weights: allocation, shape ``(A,)``.
+        target: allocation to reach, shape ``(A,)``.
+        delta: difference at which the square turns into a line.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> huber(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]), delta=0.1)
+        tensor(0.0450)
+
+    References:
+        P. J. Huber (1964), Robust Estimation of a Location Parameter,
+        https://doi.org/10.1214/aoms/1177703732
+    """
+    distance = (weights - target).abs()
+    square = 0.5 * distance.square()
+    line = delta * (distance - 0.5 * delta)
+    return torch.where(distance <= delta, square, line).mean()
+
+
+def kl(weights: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from target to weights, ``sum(t * log(t / w))``, in nats.
+
+    Its gradient through a softmax is ``w - t``, also near one-hot allocations.
+
+    Args:
+        weights: allocation, shape ``(A,)``, non-negative.
+        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` count zero.
+
+    Returns:
+        Scalar, non-negative where both sum to the same.
+
+    Example:
+        >>> kl(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+        tensor(0.6931)
+
+    References:
+        S. Kullback, R. A. Leibler (1951), On Information and Sufficiency,
+        https://doi.org/10.1214/aoms/1177729694
+    """
+    return (torch.xlogy(target, target) - torch.xlogy(target, _floored(weights))).sum()
+
+
+def js(weights: Tensor, target: Tensor) -> Tensor:
+    """Jensen-Shannon divergence, ``(kl(m, t) + kl(m, w)) / 2`` with ``m = (w + t) / 2``, in nats.
+
+    Args:
+        weights: allocation, shape ``(A,)``, non-negative.
+        target: allocation to reach, shape ``(A,)``, non-negative.
+
+    Returns:
+        Scalar in ``[0, log 2]`` where both sum to one; symmetric.
+
+    Example:
+        >>> js(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+        tensor(0.6931)
+
+    References:
+        J. Lin (1991), Divergence Measures Based on the Shannon Entropy,
+        https://doi.org/10.1109/18.61115
+    """
+    middle = _floored(0.5 * (weights + target)).log()
+    from_target = torch.xlogy(target, target) - target * middle
+    # weights * log(weights) has an infinite slope at zero; the floor keeps it finite.
+    from_weights = weights * (_floored(weights).log() - middle)
+    return 0.5 * (from_target + from_weights).sum()
+
+
+def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of the weights under the target, ``-sum(t * log(w))``, in nats.
+
+    It is `kl` plus the target's entropy: the same gradient, but not zero at the target.
+
+    Args:
+        weights: allocation, shape ``(A,)``, non-negative.
+        target: allocation to reach, shape ``(A,)``, non-negative.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
+        tensor(0.6931)
+    """
+    return -torch.xlogy(target, _floored(weights)).sum()
+
+
+def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine of the angle between both, ``1 - <w, t> / (|w| |t|)``.
+
+    Blind to scale: it asks for the target's proportions, not for its size.
+
+    Args:
+        weights: allocation, shape ``(A,)``.
+        target: allocation to reach, shape ``(A,)``.
+
+    Returns:
+        Scalar in ``[0, 2]``; norms are taken as at least 1e-8.
+
+    Example:
+        >>> cosine_distance(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+        tensor(1.)
+    """
+    return 1.0 - torch.nn.functional.cosine_similarity(weights, target, dim=0, eps=1e-8)
+
+
+def _floored(weights: Tensor) -> Tensor:
+    return weights.clamp_min(torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,277 @@
+"""The question: a frozen `Problem` of pure functions and the ``args`` that a row may vary in.
+
+    z  --decode-->  x  --apply-->  weights  --loss-->  value
+    search space    window         allocation          (plus penalties of x)
+
+A transform is a function ``Problem -> Problem``; `pipe` applies several from left to right. All data
+(parameters, start, target, bounds, strengths) live in ``args``; the functions capture none of it. That
+is what lets one question be mapped over seeds, starts, targets, assets and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from funcexplain.networks.functional import Apply, functionalize
+from funcexplain.problems import losses
+from funcexplain.problems.checks import check_count, check_like, check_mask, check_shape, check_tensor
+
+Args = dict[str, Any]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Map = Callable[[Tensor, Args], Tensor]
+
+
+def identity(point: Tensor, args: Args) -> Tensor:
+    """The map that changes nothing: ``x`` itself is searched."""
+    del args
+    return point
+
+
+def _from_x0(args: Args) -> Tensor:
+    return args["x0"]
+
+
+@dataclass(frozen=True, repr=False)
+class Problem:
+    """One question about a network: pure functions, and the data they are given.
+
+    Built by `problem`, changed by transforms (with ``dataclasses.replace``), answered by `solve`.
+
+    Attributes:
+        apply: ``(params, x) -> weights``, the network for one window ``(C, L, A) -> (A,)``.
+        loss: ``(weights, target) -> scalar``, the misfit.
+        args: dict of everything that a row may vary in: ``params``, ``x0`` ``(C, L, A)``, ``target``
+            ``(A,)``, ``reference`` and bool ``mask`` ``(C, L, A)``, ``seed`` (scalar int64), and what
+            transforms added by name.
+        decode: ``(z, args) -> x``, from the search space to a window.
+        encode: ``(x, args) -> z``, its inverse on the feasible set.
+        start: ``args -> z``, where the search begins.
+        project: ``(z, args) -> z``, back to the feasible set after an update.
+        penalties: functions ``(x, args) -> scalar`` that are added to the loss.
+    """
+
+    apply: Apply
+    loss: Loss
+    args: Args
+    decode: Map = identity
+    encode: Map = identity
+    start: Callable[[Args], Tensor] = _from_x0
+    project: Map = identity
+    penalties: tuple[Map, ...] = ()
+
+    def evaluate(self, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute ``(value, (loss, weights))`` of one window; one forward pass of the network.
+
+        Args:
+            x: window, shape ``(C, L, A)``.
+            args: data of the problem.
+
+        Returns:
+            What is minimized (loss plus penalties), the loss alone, and the weights ``(A,)``.
+
+        Raises:
+            TypeError: if the network returns no tensor, or the loss no scalar tensor.
+            ValueError: if the weights do not have the target's shape.
+        """
+        weights = self.apply(args["params"], x)
+        target = args["target"]
+        if not isinstance(weights, Tensor):
+            raise TypeError(
+                f"network must return one tensor of weights, got {type(weights).__name__}"
+            )
+        if weights.shape != target.shape:
+            raise ValueError(
+                f"network must return weights of the target's shape {tuple(target.shape)} for one "
+                f"window of shape {tuple(x.shape)}, got {tuple(weights.shape)}"
+            )
+        loss = _scalar(self.loss, self.loss(weights, target))
+        value = loss
+        for penalty in self.penalties:
+            value = value + _scalar(penalty, penalty(x, args))
+        return value, (loss, weights)
+
+    def objective(self, x: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+        """Compute ``(value, weights)`` of one window: what is minimized, and the allocation as aux.
+
+        Args:
+            x: window, shape ``(C, L, A)``.
+            args: data of the problem.
+
+        Returns:
+            Loss plus penalties, a scalar, and the network's weights ``(A,)``.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> p.objective(p.args["x0"], p.args)
+            (tensor(0.1600), tensor([0.5000, 0.5000]))
+        """
+        value, (_, weights) = self.evaluate(x, args)
+        return value, weights
+
+    def __repr__(self) -> str:
+        x0 = self.args["x0"]
+        return (
+            f"Problem(x0={tuple(x0.shape)}, dtype={x0.dtype}, device={x0.device}, "
+            f"args={sorted(self.args)})"
+        )
+
+
+def problem(
+    network: nn.Module | tuple[Apply, Any],
+    target: Tensor,
+    x0: Tensor,
+    *,
+    loss: Loss = losses.mse,
+    mask: Tensor | None = None,
+    reference: Tensor | None = None,
+    seed: int = 0,
+) -> Problem:
+    """State a question: for which window does the network hold the target allocation?
+
+    Nothing that is passed is changed or kept: tensors are copied, a module is made functional.
+
+    Args:
+        network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, explained in eval
+            mode, or a pair ``(apply, params)`` with ``apply(params, x)`` for one window.
+        target: allocation to reach, shape ``(A,)``.
+        x0: window where the search starts, shape ``(C, L, A)``: channels, lookback, assets.
+        loss: misfit ``(weights, target) -> scalar``; see ``fe.losses``.
+        mask: bool, shape ``(C, L, A)``; True = free to change. It takes effect through `freeze` or
+            `zero_masked`. Default: all free.
+        reference: window that frozen entries keep and penalties measure from. Default: ``x0``.
+        seed: seed of this question's noise; see `jitter`.
+
+    Returns:
+        The problem, searched over ``x`` itself until transforms say otherwise.
+
+    Raises:
+        TypeError: for something that is no tensor, no network or no function, for integers where
+            floats are wanted, a mask that is not bool, or dtypes or devices that differ.
+        ValueError: for a wrong shape, NaN or infinite values.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4), torch.nn.Softmax(-1))
+        >>> fe.problem(network, torch.full((4,), 0.25), torch.zeros(2, 3, 4))
+        Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
+    """
+    apply, params = _as_function(network)
+    if not callable(loss):
+        raise TypeError(f"problem: loss must be callable, got {type(loss).__name__}")
+    x0 = check_tensor("problem", "x0", x0)
+    if x0.ndim != 3 or x0.numel() == 0:
+        raise ValueError(
+            "problem: x0 must be one window of shape (channels, lookback, assets), none of them zero, "
+            f"got {tuple(x0.shape)}"
+        )
+    target = check_like("problem", "target", target, x0, "x0")
+    check_shape("problem", "target", target, x0.shape[-1:], "one weight per asset of x0")
+    _check_params(params, x0)
+    mask = check_mask("problem", mask, x0)
+    if reference is None:
+        reference = x0.clone()
+    reference = check_like("problem", "reference", reference, x0, "x0")
+    check_shape("problem", "reference", reference, x0.shape, "that of x0")
+    args = {
+        "params": params,
+        "x0": x0,
+        "target": target,
+        "reference": reference,
+        "mask": mask,
+        "seed": torch.tensor(check_count("problem", "seed", seed), device=x0.device),
+    }
+    return Problem(apply=apply, loss=loss, args=args)
+
+
+def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem:
+    """Apply transforms to a problem from left to right; later ones wrap earlier ones.
+
+    Args:
+        problem: the question.
+        transforms: functions ``Problem -> Problem``.
+
+    Returns:
+        The transformed problem; ``problem`` itself is as it was.
+
+    Raises:
+        TypeError: if something is no Problem or a transform returns none (its position is named).
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> fe.pipe(p, fe.freeze, fe.cast(dtype=torch.float64)).args["x0"].dtype
+        torch.float64
+    """
+    check_problem("pipe", problem)
+    for index, transform in enumerate(transforms):
+        name = getattr(transform, "__name__", repr(transform))
+        if not callable(transform):
+            raise TypeError(
+                f"pipe: transforms[{index}] must be a function Problem -> Problem, "
+                f"got {type(transform).__name__}"
+            )
+        result = transform(problem)
+        if not isinstance(result, Problem):
+            raise TypeError(
+                f"pipe: transforms[{index}] ({name}) must return a Problem, got "
+                f"{type(result).__name__}; a transform with settings is called with them first, "
+                "as in fe.box(lower, upper)"
+            )
+        problem = result
+    return problem
+
+
+def check_problem(where: str, value: Any) -> Problem:
+    """Refuse what is no `Problem`."""
+    if not isinstance(value, Problem):
+        raise TypeError(
+            f"{where}: problem must be a Problem, got {type(value).__name__}; "
+            "fe.problem(network, target, x0) makes one"
+        )
+    return value
+
+
+def _as_function(network: Any) -> tuple[Apply, Any]:
+    if isinstance(network, nn.Module):
+        return functionalize(network)
+    if isinstance(network, tuple | list) and len(network) == 2 and callable(network[0]):
+        apply, params = network
+        # Live parameters would let an outer tape record the whole search.
+        return apply, optree.tree_map(lambda p: p.detach() if isinstance(p, Tensor) else p, params)
+    raise TypeError(
+        "problem: network must be a torch.nn.Module or a pair (apply, params) with "
+        f"apply(params, x) -> weights, got {type(network).__name__}"
+    )
+
+
+def _check_params(params: Any, x0: Tensor) -> None:
+    leaves = [p for p in optree.tree_leaves(params) if isinstance(p, Tensor)]
+    devices = {p.device for p in leaves} - {x0.device}
+    if devices:
+        raise TypeError(
+            f"problem: network and x0 must be on one device, got {devices.pop()} and {x0.device}; "
+            "move one of them"
+        )
+    dtypes = {p.dtype for p in leaves if p.is_floating_point()}
+    if dtypes and x0.dtype not in dtypes:
+        raise TypeError(
+            f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
+            "x0 and target to the network's, then fe.cast(dtype=...) casts the whole problem"
+        )
+
+
+def _scalar(function: Callable[..., Any], value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        name = getattr(function, "__name__", repr(function))
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must return a scalar tensor, got {got}")
+    return value

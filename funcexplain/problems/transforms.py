@@ -1,0 +1,226 @@
+"""Transforms, ``Problem -> Problem``: what stays as it is, what it costs to move, dtype, start noise.
+
+Later transforms wrap earlier ones. Data that a transform brings goes into ``args`` under a name of its
+own, so that rows may vary in it. Changes of the search space itself are in `coordinates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.problems.checks import check_datum, check_number
+from funcexplain.problems.noise import normal
+from funcexplain.problems.problem import Args, Problem, check_problem
+
+Transform = Callable[[Problem], Problem]
+Penalty = Callable[[Tensor, Tensor], Tensor]
+
+
+def with_data(where: str, problem: Problem, **data: Any) -> Args:
+    """Add data to a problem's ``args``; a name that is taken is refused, since both would mean it."""
+    taken = sorted(data.keys() & problem.args.keys())
+    if taken:
+        raise ValueError(
+            f"{where}: args already hold {taken} from an earlier transform or the problem itself; "
+            "apply it once, or choose another name where one can be given"
+        )
+    return {**problem.args, **data}
+
+
+def freeze(problem: Problem) -> Problem:
+    """Keep entries with mask False at the reference (True = free to change), bit for bit.
+
+    ``x = where(mask, decode(z), reference)``: the network and all penalties see the kept entries.
+    Commutes with `box`.
+
+    Args:
+        problem: the question; its ``mask`` and ``reference`` are used.
+
+    Returns:
+        The problem with frozen entries.
+
+    Raises:
+        TypeError: if ``problem`` is no Problem.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> mask = torch.tensor([[[True, False]]])
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2), mask=mask)
+        >>> fe.solve(fe.freeze(p), fe.adam(lr=1.0), max_steps=1).x
+        tensor([[[1., 0.]]])
+    """
+    inner = check_problem("freeze", problem).decode
+
+    def decode(z: Tensor, args: Args) -> Tensor:
+        return torch.where(args["mask"], inner(z, args), args["reference"])
+
+    return replace(problem, decode=decode)
+
+
+def zero_masked(problem: Problem) -> Problem:
+    """Set entries with mask False to zero (True = free to change), as deepdow's function does.
+
+    ``x = decode(z) * mask``. deepdow documents that such entries keep the initial guess, feeds zeros
+    to the network and returns the guess; here the answer holds the zeros that the network saw.
+
+    Args:
+        problem: the question; its ``mask`` is used.
+
+    Returns:
+        The problem with zeroed entries.
+
+    Raises:
+        TypeError: if ``problem`` is no Problem.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> mask = torch.tensor([[[True, False]]])
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.ones(1, 1, 2), mask=mask)
+        >>> fe.solve(fe.zero_masked(p), max_steps=0).x
+        tensor([[[1., 0.]]])
+
+    References:
+        J. Krepl, deepdow 0.2.3, ``deepdow.explain.gradient_wrt_input``,
+        https://github.com/jankrepl/deepdow
+    """
+    inner = check_problem("zero_masked", problem).decode
+
+    def decode(z: Tensor, args: Args) -> Tensor:
+        return inner(z, args) * args["mask"]
+
+    return replace(problem, decode=decode)
+
+
+def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Transform:
+    """Move a whole problem to a dtype and a device: parameters, start, target, bounds, everything.
+
+    Args:
+        dtype: floating dtype for all floating data; integers and masks keep theirs. Default: as is.
+        device: device for all data. Default: as is.
+
+    Returns:
+        A transform.
+
+    Raises:
+        TypeError: if ``dtype`` is no floating torch.dtype.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> fe.solve(fe.cast(dtype=torch.float64)(p), max_steps=1).x.dtype
+        torch.float64
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"cast: dtype must be a floating torch.dtype, got {dtype!r}")
+
+    def converted(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+    def casted(problem: Problem) -> Problem:
+        check_problem("cast", problem)
+        return replace(problem, args=optree.tree_map(converted, problem.args))
+
+    return casted
+
+
+def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = None) -> Transform:
+    """Add ``strength * penalty(x, reference)`` to what is minimized.
+
+    Args:
+        penalty: function ``(x, reference) -> scalar``; see ``fe.penalties``.
+        strength: factor, a number >= 0 or a scalar tensor of the problem's dtype.
+        name: name of the strength in ``args``, by which it can be mapped. Default: the penalty's own.
+
+    Returns:
+        A transform. The reported loss stays the misfit alone.
+
+    Raises:
+        TypeError: if ``penalty`` cannot be called, or ``strength`` is no number.
+        ValueError: if ``strength`` is negative or no scalar, or the name is taken.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> p = fe.penalize(fe.penalties.l2, strength=0.5, name="proximity")(p)
+        >>> p.objective(torch.ones(1, 1, 2), p.args)[0]         # 0.16 + 0.5 * 1
+        tensor(0.6600)
+    """
+    if not callable(penalty):
+        raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
+    key = name if name is not None else getattr(penalty, "__name__", None)
+    if not isinstance(key, str):
+        raise TypeError("penalize: name must be a string where the penalty has no name of its own")
+    if not isinstance(strength, Tensor):
+        check_number("penalize", "strength", strength, least=0.0)
+
+    def cost(x: Tensor, args: Args) -> Tensor:
+        return args[key] * penalty(x, args["reference"])
+
+    def penalized(problem: Problem) -> Problem:
+        x0 = check_problem("penalize", problem).args["x0"]
+        factor = check_datum("penalize", "strength", strength, x0)
+        if factor.ndim != 0 or bool(factor < 0):
+            raise ValueError(
+                f"penalize: strength must be one number >= 0, got {factor.tolist()}; "
+                "fe.vmap maps a problem over several"
+            )
+        args = with_data("penalize", problem, **{key: factor})
+        return replace(problem, args=args, penalties=(*problem.penalties, cost))
+
+    return penalized
+
+
+def jitter(scale: float | Tensor) -> Transform:
+    """Add normal noise to the start of the search, drawn from the problem's seed alone.
+
+    ``z_start = z_start + scale * noise(seed)`` in units of the search space as it is when the
+    transform is applied: after `standardize` a scale of 0.1 means a tenth of a sigma. The noise is a
+    function of ``args["seed"]``; torch's global generator is neither used nor moved.
+
+    Args:
+        scale: standard deviation of the noise, >= 0; a number, or a tensor that broadcasts to x0.
+
+    Returns:
+        A transform; the scale is ``args["jitter"]``.
+
+    Raises:
+        TypeError: if ``scale`` is no number or tensor.
+        ValueError: if it is negative.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> x0 = torch.zeros(1, 1, 2)
+        >>> p = fe.pipe(fe.problem(network, torch.tensor([0.9, 0.1]), x0, seed=1), fe.jitter(0.1))
+        >>> torch.equal(fe.solve(p, max_steps=0).x, x0)
+        False
+    """
+    if not isinstance(scale, Tensor):
+        check_number("jitter", "scale", scale, least=0.0)
+
+    def jittered(problem: Problem) -> Problem:
+        check_problem("jitter", problem)
+        sigma = check_datum("jitter", "scale", scale, problem.args["x0"])
+        if bool((sigma < 0).any()):
+            raise ValueError(f"jitter: scale must be >= 0, got a least value of {sigma.min():g}")
+        inner = problem.start
+
+        def start(args: Args) -> Tensor:
+            z = inner(args)
+            return z + args["jitter"] * normal(args["seed"], z.shape, z.dtype)
+
+        return replace(problem, start=start, args=with_data("jitter", problem, jitter=sigma))
+
+    return jittered

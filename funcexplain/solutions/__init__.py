@@ -1,0 +1,1 @@
+"""The answer to a question, and how it is shown."""

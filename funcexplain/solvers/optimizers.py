@@ -1,0 +1,193 @@
+"""Optimizers as pairs of pure functions, written for one search point.
+
+``init(z) -> state`` and ``update(grads, state, z) -> (updates, state)``; the updates are *added* to
+``z``, sign included. States are NamedTuples of tensors, so that a pair can be mapped by
+``torch.func.vmap``. Names and defaults are those of torch.optim where they have a twin there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcexplain.problems.checks import check_number
+
+
+class Optimizer(NamedTuple):
+    """A stateless optimizer: two pure functions.
+
+    Attributes:
+        init: ``z -> state``.
+        update: ``(grads, state, z) -> (updates, state)``; ``z + updates`` is the next point.
+    """
+
+    init: Callable[[Tensor], Any]
+    update: Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
+
+
+class AdamState(NamedTuple):
+    """State of `adam`: updates taken, and running means of gradients and their squares."""
+
+    count: Tensor
+    mu: Tensor
+    nu: Tensor
+
+
+class SgdState(NamedTuple):
+    """State of `sgd`: the decaying sum of gradients."""
+
+    velocity: Tensor
+
+
+def adam(
+    lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> Optimizer:
+    """Adam with bias correction: ``z -= lr * m_hat / (sqrt(v_hat) + eps)``.
+
+    ``m = b1 m + (1 - b1) g`` and ``v = b2 v + (1 - b2) g**2``; ``m_hat = m / (1 - b1**t)`` and ``v_hat``
+    likewise. Equal to ``torch.optim.Adam`` to rounding, and every step is differentiable.
+
+    Args:
+        lr: step size, >= 0, in units of what is searched.
+        betas: decay rates of both means, in ``[0, 1)``.
+        eps: added to the root of the second mean, >= 0.
+
+    Returns:
+        The pair ``(init, update)``.
+
+    Raises:
+        TypeError: if a setting is no number.
+        ValueError: if a setting is out of range (the value is named).
+
+    Example:
+        >>> optimizer = adam(lr=0.1)
+        >>> z = torch.zeros(2)
+        >>> updates, state = optimizer.update(torch.tensor([1.0, -5.0]), optimizer.init(z), z)
+        >>> updates
+        tensor([-0.1000,  0.1000])
+
+    References:
+        D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization,
+        https://arxiv.org/abs/1412.6980
+    """
+    check_number("adam", "lr", lr, least=0.0)
+    check_number("adam", "eps", eps, least=0.0)
+    try:
+        b1, b2 = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"adam: betas must be a pair of numbers, got {betas!r}") from None
+    for index, beta in enumerate((b1, b2)):
+        if check_number("adam", f"betas[{index}]", beta, least=0.0) >= 1.0:
+            raise ValueError(f"adam: betas[{index}] must be < 1, got {beta!r}")
+
+    def init(z: Tensor) -> AdamState:
+        count = torch.zeros((), dtype=torch.int64, device=z.device)
+        return AdamState(count, torch.zeros_like(z), torch.zeros_like(z))
+
+    def update(grads: Tensor, state: AdamState, z: Tensor) -> tuple[Tensor, AdamState]:
+        del z
+        count = state.count + 1
+        mu = torch.lerp(state.mu, grads, 1.0 - b1)
+        nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
+        # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
+        # floats; in float32, 1 - b2**t loses half its digits to cancellation.
+        time = count.double()
+        step_size = (lr / (1.0 - b1**time)).to(grads.dtype)
+        root_correction = (1.0 - b2**time).sqrt().to(grads.dtype)
+        # The smallest normal number leaves the root as it is, and its derivative finite at zero.
+        root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
+        updates = -step_size * mu / (root / root_correction + eps)
+        return updates, AdamState(count, mu, nu)
+
+    return Optimizer(init, update)
+
+
+def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
+    """Gradient descent with heavy-ball momentum: ``v = momentum * v + g``, ``z -= lr * v``.
+
+    Equal to ``torch.optim.SGD`` with the same settings to rounding.
+
+    Args:
+        lr: step size, >= 0.
+        momentum: decay of the velocity, >= 0.
+
+    Returns:
+        The pair ``(init, update)``.
+
+    Raises:
+        TypeError: if a setting is no number.
+        ValueError: if a setting is negative (the value is named).
+
+    Example:
+        >>> optimizer = sgd(lr=0.1)
+        >>> z = torch.zeros(2)
+        >>> optimizer.update(torch.tensor([1.0, -5.0]), optimizer.init(z), z)[0]
+        tensor([-0.1000,  0.5000])
+
+    References:
+        B. T. Polyak (1964), Some Methods of Speeding Up the Convergence of Iteration Methods,
+        https://doi.org/10.1016/0041-5553(64)90137-5
+    """
+    check_number("sgd", "lr", lr, least=0.0)
+    check_number("sgd", "momentum", momentum, least=0.0)
+
+    def init(z: Tensor) -> SgdState:
+        return SgdState(torch.zeros_like(z))
+
+    def update(grads: Tensor, state: SgdState, z: Tensor) -> tuple[Tensor, SgdState]:
+        del z
+        velocity = momentum * state.velocity + grads
+        return -lr * velocity, SgdState(velocity)
+
+    return Optimizer(init, update)
+
+
+def as_optimizer(pair: Any) -> Optimizer:
+    """Take any ``(init, update)`` pair as an optimizer.
+
+    An ``update`` that knows ``params`` or ``inplace`` by name, as torchopt's do, is given the point as
+    ``params`` and told not to work in place; neither package is imported.
+
+    Args:
+        pair: an `Optimizer`, or anything that unpacks into two functions ``init(z) -> state`` and
+            ``update(grads, state, z) -> (updates, state)``.
+
+    Returns:
+        An optimizer.
+
+    Raises:
+        TypeError: if it is no pair of functions; a ``torch.optim`` class or object is named as such.
+
+    Example:
+        >>> signs = (lambda z: (), lambda grads, state, z: (-0.1 * grads.sign(), state))
+        >>> as_optimizer(signs).update(torch.tensor([3.0]), (), torch.zeros(1))[0]
+        tensor([-0.1000])
+    """
+    if isinstance(pair, Optimizer):
+        return pair
+    try:
+        init, update = pair
+    except (TypeError, ValueError):
+        init = update = None
+    if not (callable(init) and callable(update)):
+        of_torch = isinstance(pair, torch.optim.Optimizer) or (
+            isinstance(pair, type) and issubclass(pair, torch.optim.Optimizer)
+        )
+        remedy = "torch.optim changes tensors in place; fe.adam() and fe.sgd() are pure twins"
+        raise TypeError(
+            "method must be an optimizer, a pair (init, update) of functions, got "
+            f"{type(pair).__name__}{f'; {remedy}' if of_torch else ''}"
+        )
+    known = inspect.signature(update).parameters
+    in_place = {"inplace": False} if "inplace" in known else {}
+
+    def adapted(grads: Tensor, state: Any, z: Tensor) -> tuple[Tensor, Any]:
+        if "params" in known:
+            return update(grads, state, params=z, **in_place)
+        return update(grads, state, z, **in_place)
+
+    return Optimizer(init, adapted)
