@@ -56,7 +56,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {"losses": "problems.losses", "penalties": "problems.penalties"}
 
-__all__ = sorted(_HOME.keys() | _MODULES.keys())  # noqa: PLE0605
+__all__ = sorted(_HOME.keys() | _MODULES.keys())
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from funcexplain.networks.functional import functionalize
-from funcexplain.networks.prepare import RULES, prepare
-from funcexplain.problems.problem import problem
+from funcexplain.networks.prepare import prepare
+from funcexplain.problems.problem import Args, problem
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.step import make_step
+from funcexplain.solvers.step import State, make_step
 
 _PRINT_EVERY = 50
 
@@ -62,12 +62,13 @@ def gradient_wrt_input(
     Example:
         >>> import torch, funcexplain as fe
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
-        >>> x, hist = fe.gradient_wrt_input(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> guess, target = torch.zeros(1, 1, 2), torch.tensor([0.9, 0.1])
+        >>> x, hist = fe.gradient_wrt_input(network, target, guess, n_iter=60)
         Starting optimization
-        50-th iteration, loss: 0.0000
-        Optimization done, final loss: 0.0000
+        50-th iteration, loss: 0.0015
+        Optimization done, final loss: 0.0004
         >>> x.shape, len(hist)
-        (torch.Size([1, 1, 2]), 100)
+        (torch.Size([1, 1, 2]), 60)
 
     References:
         J. Krepl, deepdow 0.2.3, https://github.com/jankrepl/deepdow
@@ -81,21 +82,25 @@ def gradient_wrt_input(
             "gradient_wrt_input: mask must have the shape of initial_guess "
             f"{tuple(initial_guess.shape)}, got {tuple(mask.shape)}"
         )
-    to = {"device": device or torch.device("cpu"), "dtype": dtype or torch.float32}
+    where, what = device or torch.device("cpu"), dtype or torch.float32
     # At a batch of one the original normalises by the statistics of that one sample; so does a layer
     # that holds none.
     alone = prepare(model, train=True, rules={_BatchNorm: _without_statistics})
     apply, params = functionalize(alone, train=True)
-    params = {n: p.to(**to) if p.is_floating_point() else p.to(to["device"]) for n, p in params.items()}
+    params = {n: p.to(where, what if p.is_floating_point() else p.dtype) for n, p in params.items()}
     question = zero_masked(
         problem(
             (apply, params),
-            target_weights.to(**to),
-            initial_guess.to(**to),
+            target_weights.to(where, what),
+            initial_guess.to(where, what),
             mask=None if mask is None else mask.bool(),
         )
     )
     init, step = make_step(question, adam(lr=lr), gradient=backward_value_and_grad)
+
+    def resume(args: Args) -> State:
+        del args
+        return state
 
     hist: list[float] = []
     with torch.no_grad():
@@ -105,7 +110,7 @@ def gradient_wrt_input(
                 line = f"{done}-th iteration, loss: {hist[-1]:.4f}" if done else "Starting optimization"
                 print(line)
             steps = min(_PRINT_EVERY, n_iter - done)
-            state, info = run(lambda args, state=state: state, step, question.args, steps)
+            state, info = run(resume, step, question.args, steps)
             hist += info.loss.tolist()
     if verbose and hist:
         print(f"Optimization done, final loss: {hist[-1]:.4f}")
@@ -113,5 +118,6 @@ def gradient_wrt_input(
 
 
 def _without_statistics(module: nn.Module) -> nn.Module:
-    module.running_mean = module.running_var = module.num_batches_tracked = None
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        module._buffers[name] = None
     return module

@@ -44,7 +44,7 @@ def functionalize(
 
     Example:
         >>> import torch, funcexplain as fe
-        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4), torch.nn.Softmax(-1))
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4))
         >>> apply, params = fe.functionalize(network)
         >>> apply(params, torch.zeros(2, 3, 4)).shape
         torch.Size([4])
@@ -52,9 +52,7 @@ def functionalize(
         torch.Size([4, 2, 3, 4])
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}"
-        )
+        raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
     network = prepare(module, train=train, rules=rules)
     _refuse_running_statistics(network)
 

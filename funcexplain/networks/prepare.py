@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import jit, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -21,7 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from funcexplain.networks.norms import contiguous_cotangents
 
 Rule = Callable[[nn.Module], nn.Module]
-Rules = Mapping[type[nn.Module], Rule] | Iterable[tuple[type[nn.Module], Rule]]
+Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
 
 RULES: dict[type[nn.Module], Rule] = {_NormBase: contiguous_cotangents}
 

@@ -57,9 +57,7 @@ def check_like(where: str, name: str, value: Any, other: Tensor, other_name: str
     return value
 
 
-def check_shape(
-    where: str, name: str, value: Tensor, shape: tuple[int, ...], meaning: str
-) -> Tensor:
+def check_shape(where: str, name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
     """Refuse a tensor of another shape; nothing broadcasts silently."""
     if value.shape != shape:
         raise ValueError(

@@ -250,11 +250,13 @@ def _with_args(name: str, function: Any) -> Map:
     if not callable(function):
         raise TypeError(f"reparametrize: {name} must be callable, got {type(function).__name__}")
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # torch's built-in functions have no signature; they take the point
-        parameters = ()
+        parameters = []
     required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(required) >= 2:
         return function

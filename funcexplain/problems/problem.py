@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from funcexplain.networks.functional import Apply, functionalize
 from funcexplain.problems import losses
-from funcexplain.problems.checks import check_count, check_like, check_mask, check_shape, check_tensor
+from funcexplain.problems.checks import (
+    check_count,
+    check_like,
+    check_mask,
+    check_shape,
+    check_tensor,
+)
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -82,9 +88,7 @@ class Problem:
         weights = self.apply(args["params"], x)
         target = args["target"]
         if not isinstance(weights, Tensor):
-            raise TypeError(
-                f"network must return one tensor of weights, got {type(weights).__name__}"
-            )
+            raise TypeError(f"network must return one tensor of weights, got {type(weights).__name__}")
         if weights.shape != target.shape:
             raise ValueError(
                 f"network must return weights of the target's shape {tuple(target.shape)} for one "
@@ -159,7 +163,7 @@ def problem(
 
     Example:
         >>> import torch, funcexplain as fe
-        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4), torch.nn.Softmax(-1))
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24, 4))
         >>> fe.problem(network, torch.full((4,), 0.25), torch.zeros(2, 3, 4))
         Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
     """

@@ -53,8 +53,8 @@ def freeze(problem: Problem) -> Problem:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
         >>> mask = torch.tensor([[[True, False]]])
         >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2), mask=mask)
-        >>> fe.solve(fe.freeze(p), fe.adam(lr=1.0), max_steps=1).x
-        tensor([[[1., 0.]]])
+        >>> fe.solve(fe.freeze(p), fe.adam(lr=0.5), max_steps=1).x
+        tensor([[[0.5000, 0.0000]]])
     """
     inner = check_problem("freeze", problem).decode
 
@@ -129,7 +129,8 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
 
     def casted(problem: Problem) -> Problem:
         check_problem("cast", problem)
-        return replace(problem, args=optree.tree_map(converted, problem.args))
+        args: Any = problem.args
+        return replace(problem, args=optree.tree_map(converted, args))
 
     return casted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any, cast
 
 import optree
 import torch
@@ -66,20 +67,19 @@ class Solution:
         )
 
 
-def _flatten(solution: Solution) -> tuple[list[Tensor], None, tuple[str, ...]]:
+def _flatten(solution: Any) -> tuple[list[Tensor], None, tuple[str, ...]]:
     names = tuple(field.name for field in fields(Solution))
     *tensors, status = (getattr(solution, name) for name in names)
     return [*tensors, torch.as_tensor(status)], None, names
 
 
-def _unflatten(metadata: None, leaves: tuple) -> Solution:
+def _unflatten(metadata: object, leaves: Any) -> Any:
     del metadata
-    *others, status = leaves
+    x, weights, loss, history, num_steps, status = leaves
     # A mapped tree may hold anything at its leaves; only a code is a status again.
     coded = isinstance(status, Tensor) and status.ndim == 0 and not status.is_floating_point()
-    return Solution(*others, Status(int(status)) if coded else status)
+    status = Status(int(status)) if coded else status
+    return Solution(x, weights, loss, history, num_steps, status)
 
 
-optree.register_pytree_node(
-    Solution, _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
-)
+optree.register_pytree_node(Solution, _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE)

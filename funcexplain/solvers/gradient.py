@@ -60,9 +60,7 @@ def backward_value_and_grad(fn: Objective) -> ValueAndGrad:
             z = z.detach().requires_grad_()
             value, aux = fn(z, args)
             # A network may ignore its input or cut the graph; torch.func then has zeros, too.
-            grads = (
-                torch.autograd.grad(value, z, allow_unused=True)[0] if value.requires_grad else None
-            )
+            grads = torch.autograd.grad(value, z, allow_unused=True)[0] if value.requires_grad else None
         if grads is None:
             grads = torch.zeros_like(z)
         return (value.detach(), tuple(leaf.detach() for leaf in aux)), grads

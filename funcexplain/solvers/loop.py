@@ -114,9 +114,7 @@ def solve(
     check_count("solve", "max_steps", max_steps)
     if callback is not None and not callable(callback):
         raise TypeError(f"solve: callback must be callable, got {type(callback).__name__}")
-    init, step = make_step(
-        problem, method, atol=atol, keep=keep, gradient=backward_value_and_grad
-    )
+    init, step = make_step(problem, method, atol=atol, keep=keep, gradient=backward_value_and_grad)
     args, losses_before = problem.args, []
 
     def ends(state: State, info: Info) -> bool:
@@ -189,6 +187,4 @@ def explain(
     question = problem(network, target, x0, loss=loss, mask=mask, reference=reference)
     if mask is not None:
         question = freeze(question)
-    return solve(
-        question, method, max_steps=max_steps, atol=atol, keep=keep, callback=callback
-    )
+    return solve(question, method, max_steps=max_steps, atol=atol, keep=keep, callback=callback)

@@ -30,9 +30,9 @@ class Optimizer(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """State of `adam`: updates taken, and running means of gradients and their squares."""
+    """State of `adam`: updates made, and running means of gradients and their squares."""
 
-    count: Tensor
+    num_updates: Tensor
     mu: Tensor
     nu: Tensor
 
@@ -43,9 +43,7 @@ class SgdState(NamedTuple):
     velocity: Tensor
 
 
-def adam(
-    lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-) -> Optimizer:
+def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """Adam with bias correction: ``z -= lr * m_hat / (sqrt(v_hat) + eps)``.
 
     ``m = b1 m + (1 - b1) g`` and ``v = b2 v + (1 - b2) g**2``; ``m_hat = m / (1 - b1**t)`` and ``v_hat``
@@ -85,23 +83,23 @@ def adam(
             raise ValueError(f"adam: betas[{index}] must be < 1, got {beta!r}")
 
     def init(z: Tensor) -> AdamState:
-        count = torch.zeros((), dtype=torch.int64, device=z.device)
-        return AdamState(count, torch.zeros_like(z), torch.zeros_like(z))
+        none = torch.zeros((), dtype=torch.int64, device=z.device)
+        return AdamState(none, torch.zeros_like(z), torch.zeros_like(z))
 
     def update(grads: Tensor, state: AdamState, z: Tensor) -> tuple[Tensor, AdamState]:
         del z
-        count = state.count + 1
+        num_updates = state.num_updates + 1
         mu = torch.lerp(state.mu, grads, 1.0 - b1)
         nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
         # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
         # floats; in float32, 1 - b2**t loses half its digits to cancellation.
-        time = count.double()
+        time = num_updates.double()
         step_size = (lr / (1.0 - b1**time)).to(grads.dtype)
         root_correction = (1.0 - b2**time).sqrt().to(grads.dtype)
         # The smallest normal number leaves the root as it is, and its derivative finite at zero.
         root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
         updates = -step_size * mu / (root / root_correction + eps)
-        return updates, AdamState(count, mu, nu)
+        return updates, AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)
 

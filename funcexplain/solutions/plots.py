@@ -1,0 +1,353 @@
+"""Pictures of an answer: the allocation, what has to change for it, and the search.
+
+Every function draws on the axes that it is given, or makes a figure of its own, and returns the
+axes. Nothing is shown and pyplot is not used, so that no figure is registered anywhere and
+matplotlib's backend and settings stay as they are; ``ax.figure.savefig("picture.png")`` saves one.
+The colors are told apart by color-blind readers as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), and three greys.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+INK, GREY, PALE = "#222222", "#8C8C8C", "#E3E3E3"
+
+MOST_ROWS = 30
+"""Assets that get a row of their own; more would be too small to read."""
+
+Array = NDArray[Any]
+
+
+def plot_weights(
+    today: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    reached: Tensor | ArrayLike,
+    *,
+    assets: Sequence[str],
+    ax: Axes | None = None,
+) -> Axes:
+    """Three allocations, asset by asset: held today, asked for, and reached.
+
+    Assets are sorted by their target weight. Of more than `MOST_ROWS` the largest are shown, and the
+    last row is the sum of all others.
+
+    Args:
+        today: weights that the network holds for the reference, ``(A,)``.
+        target: weights asked for, ``(A,)``.
+        reached: weights that the network holds for the answer, ``(A,)``.
+        assets: ``A`` names.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the weights do not have the shape ``(A,)``.
+
+    Example:
+        >>> ax = plot_weights([0.7, 0.3], [0.4, 0.6], [0.41, 0.59], assets=["EUR", "JPY"])
+        >>> ax.get_xlabel()
+        'weight in the portfolio, %'
+    """
+    given = {"today": today, "target": target, "reached": reached}
+    columns = [_array(name, weights, (len(assets),)) for name, weights in given.items()]
+    table = 100.0 * np.stack(columns)  # (3, A)
+    names = [_short(name) for name in assets]
+    order = np.argsort(-table[1], kind="stable")
+    if len(names) > MOST_ROWS:
+        order = np.argsort(-table.max(axis=0), kind="stable")
+        shown, others = order[: MOST_ROWS - 1], order[MOST_ROWS - 1 :]
+        shown = shown[np.argsort(-table[1, shown], kind="stable")]
+        table = np.concatenate([table[:, shown], table[:, others].sum(1, keepdims=True)], axis=1)
+        names = [names[index] for index in shown] + [f"{len(others)} others"]
+    else:
+        table, names = table[:, order], [names[index] for index in order]
+    rows = np.arange(len(names))
+    ax = ax or _new_axes(6.0, 1.4 + 0.24 * len(names))
+    held, asked, got = table
+    ax.hlines(rows, np.minimum(held, got), np.maximum(held, got), color=PALE, linewidth=5, zorder=1)
+    ax.scatter(held, rows, s=34, color=GREY, label="today", zorder=2)
+    ax.scatter(
+        asked, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target"
+    )
+    ax.scatter(got, rows, s=20, color=BLUE, label="reached", zorder=3)
+    _dress(ax, "Allocation")
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(-0.025 * table.max(), 1.06 * table.max())
+    ax.set_xlabel("weight in the portfolio, %")
+    ax.grid(axis="x", color=PALE, linewidth=0.8)
+    ax.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=9)
+    return ax
+
+
+def plot_changes(
+    x: Tensor | ArrayLike,
+    reference: Tensor | ArrayLike,
+    *,
+    scale: Tensor | ArrayLike,
+    assets: Sequence[str],
+    channels: Sequence[str],
+    dates: Sequence[object] | Array | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heat map of ``(x - reference) / scale``: where, when and by how many sigmas x differs.
+
+    One block per channel stands beside the next; days run from left to right in each, and the assets
+    with the largest change (root mean square over all channels and days) come first. Of more than
+    `MOST_ROWS` assets the others are left out, and the title says so.
+
+    Args:
+        x: the answer, ``(C, L, A)``.
+        reference: what it is compared with, ``(C, L, A)``.
+        scale: one sigma of each entry; broadcasts to x, such as ``(C, 1, 1)``.
+        assets: ``A`` names.
+        channels: ``C`` names.
+        dates: the ``L`` days of the window. Default: days are counted back from the last one.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes; the color bar stands beside them.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: shapes do not fit the names and dates.
+
+    Example:
+        >>> x, names = np.zeros((1, 2, 2)), ["EUR", "JPY"]
+        >>> ax = plot_changes(x, x + 0.02, scale=0.01, assets=names, channels=["return"])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['EUR', 'JPY']
+    """
+    answer = _plain(x)
+    length = answer.shape[1] if answer.ndim == 3 else 0
+    shape = (len(channels), length if dates is None else len(dates), len(assets))
+    sigmas = (_array("x", answer, shape) - _array("reference", reference, shape)) / _plain(scale)
+    order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MOST_ROWS]
+    ax = ax or _new_axes(8.0, 1.6 + 0.24 * len(order))
+    limit = float(np.abs(sigmas).max()) or 1.0
+    gap = max(1.0, 0.06 * length)
+    for channel, name in enumerate(channels):
+        left = channel * (length + gap)
+        mesh = ax.pcolormesh(
+            left + np.arange(length + 1),
+            np.arange(len(order) + 1),
+            sigmas[channel][:, order].T,
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            edgecolors="white",
+            linewidth=0.3,
+        )
+        ax.text(left + length / 2, -0.25, name, ha="center", va="bottom", color=INK, fontsize=9)
+    hidden = len(assets) - len(order)
+    _dress(ax, "Change of the market" + (f" ({hidden} calmer assets left out)" if hidden else ""))
+    ax.set_title(ax.get_title(loc="left"), loc="left", pad=18)
+    for side in ("bottom", "left"):
+        ax.spines[side].set_visible(False)
+    ax.set_yticks(np.arange(len(order)) + 0.5, [_short(assets[index]) for index in order])
+    ax.set_ylim(len(order), 0)
+    _label_days(ax, dates, length, gap, len(channels))
+    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=30)
+    bar.set_label("change, in standard deviations of the channel", color=INK, fontsize=9)
+    bar.ax.tick_params(labelsize=8, length=0, colors=INK)
+    bar.outline.set_visible(False)
+    return ax
+
+
+def plot_history(
+    history: Tensor | ArrayLike | Sequence[Tensor], *, ax: Axes | None = None
+) -> Axes:
+    """Loss over steps on a logarithmic scale, one line per start; the best start stands out.
+
+    The best start is the one with the lowest loss of all; a dot marks that loss. Losses that are not
+    positive or not finite cannot be drawn on this scale and leave a gap.
+
+    Args:
+        history: losses ``(num_steps,)``, or ``(S, num_steps)`` for several starts, or a sequence of
+            such rows of different lengths.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: there is no loss to draw.
+
+    Example:
+        >>> ax = plot_history([[1.0, 0.1, 0.01], [1.0, 0.5, 0.4]])
+        >>> len(ax.lines)
+        2
+    """
+    rows = _rows(history)
+    best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
+    if not np.isfinite(rows[best]).any():
+        raise ValueError("plot_history: expected at least one positive and finite loss, got none")
+    ax = ax or _new_axes(6.0, 3.2)
+    others = "other starts" if len(rows) > 2 else "other start"
+    for index, row in enumerate(rows):
+        if index != best:
+            ax.plot(row, color=GREY, linewidth=1.0, alpha=0.7, label=others)
+            others = "_"  # matplotlib keeps such labels out of the legend
+    ax.plot(rows[best], color=BLUE, linewidth=2.0, label="best start" if len(rows) > 1 else "loss")
+    step = int(np.nanargmin(rows[best]))
+    loss = rows[best][step]
+    ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
+    _dress(ax, "Search")
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss", color=INK, fontsize=9)
+    ax.grid(color=PALE, linewidth=0.8)
+    ax.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=9)
+    return ax
+
+
+def plot_overview(
+    today: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    reached: Tensor | ArrayLike,
+    x: Tensor | ArrayLike,
+    reference: Tensor | ArrayLike,
+    history: Tensor | ArrayLike | Sequence[Tensor],
+    *,
+    scale: Tensor | ArrayLike,
+    assets: Sequence[str],
+    channels: Sequence[str],
+    dates: Sequence[object] | Array | None = None,
+    title: str = "",
+) -> Figure:
+    """One figure with the allocation, the changes and the search; 1200 pixels wide when saved.
+
+    Args:
+        today: as in `plot_weights`, like ``target`` and ``reached``.
+        target: weights asked for.
+        reached: weights reached.
+        x: as in `plot_changes`, like ``reference``, ``scale``, ``channels`` and ``dates``.
+        reference: what x is compared with.
+        history: as in `plot_history`.
+        scale: one sigma.
+        assets: ``A`` names.
+        channels: ``C`` names.
+        dates: the days of the window.
+        title: a headline.
+
+    Returns:
+        The figure; its ``savefig("overview.png")`` saves it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: as in the three plots.
+
+    Example:
+        >>> weights, x, names = [0.5, 0.5], np.ones((1, 2, 2)), ["EUR", "JPY"]
+        >>> figure = plot_overview(weights, weights, weights, x, x, [0.1], scale=1.0, assets=names,
+        ...                        channels=["return"])
+        >>> [ax.get_title(loc="left") for ax in figure.axes[:3]]
+        ['Allocation', 'Change of the market', 'Search']
+    """
+    rows = min(len(assets), MOST_ROWS)
+    figure = _new_figure(12.0, 4.6 + 0.22 * rows)
+    grid = figure.add_gridspec(2, 2, width_ratios=[5, 7], height_ratios=[2.0 + 0.22 * rows, 2.0])
+    plot_weights(today, target, reached, assets=assets, ax=figure.add_subplot(grid[:, 0]))
+    plot_changes(
+        x,
+        reference,
+        scale=scale,
+        assets=assets,
+        channels=channels,
+        dates=dates,
+        ax=figure.add_subplot(grid[0, 1]),
+    )
+    plot_history(history, ax=figure.add_subplot(grid[1, 1]))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    return figure
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'plots need matplotlib; install it with: pip install "funcexplain[demo]"'
+        ) from error
+    return Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    return _new_figure(width, height).add_subplot()
+
+
+def _dress(ax: Axes, title: str) -> None:
+    """What all axes have in common."""
+    ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8.5, length=0, colors=INK)
+    ax.xaxis.label.set(color=INK, fontsize=9)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        ax.spines[side].set_color(GREY)
+
+
+def _label_days(
+    ax: Axes, dates: Sequence[object] | Array | None, length: int, gap: float, blocks: int
+) -> None:
+    """First and last day under each block, where there is room for both, and the axis in words."""
+    if dates is None:
+        first, last, what = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
+    else:
+        first, last, what = str(dates[0]), str(dates[-1]), "trading days"
+    positions, labels = [], []
+    if length > 1 and blocks <= 3:
+        for block in range(blocks):
+            left = block * (length + gap)
+            positions += [left, left + length]
+            labels += [first, last]
+        what += ", oldest on the left"
+    else:
+        what += f", {first} to {last} in each block"
+    ax.set_xticks(positions, labels)
+    for index, label in enumerate(ax.get_xticklabels()):
+        label.set_horizontalalignment("right" if index % 2 else "left")
+    ax.set_xlim(0, blocks * (length + gap) - gap)
+    ax.set_xlabel(what)
+
+
+def _rows(history: Tensor | ArrayLike | Sequence[Tensor]) -> list[Array]:
+    """Histories as a list of rows; what a logarithm cannot show becomes nan."""
+    if isinstance(history, (list, tuple)) and history and np.ndim(_plain(history[0])) == 1:
+        rows = [_plain(row) for row in history]
+    else:
+        rows = list(np.atleast_2d(_plain(history)))
+    return [np.where(np.isfinite(row) & (row > 0), row, np.nan) for row in rows]
+
+
+def _plain(values: Tensor | ArrayLike) -> Array:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _array(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Array:
+    array = _plain(values)
+    if array.shape != shape:
+        raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
+    return array
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else name[:13] + "…"
