@@ -66,7 +66,7 @@ def gradient_wrt_input(
         >>> x, hist = fe.gradient_wrt_input(network, target, guess, n_iter=60)
         Starting optimization
         50-th iteration, loss: 0.0015
-        Optimization done, final loss: 0.0004
+        Optimization done, final loss: 0.0008
         >>> x.shape, len(hist)
         (torch.Size([1, 1, 2]), 60)
 

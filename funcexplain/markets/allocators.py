@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 
 class ConvAllocator(nn.Module):
-    """Convolutions over time, shared by all assets: windows `(N, C, L, A)` to weights `(N, A)`.
+    """Convolutions over time, shared by all assets: windows ``(N, C, L, A)`` to weights ``(N, A)``.
 
-    `weights = softmax(score(asset's window) + bias[asset])`. All kernels have the size `(k, 1)`, so
-    an asset's score depends on its own window alone, and assets meet only in the softmax. `tanh`
+    ``weights = softmax(score(asset's window) + bias[asset])``. All kernels have the size ``(k, 1)``, so
+    an asset's score depends on its own window alone, and assets meet only in the softmax. ``tanh``
     keeps the score smooth, which a search by gradients likes.
 
     Args:
-        num_channels: `C`.
-        lookback: days per window, `L`, at least `kernel`.
-        num_assets: `A`.
+        num_channels: ``C``.
+        lookback: days per window, ``L``, at least ``kernel``.
+        num_assets: ``A``.
         hidden: number of feature maps in the first layer; the second has twice as many.
         kernel: days that a kernel of the first layer covers.
 
     Attributes:
-        mean: buffer `(C, 1, 1)`, subtracted from the input; zeros until trained.
-        std: buffer `(C, 1, 1)`, by which the input is then divided; ones until trained.
+        mean: buffer ``(C, 1, 1)``, subtracted from the input; zeros until trained.
+        std: buffer ``(C, 1, 1)``, by which the input is then divided; ones until trained.
 
     Raises:
         ValueError: the lookback is shorter than the kernel.
@@ -49,8 +49,7 @@ class ConvAllocator(nn.Module):
         super().__init__()
         if lookback < kernel:
             raise ValueError(
-                f"ConvAllocator: expected a lookback of at least kernel = {kernel} days, "
-                f"got {lookback}"
+                f"ConvAllocator: expected a lookback of at least kernel = {kernel} days, got {lookback}"
             )
         self.register_buffer("mean", torch.zeros(num_channels, 1, 1))
         self.register_buffer("std", torch.ones(num_channels, 1, 1))
@@ -64,7 +63,7 @@ class ConvAllocator(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_assets))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weights `(N, A)`, positive and summing to one, for windows `(N, C, L, A)`."""
+        """Weights ``(N, A)``, positive and summing to one, for windows ``(N, C, L, A)``."""
         scores = self.score((x - self.mean) / self.std)  # (N, 1, 1, A)
         return torch.softmax(scores[:, 0, 0] + self.bias, dim=-1)
 
@@ -82,25 +81,25 @@ def train_allocator(
 ) -> ConvAllocator:
     """A `ConvAllocator` trained for a high Sharpe ratio with diversified weights.
 
-    With `r[n] = sum_a weights[n, a] * future_returns[n, a]` over a random batch, each step of Adam
+    With ``r[n] = sum_a weights[n, a] * future_returns[n, a]`` over a random batch, each step of Adam
     lowers
 
-        `-mean(r) / std(r) + concentration * mean_n sum_a weights[n, a]^2`
+        ``-mean(r) / std(r) + concentration * mean_n sum_a weights[n, a]^2``
 
-    The first term is the Sharpe ratio of the portfolio over the horizon of `future_returns`, not
+    The first term is the Sharpe ratio of the portfolio over the horizon of ``future_returns``, not
     annualized, for a riskless rate of zero and without costs. The second, the Herfindahl index,
-    is `1 / A` for equal weights and 1 for a single asset: without it the network soon holds one
-    asset at a time. The buffers `mean` and `std` are those of each channel over all windows.
+    is ``1 / A`` for equal weights and 1 for a single asset: without it the network soon holds one
+    asset at a time. The buffers ``mean`` and ``std`` are those of each channel over all windows.
 
     Args:
-        windows: shape `(N, C, L, A)`, floating; the network takes its dtype and device.
-        future_returns: simple returns of the assets after each window, shape `(N, A)`.
+        windows: shape ``(N, C, L, A)``, floating; the network takes its dtype and device.
+        future_returns: simple returns of the assets after each window, shape ``(N, A)``.
         seed: decides the initial parameters and the batches; torch's own generator is left alone.
         num_steps: number of steps of Adam.
         batch_size: windows per step, drawn with replacement.
         lr: step size of Adam.
         concentration: strength of the Herfindahl index.
-        callback: called as `callback(step, loss)` after each step, with `step` from 1.
+        callback: called as ``callback(step, loss)`` after each step, with ``step`` from 1.
 
     Returns:
         The trained network, in eval mode.

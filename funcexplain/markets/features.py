@@ -1,7 +1,7 @@
 """Market features as differentiable functions of prices.
 
 All channels of a window are functions of one path of prices. They are computed here by torch
-operations alone, so that `torch.func.grad` passes through them and `torch.func.vmap` maps them: a
+operations alone, so that ``torch.func.grad`` passes through them and ``torch.func.vmap`` maps them: a
 search may move the path and have return, momentum and volatility follow consistently.
 Units are per day; nothing is annualized.
 """
@@ -17,13 +17,13 @@ CHANNELS = ("return", "momentum", "volatility")
 
 
 def log_returns(prices: Prices | Tensor) -> Tensor:
-    """Daily log returns: `log(p[t + 1] / p[t])`.
+    """Daily log returns: ``log(p[t + 1] / p[t])``.
 
     Args:
-        prices: a price history, or positive prices of shape `(T, A)` with `T >= 2`.
+        prices: a price history, or positive prices of shape ``(T, A)`` with ``T >= 2``.
 
     Returns:
-        Shape `(T - 1, A)`; float64 for `Prices`, else the dtype of the tensor.
+        Shape ``(T - 1, A)``; float64 for `Prices`, else the dtype of the tensor.
 
     Raises:
         ValueError: not two-dimensional, not floating, or shorter than two days.
@@ -37,26 +37,26 @@ def log_returns(prices: Prices | Tensor) -> Tensor:
 
 
 def features(returns: Tensor, span: int = 20) -> Tensor:
-    """Three channels for each day that has `span` days of history: return, momentum, volatility.
+    """Three channels for each day that has ``span`` days of history: return, momentum, volatility.
 
-    With `r[t]` the log return of day `t`, and sums over the last `span` days `t - span < s <= t`:
+    With ``r[t]`` the log return of day ``t``, and sums over the last ``span`` days ``t - span < s <= t``:
 
-    - return: `r[t]`
-    - momentum: `sum r[s]`, the log return over the span
-    - volatility: `sqrt(sum (r[s] - mean)^2 / (span - 1))`, the sample standard deviation
+    - return: ``r[t]``
+    - momentum: ``sum r[s]``, the log return over the span
+    - volatility: ``sqrt(sum (r[s] - mean)^2 / (span - 1))``, the sample standard deviation
 
     The slope of the square root is infinite at zero; where the variance is exactly zero the
     gradient of the volatility is taken as zero, which is one of its subgradients.
 
     Args:
-        returns: daily log returns, shape `(L + span - 1, A)` with `L >= 1`.
+        returns: daily log returns, shape ``(L + span - 1, A)`` with ``L >= 1``.
         span: number of days that momentum and volatility look back, at least 2.
 
     Returns:
-        Shape `(C, L, A)` with the channels in the order of `CHANNELS`; per day, not annualized.
+        Shape ``(C, L, A)`` with the channels in the order of `CHANNELS`; per day, not annualized.
 
     Raises:
-        ValueError: `span < 2`, or `returns` not two-dimensional, not floating, or too short.
+        ValueError: ``span < 2``, or ``returns`` not two-dimensional, not floating, or too short.
 
     Example:
         >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten().tolist()
@@ -70,7 +70,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     trailing = returns.unfold(0, span, 1)  # (L, A, span)
     momentum = trailing.sum(dim=-1)
     variance = trailing.var(dim=-1)
-    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite slope would
+    # Both ``where`` are needed: the inner one keeps 0 out of the root, whose infinite slope would
     # otherwise reach the gradient as inf * 0 = nan from the branch that is not taken.
     positive = variance > 0
     root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
@@ -82,16 +82,16 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
     """All windows of features in a price history, and the day on which each one ends.
 
     Args:
-        prices: a price history, or positive prices of shape `(T, A)`.
-        lookback: days per window, `L`.
+        prices: a price history, or positive prices of shape ``(T, A)``.
+        lookback: days per window, ``L``.
         span: days that momentum and volatility look back, as in `features`.
 
     Returns:
-        The windows, shape `(N, C, L, A)` with `N = T - span - L + 1`, a view in which overlapping
-        windows share memory; and the row of `prices` of each window's last day, int64, `(N,)`.
+        The windows, shape ``(N, C, L, A)`` with ``N = T - span - L + 1``, a view in which overlapping
+        windows share memory; and the row of ``prices`` of each window's last day, int64, ``(N,)``.
 
     Raises:
-        ValueError: fewer than `span + lookback` days, or `lookback < 1`, or as in `features`.
+        ValueError: fewer than ``span + lookback`` days, or ``lookback < 1``, or as in `features`.
 
     Example:
         >>> stack, last_days = windows(torch.rand(50, 4) + 1.0, lookback=10, span=20)
@@ -111,20 +111,20 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
 
 
 def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> Tensor:
-    """Simple returns over the next `horizon` days: `p[t + horizon] / p[t] - 1`.
+    """Simple returns over the next ``horizon`` days: ``p[t + horizon] / p[t] - 1``.
 
     Simple returns, since those of a portfolio are the weighted sum of those of its assets.
 
     Args:
-        prices: a price history, or positive prices of shape `(T, A)`.
-        days: rows of `prices` from which to look ahead, int64, shape `(N,)`.
+        prices: a price history, or positive prices of shape ``(T, A)``.
+        days: rows of ``prices`` from which to look ahead, int64, shape ``(N,)``.
         horizon: number of days to look ahead, at least 1.
 
     Returns:
-        Shape `(N, A)`.
+        Shape ``(N, A)``.
 
     Raises:
-        ValueError: `horizon < 1`, or a day whose future lies beyond the history.
+        ValueError: ``horizon < 1``, or a day whose future lies beyond the history.
 
     Example:
         >>> prices = torch.tensor([[1.0], [2.0], [3.0]])
@@ -148,7 +148,7 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
 def _table(
     table: Prices | Tensor, function: str, argument: str, shape: str, need: int, remedy: str
 ) -> Tensor:
-    """`table` as a floating tensor of two dimensions and at least `need` rows."""
+    """``table`` as a floating tensor of two dimensions and at least ``need`` rows."""
     if isinstance(table, Prices):
         table = torch.as_tensor(table.values)
     if table.ndim != 2 or not table.is_floating_point():

@@ -28,9 +28,9 @@ class Prices:
     """A price history: one row per trading day, one column per asset.
 
     Attributes:
-        values: float64 prices, shape `(T, A)`, positive and finite.
-        dates: the trading days, `datetime64[D]`, shape `(T,)`, strictly ascending.
-        assets: the names of the assets, `A` of them.
+        values: float64 prices, shape ``(T, A)``, positive and finite.
+        dates: the trading days, ``datetime64[D]``, shape ``(T,)``, strictly ascending.
+        assets: the names of the assets, ``A`` of them.
         source: one line naming where the prices come from.
 
     Example:
@@ -46,17 +46,17 @@ class Prices:
 
 
 def load(name_or_path: str | Path) -> Prices:
-    """Prices by name: `"ecb"`, `"sp500"`, or the path of a csv file.
+    """Prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv file.
 
     Args:
-        name_or_path: `"ecb"` for `ecb()`, `"sp500"` for `sp500()`, anything else for `read_csv`.
+        name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, anything else for `read_csv`.
 
     Returns:
         The prices.
 
     Raises:
         FileNotFoundError: it is neither a known name nor a file.
-        ModuleNotFoundError: `"sp500"` without the package that carries it.
+        ModuleNotFoundError: ``"sp500"`` without the package that carries it.
         ValueError: the file is no price history (see `read_csv`).
 
     Example:
@@ -104,24 +104,24 @@ def ecb() -> Prices:
 
 
 def sp500() -> Prices:
-    """Daily closing prices of 20 S&P 500 stocks, 1990 to 2022, from the package `skfolio`.
+    """Daily closing prices of 20 S&P 500 stocks, 1990 to 2022, from the package ``skfolio``.
 
-    Only the data file of the package is read; `skfolio` itself is not imported, and nothing that it
-    depends on is needed: `pip install --no-deps skfolio`.
+    Only the data file of the package is read; ``skfolio`` itself is not imported, and nothing that it
+    depends on is needed: ``pip install --no-deps skfolio``.
 
     Returns:
         Prices in US dollars, adjusted for splits and dividends, 20 assets.
 
     Raises:
-        ModuleNotFoundError: `skfolio` is not installed.
-        FileNotFoundError: the installed `skfolio` does not carry the file.
+        ModuleNotFoundError: ``skfolio`` is not installed.
+        FileNotFoundError: the installed ``skfolio`` does not carry the file.
 
     Example:
         >>> sp500().assets[:3]  # doctest: +SKIP
         ('AAPL', 'AMD', 'BAC')
 
     References:
-        `skfolio.datasets.load_sp500_dataset`, BSD-3-Clause, <https://skfolio.org>.
+        ``skfolio.datasets.load_sp500_dataset``, BSD-3-Clause, <https://skfolio.org>.
     """
     remedy = "install it with: pip install --no-deps skfolio"
     spec = find_spec("skfolio")  # of a top-level package: finds it without running it
@@ -142,7 +142,7 @@ def read_csv(path: str | Path) -> Prices:
     """Prices from a csv file: a header row, a date column first, then one column per asset.
 
     Args:
-        path: a comma separated file in UTF-8, plain or gzipped (`.gz`). Dates are `YYYY-MM-DD` and
+        path: a comma separated file in UTF-8, plain or gzipped (``.gz``). Dates are ``YYYY-MM-DD`` and
             ascend; each other cell is a positive number. Blank lines are skipped.
 
     Returns:
@@ -245,9 +245,7 @@ def _price(text: str, where: str) -> float:
             raise ValueError
         price = float(text)
     except ValueError:
-        raise ValueError(
-            f"{where}: expected a number with a decimal point, got {text!r}"
-        ) from None
+        raise ValueError(f"{where}: expected a number with a decimal point, got {text!r}") from None
     if not math.isfinite(price) or price <= 0:
         raise ValueError(f"{where}: expected a finite price above zero, got {text!r}")
     return price

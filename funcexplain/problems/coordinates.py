@@ -184,7 +184,13 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
     def clipped(problem: Problem) -> Problem:
         bounds = _bounds("clip", problem, lower, upper)
         earlier, inner_start = problem.project, problem.start
-        clamp = _lifted(clamped, problem.encode, problem.decode)
+        inner_decode, clamp = problem.decode, _lifted(clamped, problem.encode, problem.decode)
+
+        def decode(z: Tensor, args: Args) -> Tensor:
+            # In other units a projected point may step over its bound by rounding. It is taken back,
+            # and its gradient passes as if it had not been there: else it could never leave.
+            x = inner_decode(z, args)
+            return x + (clamped(x, args) - x).detach()
 
         def project(z: Tensor, args: Args) -> Tensor:
             return clamp(earlier(z, args), args)
@@ -192,7 +198,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         def start(args: Args) -> Tensor:
             return clamp(inner_start(args), args)
 
-        return replace(problem, args=bounds, project=project, start=start)
+        return replace(problem, args=bounds, decode=decode, project=project, start=start)
 
     return clipped
 

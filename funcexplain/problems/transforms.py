@@ -130,7 +130,8 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
     def casted(problem: Problem) -> Problem:
         check_problem("cast", problem)
         args: Any = problem.args
-        return replace(problem, args=optree.tree_map(converted, args))
+        args = optree.tree_map(converted, args)
+        return replace(problem, args=args)
 
     return casted
 

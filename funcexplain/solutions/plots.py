@@ -79,9 +79,7 @@ def plot_weights(
     held, asked, got = table
     ax.hlines(rows, np.minimum(held, got), np.maximum(held, got), color=PALE, linewidth=5, zorder=1)
     ax.scatter(held, rows, s=34, color=GREY, label="today", zorder=2)
-    ax.scatter(
-        asked, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target"
-    )
+    ax.scatter(asked, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target")
     ax.scatter(got, rows, s=20, color=BLUE, label="reached", zorder=3)
     _dress(ax, "Allocation")
     ax.set_yticks(rows, names)
@@ -89,7 +87,7 @@ def plot_weights(
     ax.set_xlim(-0.025 * table.max(), 1.06 * table.max())
     ax.set_xlabel("weight in the portfolio, %")
     ax.grid(axis="x", color=PALE, linewidth=0.8)
-    ax.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=9)
+    _legend(ax)
     return ax
 
 
@@ -138,7 +136,9 @@ def plot_changes(
     order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MOST_ROWS]
     ax = ax or _new_axes(8.0, 1.6 + 0.24 * len(order))
     limit = float(np.abs(sigmas).max()) or 1.0
-    gap = max(1.0, 0.06 * length)
+    gap = max(1.0, 0.1 * length)
+    # White lines set cells apart as long as the cells are wider than the lines.
+    line = 0.3 if len(channels) * length <= 100 else 0.0
     for channel, name in enumerate(channels):
         left = channel * (length + gap)
         mesh = ax.pcolormesh(
@@ -148,36 +148,49 @@ def plot_changes(
             cmap="RdBu_r",
             vmin=-limit,
             vmax=limit,
-            edgecolors="white",
-            linewidth=0.3,
+            edgecolors="white" if line else "none",
+            linewidth=line,
         )
-        ax.text(left + length / 2, -0.25, name, ha="center", va="bottom", color=INK, fontsize=9)
+        place = {"xy": (left + length / 2, 1.0), "xycoords": ax.get_xaxis_transform()}
+        ax.annotate(
+            _short(name),
+            **place,
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9,
+        )
     hidden = len(assets) - len(order)
-    _dress(ax, "Change of the market" + (f" ({hidden} calmer assets left out)" if hidden else ""))
-    ax.set_title(ax.get_title(loc="left"), loc="left", pad=18)
+    left_out = f" ({hidden} assets that change less left out)" if hidden else ""
+    _dress(ax, f"Change of the market{left_out}", pad=20)
     for side in ("bottom", "left"):
         ax.spines[side].set_visible(False)
     ax.set_yticks(np.arange(len(order)) + 0.5, [_short(assets[index]) for index in order])
     ax.set_ylim(len(order), 0)
     _label_days(ax, dates, length, gap, len(channels))
-    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=30)
-    bar.set_label("change, in standard deviations of the channel", color=INK, fontsize=9)
+    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=12 + len(order))
+    bar.set_label("standard deviations", color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, length=0, colors=INK)
     bar.outline.set_visible(False)
     return ax
 
 
 def plot_history(
-    history: Tensor | ArrayLike | Sequence[Tensor], *, ax: Axes | None = None
+    history: Tensor | ArrayLike | Sequence[Tensor],
+    *,
+    best: int | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Loss over steps on a logarithmic scale, one line per start; the best start stands out.
 
-    The best start is the one with the lowest loss of all; a dot marks that loss. Losses that are not
-    positive or not finite cannot be drawn on this scale and leave a gap.
+    A dot marks its lowest loss. Losses that are not positive or not finite cannot be drawn on this
+    scale and leave a gap.
 
     Args:
         history: losses ``(num_steps,)``, or ``(S, num_steps)`` for several starts, or a sequence of
             such rows of different lengths.
+        best: index of the start that the answer comes from. Default: the one with the lowest loss.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -193,9 +206,10 @@ def plot_history(
         2
     """
     rows = _rows(history)
-    best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
+    if best is None:
+        best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
     if not np.isfinite(rows[best]).any():
-        raise ValueError("plot_history: expected at least one positive and finite loss, got none")
+        raise ValueError(f"plot_history: expected a positive and finite loss in start {best}, got none")
     ax = ax or _new_axes(6.0, 3.2)
     others = "other starts" if len(rows) > 2 else "other start"
     for index, row in enumerate(rows):
@@ -211,7 +225,7 @@ def plot_history(
     ax.set_xlabel("step")
     ax.set_ylabel("loss", color=INK, fontsize=9)
     ax.grid(color=PALE, linewidth=0.8)
-    ax.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=9)
+    _legend(ax)
     return ax
 
 
@@ -227,6 +241,7 @@ def plot_overview(
     assets: Sequence[str],
     channels: Sequence[str],
     dates: Sequence[object] | Array | None = None,
+    best: int | None = None,
     title: str = "",
 ) -> Figure:
     """One figure with the allocation, the changes and the search; 1200 pixels wide when saved.
@@ -242,6 +257,7 @@ def plot_overview(
         assets: ``A`` names.
         channels: ``C`` names.
         dates: the days of the window.
+        best: as in `plot_history`.
         title: a headline.
 
     Returns:
@@ -258,7 +274,7 @@ def plot_overview(
         >>> [ax.get_title(loc="left") for ax in figure.axes[:3]]
         ['Allocation', 'Change of the market', 'Search']
     """
-    rows = min(len(assets), MOST_ROWS)
+    rows = max(8, min(len(assets), MOST_ROWS))
     figure = _new_figure(12.0, 4.6 + 0.22 * rows)
     grid = figure.add_gridspec(2, 2, width_ratios=[5, 7], height_ratios=[2.0 + 0.22 * rows, 2.0])
     plot_weights(today, target, reached, assets=assets, ax=figure.add_subplot(grid[:, 0]))
@@ -271,19 +287,33 @@ def plot_overview(
         dates=dates,
         ax=figure.add_subplot(grid[0, 1]),
     )
-    plot_history(history, ax=figure.add_subplot(grid[1, 1]))
+    plot_history(history, best=best, ax=figure.add_subplot(grid[1, 1]))
     if title:
         figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     return figure
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def require_matplotlib() -> None:
+    """Check that plots can be drawn, before work is done for one.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> require_matplotlib()
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401 (only tried)
     except ImportError as error:
         raise ImportError(
             'plots need matplotlib; install it with: pip install "funcexplain[demo]"'
         ) from error
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
 
 
@@ -291,16 +321,31 @@ def _new_axes(width: float, height: float) -> Axes:
     return _new_figure(width, height).add_subplot()
 
 
-def _dress(ax: Axes, title: str) -> None:
+def _dress(ax: Axes, title: str, pad: float = 8.0) -> None:
     """What all axes have in common."""
-    ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
     ax.set_axisbelow(True)
-    ax.tick_params(labelsize=8.5, length=0, colors=INK)
+    ax.tick_params(which="both", labelsize=8.5, length=0, colors=INK)
     ax.xaxis.label.set(color=INK, fontsize=9)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         ax.spines[side].set_color(GREY)
+
+
+def _legend(ax: Axes) -> None:
+    """A legend beside the title, where it covers no data."""
+    ax.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=3,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+        borderpad=0.2,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
 
 
 def _label_days(
@@ -318,7 +363,7 @@ def _label_days(
             positions += [left, left + length]
             labels += [first, last]
         what += ", oldest on the left"
-    else:
+    elif length > 1:
         what += f", {first} to {last} in each block"
     ax.set_xticks(positions, labels)
     for index, label in enumerate(ax.get_xticklabels()):
@@ -350,4 +395,5 @@ def _array(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Arr
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
+    """A name that fits its row; both ends are kept, since names often differ in the last letters."""
+    return name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}"

@@ -82,4 +82,6 @@ def _unflatten(metadata: object, leaves: Any) -> Any:
     return Solution(x, weights, loss, history, num_steps, status)
 
 
-optree.register_pytree_node(Solution, _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE)
+optree.register_pytree_node(
+    cast(Any, Solution), _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
+)

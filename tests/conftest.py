@@ -1,0 +1,17 @@
+"""One thread, as the small networks here want it, and a check that no test moves torch's global state."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _global_state_is_kept() -> Iterator[None]:
+    """Seed the global generator for the test, and refuse a changed grad mode, dtype or thread count."""
+    torch.manual_seed(0)
+    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    yield
+    assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())

@@ -1,0 +1,181 @@
+"""Laws of `functionalize` and `stack` over the catalogue of networks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import funcexplain as fe
+from funcexplain.networks.functional import Apply
+from tests.helpers import (
+    ASSETS,
+    NETWORKS,
+    SHAPE,
+    UNMAPPED,
+    Recurrent,
+    WithBuffers,
+    assert_close,
+    assert_gradient,
+    assert_same,
+    assert_untouched,
+    make_network,
+    make_target,
+    make_x0,
+    params,
+    snapshot,
+)
+
+DTYPES = [torch.float32, torch.float64]
+every_network = pytest.mark.parametrize("name", params(NETWORKS))
+# torch maps some kernels (attention, weight_norm) row by row and says so.
+row_by_row = pytest.mark.filterwarnings("ignore:There is a performance drop")
+mapped_network = pytest.mark.parametrize("name", params([n for n in NETWORKS if n not in UNMAPPED]))
+
+
+def scalar(apply: Apply, target: Tensor) -> Callable[[Any, Tensor], Tensor]:
+    def loss(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return fe.losses.mse(apply(p, x), target)
+
+    return loss
+
+
+@every_network
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply_is_the_module_in_eval_mode_for_one_window(name: str, dtype: torch.dtype) -> None:
+    network, x = make_network(name, dtype), make_x0(dtype)
+    apply, p = fe.functionalize(network)
+    weights = apply(p, x)
+    assert weights.shape == (ASSETS,)
+    # torch takes a fused kernel for transformer layers whose parameters need no gradient.
+    rounding = 1e-5 if dtype is torch.float32 else 1e-12
+    assert_close(weights, network.eval()(x[None])[0].detach(), rtol=rounding)
+
+
+@every_network
+def test_gradient_equals_finite_differences(name: str) -> None:
+    apply, p = fe.functionalize(make_network(name))
+    loss, x = scalar(apply, make_target()), make_x0()
+    assert_gradient(lambda x: loss(p, x), x, torch.func.grad(loss, argnums=1)(p, x))
+
+
+@pytest.mark.parametrize("name", params(["with_buffers", "tied", "weight_norm", "conv_instance_norm"]))
+def test_gradient_of_parameters_equals_finite_differences(name: str) -> None:
+    apply, p = fe.functionalize(make_network(name))
+    loss, x = scalar(apply, make_target()), make_x0()
+    key = next(n for n in p if n.endswith(("bias", "weight", "original0")))
+    grads = torch.func.grad(lambda t: loss({**p, key: t}, x))(p[key])
+    assert_gradient(lambda t: loss({**p, key: t}, x), p[key], grads)
+
+
+@mapped_network
+@row_by_row
+def test_mapped_gradient_equals_a_loop(name: str) -> None:
+    apply, p = fe.functionalize(make_network(name))
+    grad = torch.func.grad(scalar(apply, make_target()), argnums=1)
+    xs = torch.stack([make_x0(seed=seed) for seed in range(3)])
+    assert_close(torch.func.vmap(grad, in_dims=(None, 0))(p, xs), torch.stack([grad(p, x) for x in xs]))
+
+
+@mapped_network
+@row_by_row
+def test_mapped_parameters_equal_a_loop(name: str) -> None:
+    networks = [make_network(name) for _ in range(3)]
+    for network in networks[1:]:
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.3)
+    x = make_x0()
+    apply, stacked = fe.stack(networks)
+    expected = torch.stack([network.eval()(x[None])[0].detach() for network in networks])
+    assert_close(torch.func.vmap(apply, in_dims=(0, None))(stacked, x), expected)
+
+
+@every_network
+@pytest.mark.parametrize("training", [True, False])
+def test_the_module_is_untouched(name: str, training: bool) -> None:
+    network = make_network(name).train(training)
+    network.register_forward_hook(lambda *_: None)
+    before = snapshot(network)
+    apply, p = fe.functionalize(network)
+    torch.func.grad(scalar(apply, make_target()), argnums=1)(p, make_x0())
+    assert_untouched(before, network)
+
+
+def test_params_are_detached_copies() -> None:
+    network = make_network("with_buffers")
+    apply, p = fe.functionalize(network)
+    x = make_x0()
+    weights = apply(p, x)
+    assert not any(tensor.requires_grad for tensor in p.values())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert_same(apply(p, x), weights)
+
+
+def test_a_network_that_writes_to_its_buffers_is_a_pure_function() -> None:
+    network = WithBuffers().double()
+    apply, p = fe.functionalize(network)
+    for _ in range(3):
+        apply(p, make_x0())
+    assert p["calls"] == network.calls == 0
+
+
+def test_parameters_that_are_tied_stay_tied() -> None:
+    apply, p = fe.functionalize(make_network("tied"))
+    assert not any(name.startswith("again") for name in p)
+    zeroed = {name: tensor * ("embed" not in name) for name, tensor in p.items()}
+    assert_same(apply(zeroed, make_x0()), apply(zeroed, torch.zeros(SHAPE, dtype=torch.float64)))
+
+
+def test_without_the_rule_the_gradient_of_a_normalisation_layer_is_wrong() -> None:
+    """Guards the guard: the day torch is right by itself, the rule can go."""
+    network = make_network("lstm_instance_norm")
+    gradients = []
+    for rules in (None, ()):
+        apply, p = fe.functionalize(network, rules=rules)
+        x = make_x0().requires_grad_()
+        fe.losses.mse(apply(p, x), make_target()).backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    right, wrong = gradients
+    assert float((right - wrong).norm() / right.norm()) > 0.1
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(2), nn.BatchNorm2d(2), nn.GroupNorm(1, 2)])
+def test_normalisation_reads_a_channels_last_cotangent_rightly(norm: nn.Module) -> None:
+    network = Recurrent(nn.LSTM, norm).double()
+    apply, p = fe.functionalize(network)
+    loss, x = scalar(apply, make_target()), make_x0()
+    assert_gradient(lambda x: loss(p, x), x, torch.func.grad(loss, argnums=1)(p, x))
+
+
+def test_train_mode_draws_dropout_from_the_global_generator() -> None:
+    network = make_network("mlp_tanh")
+    apply, p = fe.functionalize(network, train=True)
+    torch.manual_seed(5)
+    weights = apply(p, make_x0())
+    torch.manual_seed(5)
+    assert_same(weights, network.train()(make_x0()[None])[0].detach())
+    assert not torch.equal(weights, apply(p, make_x0()))
+
+
+def test_a_batch_norm_without_running_statistics_may_train() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten())
+    apply, p = fe.functionalize(network, train=True)
+    assert apply(p, torch.randn(2, 3, 4)).shape == (24,)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([], "got none"),
+        ([nn.Linear(3, 4), nn.Linear(3, 5)], r"modules\[1\].*does not match.*bias.*weight"),
+        ([nn.Linear(3, 4), nn.Linear(3, 4).double()], r"modules\[1\].*does not match"),
+        ([nn.ReLU(), nn.Tanh()], r"modules\[1\] \(Tanh\) does not match modules\[0\] \(ReLU\)"),
+    ],
+)
+def test_stack_refuses_what_does_not_match(others: list[nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fe.stack(others)

@@ -1,0 +1,103 @@
+"""Laws of `prepare`: a private copy, rules by type, and nothing else changed."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import funcexplain as fe
+from funcexplain.networks.prepare import RULES, prepare
+from tests.helpers import (
+    NETWORKS,
+    assert_same,
+    assert_untouched,
+    make_network,
+    make_target,
+    make_x0,
+    params,
+    snapshot,
+)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_the_copy_is_private_and_shares_its_tensors(name: str) -> None:
+    network = make_network(name)
+    before = snapshot(network)
+    copy = prepare(network, train=False)
+    shared = {id(p) for p in (*network.parameters(), *network.buffers())}
+    assert {id(p) for p in (*copy.parameters(), *copy.buffers())} == shared
+    assert not {id(m) for m in network.modules()} & {id(m) for m in copy.modules()}
+    assert [n for n, _ in copy.named_parameters()] == [n for n, _ in network.named_parameters()]
+    for part in copy.modules():
+        part.register_forward_hook(lambda *_: None)
+    copy.register_buffer("new", torch.zeros(1))
+    assert_untouched(before, network)
+
+
+def test_a_part_used_twice_stays_one_part() -> None:
+    part = nn.Linear(2, 2)
+    copy = prepare(nn.ModuleDict({"a": part, "b": nn.Sequential(part)}))
+    assert copy["a"] is copy["b"][0]  # type: ignore[index]
+    assert copy["a"] is not part  # type: ignore[index]
+
+
+def test_a_rule_follows_the_nearest_base_class(registry: None) -> None:
+    class Mine(nn.ReLU):
+        pass
+
+    fe.register_rule(nn.Module, lambda module: module)
+    fe.register_rule(nn.ReLU, lambda module: nn.Tanh())
+    network = nn.Sequential(Mine(), nn.Sigmoid())
+    assert [type(part) for part in prepare(network)] == [nn.Tanh, nn.Sigmoid]  # type: ignore[attr-defined]
+    assert [type(part) for part in prepare(network, rules=())] == [Mine, nn.Sigmoid]  # type: ignore[attr-defined]
+    chosen = {Mine: lambda module: nn.ELU()}
+    assert [type(part) for part in prepare(network, rules=chosen)] == [nn.ELU, nn.Sigmoid]  # type: ignore[attr-defined]
+
+
+def test_a_rule_of_the_user_reaches_the_search(registry: None) -> None:
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sign(x)
+
+    network = nn.Sequential(nn.Flatten(), Sign(), nn.Linear(60, 5), nn.Softmax(-1)).double()
+    assert fe.explain(network, make_target(), make_x0()).status is fe.Status.STALLED
+    fe.register_rule(Sign, lambda module: nn.Tanh())
+    assert fe.explain(network, make_target(), make_x0()).status is fe.Status.MAX_STEPS
+
+
+def test_forward_hooks_run_and_backward_hooks_do_not() -> None:
+    seen: list[str] = []
+    network = make_network("mlp_tanh")
+    network.register_forward_pre_hook(lambda *_: seen.append("before"))
+    network.register_forward_hook(lambda *_: seen.append("after"))
+    network.register_full_backward_hook(lambda *_: seen.append("backward"))
+    fe.explain(network, make_target(), make_x0(), max_steps=1)
+    assert seen == ["before", "after"] * 2
+
+
+def test_old_style_weight_norm_stays_on_the_copy() -> None:
+    layer = nn.Linear(60, 5)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        torch.nn.utils.weight_norm(layer)
+    network = nn.Sequential(nn.Flatten(), layer, nn.Softmax(-1)).double()
+    expected = network(make_x0()[None])[0].detach()
+    weight = layer.weight
+    apply, p = fe.functionalize(network)
+    assert_same(apply(p, make_x0()), expected)
+    assert layer.weight is weight
+
+
+def test_a_scripted_network_is_refused_by_its_path() -> None:
+    with pytest.warns(DeprecationWarning, match="script"):
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"expected a Python torch.nn.Module, but head is a compiled"):
+        prepare(nn.ModuleDict({"head": scripted}))

@@ -1,0 +1,121 @@
+"""The public surface, the direction of imports, and what importing costs."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import funcexplain as fe
+
+ROOT = Path(fe.__file__).parent
+SURFACE = """
+    Info Optimizer Problem Solution State Status adam as_optimizer box cast clip explain freeze
+    functionalize gradient_wrt_input jitter losses make_step penalize penalties pipe problem
+    register_rule reparametrize run sgd solve stack standardize zero_masked
+""".split()
+# Left to right: a module imports from its own house or from one to its left.
+HOUSES = ["networks", "problems", "solutions", "solvers", "markets"]
+MODULES = sorted(
+    ".".join(("funcexplain", *path.relative_to(ROOT).with_suffix("").parts))
+    for path in ROOT.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py") and "data" not in path.parts
+)
+
+
+def imported(module: str) -> set[str]:
+    """Modules of the project that a module imports, wherever in its text."""
+    tree = ast.parse((ROOT.parent / (module.replace(".", "/") + ".py")).read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("funcexplain"):
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(a.name for a in node.names if a.name.startswith("funcexplain"))
+    return names & set(MODULES)
+
+
+def test_the_surface_is_pinned() -> None:
+    assert fe.__all__ == sorted(SURFACE)
+    assert set(SURFACE) <= set(dir(fe))
+    with pytest.raises(AttributeError, match="no attribute 'adamw'"):
+        fe.adamw  # noqa: B018
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("funcexplain")
+        for alias in node.names
+    }
+    assert sorted(filter(None, seen)) == fe.__all__
+    for name, path in seen.items():
+        module, _, attribute = path.rpartition(".")
+        assert name is not None
+        assert getattr(importlib.import_module(module), attribute) is getattr(fe, name)
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_public_name_is_documented(name: str) -> None:
+    doc = inspect.getdoc(getattr(fe, name))
+    assert doc
+    value = getattr(fe, name)
+    if inspect.isfunction(value):
+        assert "Args:" in doc or not inspect.signature(value).parameters
+        assert "Returns:" in doc or name == "register_rule"
+        assert "Example:" in doc
+    api = (ROOT.parent / "docs" / "api.md").read_text()
+    owner = value.__name__ if inspect.ismodule(value) else f"{value.__module__}.{name}"
+    assert f"::: {owner}" in api
+
+
+@pytest.mark.parametrize("name", ["losses", "penalties"])
+def test_every_loss_and_penalty_is_documented(name: str) -> None:
+    for function in vars(getattr(fe, name)).values():
+        if inspect.isfunction(function) and not function.__name__.startswith("_"):
+            assert "Example:" in (function.__doc__ or "")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in HOUSES])
+def test_imports_point_to_the_left(module: str) -> None:
+    place = HOUSES.index(module.split(".")[1])
+    for other in imported(module):
+        assert other.split(".")[1] in HOUSES[: place + 1], other
+        assert "markets" not in other or place == HOUSES.index("markets")
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in imported(module):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_stay_readable(module: str) -> None:
+    path = ROOT.parent / (module.replace(".", "/") + ".py")
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_importing_loads_neither_extras_nor_torch_before_they_are_needed() -> None:
+    program = (
+        "import sys, funcexplain as fe;"
+        "assert 'torch' not in sys.modules;"
+        "[getattr(fe, name) for name in fe.__all__];"
+        "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy'};"
+        "assert not extras & set(sys.modules), extras & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
