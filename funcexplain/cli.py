@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with code 0 after ``--help`` and ``--version``.
 
     Example:
-        >>> main(["demo", "--target", "EUR=2"])
+        >>> main(["demo", "--target", "EUR"])
         2
     """
     argv = sys.argv[1:] if argv is None else argv

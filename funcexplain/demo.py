@@ -19,7 +19,8 @@ import funcexplain as fe
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.features import CHANNELS, forward_returns, windows
 from funcexplain.markets.prices import Prices, load
-from funcexplain.solutions.plots import plot_overview, require_matplotlib
+from funcexplain.solutions.drawing import require_matplotlib
+from funcexplain.solutions.plots import plot_overview
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT = 0.4
@@ -105,7 +106,8 @@ def run_demo(
     best = solutions[chosen]
     for line in _weights_table(today, target, best.weights, assets):
         say(line)
-    for line in _changes_table(x0, best.x, network.std, assets, dates[-LOOKBACK:]):
+    days = dates[-LOOKBACK:].tolist()
+    for line in _changes_table(x0, best.x, network.std, assets, days):
         say(line)
     say(f"\n{best.status.sentence[:-1]} ({_outcome(best, target, x0, network)}).")
     path = folder / "overview.png"
@@ -119,7 +121,7 @@ def run_demo(
         scale=network.std,
         assets=assets,
         channels=CHANNELS,
-        dates=dates[-LOOKBACK:],
+        dates=days,
         best=chosen,
         title=question,
     ).savefig(path)
@@ -161,15 +163,16 @@ def _check(prices: Prices, wanted: Mapping[str, float] | None) -> None:
         raise ValueError(
             f"the history is too short: the demo needs at least {need} days of prices, got {num_days}"
         )
-    for name, weight in (wanted or {}).items():
+    wanted = wanted or {}
+    for name, weight in wanted.items():
         if name not in assets:
             raise ValueError(f"target: no asset {name!r}; choose among {', '.join(assets)}")
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"target: expected the weight of {name} in 0 ... 1, got {weight:g}")
-    total = sum((wanted or {}).values())
+    total = sum(wanted.values())
     if total > 1.0 + ROUNDING:
         raise ValueError(f"target: expected weights that sum to at most 1, got {total:g}")
-    if wanted and len(wanted) == len(assets) and total < 1.0 - ROUNDING:
+    if len(wanted) == len(assets) and total < 1.0 - ROUNDING:
         raise ValueError(
             f"target: all assets are named, so the weights have to sum to 1, got {total:g}; "
             "leave out an asset and it takes the rest"
@@ -256,8 +259,8 @@ def _weights_table(
     today: Tensor, target: Tensor, reached: Tensor, assets: Sequence[str]
 ) -> Iterator[str]:
     """Allocations in percent, the largest target first."""
-    width = max(6, *map(len, assets))
-    yield f"\n{'weights':{width}}  {'today':>8}  {'target':>8}  {'reached':>8}"
+    width = max(7, *map(len, assets))
+    yield f"\n{'Weights':{width}}  {'today':>8}  {'target':>8}  {'reached':>8}"
     for index in target.argsort(descending=True, stable=True).tolist():
         cells = (f"{100 * float(w[index]):6.2f} %" for w in (today, target, reached))
         yield f"{assets[index]:{width}}  " + "  ".join(cells)
@@ -268,12 +271,12 @@ def _changes_table(
 ) -> Iterator[str]:
     """The largest changes of the window, in percent and in sigmas."""
     change = (x - x0) / sigma
-    width = max(6, *map(len, assets))
-    yield f"\n{'largest changes':{14 + width}}  channel           from          to   sigmas"
+    width = max(5, *map(len, assets))
+    form = f"{{:10}}  {{:{width}}}  {{:10}}  {{:>10}}  {{:>10}}  {{:>6}}"
+    yield "\nLargest changes:"
+    yield form.format("day", "asset", "channel", "from", "to", "sigmas")
     for flat in change.flatten().abs().topk(min(SHOWN_CHANGES, change.numel())).indices.tolist():
-        channel, day, asset = (int(i) for i in np.unravel_index(flat, change.shape))
-        at = (channel, day, asset)
-        yield (
-            f"{dates[day]!s}    {assets[asset]:{width}}  {CHANNELS[channel]:12}"
-            f"{100 * float(x0[at]):+8.2f} %  {100 * float(x[at]):+8.2f} %  {float(change[at]):+7.2f}"
-        )
+        channel, day, asset = at = tuple(map(int, np.unravel_index(flat, change.shape)))
+        before, after = (f"{100 * float(values[at]):+.2f} %" for values in (x0, x))
+        sigmas = f"{float(change[at]):+.2f}"
+        yield form.format(str(dates[day]), assets[asset], CHANNELS[channel], before, after, sigmas)

@@ -39,7 +39,7 @@ def log_returns(prices: Prices | Tensor) -> Tensor:
 def features(returns: Tensor, span: int = 20) -> Tensor:
     """Three channels for each day that has ``span`` days of history: return, momentum, volatility.
 
-    With ``r[t]`` the log return of day ``t``, and sums over the last ``span`` days ``t - span < s <= t``:
+    With ``r[t]`` the log return of day ``t``, and sums over its last days ``t - span < s <= t``:
 
     - return: ``r[t]``
     - momentum: ``sum r[s]``, the log return over the span
@@ -70,7 +70,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     trailing = returns.unfold(0, span, 1)  # (L, A, span)
     momentum = trailing.sum(dim=-1)
     variance = trailing.var(dim=-1)
-    # Both ``where`` are needed: the inner one keeps 0 out of the root, whose infinite slope would
+    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite slope would
     # otherwise reach the gradient as inf * 0 = nan from the branch that is not taken.
     positive = variance > 0
     root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()

@@ -139,7 +139,7 @@ def sp500() -> Prices:
 
 
 def read_csv(path: str | Path) -> Prices:
-    """Prices from a csv file: a header row, a date column first, then one column per asset.
+    r"""Prices from a csv file: a header row, a date column first, then one column per asset.
 
     Args:
         path: a comma separated file in UTF-8, plain or gzipped (``.gz``). Dates are ``YYYY-MM-DD`` and
@@ -157,7 +157,7 @@ def read_csv(path: str | Path) -> Prices:
     Example:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "mine.csv")
-        >>> _ = path.write_text("date,GOLD,OIL\\n2024-01-02,2063.7,70.4\\n2024-01-03,2042.5,72.7\\n")
+        >>> _ = path.write_text("date,GOLD,OIL\n2024-01-02,2063.7,70.4\n2024-01-03,2042.5,72.7\n")
         >>> read_csv(path).values
         array([[2063.7,   70.4],
                [2042.5,   72.7]])

@@ -9,24 +9,35 @@ The colors are told apart by color-blind readers as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from funcexplain.solutions.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    Array,
+    checked,
+    dress,
+    label_days,
+    legend,
+    new_axes,
+    new_figure,
+    plain,
+    short,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), and three greys.
-BLUE, ORANGE = "#0072B2", "#D55E00"
-INK, GREY, PALE = "#222222", "#8C8C8C", "#E3E3E3"
-
 MOST_ROWS = 30
 """Assets that get a row of their own; more would be too small to read."""
-
-Array = NDArray[Any]
 
 
 def plot_weights(
@@ -62,9 +73,9 @@ def plot_weights(
         'weight in the portfolio, %'
     """
     given = {"today": today, "target": target, "reached": reached}
-    columns = [_array(name, weights, (len(assets),)) for name, weights in given.items()]
+    columns = [checked(name, weights, (len(assets),)) for name, weights in given.items()]
     table = 100.0 * np.stack(columns)  # (3, A)
-    names = [_short(name) for name in assets]
+    names = [short(name) for name in assets]
     order = np.argsort(-table[1], kind="stable")
     if len(names) > MOST_ROWS:
         order = np.argsort(-table.max(axis=0), kind="stable")
@@ -75,19 +86,19 @@ def plot_weights(
     else:
         table, names = table[:, order], [names[index] for index in order]
     rows = np.arange(len(names))
-    ax = ax or _new_axes(6.0, 1.4 + 0.24 * len(names))
+    ax = ax or new_axes(6.0, 1.4 + 0.24 * len(names))
     held, asked, got = table
     ax.hlines(rows, np.minimum(held, got), np.maximum(held, got), color=PALE, linewidth=5, zorder=1)
     ax.scatter(held, rows, s=34, color=GREY, label="today", zorder=2)
     ax.scatter(asked, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target")
     ax.scatter(got, rows, s=20, color=BLUE, label="reached", zorder=3)
-    _dress(ax, "Allocation")
+    dress(ax, "Allocation")
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(-0.025 * table.max(), 1.06 * table.max())
     ax.set_xlabel("weight in the portfolio, %")
     ax.grid(axis="x", color=PALE, linewidth=0.8)
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -129,12 +140,12 @@ def plot_changes(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['EUR', 'JPY']
     """
-    answer = _plain(x)
+    answer = plain(x)
     length = answer.shape[1] if answer.ndim == 3 else 0
     shape = (len(channels), length if dates is None else len(dates), len(assets))
-    sigmas = (_array("x", answer, shape) - _array("reference", reference, shape)) / _plain(scale)
+    sigmas = (checked("x", answer, shape) - checked("reference", reference, shape)) / plain(scale)
     order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MOST_ROWS]
-    ax = ax or _new_axes(8.0, 1.6 + 0.24 * len(order))
+    ax = ax or new_axes(8.0, 1.6 + 0.24 * len(order))
     limit = float(np.abs(sigmas).max()) or 1.0
     gap = max(1.0, 0.1 * length)
     # White lines set cells apart as long as the cells are wider than the lines.
@@ -151,10 +162,10 @@ def plot_changes(
             edgecolors="white" if line else "none",
             linewidth=line,
         )
-        place = {"xy": (left + length / 2, 1.0), "xycoords": ax.get_xaxis_transform()}
         ax.annotate(
-            _short(name),
-            **place,
+            short(name),
+            xy=(left + length / 2, 1.0),
+            xycoords=ax.get_xaxis_transform(),
             xytext=(0, 4),
             textcoords="offset points",
             ha="center",
@@ -163,12 +174,12 @@ def plot_changes(
         )
     hidden = len(assets) - len(order)
     left_out = f" ({hidden} assets that change less left out)" if hidden else ""
-    _dress(ax, f"Change of the market{left_out}", pad=20)
+    dress(ax, f"Change of the market{left_out}", pad=20)
     for side in ("bottom", "left"):
         ax.spines[side].set_visible(False)
-    ax.set_yticks(np.arange(len(order)) + 0.5, [_short(assets[index]) for index in order])
+    ax.set_yticks(np.arange(len(order)) + 0.5, [short(assets[index]) for index in order])
     ax.set_ylim(len(order), 0)
-    _label_days(ax, dates, length, gap, len(channels))
+    label_days(ax, dates, length, gap, len(channels))
     bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=12 + len(order))
     bar.set_label("standard deviations", color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, length=0, colors=INK)
@@ -210,7 +221,7 @@ def plot_history(
         best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
     if not np.isfinite(rows[best]).any():
         raise ValueError(f"plot_history: expected a positive and finite loss in start {best}, got none")
-    ax = ax or _new_axes(6.0, 3.2)
+    ax = ax or new_axes(6.0, 3.2)
     others = "other starts" if len(rows) > 2 else "other start"
     for index, row in enumerate(rows):
         if index != best:
@@ -220,12 +231,12 @@ def plot_history(
     step = int(np.nanargmin(rows[best]))
     loss = rows[best][step]
     ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
-    _dress(ax, "Search")
+    dress(ax, "Search")
     ax.set_yscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel("loss", color=INK, fontsize=9)
     ax.grid(color=PALE, linewidth=0.8)
-    _legend(ax)
+    legend(ax)
     return ax
 
 
@@ -271,11 +282,11 @@ def plot_overview(
         >>> weights, x, names = [0.5, 0.5], np.ones((1, 2, 2)), ["EUR", "JPY"]
         >>> figure = plot_overview(weights, weights, weights, x, x, [0.1], scale=1.0, assets=names,
         ...                        channels=["return"])
-        >>> [ax.get_title(loc="left") for ax in figure.axes[:3]]
+        >>> [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
         ['Allocation', 'Change of the market', 'Search']
     """
     rows = max(8, min(len(assets), MOST_ROWS))
-    figure = _new_figure(12.0, 4.6 + 0.22 * rows)
+    figure = new_figure(12.0, 4.6 + 0.22 * rows)
     grid = figure.add_gridspec(2, 2, width_ratios=[5, 7], height_ratios=[2.0 + 0.22 * rows, 2.0])
     plot_weights(today, target, reached, assets=assets, ax=figure.add_subplot(grid[:, 0]))
     plot_changes(
@@ -293,107 +304,10 @@ def plot_overview(
     return figure
 
 
-def require_matplotlib() -> None:
-    """Check that plots can be drawn, before work is done for one.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-
-    Example:
-        >>> require_matplotlib()
-    """
-    try:
-        import matplotlib.figure  # noqa: F401 (only tried)
-    except ImportError as error:
-        raise ImportError(
-            'plots need matplotlib; install it with: pip install "funcexplain[demo]"'
-        ) from error
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
-
-
-def _new_axes(width: float, height: float) -> Axes:
-    return _new_figure(width, height).add_subplot()
-
-
-def _dress(ax: Axes, title: str, pad: float = 8.0) -> None:
-    """What all axes have in common."""
-    ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
-    ax.set_axisbelow(True)
-    ax.tick_params(which="both", labelsize=8.5, length=0, colors=INK)
-    ax.xaxis.label.set(color=INK, fontsize=9)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        ax.spines[side].set_color(GREY)
-
-
-def _legend(ax: Axes) -> None:
-    """A legend beside the title, where it covers no data."""
-    ax.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=3,
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-        borderpad=0.2,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
-
-
-def _label_days(
-    ax: Axes, dates: Sequence[object] | Array | None, length: int, gap: float, blocks: int
-) -> None:
-    """First and last day under each block, where there is room for both, and the axis in words."""
-    if dates is None:
-        first, last, what = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
-    else:
-        first, last, what = str(dates[0]), str(dates[-1]), "trading days"
-    positions, labels = [], []
-    if length > 1 and blocks <= 3:
-        for block in range(blocks):
-            left = block * (length + gap)
-            positions += [left, left + length]
-            labels += [first, last]
-        what += ", oldest on the left"
-    elif length > 1:
-        what += f", {first} to {last} in each block"
-    ax.set_xticks(positions, labels)
-    for index, label in enumerate(ax.get_xticklabels()):
-        label.set_horizontalalignment("right" if index % 2 else "left")
-    ax.set_xlim(0, blocks * (length + gap) - gap)
-    ax.set_xlabel(what)
-
-
 def _rows(history: Tensor | ArrayLike | Sequence[Tensor]) -> list[Array]:
     """Histories as a list of rows; what a logarithm cannot show becomes nan."""
-    if isinstance(history, (list, tuple)) and history and np.ndim(_plain(history[0])) == 1:
-        rows = [_plain(row) for row in history]
+    if isinstance(history, (list, tuple)) and history and np.ndim(plain(history[0])) == 1:
+        rows = [plain(row) for row in history]
     else:
-        rows = list(np.atleast_2d(_plain(history)))
+        rows = list(np.atleast_2d(plain(history)))
     return [np.where(np.isfinite(row) & (row > 0), row, np.nan) for row in rows]
-
-
-def _plain(values: Tensor | ArrayLike) -> Array:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
-
-
-def _array(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Array:
-    array = _plain(values)
-    if array.shape != shape:
-        raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
-    return array
-
-
-def _short(name: str) -> str:
-    """A name that fits its row; both ends are kept, since names often differ in the last letters."""
-    return name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}"

@@ -18,11 +18,14 @@ import zipfile
 from pathlib import Path
 
 FIRST_DAY = "2010-01-01"
-CURRENCIES = tuple("USD JPY GBP CHF SEK NOK PLN HUF CZK AUD NZD CAD SGD KRW MXN ZAR".split())
+CURRENCIES = (
+    *("USD", "JPY", "GBP", "CHF", "SEK", "NOK", "PLN", "HUF"),
+    *("CZK", "AUD", "NZD", "CAD", "SGD", "KRW", "MXN", "ZAR"),
+)
 
 
 def cut(text: str) -> str:
-    """Rows since `FIRST_DAY` and the columns `CURRENCIES`, in ascending order of date.
+    r"""Rows since `FIRST_DAY` and the columns `CURRENCIES`, in ascending order of date.
 
     Args:
         text: the full csv: a column ``Date`` (ISO) and one column per currency, newest day first.
@@ -34,8 +37,8 @@ def cut(text: str) -> str:
         KeyError: a column is missing in the full file.
 
     Example:
-        >>> full = "Date," + ",".join(CURRENCIES) + ",XXX,\\n"
-        >>> full += "2010-01-05," + "1.50," * 16 + "7,\\n2009-12-31," + "2," * 16 + "7,\\n"
+        >>> full = "Date," + ",".join(CURRENCIES) + ",XXX,\n"
+        >>> full += "2010-01-05," + "1.50," * 16 + "7,\n2009-12-31," + "2," * 16 + "7,\n"
         >>> print(cut(full).splitlines()[1])
         2010-01-05,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50,1.50
     """
