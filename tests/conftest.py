@@ -1,4 +1,4 @@
-"""One thread, as the small networks here want it, and a check that no test moves torch's global state."""
+"""One thread, as small networks want it, and a check that no test moves torch's global state."""
 
 from collections.abc import Iterator
 

@@ -8,7 +8,7 @@ the sizes below.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -60,7 +60,7 @@ class Conv(nn.Module):
 class Recurrent(nn.Module):
     """A recurrent cell over each asset's history; its cotangents come back channels-last."""
 
-    def __init__(self, cell: type[nn.RNNBase], norm: nn.Module) -> None:
+    def __init__(self, cell: Callable[[int, int], nn.Module], norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
         self.cell = cell(CHANNELS, 8)
@@ -309,7 +309,7 @@ def assert_untouched(before: dict[str, Any], module: nn.Module) -> None:
     assert before == after
 
 
-def params(catalogue: Sequence[str] | dict[str, Any]) -> Any:
+def params(catalogue: Iterable[str]) -> Any:
     """Readable parametrization over a catalogue's names."""
     return [pytest.param(name, id=name) for name in catalogue]
 

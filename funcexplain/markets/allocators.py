@@ -36,8 +36,8 @@ class ConvAllocator(nn.Module):
 
     Example:
         >>> network = ConvAllocator(num_channels=3, lookback=20, num_assets=16)
-        >>> network(torch.zeros(2, 3, 20, 16)).sum(dim=1)
-        tensor([1.0000, 1.0000], grad_fn=<SumBackward1>)
+        >>> network(torch.zeros(2, 3, 20, 16)).shape
+        torch.Size([2, 16])
     """
 
     mean: Tensor

@@ -59,17 +59,17 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
         ValueError: ``span < 2``, or ``returns`` not two-dimensional, not floating, or too short.
 
     Example:
-        >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten().tolist()
-        [0.03..., 0.04..., 0.0141...]
+        >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten()
+        tensor([0.0300, 0.0400, 0.0141])
     """
     if span < 2:
         raise ValueError(f"features: expected a span of at least 2 days, got {span}")
     returns = _table(
         returns, "features", "returns", "(L + span - 1, A)", span, f"at least span = {span} rows"
     )
-    trailing = returns.unfold(0, span, 1)  # (L, A, span)
-    momentum = trailing.sum(dim=-1)
-    variance = trailing.var(dim=-1)
+    trailing = _stretches(returns, span)  # (L, span, A)
+    momentum = trailing.sum(dim=1)
+    variance = trailing.var(dim=1)
     # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite slope would
     # otherwise reach the gradient as inf * 0 = nan from the branch that is not taken.
     positive = variance > 0
@@ -87,8 +87,8 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
         span: days that momentum and volatility look back, as in `features`.
 
     Returns:
-        The windows, shape ``(N, C, L, A)`` with ``N = T - span - L + 1``, a view in which overlapping
-        windows share memory; and the row of ``prices`` of each window's last day, int64, ``(N,)``.
+        The windows, shape ``(N, C, L, A)`` with ``N = T - span - L + 1``, and the row of ``prices`` of
+        each window's last day, int64, ``(N,)``.
 
     Raises:
         ValueError: fewer than ``span + lookback`` days, or ``lookback < 1``, or as in `features`.
@@ -105,8 +105,8 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
         prices, "windows", "prices", "(T, A)", need, f"at least span + lookback = {need} days"
     )
     channels = features(log_returns(prices), span)
-    stack = channels.unfold(1, lookback, 1).permute(1, 0, 3, 2)
-    last_days = torch.arange(need - 1, prices.shape[0], device=stack.device)
+    stack = _stretches(channels.transpose(0, 1), lookback).transpose(1, 2)
+    last_days = torch.arange(need - 1, prices.shape[0], device=prices.device)
     return stack, last_days
 
 
@@ -143,6 +143,13 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
             f"{horizon} days ahead of them; got {int(days.min())} ... {int(days.max())}"
         )
     return prices[days + horizon] / prices[days] - 1
+
+
+def _stretches(rows: Tensor, length: int) -> Tensor:
+    """All stretches of ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
+    # Tensor.unfold would be a view, but its backward has no batching rule under torch.func.vmap.
+    first = torch.arange(rows.shape[0] - length + 1, device=rows.device)
+    return rows[first[:, None] + torch.arange(length, device=rows.device)]
 
 
 def _table(

@@ -196,7 +196,7 @@ def plot_history(
     """Loss over steps on a logarithmic scale, one line per start; the best start stands out.
 
     A dot marks its lowest loss. Losses that are not positive or not finite cannot be drawn on this
-    scale and leave a gap.
+    scale and leave a gap; where none is left, as for a start that needed no step, the axes say so.
 
     Args:
         history: losses ``(num_steps,)``, or ``(S, num_steps)`` for several starts, or a sequence of
@@ -209,7 +209,6 @@ def plot_history(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: there is no loss to draw.
 
     Example:
         >>> ax = plot_history([[1.0, 0.1, 0.01], [1.0, 0.5, 0.4]])
@@ -219,8 +218,6 @@ def plot_history(
     rows = _rows(history)
     if best is None:
         best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
-    if not np.isfinite(rows[best]).any():
-        raise ValueError(f"plot_history: expected a positive and finite loss in start {best}, got none")
     ax = ax or new_axes(6.0, 3.2)
     others = "other starts" if len(rows) > 2 else "other start"
     for index, row in enumerate(rows):
@@ -228,11 +225,16 @@ def plot_history(
             ax.plot(row, color=GREY, linewidth=1.0, alpha=0.7, label=others)
             others = "_"  # matplotlib keeps such labels out of the legend
     ax.plot(rows[best], color=BLUE, linewidth=2.0, label="best start" if len(rows) > 1 else "loss")
-    step = int(np.nanargmin(rows[best]))
-    loss = rows[best][step]
-    ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
+    if np.isfinite(rows[best]).any():
+        step = int(np.nanargmin(rows[best]))
+        loss = rows[best][step]
+        ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
+    else:
+        note = ax.text(0.5, 0.5, "no step was taken, or no loss is positive", color=INK, fontsize=9)
+        note.set(ha="center", va="center", transform=ax.transAxes)
     dress(ax, "Search")
-    ax.set_yscale("log")
+    if any(np.isfinite(row).any() for row in rows):
+        ax.set_yscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel("loss", color=INK, fontsize=9)
     ax.grid(color=PALE, linewidth=0.8)

@@ -135,34 +135,33 @@ def make_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
         z = problem.project(state.z + updates, args)
 
-        grad_norm = torch.linalg.vector_norm(grads)
-        error = (weights - args["target"]).abs().amax()
+        info = Info(
+            loss=loss,
+            value=value,
+            grad_norm=torch.linalg.vector_norm(grads),
+            error=(weights - args["target"]).abs().amax(),
+        )
         finite = value.isfinite() & state.z.isfinite().all()
+        hit = finite & (info.error <= (-1.0 if atol is None else atol))
+        better = hit | (value < state.kept.value) if keep == "best" else True
+        replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
         status = state.status
         if atol is not None:
-            hit = finite & (error <= atol)
-            ended = torch.where((z == state.z).all(), int(Status.STALLED), status)
-            ended = torch.where(finite & grad_norm.isfinite(), ended, int(Status.NONFINITE))
-            ended = torch.where(hit, int(Status.HIT), ended)
-            status = torch.where(state.done, status, ended)
-        else:
-            hit = torch.zeros_like(finite)
+            # The later line overrules the earlier.
+            verdict = torch.where((z == state.z).all(), int(Status.STALLED), status)
+            verdict = torch.where(finite & info.grad_norm.isfinite(), verdict, int(Status.NONFINITE))
+            verdict = torch.where(hit, int(Status.HIT), verdict)
+            status = torch.where(state.done, status, verdict)
 
-        kept = state.kept
-        replaces = finite | kept.value.isnan()
-        if keep == "best":
-            replaces = (finite & ((value < kept.value) | hit)) | kept.value.isnan()
         here = Iterate(state.z, value, loss, weights)
-        chosen = replaces & ~state.done
-        kept = Iterate(*(torch.where(chosen, new, old) for new, old in zip(here, kept, strict=True)))
         moves = status == Status.MAX_STEPS
         state = State(
             z=torch.where(moves, z, state.z),
             optimizer=optimizer_state,
-            kept=kept,
+            kept=Iterate(*(torch.where(replaces, *pair) for pair in zip(here, state.kept, strict=True))),
             status=status,
             num_steps=state.num_steps + moves,
         )
-        return state, Info(loss, value, grad_norm, error)
+        return state, info
 
     return init, step

@@ -1,5 +1,7 @@
 """The answer as a value: an optree node, a status, a readable line."""
 
+from typing import Any
+
 import optree
 import pytest
 import torch
@@ -10,7 +12,8 @@ from tests.helpers import assert_same, make_problem
 
 def test_a_solution_is_an_optree_node_of_tensors() -> None:
     solution = fe.solve(make_problem(), max_steps=3)
-    leaves, spec = optree.tree_flatten(solution)  # type: ignore[arg-type]
+    node: Any = solution
+    leaves, spec = optree.tree_flatten(node)
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
     again = optree.tree_unflatten(spec, leaves)
     assert isinstance(again, fe.Solution)
@@ -19,11 +22,11 @@ def test_a_solution_is_an_optree_node_of_tensors() -> None:
 
 
 def test_a_solution_can_be_mapped() -> None:
-    solution = fe.solve(make_problem(), max_steps=3)
-    doubled = optree.tree_map(lambda leaf: 2 * leaf.double(), solution)  # type: ignore[arg-type]
+    solution: Any = fe.solve(make_problem(), max_steps=3)
+    doubled: Any = optree.tree_map(lambda leaf: 2 * leaf.double(), solution)
     assert_same(doubled.x, 2 * solution.x)
     assert doubled.status == 2.0 * fe.Status.MAX_STEPS
-    paths = [path[0] for path in optree.tree_paths(solution)]  # type: ignore[arg-type]
+    paths = [path[0] for path in optree.tree_paths(solution)]
     assert paths == ["x", "weights", "loss", "history", "num_steps", "status"]
 
 

@@ -1,5 +1,7 @@
 """Laws of `make_step`, `run` and `solve`."""
 
+from typing import Any
+
 import optree
 import pytest
 import torch
@@ -98,8 +100,8 @@ def test_mapped_run_equals_a_loop_of_run_for_every_transform(optimizer: str, tra
 def test_mapped_run_goes_through_parameters_of_models() -> None:
     networks = [make_network("mlp_tanh") for _ in range(3)]
     for network in networks:
-        torch.nn.init.normal_(network.layers[2].weight, std=0.3)
-    apply, stacked = fe.stack(networks)
+        torch.nn.init.normal_(network.get_parameter("layers.2.weight"), std=0.3)
+    _, stacked = fe.stack(networks)
     problem = make_problem(network=fe.functionalize(networks[0]))
     init, step = fe.make_step(problem, fe.adam(lr=0.05))
 
@@ -270,7 +272,8 @@ def test_the_callers_network_and_tensors_are_untouched(name: str, training: bool
 
 
 def test_explain_is_problem_freeze_and_solve() -> None:
-    network, settings = make_network("mlp_tanh"), {"max_steps": 9, "atol": 1e-3, "keep": "best"}
+    network = make_network("mlp_tanh")
+    settings: dict[str, Any] = {"max_steps": 9, "atol": 1e-3, "keep": "best"}
     mask = make_problem().args["mask"]
     one_call = fe.explain(
         network, make_target(), make_x0(), loss=fe.losses.kl, mask=mask, method=fe.sgd(), **settings

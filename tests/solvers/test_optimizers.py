@@ -1,4 +1,4 @@
-"""Optimizers beside their twins in torch.optim, under transforms, and foreign ones through the adapter."""
+"""Optimizers beside their twins in torch.optim, under transforms, and foreign ones."""
 
 from collections.abc import Callable
 from typing import Any
