@@ -245,7 +245,7 @@ def _outcome(solution: fe.Solution, target: Tensor, x0: Tensor, network: ConvAll
 
 
 def _question(wanted: Mapping[str, float], day: np.datetime64) -> str:
-    named = [f"{100 * weight:g} % {name}" for name, weight in wanted.items()]
+    named = [f"{100 * weight:g}% {name}" for name, weight in wanted.items()]
     if len(named) > 4:
         named = [*named[:3], f"{len(named) - 3} more"]
     last = f" and {named.pop()}" if len(named) > 1 else ""
@@ -262,7 +262,7 @@ def _weights_table(
     width = max(7, *map(len, assets))
     yield f"\n{'Weights':{width}}  {'today':>8}  {'target':>8}  {'reached':>8}"
     for index in target.argsort(descending=True, stable=True).tolist():
-        cells = (f"{100 * float(w[index]):6.2f} %" for w in (today, target, reached))
+        cells = (f"{100 * float(w[index]):7.2f}%" for w in (today, target, reached))
         yield f"{assets[index]:{width}}  " + "  ".join(cells)
 
 
@@ -277,6 +277,6 @@ def _changes_table(
     yield form.format("day", "asset", "channel", "from", "to", "sigmas")
     for flat in change.flatten().abs().topk(min(SHOWN_CHANGES, change.numel())).indices.tolist():
         channel, day, asset = at = tuple(map(int, np.unravel_index(flat, change.shape)))
-        before, after = (f"{100 * float(values[at]):+.2f} %" for values in (x0, x))
+        before, after = (f"{100 * float(values[at]):+.2f}%" for values in (x0, x))
         sigmas = f"{float(change[at]):+.2f}"
         yield form.format(str(dates[day]), assets[asset], CHANNELS[channel], before, after, sigmas)

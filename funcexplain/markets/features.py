@@ -146,7 +146,7 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
 
 
 def _stretches(rows: Tensor, length: int) -> Tensor:
-    """All stretches of ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
+    """All runs of ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
     # Tensor.unfold would be a view, but its backward has no batching rule under torch.func.vmap.
     first = torch.arange(rows.shape[0] - length + 1, device=rows.device)
     return rows[first[:, None] + torch.arange(length, device=rows.device)]

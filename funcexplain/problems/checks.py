@@ -27,11 +27,18 @@ def check_tensor(where: str, name: str, value: Any) -> Tensor:
     Raises:
         TypeError: if it is no tensor or not floating.
         ValueError: if it holds NaN or an infinite value.
+        RuntimeError: if it is inside a torch.func transform.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{where}: {name} must be a torch.Tensor, got {type(value).__name__}; "
             "torch.as_tensor converts arrays"
+        )
+    # No public function tells; without this, a mapped or differentiated input would be cut off silently.
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise RuntimeError(
+            f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; state the "
+            "problem outside of it, and map or differentiate fe.run over args"
         )
     if not value.is_floating_point():
         raise TypeError(
@@ -109,6 +116,14 @@ def check_number(where: str, name: str, value: Any, *, least: float, strict: boo
     if not math.isfinite(value) or value < least or (strict and value == least):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
     return float(value)
+
+
+def check_gradients(where: str) -> None:
+    """Refuse ``torch.inference_mode``, in which every gradient would be zero without a word."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{where}: needs gradients, got torch.inference_mode(); leave it, or use torch.no_grad()"
+        )
 
 
 def check_count(where: str, name: str, value: Any) -> int:

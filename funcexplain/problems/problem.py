@@ -22,6 +22,7 @@ from funcexplain.networks.functional import Apply, functionalize
 from funcexplain.problems import losses
 from funcexplain.problems.checks import (
     check_count,
+    check_gradients,
     check_like,
     check_mask,
     check_shape,
@@ -160,6 +161,7 @@ def problem(
         TypeError: for something that is no tensor, no network or no function, for integers where
             floats are wanted, a mask that is not bool, or dtypes or devices that differ.
         ValueError: for a wrong shape, NaN or infinite values.
+        RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -167,6 +169,7 @@ def problem(
         >>> fe.problem(network, torch.full((4,), 0.25), torch.zeros(2, 3, 4))
         Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
     """
+    check_gradients("problem")
     apply, params = _as_function(network)
     if not callable(loss):
         raise TypeError(f"problem: loss must be callable, got {type(loss).__name__}")
@@ -235,7 +238,8 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
 
 
 def check_problem(where: str, value: Any) -> Problem:
-    """Refuse what is no `Problem`."""
+    """Refuse what is no `Problem`, and a mode in which none can be worked with."""
+    check_gradients(where)
     if not isinstance(value, Problem):
         raise TypeError(
             f"{where}: problem must be a Problem, got {type(value).__name__}; "

@@ -9,6 +9,7 @@ The colors are told apart by color-blind readers as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -302,7 +303,9 @@ def plot_overview(
     )
     plot_history(history, best=best, ax=figure.add_subplot(grid[1, 1]))
     if title:
-        figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+        figure.suptitle(
+            fill(title, width=105), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
+        )
     return figure
 
 

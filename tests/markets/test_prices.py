@@ -120,7 +120,10 @@ FAULTS = {
     "nameless": (GOOD.replace("OIL", ""), "column 3 of the header has no name"),
     "twins": (GOOD.replace("OIL", "GOLD"), "the asset 'GOLD' has two columns"),
     "one day": (GOOD[:36], "at least 2 days of prices, got 1"),
-    "gap": (GOOD.replace("72.7", ""), r"line 3 \(2024-01-03\), column 'OIL': expected a price, got a gap"),
+    "gap": (
+        GOOD.replace("72.7", ""),
+        r"line 3 \(2024-01-03\), column 'OIL': expected a price, got a gap",
+    ),
     "N/A": (GOOD.replace("72.7", "N/A"), r"line 3 .*column 'OIL': .* a gap \('N/A'\)"),
     "text": (GOOD.replace("2042.5", "cheap"), r"line 3 .*column 'GOLD': .* decimal point, got 'cheap'"),
     "underscore": (GOOD.replace("2042.5", "2_042"), "decimal point, got '2_042'"),
@@ -130,7 +133,10 @@ FAULTS = {
     "inf": (GOOD.replace("72.7", "inf"), "finite price above zero, got 'inf'"),
     "same day": (GOOD.replace("01-04", "01-03"), "line 4: date 2024-01-03 appears twice"),
     "backwards": (GOOD.replace("01-04", "01-01"), "line 4: date 2024-01-01 comes after 2024-01-03"),
-    "no date": (GOOD.replace("2024-01-03", "yesterday"), "line 3: expected a date YYYY-MM-DD, got 'yest"),
+    "no date": (
+        GOOD.replace("2024-01-03", "yesterday"),
+        "line 3: expected a date YYYY-MM-DD, got 'yest",
+    ),
     "other date": (GOOD.replace("2024-01-03", "03.01.2024"), "line 3: expected a date YYYY-MM-DD"),
     "no such day": (GOOD.replace("2024-01-03", "2024-02-30"), "line 3: expected a date YYYY-MM-DD"),
     "short row": (GOOD.replace(",72.7", ""), "line 3: expected 3 cells as in the header, got 2"),
@@ -161,7 +167,7 @@ def test_load_knows_names_and_paths(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'ebc'; expected 'ecb', 'sp500' or the path of a csv"):
         load("ebc")
-    with pytest.raises(FileNotFoundError, match="no such file: .*none.csv"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.csv"):
         read_csv(tmp_path / "none.csv")
 
 

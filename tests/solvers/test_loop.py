@@ -292,3 +292,31 @@ def test_a_nan_row_does_not_touch_its_neighbours() -> None:
     x0s = torch.stack([make_x0(), torch.full_like(make_x0(), torch.nan), make_x0(seed=5)])
     rows = torch.func.vmap(search)(x0s)
     assert_close(rows[[0, 2]], torch.stack([search(x0s[0]), search(x0s[2])]), rtol=1e-9, atol=1e-12)
+
+
+def test_what_cannot_be_answered_inside_a_transform_says_so() -> None:
+    network = make_network("mlp_tanh")
+
+    def answer(x0: Tensor) -> Tensor:
+        return fe.explain(network, make_target(), x0, max_steps=2).loss
+
+    for transformed in (torch.func.vmap(answer), torch.func.grad(lambda xs: answer(xs[0]))):
+        with pytest.raises(RuntimeError, match="problem: x0 must be a plain tensor.*map or differentiate"):
+            transformed(make_x0()[None])
+
+
+def test_inference_mode_is_refused_and_its_tensors_are_taken() -> None:
+    network, problem = make_network("mlp_tanh"), make_problem()
+    expected = fe.explain(network, make_target(), make_x0(), max_steps=3)
+    with torch.inference_mode():
+        target, x0 = make_target(), make_x0()
+        for call in (lambda: fe.explain(network, target, x0), lambda: fe.solve(problem)):
+            with pytest.raises(RuntimeError, match="needs gradients, got torch.inference_mode"):
+                call()
+    assert_same(fe.explain(network, target, x0, max_steps=3), expected)
+
+
+def test_a_solve_under_no_grad_is_the_same() -> None:
+    with torch.no_grad():
+        inside = fe.solve(make_problem(), max_steps=5)
+    assert_same(inside, fe.solve(make_problem(), max_steps=5))

@@ -1,0 +1,239 @@
+"""Plots: what they show, on which axes, and that they leave matplotlib's global state alone."""
+
+import builtins
+import sys
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from funcexplain.solutions.plots import (
+    MOST_ROWS,
+    plot_changes,
+    plot_history,
+    plot_overview,
+    plot_weights,
+)
+
+CHANNELS = ["return", "momentum", "volatility"]
+
+
+def made(assets: int, channels: int = 3, lookback: int = 20) -> dict[str, Any]:
+    """Everything that an overview shows; asset 1 of the names changes most."""
+    rng = np.random.default_rng(0)
+    today = rng.dirichlet(np.ones(assets))
+    reference = 0.01 * rng.normal(size=(channels, lookback, assets))
+    change = 0.001 * rng.normal(size=reference.shape)
+    change[..., 1] *= 50
+    return {
+        "today": today,
+        "target": np.roll(today, 1),
+        "reached": 0.9 * np.roll(today, 1) + 0.1 / assets,
+        "x": reference + change,
+        "reference": reference,
+        "history": [np.geomspace(1, 1e-4, 30), np.geomspace(1, 1e-2, 40)],
+        "scale": np.full((channels, 1, 1), 0.01),
+        "assets": [f"the asset {index}" for index in range(assets)],
+        "channels": [CHANNELS[index % 3] for index in range(channels)],
+        "dates": np.datetime64("2026-10-01") + np.arange(lookback),
+    }
+
+
+def changes(data: dict[str, Any], **more: Any) -> Axes:
+    names = ("x", "reference", "scale", "assets", "channels", "dates")
+    return plot_changes(**{name: data[name] for name in names} | more)
+
+
+def weights(data: dict[str, Any], **more: Any) -> Axes:
+    return plot_weights(**{name: data[name] for name in ("today", "target", "reached", "assets")} | more)
+
+
+def drawn(figure: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def row_names(ax: Axes) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def meshes(ax: Axes) -> list[QuadMesh]:
+    return [child for child in ax.get_children() if isinstance(child, QuadMesh)]
+
+
+def labels_out_of_view(ax: Axes) -> set[Text]:
+    """Labels of ticks beyond the limits of the axes, and of minor ticks: never drawn."""
+    labels: set[Text] = set()
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        places = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        labels |= {label for place, label in places if not low <= place <= high}
+        labels |= set(axis.get_minorticklabels())
+    return labels
+
+
+def assert_no_overlap(ax: Axes) -> None:
+    """No two texts of the picture with these axes cover each other."""
+    figure = ax.figure
+    drawn(figure)
+    hidden = {label for ax in figure.axes for label in labels_out_of_view(ax)}
+    texts = [
+        (item.get_text(), item.get_window_extent())
+        for item in figure.findobj(Text)
+        if isinstance(item, Text) and item not in hidden and item.get_text().strip()
+    ]
+    assert len(texts) > 10
+    for index, (text, box) in enumerate(texts):
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= figure.bbox.x1, text
+        assert box.y1 <= figure.bbox.y1, text
+        for other, other_box in texts[:index]:
+            width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
+            height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+            # A pixel of the empty margin round the letters may be shared.
+            assert width <= 1 or height <= 1, (text, other)
+
+
+@pytest.mark.parametrize("assets", [2, 16, 20, 100])
+def test_overview_is_legible(assets: int) -> None:
+    figure = plot_overview(**made(assets), title="What would it take? " * 8)
+    assert figure.get_figwidth() * figure.dpi == 1200
+    assert_no_overlap(figure.axes[0])
+    for ax in figure.axes:
+        for label in ax.get_yticklabels() + ax.get_xticklabels():
+            assert float(label.get_fontsize()) >= 8
+
+
+@pytest.mark.parametrize(("channels", "lookback"), [(1, 1), (1, 20), (3, 2), (6, 60)])
+def test_changes_are_legible_in_all_sizes(channels: int, lookback: int) -> None:
+    for dates in (made(5, channels, lookback)["dates"], None):
+        ax = changes(made(5, channels, lookback), dates=dates)
+        assert len(meshes(ax)) == channels
+        assert_no_overlap(ax)
+
+
+def test_changes_are_in_sigmas_and_the_largest_come_first() -> None:
+    data = made(4)
+    ax = changes(data)
+    assert row_names(ax)[0] == "the asset 1"
+    sigmas = (data["x"] - data["reference"]) / data["scale"]
+    order = [data["assets"].index(name) for name in row_names(ax)]
+    for channel, mesh in enumerate(meshes(ax)):
+        np.testing.assert_allclose(np.asarray(mesh.get_array()), sigmas[channel][:, order].T)
+        assert mesh.get_clim() == (-np.abs(sigmas).max(), np.abs(sigmas).max())
+
+
+def test_weights_show_the_three_allocations() -> None:
+    data = made(6)
+    ax = weights(data)
+    order = np.argsort(-data["target"])
+    assert row_names(ax) == [data["assets"][index] for index in order]
+    shown = {str(c.get_label()): np.asarray(c.get_offsets())[:, 0] for c in ax.collections[1:]}
+    for name in ("today", "target", "reached"):
+        np.testing.assert_allclose(shown[name], 100 * data[name][order])
+
+
+def test_many_assets_are_summed_up() -> None:
+    data = made(100)
+    ax = weights(data)
+    assert len(row_names(ax)) == MOST_ROWS
+    assert row_names(ax)[-1] == f"{101 - MOST_ROWS} others"
+    for points in ax.collections[1:]:
+        assert np.asarray(points.get_offsets())[:, 0].sum() == pytest.approx(100.0)
+    heat = changes(data)
+    assert len(row_names(heat)) == MOST_ROWS
+    assert f"{100 - MOST_ROWS} assets" in heat.get_title(loc="left")
+
+
+def test_history_marks_the_lowest_loss_of_the_best_start() -> None:
+    rows = torch.tensor([[1.0, 0.5, 0.4], [1.0, 0.1, 0.2], [1.0, 0.9, 0.8]])
+    ax = plot_history(rows)
+    assert ax.get_yscale() == "log"
+    np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets()), [[1, 0.1]])
+    chosen = plot_history(rows, best=2)
+    np.testing.assert_allclose(np.asarray(chosen.collections[0].get_offsets()), [[2, 0.8]], rtol=1e-6)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "other starts",
+        "best start",
+        "lowest: 0.1",
+    ]
+
+
+def test_history_skips_what_a_logarithm_cannot_show() -> None:
+    ax = plot_history([torch.tensor([1.0, float("nan"), -0.5, 0.25, 0.0])])
+    np.testing.assert_allclose(np.asarray(ax.lines[0].get_ydata()), [1, np.nan, np.nan, 0.25, np.nan])
+
+
+@pytest.mark.parametrize("history", [[], torch.zeros(0), [torch.zeros(0), torch.zeros(2)]])
+def test_history_without_a_loss_says_so(history: Any) -> None:
+    ax = plot_history(history)
+    assert ax.texts[0].get_text() == "no step was taken, or no loss is positive"
+    drawn(ax.figure)
+
+
+def test_tensors_and_arrays_look_the_same() -> None:
+    data = made(5)
+    tensors: dict[str, Any] = {
+        name: torch.as_tensor(value).requires_grad_() if isinstance(value, np.ndarray) else value
+        for name, value in data.items()
+        if name != "dates"
+    }
+    assert drawn(plot_overview(**data)) == drawn(plot_overview(**tensors, dates=data["dates"]))
+
+
+def test_given_axes_are_drawn_on_and_returned() -> None:
+    data = made(5)
+    for plot in (weights, changes):
+        ax = Figure().add_subplot()
+        assert plot(data, ax=ax) is ax
+    ax = Figure().add_subplot()
+    assert plot_history(data["history"], ax=ax) is ax
+
+
+def test_global_state_of_matplotlib_is_untouched() -> None:
+    def settings() -> dict[str, Any]:
+        # Reading the backend as matplotlib does would choose one, and import pyplot for it.
+        return {key: dict.__getitem__(mpl.rcParams, key) for key in dict.keys(mpl.rcParams)}
+
+    before, settings_before = "matplotlib.pyplot" in sys.modules, settings()
+    data = made(5)
+    copies = {name: np.copy(data[name]) for name in ("today", "x", "reference")}
+    drawn(plot_overview(**data))
+    assert ("matplotlib.pyplot" in sys.modules) == before
+    assert settings() == settings_before
+    for name, copy in copies.items():
+        np.testing.assert_array_equal(data[name], copy)
+
+
+def test_wrong_shapes_are_named() -> None:
+    data = made(5)
+    with pytest.raises(ValueError, match=r"expected target of shape \(5,\), got \(4,\)"):
+        weights(data | {"target": np.ones(4)})
+    with pytest.raises(ValueError, match=r"expected x of shape \(3, 20, 5\), got \(20, 5\)"):
+        changes(data | {"x": data["x"][0], "dates": data["dates"]})
+    with pytest.raises(ValueError, match=r"expected x of shape \(3, 19, 5\), got \(3, 20, 5\)"):
+        changes(data | {"dates": data["dates"][1:]})
+
+
+def test_missing_matplotlib_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r'pip install "funcexplain\[demo\]"'):
+        plot_history([1.0])

@@ -1,0 +1,201 @@
+"""The command line: quick help, one line per error, and the demo from end to end."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import funcexplain as fe
+from funcexplain.cli import main, parse_target
+from funcexplain.demo import fill_target, run_demo
+
+QUICK: dict[str, Any] = {"training_steps": 20, "max_steps": 300, "num_starts": 2}
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Path:
+    """A csv of three assets over 90 days."""
+    returns = np.random.default_rng(0).normal(0.0, 0.01, size=(90, 3))
+    days = np.datetime64("2024-01-01") + np.arange(90)
+    rows = zip(days, 100.0 * np.exp(returns.cumsum(axis=0)), strict=True)
+    lines = [
+        "date,GOLD,OIL,RICE",
+        *(f"{day},{','.join(map(repr, map(float, row)))}" for day, row in rows),
+    ]
+    path = tmp_path / "market.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr with which a command line is refused."""
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("funcexplain: error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import sys\nfrom funcexplain.cli import main\n"
+        f"try:\n    main({argv!r})\nfinally:\n"
+        "    print([name for name in ('torch', 'numpy', 'optree', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        argv = [sys.executable, "-m", "funcexplain", "demo", "--help"]
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert "--target" in shown
+        return time.perf_counter() - begin
+
+    # The best of some, since another process may be in the way; far above what it takes alone.
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("EUR=0.4", {"EUR": 0.4}),
+        ("EUR=40%", {"EUR": 0.4}),
+        (" EUR = 0.4 , CHF=20 % ", {"EUR": 0.4, "CHF": 0.2}),
+        ("S&P=500=1", {"S&P=500": 1.0}),
+    ],
+)
+def test_targets_are_read(text: str, target: dict[str, float]) -> None:
+    assert parse_target(text) == pytest.approx(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("EUR", "expected NAME=WEIGHT such as EUR=0.4 or CHF=20%, got 'EUR'"),
+        ("EUR=much", "got 'EUR=much'"),
+        ("EUR=0.4,", "got ''"),
+        ("=0.4", "got '=0.4'"),
+        ("EUR=0.4,EUR=0.2", "EUR is named twice"),
+    ],
+)
+def test_other_texts_are_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_target(text)
+    assert message in refused(capsys, "demo", "--target", text)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND; see funcexplain --help"),
+        (["dmo"], "invalid choice: 'dmo'"),
+        (["demo", "--seed", "-1"], "expected a whole number in 0 ... 4294967295, got '-1'"),
+        (["demo", "--sed", "1"], "unrecognized arguments"),
+        (["demo", "--data", "none.csv"], "'none.csv'; expected 'ecb', 'sp500' or the path"),
+        (["demo", "--target", "EURO=0.4"], "no asset 'EURO'; choose among EUR, JPY, GBP"),
+        (["demo", "--target", "EUR=1.4"], "the weight of EUR in 0 ... 1, got 1.4"),
+        (["demo", "--target", "EUR=-10%"], "the weight of EUR in 0 ... 1, got -0.1"),
+        (["demo", "--target", "EUR=nan"], "the weight of EUR in 0 ... 1, got nan"),
+        (["demo", "--target", "EUR=0.6,CHF=0.6"], "sum to at most 1, got 1.2"),
+    ],
+)
+def test_user_errors_are_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, *argv)
+
+
+def test_whole_targets_have_to_sum_to_one(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["demo", "--data", str(market), "--target", "GOLD=0.1,OIL=0.1,RICE=0.1"]
+    assert "all assets are named, so the weights have to sum to 1, got 0.3" in refused(capsys, *argv)
+
+
+def test_unwritable_folders_are_refused(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (market, market / "inside"):
+        message = refused(capsys, "demo", "--data", str(market), "--out", str(folder))
+        assert f"cannot write to the folder '{folder}'" in message
+
+
+def test_short_histories_are_refused(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = market.read_text().splitlines()
+    market.write_text("\n".join(lines[:46]))
+    assert "at least 46 days of prices, got 45" in refused(capsys, "demo", "--data", str(market))
+    market.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines))
+    assert "at least 2 assets" in refused(capsys, "demo", "--data", str(market))
+
+
+def test_debug_lets_the_traceback_through() -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["demo", "--debug", "--data", "none.csv"])
+
+
+def test_fill_target_keeps_the_proportions_of_today() -> None:
+    today, assets = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64), ["A", "B", "C"]
+    target = fill_target({"C": 0.2}, today, assets)
+    torch.testing.assert_close(target, torch.tensor([0.2, 0.6, 0.2], dtype=torch.float64))
+    empty = fill_target({"C": 0.5}, torch.tensor([0.0, 0.0, 1.0]), assets)
+    torch.testing.assert_close(empty, torch.tensor([0.25, 0.25, 0.5]))
+    whole = {"A": 0.5, "B": 0.25, "C": 0.25}
+    torch.testing.assert_close(
+        fill_target(whole, today, assets), torch.tensor([0.5, 0.25, 0.25]).double()
+    )
+
+
+def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = market.parent / "deep" / "folder"
+    argv = ["demo", "--data", str(market), "--target", "OIL=50%", "--seed", "1", "--out", str(out)]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "for the network to hold 50% OIL?" in shown
+    assert "The target is hit" in shown
+    assert shown.rstrip().endswith(f"Picture: {out / 'overview.png'}")
+    assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_hits_its_default_target(tmp_path: Path) -> None:
+    """On the shipped prices, with everything as the command line has it."""
+    lines: list[str] = []
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    solution = run_demo(out=tmp_path, say=lines.append)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    assert solution.status is fe.Status.HIT
+    assert (solution.x[2] >= 0).all()  # no negative volatility
+
+    text = "\n".join(lines)
+    start = next(index for index, line in enumerate(lines) if "Weights" in line)
+    table = [line.split() for line in lines[start + 1 : start + 17]]
+    assert table[0][2] == "40.00%"
+    columns = np.array([[float(cell.rstrip("%")) for cell in row[1:]] for row in table])
+    np.testing.assert_allclose(columns.sum(axis=0), 100.0, atol=0.1)
+    assert np.abs(columns[:, 1] - columns[:, 2]).max() <= 0.11  # the weights are rounded to 0.01
+    assert text.count("  start ") == 4
+    assert text.count("2026-10-") >= 8
+
+
+def test_demo_is_decided_by_its_seed(market: Path) -> None:
+    def answer(seed: int) -> torch.Tensor:
+        return run_demo(market, seed=seed, out=market.parent, say=lambda line: None, **QUICK).x
+
+    assert torch.equal(answer(3), answer(3))
+    assert not torch.equal(answer(3), answer(4))
+
+
+def test_demo_answers_what_holds_already(market: Path) -> None:
+    """A target that is met at the start, or all but met, takes next to no steps."""
+    lines: list[str] = []
+    run_demo(market, out=market.parent, say=lines.append, **QUICK)
+    rows = [line.split() for line in lines if line.startswith(("GOLD", "OIL"))]
+    named = {row[0]: float(row[1].rstrip("%")) / 100 for row in rows}
+    solution = run_demo(market, named, out=market.parent, say=lines.append, **QUICK)
+    assert solution.status is fe.Status.HIT
+    assert solution.num_steps < 20
