@@ -212,13 +212,13 @@ def _answer(
 ) -> fe.Solution:
     """One search, from one jittered start."""
     # Only volatility, the last channel, is bounded: a negative one would be no market at all.
-    lowest = torch.full_like(network.mean, torch.finfo(x0.dtype).min)
+    lowest = torch.full_like(network.mean, -torch.inf)
     lowest[CHANNELS.index("volatility")] = 0.0
     problem = fe.pipe(
         fe.problem(network, target, x0, loss=fe.losses.kl, seed=seed),
         fe.standardize(network.mean, network.std),
         fe.jitter(0.05),
-        fe.clip(lowest, torch.finfo(x0.dtype).max),
+        fe.clip(lowest, torch.inf),
     )
     # With the usual eps of 1e-8 Adam moves all entries about equally. One as large as a typical
     # gradient leaves those alone that hardly matter: a smaller change, and one that can be read.

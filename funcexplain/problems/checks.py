@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(where: str, name: str, value: Any) -> Tensor:
+def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -> Tensor:
     """Refuse anything but a finite floating tensor, and detach it from the caller's.
 
     Args:
         where: public function that was called.
         name: argument of it.
         value: what was passed.
+        infinite: whether entries may be infinite.
 
     Returns:
         A detached copy.
@@ -44,18 +45,20 @@ def check_tensor(where: str, name: str, value: Any) -> Tensor:
         raise TypeError(
             f"{where}: {name} must be floating, got {value.dtype}; call .float() or .double() on it"
         )
-    if not bool(value.isfinite().all()):
-        count = int((~value.isfinite()).sum())
+    bad = value.isnan() if infinite else ~value.isfinite()
+    if bool(bad.any()):
         raise ValueError(
-            f"{where}: {name} must be finite, got {count} entries of {value.numel()} that are NaN or "
-            "infinite"
+            f"{where}: {name} must {'be no NaN' if infinite else 'be finite'}, got {int(bad.sum())} "
+            f"entries of {value.numel()} that are NaN{'' if infinite else ' or infinite'}"
         )
     return value.detach().clone()
 
 
-def check_like(where: str, name: str, value: Any, other: Tensor, other_name: str) -> Tensor:
+def check_like(
+    where: str, name: str, value: Any, other: Tensor, other_name: str, *, infinite: bool = False
+) -> Tensor:
     """Refuse a tensor whose dtype or device is not that of another; see `check_tensor`."""
-    value = check_tensor(where, name, value)
+    value = check_tensor(where, name, value, infinite=infinite)
     if (value.dtype, value.device) != (other.dtype, other.device):
         raise TypeError(
             f"{where}: {name} must have the dtype and device of {other_name} ({other.dtype}, "
@@ -87,7 +90,7 @@ def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
     return check_shape(where, "mask", mask, x0.shape, "that of x0")
 
 
-def check_datum(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
+def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool = False) -> Tensor:
     """Turn a number or tensor into transform data of x0's dtype that broadcasts to x0's shape."""
     if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
         raise TypeError(
@@ -95,7 +98,7 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
         )
     if not isinstance(value, Tensor):
         value = torch.tensor(value, dtype=x0.dtype, device=x0.device)
-    value = check_like(where, name, value, x0, "x0")
+    value = check_like(where, name, value, x0, "x0", infinite=infinite)
     try:
         fits = torch.broadcast_shapes(value.shape, x0.shape) == x0.shape
     except RuntimeError:

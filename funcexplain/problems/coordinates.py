@@ -126,7 +126,7 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
     """
 
     def boxed(problem: Problem) -> Problem:
-        bounds = _bounds("box", problem, lower, upper)
+        bounds = _bounds("box", problem, lower, upper, infinite=False)
         inner_decode, inner_encode, inner_start = problem.decode, problem.encode, problem.start
 
         def decode(z: Tensor, args: Args) -> Tensor:
@@ -153,11 +153,12 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
 def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
     """Keep free entries bounded by projection: after every update x is clamped to its bounds.
 
-    Entries with mask False (not free to change) are left alone. Unlike `box` it can rest on a bound.
+    Entries with mask False (not free to change) are left alone. Unlike `box` it can rest on a bound, and
+    bounds may be infinite, where there is none.
 
     Args:
-        lower: number, or tensor that broadcasts to x0, in units of x.
-        upper: likewise; nowhere below ``lower``.
+        lower: number, or tensor that broadcasts to x0, in units of x; ``-inf`` for no bound.
+        upper: likewise, ``inf`` for no bound; nowhere below ``lower``.
 
     Returns:
         A transform; its data are ``args["lower"]`` and ``args["upper"]``.
@@ -182,7 +183,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         return torch.where(args["mask"], x.clamp(args["lower"], args["upper"]), x)
 
     def clipped(problem: Problem) -> Problem:
-        bounds = _bounds("clip", problem, lower, upper)
+        bounds = _bounds("clip", problem, lower, upper, infinite=True)
         earlier, inner_start = problem.project, problem.start
         inner_decode, clamp = problem.decode, _lifted(clamped, problem.encode, problem.decode)
 
@@ -226,10 +227,12 @@ def _lifted(move: Map, encode: Map, decode: Map) -> Map:
     return lifted
 
 
-def _bounds(where: str, problem: Problem, lower: float | Tensor, upper: float | Tensor) -> Args:
+def _bounds(
+    where: str, problem: Problem, lower: float | Tensor, upper: float | Tensor, *, infinite: bool
+) -> Args:
     x0 = check_problem(where, problem).args["x0"]
-    least = check_datum(where, "lower", lower, x0)
-    most = check_datum(where, "upper", upper, x0)
+    least = check_datum(where, "lower", lower, x0, infinite=infinite)
+    most = check_datum(where, "upper", upper, x0, infinite=infinite)
     if bool((least > most).any()):
         raise ValueError(
             f"{where}: lower must be <= upper, got lower > upper in {int((least > most).sum())} places"

@@ -191,6 +191,18 @@ def test_clip_equals_projected_gradient_by_hand() -> None:
     assert_close(solution.x, x)
 
 
+def test_clip_may_bound_one_side_only() -> None:
+    lower = torch.full_like(make_x0(), -torch.inf)
+    lower[1] = make_x0()[1] - 0.01
+    problem = fe.pipe(make_problem(mask=None), fe.standardize(0.1, 0.3), fe.clip(lower, torch.inf))
+    solution = fe.solve(problem, fe.adam(lr=0.5), max_steps=20)
+    assert solution.x.isfinite().all()
+    assert (solution.x >= lower).all()
+    assert (solution.x[0] < make_x0()[0] - 0.1).any()
+    with pytest.raises(ValueError, match="box: lower must be finite"):
+        fe.box(lower, 1.0)(make_problem())
+
+
 def test_standardize_searches_in_units_of_sigma() -> None:
     std = torch.tensor([0.01, 5.0], dtype=torch.float64).view(2, 1, 1)
     problem = fe.standardize(0.0, std)(make_problem(mask=None))

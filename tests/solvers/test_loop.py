@@ -295,13 +295,15 @@ def test_a_nan_row_does_not_touch_its_neighbours() -> None:
 
 
 def test_what_cannot_be_answered_inside_a_transform_says_so() -> None:
-    network = make_network("mlp_tanh")
+    network, target = make_network("mlp_tanh"), make_target()
 
     def answer(x0: Tensor) -> Tensor:
-        return fe.explain(network, make_target(), x0, max_steps=2).loss
+        return fe.explain(network, target, x0, max_steps=2).loss
 
     for transformed in (torch.func.vmap(answer), torch.func.grad(lambda xs: answer(xs[0]))):
-        with pytest.raises(RuntimeError, match="problem: x0 must be a plain tensor.*map or differentiate"):
+        with pytest.raises(
+            RuntimeError, match="problem: x0 must be a plain tensor.*map or differentiate"
+        ):
             transformed(make_x0()[None])
 
 
