@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from funcexplain.networks.functional import functionalize
 from funcexplain.networks.prepare import prepare
+from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args, problem
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.gradient import backward_value_and_grad
@@ -73,6 +74,17 @@ def gradient_wrt_input(
     References:
         J. Krepl, deepdow 0.2.3, https://github.com/jankrepl/deepdow
     """
+    check_count("gradient_wrt_input", "n_iter", n_iter)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"gradient_wrt_input: model must be a torch.nn.Module, got {type(model).__name__}"
+        )
+    for name, value in (("target_weights", target_weights), ("initial_guess", initial_guess)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"gradient_wrt_input: {name} must be a torch.Tensor, got {type(value).__name__}; "
+                "torch.as_tensor converts arrays"
+            )
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(
             f"gradient_wrt_input: mask must be None or a torch.Tensor, got {type(mask).__name__}"

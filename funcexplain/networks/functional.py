@@ -7,7 +7,7 @@ can be cast, stacked, mapped and differentiated; the caller's module is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,10 +61,19 @@ def functionalize(
     buffers = {n: b for n, b in network.named_buffers() if b.layout is torch.strided}
     params = {n: t.detach().clone() for n, t in {**dict(network.named_parameters()), **buffers}.items()}
 
+    names = params.keys()
+
     def apply(params: Params, x: Tensor) -> Tensor:
+        # functional_call takes what is missing from the network, and drops what it does not know.
+        if params.keys() != names:
+            raise ValueError(
+                "network: params must hold the names that functionalize returned, got a difference in "
+                f"{sorted(params.keys() ^ names)}"
+            )
         # A forward pass may write to its buffers (a counter, a cache); copies keep `apply` pure.
         own = {**params, **{name: params[name].clone() for name in buffers}}
-        out = functional_call(network, own, (x[None],))
+        # So may it work in place on its input.
+        out = functional_call(network, own, (x[None].clone(),))
         if not isinstance(out, Tensor):
             raise TypeError(
                 "network must return one tensor of weights (n_samples, n_assets), got "
@@ -102,25 +111,42 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
         >>> torch.func.vmap(apply, in_dims=(0, None))(params, torch.zeros(2, 3, 4)).shape
         torch.Size([3, 4])
     """
+    if isinstance(modules, nn.Module) or not isinstance(modules, Iterable):
+        raise TypeError(
+            f"stack: modules must be a list of networks, got {type(modules).__name__}; "
+            "a ModuleList converts with list(...)"
+        )
     modules = list(modules)
     if not modules:
         raise ValueError("stack: modules must hold at least one network, got none")
+    for index, module in enumerate(modules):
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"stack: modules[{index}] must be a torch.nn.Module, got {type(module).__name__}"
+            )
     (apply, first), *others = [functionalize(module) for module in modules]
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
     for index, (_, params) in enumerate(others, start=1):
         other = {name: (tensor.shape, tensor.dtype) for name, tensor in params.items()}
-        if type(modules[index]) is not type(modules[0]) or other != signature:
+        if _parts(modules[index]) != _parts(modules[0]) or other != signature:
             differing = sorted(
                 n for n in signature.keys() | other.keys() if signature.get(n) != other.get(n)
             )
             raise ValueError(
                 f"stack: modules[{index}] ({type(modules[index]).__name__}) does not match modules[0] "
-                f"({type(modules[0]).__name__}); parameters that differ: {differing or 'none'}"
+                f"({type(modules[0]).__name__}) in parts, settings or parameters, got a difference in "
+                f"{differing or 'what is no parameter'}"
             )
     return apply, {
         name: torch.stack([tensor, *(params[name] for _, params in others)])
         for name, tensor in first.items()
     }
+
+
+def _parts(module: nn.Module) -> list[tuple[str, str, str]]:
+    """The parts of a network with their settings, as far as they print them."""
+    # By name: torch makes a new class for every layer that it parametrizes.
+    return [(name, type(p).__qualname__, p.extra_repr()) for name, p in module.named_modules()]
 
 
 def _refuse_running_statistics(network: nn.Module) -> None:

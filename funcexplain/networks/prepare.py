@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 from typing import Any
 
 from torch import jit, nn
@@ -28,6 +29,17 @@ RULES: dict[type[nn.Module], Rule] = {_NormBase: contiguous_cotangents}
 
 # The containers that nn.Module itself keeps; a plain attribute of the user's class stays shared.
 _CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+
+
+class _Uncompiled(nn.Module):
+    """Stands for a module that torch.compile has wrapped, under the same names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._orig_mod(*inputs, **named)
 
 
 def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
@@ -77,7 +89,8 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     Raises:
         TypeError: if ``module`` (or a part of it) is compiled TorchScript, which has no Python parts.
     """
-    table = dict(RULES if rules is None else rules)
+    table = _as_table(rules)
+    twins: list[nn.Module] = []
     copies: dict[int, nn.Module] = {}
 
     def copy(part: nn.Module, path: str) -> nn.Module:
@@ -88,6 +101,15 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
                 f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
                 f"compiled {type(part).__name__}; pass the module that it was scripted from"
             )
+        if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
+            # torch.compile bound its forward to the caller's module; only the level of names stays.
+            copies[id(part)] = _Uncompiled(copy(next(part.children()), path)).train(train)
+            return copies[id(part)]
+        if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "functionalize: module must be one that runs on one device, got "
+                f"{type(part).__name__}; pass its .module"
+            )
         twin = object.__new__(type(part))
         twin.__dict__.update(vars(part))
         for name in _CONTAINERS:
@@ -95,12 +117,55 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
                 twin.__dict__[name] = vars(part)[name].copy()
         twin._backward_hooks = OrderedDict()
         twin._backward_pre_hooks = OrderedDict()
+        twin._compiled_call_impl = None  # bound to the caller's module
+        twins.append(twin)
         twin.training = train
         for name, child in part._modules.items():
             if child is not None:
                 twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
         rule = next((table[base] for base in type(part).__mro__ if base in table), None)
         copies[id(part)] = twin if rule is None else rule(twin)
+        if not isinstance(copies[id(part)], nn.Module):
+            raise TypeError(
+                f"functionalize: rules[{type(part).__name__}] must return a torch.nn.Module, got "
+                f"{type(copies[id(part)]).__name__}"
+            )
         return copies[id(part)]
 
-    return copy(module, "")
+    network = copy(module, "")
+    for twin in twins:
+        for name, value in vars(twin).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                twin.__dict__[name] = _redirected(value, copies)
+    return network
+
+
+def _redirected(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """The same attribute with the copies in it.
+
+    A list of layers or a bound method kept in an attribute (or as a hook) would otherwise run the
+    caller's modules: in their mode, with their parameters.
+    """
+    if isinstance(value, nn.Module):
+        return copies.get(id(value), value)
+    if isinstance(value, MethodType) and id(value.__self__) in copies:
+        return MethodType(value.__func__, copies[id(value.__self__)])
+    if type(value) in (list, tuple):
+        items = [_redirected(item, copies) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    if type(value) in (dict, OrderedDict):
+        redirected = {key: _redirected(item, copies) for key, item in value.items()}
+        same = all(redirected[key] is item for key, item in value.items())
+        return value if same else type(value)(redirected)
+    return value
+
+
+def _as_table(rules: Rules | None) -> dict[type[nn.Module], Rule]:
+    try:
+        table: dict[Any, Any] = dict(RULES if rules is None else rules)
+    except (TypeError, ValueError):
+        table = {"": rules}
+    if not all(isinstance(key, type) and callable(rule) for key, rule in table.items()):
+        raise TypeError(f"functionalize: rules must map module types to functions, got {rules!r}")
+    return table

@@ -7,14 +7,17 @@ argument (``name``) in its message.
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -> Tensor:
-    """Refuse anything but a finite floating tensor, and detach it from the caller's.
+    """Refuse anything but a dense, finite, floating tensor, and detach it from the caller's.
 
     Args:
         where: public function that was called.
@@ -41,7 +44,10 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
             f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; state the "
             "problem outside of it, and map or differentiate fe.run over args"
         )
-    if not value.is_floating_point():
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else value.layout
+        raise TypeError(f"{where}: {name} must be a dense tensor that holds data, got a {kind} one")
+    if value.dtype not in FLOATING:
         raise TypeError(
             f"{where}: {name} must be floating, got {value.dtype}; call .float() or .double() on it"
         )
@@ -80,24 +86,34 @@ def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
     """Refuse a mask that is not bool or not of x0's shape; ``None`` frees every entry."""
     if mask is None:
         return torch.ones_like(x0, dtype=torch.bool)
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor):
         raise TypeError(
-            f"{where}: mask must be a bool tensor (True = free to change), got {got}; "
+            f"{where}: mask must be a bool tensor (True = free to change), got {type(mask).__name__}; "
+            "torch.as_tensor(mask, dtype=torch.bool) converts arrays"
+        )
+    if mask.dtype is not torch.bool:
+        raise TypeError(
+            f"{where}: mask must be a bool tensor (True = free to change), got {mask.dtype}; "
             "a 0/1 tensor converts with mask.bool()"
         )
+    if mask.layout is not torch.strided or mask.is_meta:
+        kind = "meta" if mask.is_meta else mask.layout
+        raise TypeError(f"{where}: mask must be a dense tensor that holds data, got a {kind} one")
     mask = mask.detach().clone().to(x0.device)
     return check_shape(where, "mask", mask, x0.shape, "that of x0")
 
 
 def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool = False) -> Tensor:
     """Turn a number or tensor into transform data of x0's dtype that broadcasts to x0's shape."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+    if isinstance(value, bool) or not isinstance(value, Real | Tensor):
         raise TypeError(
             f"{where}: {name} must be a number or a torch.Tensor, got {type(value).__name__}"
         )
     if not isinstance(value, Tensor):
-        value = torch.tensor(value, dtype=x0.dtype, device=x0.device)
+        try:
+            value = torch.tensor(float(value), dtype=x0.dtype, device=x0.device)
+        except OverflowError:
+            raise ValueError(f"{where}: {name} must be finite, got an int beyond all floats") from None
     value = check_like(where, name, value, x0, "x0", infinite=infinite)
     try:
         fits = torch.broadcast_shapes(value.shape, x0.shape) == x0.shape
@@ -114,7 +130,7 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool
 def check_number(where: str, name: str, value: Any, *, least: float, strict: bool = False) -> float:
     """Refuse what is no finite number, or is below (``strict``: not above) a least value."""
     bound = f"> {least:g}" if strict else f">= {least:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
     if not math.isfinite(value) or value < least or (strict and value == least):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
@@ -130,9 +146,10 @@ def check_gradients(where: str) -> None:
 
 
 def check_count(where: str, name: str, value: Any) -> int:
-    """Refuse what is no non-negative integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Refuse what is no non-negative integer of 63 bits."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{where}: {name} must be an int >= 0, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{where}: {name} must be >= 0, got {value}")
-    return value
+    count = int(value)
+    if not 0 <= count < 1 << 63:
+        raise ValueError(f"{where}: {name} must be >= 0 and below 2**63, got {count}")
+    return count

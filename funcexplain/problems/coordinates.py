@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_datum
+from funcexplain.problems.checks import check_datum, check_like, check_shape
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
 from funcexplain.problems.transforms import Transform, with_data
 
@@ -80,7 +80,8 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
         A transform.
 
     Raises:
-        TypeError: if one of them cannot be called.
+        TypeError: if one of them cannot be called, or changes the dtype.
+        ValueError: if they take x0 to something that is not finite or has another shape.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -93,7 +94,12 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
     inward, outward = _with_args("encode", encode), _with_args("decode", decode)
 
     def reparametrized(problem: Problem) -> Problem:
-        return _change_variables(check_problem("reparametrize", problem), inward, outward)
+        x0 = check_problem("reparametrize", problem).args["x0"]
+        changed = _change_variables(problem, inward, outward)
+        z = check_like("reparametrize", "what encode returns", changed.start(changed.args), x0, "x0")
+        x = check_like("reparametrize", "what decode returns", changed.decode(z, changed.args), x0, "x0")
+        check_shape("reparametrize", "what decode returns", x, x0.shape, "that of x0")
+        return changed
 
     return reparametrized
 

@@ -10,6 +10,7 @@ is what lets one question be mapped over seeds, starts, targets, assets and mode
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,12 @@ class Problem:
                 f"network must return weights of the target's shape {tuple(target.shape)} for one "
                 f"window of shape {tuple(x.shape)}, got {tuple(weights.shape)}"
             )
-        loss = _scalar(self.loss, self.loss(weights, target))
+        if not weights.is_floating_point():
+            raise TypeError(f"network must return floating weights, got {weights.dtype}")
+        loss = check_scalar("loss", self.loss, self.loss(weights, target))
         value = loss
         for penalty in self.penalties:
-            value = value + _scalar(penalty, penalty(x, args))
+            value = value + penalty(x, args)
         return value, (loss, weights)
 
     def objective(self, x: Tensor, args: Args) -> tuple[Tensor, Tensor]:
@@ -226,6 +229,16 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
                 f"pipe: transforms[{index}] must be a function Problem -> Problem, "
                 f"got {type(transform).__name__}"
             )
+        try:
+            inspect.signature(transform).bind(problem)
+        except TypeError as error:
+            raise TypeError(
+                f"pipe: transforms[{index}] ({name}) must be a function Problem -> Problem, got one of "
+                f"other arguments ({error}); a transform with settings is called with them first, "
+                "as in fe.box(lower, upper)"
+            ) from None
+        except ValueError:  # some built-in functions have no signature
+            pass
         result = transform(problem)
         if not isinstance(result, Problem):
             raise TypeError(
@@ -251,14 +264,19 @@ def check_problem(where: str, value: Any) -> Problem:
 def _as_function(network: Any) -> tuple[Apply, Any]:
     if isinstance(network, nn.Module):
         return functionalize(network)
-    if isinstance(network, tuple | list) and len(network) == 2 and callable(network[0]):
+    if isinstance(network, tuple) and len(network) == 2 and not isinstance(network[1], nn.Module):
         apply, params = network
-        # Live parameters would let an outer tape record the whole search.
-        return apply, optree.tree_map(lambda p: p.detach() if isinstance(p, Tensor) else p, params)
+        if callable(apply):
+            # Live parameters would let an outer tape record the whole search.
+            return apply, optree.tree_map(_copied, params)
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
         f"apply(params, x) -> weights, got {type(network).__name__}"
     )
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _check_params(params: Any, x0: Tensor) -> None:
@@ -277,9 +295,12 @@ def _check_params(params: Any, x0: Tensor) -> None:
         )
 
 
-def _scalar(function: Callable[..., Any], value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 0:
+def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
+    """Refuse what a loss or penalty returns if it is no floating scalar tensor."""
+    if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
         name = getattr(function, "__name__", repr(function))
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must return a scalar tensor, got {got}")
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"shape {tuple(value.shape)}, {value.dtype}"
+        raise TypeError(f"{kind} ({name}) must return a floating scalar tensor, got {got}")
     return value

@@ -14,9 +14,9 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_datum, check_number
+from funcexplain.problems.checks import FLOATING, check_datum, check_number
 from funcexplain.problems.noise import normal
-from funcexplain.problems.problem import Args, Problem, check_problem
+from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
 
 Transform = Callable[[Problem], Problem]
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -111,6 +111,7 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
 
     Raises:
         TypeError: if ``dtype`` is no floating torch.dtype.
+        ValueError: if ``device`` is none that is here.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -119,8 +120,15 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
         >>> fe.solve(fe.cast(dtype=torch.float64)(p), max_steps=1).x.dtype
         torch.float64
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and dtype not in FLOATING:
         raise TypeError(f"cast: dtype must be a floating torch.dtype, got {dtype!r}")
+    try:
+        here = torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's choice varies
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cast: device must be one that is here, got {device!r}: {reason}") from None
+    if here.is_meta:
+        raise ValueError("cast: device must be one that holds data, got 'meta'")
 
     def converted(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -162,13 +170,17 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
     if not callable(penalty):
         raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
     key = name if name is not None else getattr(penalty, "__name__", None)
-    if not isinstance(key, str):
-        raise TypeError("penalize: name must be a string where the penalty has no name of its own")
+    if not (isinstance(key, str) and key.isidentifier()):
+        raise TypeError(
+            f"penalize: name must be an identifier, got {key!r}; give one to a penalty that has no name "
+            'of its own, as in name="proximity"'
+        )
     if not isinstance(strength, Tensor):
         check_number("penalize", "strength", strength, least=0.0)
 
     def cost(x: Tensor, args: Args) -> Tensor:
-        return args[key] * penalty(x, args["reference"])
+        value = penalty(x, args["reference"])
+        return args[key] * check_scalar("penalty", penalty, value)
 
     def penalized(problem: Problem) -> Problem:
         x0 = check_problem("penalize", problem).args["x0"]

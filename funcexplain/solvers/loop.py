@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from funcexplain.networks.functional import Apply
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count
-from funcexplain.problems.problem import Args, Loss, Problem, check_problem, problem
+from funcexplain.problems.problem import Args, Loss, Problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.step import Info, Init, Keep, State, Step, make_step
+from funcexplain.solvers.step import Info, Init, Keep, State, Step, check_search, make_step
 
 Callback = Callable[[State, Info], object]
 
@@ -110,7 +110,7 @@ def solve(
         >>> fe.solve(p, fe.adam(lr=0.1), atol=1e-3)
         Solution(status=HIT, loss=..., num_steps=..., x=(1, 1, 2) torch.float32)
     """
-    check_problem("solve", problem)
+    method = check_search("solve", problem, method, atol, keep)
     check_count("solve", "max_steps", max_steps)
     if callback is not None and not callable(callback):
         raise TypeError(f"solve: callback must be callable, got {type(callback).__name__}")

@@ -72,8 +72,8 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization,
         https://arxiv.org/abs/1412.6980
     """
-    check_number("adam", "lr", lr, least=0.0)
-    check_number("adam", "eps", eps, least=0.0)
+    lr = check_number("adam", "lr", lr, least=0.0)
+    eps = check_number("adam", "eps", eps, least=0.0)
     try:
         b1, b2 = betas
     except (TypeError, ValueError):
@@ -84,10 +84,12 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
 
     def init(z: Tensor) -> AdamState:
         none = torch.zeros((), dtype=torch.int64, device=z.device)
-        return AdamState(none, torch.zeros_like(z), torch.zeros_like(z))
+        # Squares of small gradients vanish in half precision; the means are kept in single, at least.
+        wide = torch.promote_types(z.dtype, torch.float32)
+        return AdamState(none, torch.zeros_like(z, dtype=wide), torch.zeros_like(z, dtype=wide))
 
     def update(grads: Tensor, state: AdamState, z: Tensor) -> tuple[Tensor, AdamState]:
-        del z
+        grads = grads.to(state.mu.dtype)
         num_updates = state.num_updates + 1
         mu = torch.lerp(state.mu, grads, 1.0 - b1)
         nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
@@ -99,7 +101,7 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         # The smallest normal number leaves the root as it is, and its derivative finite at zero.
         root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
         updates = -step_size * mu / (root / root_correction + eps)
-        return updates, AdamState(num_updates, mu, nu)
+        return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)
 
@@ -130,8 +132,8 @@ def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
         B. T. Polyak (1964), Some Methods of Speeding Up the Convergence of Iteration Methods,
         https://doi.org/10.1016/0041-5553(64)90137-5
     """
-    check_number("sgd", "lr", lr, least=0.0)
-    check_number("sgd", "momentum", momentum, least=0.0)
+    lr = check_number("sgd", "lr", lr, least=0.0)
+    momentum = check_number("sgd", "momentum", momentum, least=0.0)
 
     def init(z: Tensor) -> SgdState:
         return SgdState(torch.zeros_like(z))
@@ -165,6 +167,11 @@ def as_optimizer(pair: Any) -> Optimizer:
         >>> as_optimizer(signs).update(torch.tensor([3.0]), (), torch.zeros(1))[0]
         tensor([-0.1000])
     """
+    return check_optimizer("as_optimizer", "pair", pair)
+
+
+def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
+    """Refuse what is no optimizer; see `as_optimizer`."""
     if isinstance(pair, Optimizer):
         return pair
     try:
@@ -175,12 +182,18 @@ def as_optimizer(pair: Any) -> Optimizer:
         of_torch = isinstance(pair, torch.optim.Optimizer) or (
             isinstance(pair, type) and issubclass(pair, torch.optim.Optimizer)
         )
-        remedy = "torch.optim changes tensors in place; fe.adam() and fe.sgd() are pure twins"
+        remedy = "it is called with its settings first, as in fe.adam(lr=0.1)"
+        if of_torch:
+            remedy = "torch.optim changes tensors in place; fe.adam() and fe.sgd() are pure twins"
+        got = getattr(pair, "__name__", type(pair).__name__)
         raise TypeError(
-            "method must be an optimizer, a pair (init, update) of functions, got "
-            f"{type(pair).__name__}{f'; {remedy}' if of_torch else ''}"
+            f"{where}: {name} must be an optimizer, a pair (init, update) of functions, got {got}; "
+            f"{remedy}"
         )
-    known = inspect.signature(update).parameters
+    try:
+        known = inspect.signature(update).parameters
+    except ValueError:  # some built-in functions have no signature
+        return Optimizer(init, update)
     in_place = {"inplace": False} if "inplace" in known else {}
 
     def adapted(grads: Tensor, state: Any, z: Tensor) -> tuple[Tensor, Any]:

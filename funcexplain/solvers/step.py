@@ -17,7 +17,7 @@ from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import Objective, ValueAndGrad, value_and_grad
-from funcexplain.solvers.optimizers import adam, as_optimizer
+from funcexplain.solvers.optimizers import Optimizer, adam, check_optimizer
 
 
 class Iterate(NamedTuple):
@@ -110,12 +110,7 @@ def make_step(
         >>> state.z, info.error
         (tensor([[[ 0.5000, -0.5000]]]), tensor(0.4000))
     """
-    check_problem("make_step", problem)
-    optimizer = as_optimizer(adam() if method is None else method)
-    if atol is not None:
-        check_number("make_step", "atol", atol, least=0.0)
-    if keep not in ("last", "best"):
-        raise ValueError(f"make_step: keep must be 'last' or 'best', got {keep!r}")
+    optimizer = check_search("make_step", problem, method, 0.0 if atol is None else atol, keep)
 
     def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return problem.evaluate(problem.decode(z, args), args)
@@ -123,7 +118,8 @@ def make_step(
     differentiate = gradient(objective)
 
     def init(args: Args) -> State:
-        z = problem.start(args)
+        # A copy: whoever works in place on it must not reach the problem's own start.
+        z = problem.start(args).clone()
         # Nothing is evaluated yet: a value of NaN gives way to whatever comes first.
         unknown = torch.full_like(args["target"], torch.nan)
         kept = Iterate(z, unknown.sum(), unknown.sum(), unknown)
@@ -133,6 +129,11 @@ def make_step(
     def step(state: State, args: Args) -> tuple[State, Info]:
         (value, (loss, weights)), grads = differentiate(state.z, args)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
+        if updates.shape != grads.shape or updates.dtype != grads.dtype:
+            raise ValueError(
+                "method: updates must have the shape and dtype of the search point "
+                f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
+            )
         z = problem.project(state.z + updates, args)
 
         info = Info(
@@ -165,3 +166,12 @@ def make_step(
         return state, info
 
     return init, step
+
+
+def check_search(where: str, problem: Any, method: Any, atol: Any, keep: Any) -> Optimizer:
+    """Refuse wrong settings of a search; returns the optimizer."""
+    check_problem(where, problem)
+    check_number(where, "atol", atol, least=0.0)
+    if not (isinstance(keep, str) and keep in ("last", "best")):
+        raise ValueError(f"{where}: keep must be 'last' or 'best', got {keep!r}")
+    return check_optimizer(where, "method", adam() if method is None else method)

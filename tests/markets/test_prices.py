@@ -187,7 +187,8 @@ def test_sp500_reads_the_file_without_running_the_package(
     folder.mkdir(parents=True)
     (tmp_path / "skfolio" / "__init__.py").write_text("raise RuntimeError('imported')")
     write(folder, GOOD, "sp500_dataset.csv.gz")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
     prices = load("sp500")
     assert prices.assets == ("GOLD", "OIL")
     assert "skfolio" in prices.source
@@ -199,6 +200,7 @@ def test_sp500_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps skfolio"):
         sp500()
     (tmp_path / "skfolio").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
     with pytest.raises(FileNotFoundError, match=r"sp500_dataset.csv.gz; .*pip install"):
         sp500()
