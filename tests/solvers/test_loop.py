@@ -302,7 +302,7 @@ def test_what_cannot_be_answered_inside_a_transform_says_so() -> None:
 
     for transformed in (torch.func.vmap(answer), torch.func.grad(lambda xs: answer(xs[0]))):
         with pytest.raises(
-            RuntimeError, match="problem: x0 must be a plain tensor.*map or differentiate"
+            RuntimeError, match=r"problem: x0 must be a plain tensor.*map or differentiate"
         ):
             transformed(make_x0()[None])
 
@@ -313,7 +313,7 @@ def test_inference_mode_is_refused_and_its_tensors_are_taken() -> None:
     with torch.inference_mode():
         target, x0 = make_target(), make_x0()
         for call in (lambda: fe.explain(network, target, x0), lambda: fe.solve(problem)):
-            with pytest.raises(RuntimeError, match="needs gradients, got torch.inference_mode"):
+            with pytest.raises(RuntimeError, match=r"needs gradients, got torch\.inference_mode"):
                 call()
     assert_same(fe.explain(network, target, x0, max_steps=3), expected)
 
