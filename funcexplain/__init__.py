@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import zero_masked as zero_masked
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solutions.solution import Status as Status
+    from funcexplain.solvers.check import GradientCheck as GradientCheck
+    from funcexplain.solvers.check import check_gradient as check_gradient
     from funcexplain.solvers.loop import explain as explain
     from funcexplain.solvers.loop import run as run
     from funcexplain.solvers.loop import solve as solve
@@ -49,6 +51,7 @@ _NAMES = {
     "problems.problem": ("Problem", "pipe", "problem"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.solution": ("Solution", "Status"),
+    "solvers.check": ("GradientCheck", "check_gradient"),
     "solvers.loop": ("explain", "run", "solve"),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
     "solvers.step": ("Info", "State", "make_step"),

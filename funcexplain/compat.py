@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from funcexplain.networks.functional import functionalize
+from funcexplain.networks.functional import SEED, functionalize
+from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.networks.prepare import prepare
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args, problem
@@ -95,10 +96,12 @@ def gradient_wrt_input(
             f"{tuple(initial_guess.shape)}, got {tuple(mask.shape)}"
         )
     where, what = device or torch.device("cpu"), dtype or torch.float32
+    # Only the rule that rights a gradient: the original's own solvers decide in convex layers.
     # At a batch of one the original normalises by the statistics of that one sample; so does a layer
     # that holds none.
     alone = prepare(model, train=True, rules={_BatchNorm: _without_statistics})
-    apply, params = functionalize(alone, train=True)
+    apply, params = functionalize(alone, train=True, rules={_NormBase: contiguous_cotangents})
+    del params[SEED]  # dropout then draws from torch's global generator, as in the original
     params = {n: p.to(where, what if p.is_floating_point() else p.dtype) for n, p in params.items()}
     question = zero_masked(
         problem(

@@ -13,8 +13,8 @@ import funcexplain as fe
 
 ROOT = Path(fe.__file__).parent
 SURFACE = """
-    Info Optimizer Problem Solution State Status adam as_optimizer box cast clip explain freeze
-    functionalize gradient_wrt_input jitter losses make_step penalize penalties pipe problem
+    GradientCheck Info Optimizer Problem Solution State Status adam as_optimizer box cast
+    check_gradient clip explain freeze functionalize gradient_wrt_input jitter losses make_step penalize penalties pipe problem
     register_rule reparametrize run sgd solve stack standardize zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.

@@ -8,6 +8,7 @@ can be cast, stacked, mapped and differentiated; the caller's module is read onc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from funcexplain.networks.dropout import SeededDropout
 from funcexplain.networks.prepare import Rules, prepare
 
 Params = Any
+
+SEED = "dropout.seed"
 Apply = Callable[[Params, Tensor], Tensor]
 
 
@@ -28,7 +32,9 @@ def functionalize(
 
     Args:
         module: network from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``. It is not touched.
-        train: whether dropout and the like are active. Their noise comes from torch's global generator.
+        train: whether dropout is active. Its noise is a function of the scalar int64 tensor
+            ``params["dropout.seed"]``, which a problem replaces by its own seed: one seed, one thinned
+            network. Without that entry it comes from torch's global generator.
         rules: mapping ``module type -> rule`` for parts that need help under torch.func (see
             `register_rule`); ``None`` takes the registry, ``()`` applies none.
 
@@ -61,19 +67,22 @@ def functionalize(
     buffers = {n: b for n, b in network.named_buffers() if b.layout is torch.strided}
     params = {n: t.detach().clone() for n, t in {**dict(network.named_parameters()), **buffers}.items()}
 
-    names = params.keys()
+    names = frozenset(params)
+    if train:
+        params[SEED] = torch.zeros((), dtype=torch.int64, device=_device(params))
 
     def apply(params: Params, x: Tensor) -> Tensor:
         # functional_call takes what is missing from the network, and drops what it does not know.
-        if params.keys() != names:
+        if params.keys() - {SEED} != names:
             raise ValueError(
                 "network: params must hold the names that functionalize returned, got a difference in "
-                f"{sorted(params.keys() ^ names)}"
+                f"{sorted((params.keys() - {SEED}) ^ names)}"
             )
         # A forward pass may write to its buffers (a counter, a cache); copies keep `apply` pure.
-        own = {**params, **{name: params[name].clone() for name in buffers}}
-        # So may it work in place on its input.
-        out = functional_call(network, own, (x[None].clone(),))
+        own = {name: params[name].clone() if name in buffers else params[name] for name in names}
+        with SeededDropout(params[SEED]) if SEED in params else nullcontext():
+            # It may work in place on its input, too.
+            out = functional_call(network, own, (x[None].clone(),))
         if not isinstance(out, Tensor):
             raise TypeError(
                 "network must return one tensor of weights (n_samples, n_assets), got "
@@ -87,6 +96,23 @@ def functionalize(
         return out[0]
 
     return apply, params
+
+
+def with_seed(params: Params, seed: Tensor) -> Params:
+    """Let the dropout of a network in training mode follow a seed; other parameters are as they were.
+
+    Args:
+        params: what `functionalize` returned, or any other pytree.
+        seed: scalar int64 tensor.
+
+    Returns:
+        The parameters, with the seed where they have one.
+
+    Example:
+        >>> with_seed({"dropout.seed": torch.tensor(0)}, torch.tensor(7))
+        {'dropout.seed': tensor(7)}
+    """
+    return {**params, SEED: seed} if isinstance(params, dict) and SEED in params else params
 
 
 def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
@@ -141,6 +167,10 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
         name: torch.stack([tensor, *(params[name] for _, params in others)])
         for name, tensor in first.items()
     }
+
+
+def _device(params: dict[str, Tensor]) -> torch.device | None:
+    return next((tensor.device for tensor in params.values()), None)
 
 
 def _parts(module: nn.Module) -> list[tuple[str, str, str]]:

@@ -1,10 +1,13 @@
-"""Rule for normalisation layers: what comes back to them in the backward pass is made contiguous.
+"""Rules for normalisation: contiguous cotangents for its layers, a mappable form of weight_norm.
 
 torch's CPU kernel for the gradient of instance and batch normalisation reads a cotangent that is laid
 out channels-last as if it were contiguous when the batch holds ONE sample of several channels. The
 gradient is then wrong by more than its own size, silently, in every precision. Recurrent layers that
 permute their output send back exactly such cotangents, and a question about one window is a batch of
 one. Group, layer and RMS normalisation read the layout correctly and need no rule.
+
+The kernel of ``parametrizations.weight_norm`` is right, but has no batching rule: mapped over stacked
+parameters it runs one model at a time.
 """
 
 from __future__ import annotations
@@ -49,4 +52,23 @@ def contiguous_cotangents(module: nn.Module) -> nn.Module:
         return _ContiguousCotangent.apply(output)
 
     module.register_forward_hook(append_identity)
+    return module
+
+
+def explicit_weight_norm(module: nn.Module) -> nn.Module:
+    """Write ``weight_norm`` as what it is, ``g * v / |v|``.
+
+    Args:
+        module: private copy of the parametrization; its ``forward`` is replaced.
+
+    Returns:
+        The same module.
+    """
+    kept: Any = module.dim  # -1: one norm for the whole tensor
+
+    def forward(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        others = [dim for dim in range(weight_v.ndim) if dim != kept]
+        return weight_v * (weight_g / torch.linalg.vector_norm(weight_v, dim=others, keepdim=kept >= 0))
+
+    module.forward = forward
     return module

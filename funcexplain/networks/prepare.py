@@ -19,13 +19,22 @@ from typing import Any
 
 from torch import jit, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrizations
 
-from funcexplain.networks.norms import contiguous_cotangents
+from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
+from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
 
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
 
-RULES: dict[type[nn.Module], Rule] = {_NormBase: contiguous_cotangents}
+RULES: dict[type[nn.Module], Rule] = {
+    _NormBase: contiguous_cotangents,
+    nn.MultiheadAttention: explicit_attention,
+    nn.TransformerEncoderLayer: plain_encoder_layer,
+    nn.TransformerEncoder: plain_encoder,
+}
+if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
+    RULES[parametrizations._WeightNorm] = explicit_weight_norm
 
 # The containers that nn.Module itself keeps; a plain attribute of the user's class stays shared.
 _CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))

@@ -19,7 +19,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from funcexplain.networks.functional import Apply, functionalize
+from funcexplain.networks.functional import Apply, functionalize, with_seed
 from funcexplain.problems import losses
 from funcexplain.problems.checks import (
     check_count,
@@ -87,7 +87,7 @@ class Problem:
             TypeError: if the network returns no tensor, or the loss no scalar tensor.
             ValueError: if the weights do not have the target's shape.
         """
-        weights = self.apply(args["params"], x)
+        weights = self.apply(with_seed(args["params"], args["seed"]), x)
         target = args["target"]
         if not isinstance(weights, Tensor):
             raise TypeError(f"network must return one tensor of weights, got {type(weights).__name__}")
@@ -155,7 +155,8 @@ def problem(
         mask: bool, shape ``(C, L, A)``; True = free to change. It takes effect through `freeze` or
             `zero_masked`. Default: all free.
         reference: window that frozen entries keep and penalties measure from. Default: ``x0``.
-        seed: seed of this question's noise; see `jitter`.
+        seed: seed of this question's noise: of its start (see `jitter`), and of a network's dropout
+            in training mode (see `functionalize`).
 
     Returns:
         The problem, searched over ``x`` itself until transforms say otherwise.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import FLOATING, check_datum, check_number
-from funcexplain.problems.noise import normal
+from funcexplain.networks.noise import normal
 from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
 
 Transform = Callable[[Problem], Problem]

@@ -6,6 +6,7 @@ evaluates the point that the answer holds, so that its weights and loss belong t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args, Loss, Problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.step import Info, Init, Keep, State, Step, check_search, make_step
 
@@ -82,6 +84,7 @@ def solve(
     atol: float = 0.0,
     keep: Keep = "last",
     callback: Callback | None = None,
+    check: bool = False,
 ) -> Solution:
     """Answer a question: search until the network holds the target, or the budget is used up.
 
@@ -95,6 +98,8 @@ def solve(
         keep: the answer is the ``"last"`` evaluated point, or the ``"best"`` one in value. A hit is
             always kept, and a point that is not finite never.
         callback: ``callback(state, info)`` after every step, for progress; what it returns is ignored.
+        check: compare the gradient with a central difference first (`check_gradient`, one direction),
+            and warn where they differ by more than 5 %.
 
     Returns:
         The solution; its ``status`` says how the search ended. Numerical trouble is a status, too.
@@ -114,11 +119,15 @@ def solve(
     check_count("solve", "max_steps", max_steps)
     if callback is not None and not callable(callback):
         raise TypeError(f"solve: callback must be callable, got {type(callback).__name__}")
+    if check:
+        found = check_gradient(problem, rtol=0.05, num_directions=1)
+        if not found.ok:
+            warnings.warn(f"solve: {found!r}", stacklevel=2)
     init, step = make_step(problem, method, atol=atol, keep=keep, gradient=backward_value_and_grad)
-    args, losses_before = problem.args, []
+    args, infos = problem.args, list[Info]()
 
     def ends(state: State, info: Info) -> bool:
-        losses_before.append(info.loss)
+        infos.append(info)
         if callback is not None:
             callback(state, info)
         return bool(state.done)
@@ -128,7 +137,14 @@ def solve(
         taken = state.num_steps
         if not state.done:
             state, _ = step(state, args)
-        history = torch.stack(losses_before) if losses_before else args["x0"].new_zeros(0)
+        if state.status == Status.STALLED and taken == 0 and infos and infos[0].grad_norm == 0:
+            warnings.warn(
+                "solve: no gradient reaches the input, so x stays as it is; fe.check_gradient(problem) "
+                "tells whether the network ignores its input or something in it has no gradient",
+                stacklevel=2,
+            )
+        losses_before = [info.loss for info in infos]
+        history = torch.stack(losses_before) if infos else args["x0"].new_zeros(0)
         return Solution(
             x=problem.decode(state.kept.z, args),
             weights=state.kept.weights,

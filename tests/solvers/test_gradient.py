@@ -50,6 +50,7 @@ def test_a_network_without_a_gradient_has_zeros(cut: object) -> None:
 
     problem = make_problem(network=(apply, {}))
     assert_both_agree(problem)
-    solution = fe.solve(problem, max_steps=5)
+    with pytest.warns(UserWarning, match="no gradient reaches the input"):
+        solution = fe.solve(problem, max_steps=5)
     assert solution.status is fe.Status.STALLED
     assert torch.equal(solution.x, problem.args["x0"])

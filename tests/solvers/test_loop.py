@@ -66,7 +66,6 @@ def test_solve_walks_the_path_of_run(optimizer: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("name", params([n for n in NETWORKS if n not in UNMAPPED]))
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
     problem = make_problem(name)
     init, step = fe.make_step(fe.freeze(problem), fe.adam(lr=0.05))

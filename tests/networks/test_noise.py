@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from funcexplain.problems.noise import normal, uniform
+from funcexplain.networks.noise import normal, uniform
 from tests.helpers import assert_same
 
 

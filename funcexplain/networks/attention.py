@@ -1,0 +1,109 @@
+"""Rules for attention: the plain matrix products in place of fused kernels.
+
+torch's fused attention kernels have no batching rule: mapped, they run one row at a time. Written as
+matrix products and a softmax, which torch does itself where attention weights are asked for, the same
+layer maps as one batch.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+# torch's own function, but not handed to an active mode as one opaque call: modes are asleep while they
+# run a call, and would not see the dropout inside (see `dropout.SeededDropout`).
+_attend = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+def explicit_attention(module: nn.Module) -> nn.Module:
+    """Make a ``MultiheadAttention`` compute its weights explicitly, whether they are asked for or not.
+
+    Args:
+        module: private copy of the layer; its ``forward`` is replaced.
+
+    Returns:
+        The same module.
+    """
+    assert isinstance(module, nn.MultiheadAttention)
+    layer = module
+
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        turned = layer.batch_first and query.dim() == 3
+        if turned:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        separate: dict[str, Any] = {}
+        if not layer._qkv_same_embed_dim:
+            separate = {
+                "use_separate_proj_weight": True,
+                "q_proj_weight": layer.q_proj_weight,
+                "k_proj_weight": layer.k_proj_weight,
+                "v_proj_weight": layer.v_proj_weight,
+            }
+        output, weights = _attend(
+            query,
+            key,
+            value,
+            layer.embed_dim,
+            layer.num_heads,
+            layer.in_proj_weight,
+            layer.in_proj_bias,
+            layer.bias_k,
+            layer.bias_v,
+            layer.add_zero_attn,
+            layer.dropout,
+            layer.out_proj.weight,
+            layer.out_proj.bias,
+            training=layer.training,
+            key_padding_mask=key_padding_mask,
+            need_weights=True,
+            attn_mask=attn_mask,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+            **separate,
+        )
+        return output.transpose(0, 1) if turned else output, weights if need_weights else None
+
+    module.forward = forward  # type: ignore[method-assign]
+    return module
+
+
+def plain_encoder_layer(module: nn.Module) -> nn.Module:
+    """Keep a ``TransformerEncoderLayer`` from its fused kernel, by hiding that its activation is known.
+
+    Args:
+        module: private copy of the layer; it is changed in place.
+
+    Returns:
+        The same module; the activation itself stays what it is.
+    """
+    module.activation_relu_or_gelu = 0  # type: ignore[assignment]
+    return module
+
+
+def plain_encoder(module: nn.Module) -> nn.Module:
+    """Keep a ``TransformerEncoder`` from packing padded batches into nested tensors.
+
+    Args:
+        module: private copy of the encoder; it is changed in place.
+
+    Returns:
+        The same module.
+    """
+    module.use_nested_tensor = False  # type: ignore[assignment]
+    return module

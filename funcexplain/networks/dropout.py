@@ -1,0 +1,83 @@
+"""Dropout whose noise is a function of a seed: one seed, one thinned network.
+
+In training mode dropout draws from torch's global generator, which a pure function must not touch and
+``torch.func.vmap`` refuses. While `SeededDropout` is active, every dropout that the network calls, by
+layer, by function or inside attention, takes its mask from the seed and from its place in the order of
+calls instead. The same seed gives the same thinned network at every step and in every batch, so that a
+search has one objective, and rows with different seeds sample from the posterior that dropout stands
+for (Gal, Ghahramani 2016, https://arxiv.org/abs/1506.02142).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from funcexplain.networks.noise import uniform
+
+# Dropout of single entries, and of whole features (sample, channel), as torch defines them.
+_ENTRIES = (F.dropout,)
+_FEATURES = (F.dropout1d, F.dropout2d, F.dropout3d)
+_UNSEEDED = (F.alpha_dropout, F.feature_alpha_dropout, F.rrelu)
+
+
+class SeededDropout(TorchFunctionMode):
+    """Context in which dropout is a pure function of a seed.
+
+    Args:
+        seed: scalar int64 tensor; may be mapped.
+
+    Example:
+        >>> x = torch.ones(6)
+        >>> with SeededDropout(torch.tensor(1)):
+        ...     first = torch.nn.functional.dropout(x, 0.5)
+        >>> with SeededDropout(torch.tensor(1)):
+        ...     again = torch.nn.functional.dropout(x, 0.5)
+        >>> torch.equal(first, again)
+        True
+    """
+
+    def __init__(self, seed: Tensor) -> None:
+        super().__init__()
+        self.seed = seed
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run torch's function, or the seeded one in its place."""
+        del types
+        kwargs = kwargs or {}
+        if func in _ENTRIES or func in _FEATURES:
+            return self._dropped(func in _FEATURES, *args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            unseeded = (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0.0
+        else:
+            unseeded = func in _UNSEEDED and kwargs.get("training", False)
+        if unseeded:
+            raise RuntimeError(
+                f"network: {func.__name__} in training mode draws from torch's global generator, which "
+                "no seed reaches; use dropout, or explain the network with train=False"
+            )
+        return func(*args, **kwargs)
+
+    def _dropped(
+        self, features: bool, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        del inplace  # the result is new; what called in place goes on with what is returned
+        if not training or p == 0.0:
+            return x
+        self.calls += 1
+        shape = x.shape[:2] + (1,) * (x.ndim - 2) if features else x.shape
+        # Calls are told apart by their number; seeds are hashed, so that neighbours do not meet.
+        kept = uniform(self.seed + (self.calls << 32), shape) >= p
+        return x * kept / (1.0 - p) if p < 1.0 else torch.zeros_like(x)

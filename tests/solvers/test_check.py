@@ -1,0 +1,126 @@
+"""`check_gradient` passes what is right, and catches what is wrong, cut or not there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import funcexplain as fe
+from tests.helpers import (
+    LOSSES,
+    NETWORKS,
+    TRANSFORMS,
+    assert_untouched,
+    make_network,
+    make_problem,
+    params,
+    snapshot,
+)
+
+DTYPES = [torch.float32, torch.float64]
+
+
+class Wrong(torch.autograd.Function):
+    """The square, with a derivative that forgets the factor two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0]
+
+
+def with_output(function: Callable[[Tensor], Tensor]) -> fe.Problem:
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.softmax(function(x).flatten()[:5], 0)
+
+    return make_problem((apply, {}), mask=None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_every_network_passes(name: str, dtype: torch.dtype) -> None:
+    found = fe.check_gradient(make_problem(name, dtype), rtol=1e-3)
+    assert found.ok, found
+    assert len(found.slopes) == 4 * len({dtype, torch.float64})
+    assert {slope.dtype for slope in found.slopes} == {dtype, torch.float64}
+    doubles = [slope.error for slope in found.slopes if slope.dtype is torch.float64]
+    assert max(doubles) < 1e-6
+
+
+@pytest.mark.parametrize("name", params(TRANSFORMS))
+def test_every_transform_passes(name: str) -> None:
+    assert fe.check_gradient(TRANSFORMS[name](make_problem()), rtol=1e-6).ok
+
+
+@pytest.mark.parametrize("name", params(LOSSES))
+def test_every_loss_passes(name: str) -> None:
+    assert fe.check_gradient(make_problem(loss=LOSSES[name]), rtol=1e-6).ok
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_catches_torchs_normalisation_bug_when_the_cure_is_off(dtype: torch.dtype) -> None:
+    pair = fe.functionalize(make_network("lstm_instance_norm", dtype), rules=())
+    problem = make_problem(pair, dtype)
+    found = fe.check_gradient(problem)
+    assert not found.ok
+    assert "does NOT agree" in found.verdict
+    with pytest.warns(UserWarning, match="solve: The gradient does NOT agree with central differences"):
+        fe.solve(problem, max_steps=1, check=True)
+
+
+def test_it_catches_a_wrong_backward_pass() -> None:
+    found = fe.check_gradient(with_output(Wrong.apply))
+    assert not found.ok
+    assert all(slope.error > 0.05 for slope in found.slopes)
+
+
+@pytest.mark.parametrize("cut", [Tensor.detach, lambda x: x + (x.detach() - x)])
+def test_a_gradient_that_is_cut_is_told_from_an_input_that_is_ignored(
+    cut: Callable[[Tensor], Tensor],
+) -> None:
+    found = fe.check_gradient(with_output(cut))
+    assert not found.ok
+    assert "although what is minimized changes" in found.verdict
+    ignored = fe.check_gradient(with_output(lambda x: torch.zeros_like(x)))
+    assert ignored.ok
+    assert "does not depend on the input" in ignored.verdict
+
+
+def test_a_search_with_a_right_gradient_does_not_warn_and_is_the_same() -> None:
+    network = make_network("conv_instance_norm")
+    before = snapshot(network)
+    checked = fe.solve(make_problem(network), max_steps=3, check=True)
+    assert torch.equal(checked.x, fe.solve(make_problem(network), max_steps=3).x)
+    assert_untouched(before, network)
+
+
+def test_it_says_per_direction_what_it_found() -> None:
+    lines = repr(fe.check_gradient(make_problem(dtype=torch.float32), num_directions=2)).splitlines()
+    assert lines[0].startswith("The gradient agrees with central differences")
+    assert len(lines) == 1 + 4
+    assert all("gradient" in line and "difference" in line for line in lines[1:])
+
+
+def test_a_network_that_is_flat_at_its_target_passes() -> None:
+    problem = make_problem(nn.Sequential(nn.Flatten(), nn.Linear(60, 5), nn.Softmax(-1)).double())
+    _, weights = problem.objective(problem.args["x0"], problem.args)
+    problem.args["target"] = weights
+    assert fe.check_gradient(problem).ok
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rtol": -1.0}, "check_gradient: rtol must be"),
+        ({"num_directions": 0}, "check_gradient: num_directions must be >= 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fe.check_gradient(make_problem(), **settings)
