@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
+    from funcexplain.networks.opaque import opaque as opaque
     from funcexplain.networks.prepare import register_rule as register_rule
     from funcexplain.problems import losses as losses
     from funcexplain.problems import penalties as penalties
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "compat": ("gradient_wrt_input",),
     "networks.functional": ("functionalize", "stack"),
+    "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
     "problems.problem": ("Problem", "pipe", "problem"),

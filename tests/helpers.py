@@ -170,8 +170,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "spectral_norm": _spectral,
     "weight_norm": _weight_normed,
 }
-# torch.func.vmap has no rule for the kernels of recurrent cells.
-UNMAPPED = {"lstm_instance_norm", "gru_instance_norm", "rnn_batch_norm"}
+RECURRENT = ("lstm_instance_norm", "gru_instance_norm", "rnn_batch_norm")
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": fe.losses.mse,

@@ -14,8 +14,9 @@ import funcexplain as fe
 ROOT = Path(fe.__file__).parent
 SURFACE = """
     GradientCheck Info Optimizer Problem Solution State Status adam as_optimizer box cast
-    check_gradient clip explain freeze functionalize gradient_wrt_input jitter losses make_step penalize penalties pipe problem
-    register_rule reparametrize run sgd solve stack standardize zero_masked
+    check_gradient clip explain freeze functionalize gradient_wrt_input jitter losses make_step opaque
+    penalize penalties pipe problem register_rule reparametrize run sgd solve stack standardize
+    zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = ["networks", "problems", "solutions", "solvers", "markets"]
@@ -54,7 +55,7 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("funcexplain")
         for alias in node.names
     }
-    assert sorted(filter(None, seen)) == fe.__all__
+    assert sorted(filter(None, seen)) == fe.__all__ == [n for n in fe.__all__ if hasattr(fe, n)]
     for name, path in seen.items():
         module, _, attribute = path.rpartition(".")
         assert name is not None

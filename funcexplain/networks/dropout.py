@@ -24,6 +24,7 @@ from funcexplain.networks.noise import uniform
 _ENTRIES = (F.dropout,)
 _FEATURES = (F.dropout1d, F.dropout2d, F.dropout3d)
 _UNSEEDED = (F.alpha_dropout, F.feature_alpha_dropout, F.rrelu)
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class SeededDropout(TorchFunctionMode):
@@ -59,11 +60,7 @@ class SeededDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ENTRIES or func in _FEATURES:
             return self._dropped(func in _FEATURES, *args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            unseeded = (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0.0
-        else:
-            unseeded = func in _UNSEEDED and kwargs.get("training", False)
-        if unseeded:
+        if _draws(func, args, kwargs):
             raise RuntimeError(
                 f"network: {func.__name__} in training mode draws from torch's global generator, which "
                 "no seed reaches; use dropout, or explain the network with train=False"
@@ -81,3 +78,16 @@ class SeededDropout(TorchFunctionMode):
         # Calls are told apart by their number; seeds are hashed, so that neighbours do not meet.
         kept = uniform(self.seed + (self.calls << 32), shape) >= p
         return x * kept / (1.0 - p) if p < 1.0 else torch.zeros_like(x)
+
+
+def _draws(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call would draw noise of its own, out of the seed's reach."""
+    if func in _UNSEEDED:
+        return bool(kwargs.get("training", False))
+    if func is F.scaled_dot_product_attention:
+        return bool((args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0.0)
+    if func in _RECURRENT:
+        # (..., parameters, has_biases, num_layers, dropout, train, ...); packed input is one longer.
+        at = next(i for i, value in enumerate(args) if i > 1 and isinstance(value, list))
+        return bool(args[at + 3] > 0.0 and args[at + 4])
+    return False

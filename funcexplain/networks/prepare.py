@@ -23,12 +23,14 @@ from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
+from funcexplain.networks.recurrent import fold_recurrent
 
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
 
-RULES: dict[type[nn.Module], Rule] = {
+RULES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     _NormBase: contiguous_cotangents,
+    nn.RNNBase: fold_recurrent,
     nn.MultiheadAttention: explicit_attention,
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,

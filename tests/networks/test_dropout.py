@@ -104,6 +104,26 @@ def test_a_search_in_training_mode_follows_the_problems_seed() -> None:
     assert fe.check_gradient(problem).ok
 
 
+@pytest.mark.filterwarnings("ignore:RNN module weights")
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_inside_a_recurrent_kernel_is_refused(cell: type[nn.RNNBase]) -> None:
+    class Network(nn.Module):
+        def __init__(self, dropout: float) -> None:
+            super().__init__()
+            self.cell = cell(10, 5, 2, dropout=dropout, batch_first=True)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x.permute(0, 2, 1, 3).flatten(2))[0].mean(1)
+
+    for dropout, train in ((0.5, False), (0.0, True), (0.5, True)):
+        apply, p = fe.functionalize(Network(dropout), train=train)
+        if dropout > 0 and train:
+            with pytest.raises(RuntimeError, match="in training mode draws from torch's global"):
+                apply(p, make_x0(torch.float32))
+        else:
+            assert apply(p, make_x0(torch.float32)).shape == (5,)
+
+
 def test_noise_that_no_seed_reaches_is_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(60, 5))
     apply, p = fe.functionalize(network, train=True)

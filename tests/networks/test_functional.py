@@ -13,7 +13,6 @@ from tests.helpers import (
     ASSETS,
     NETWORKS,
     SHAPE,
-    UNMAPPED,
     Recurrent,
     WithBuffers,
     assert_close,
@@ -29,7 +28,6 @@ from tests.helpers import (
 
 DTYPES = [torch.float32, torch.float64]
 every_network = pytest.mark.parametrize("name", params(NETWORKS))
-mapped_network = pytest.mark.parametrize("name", params([n for n in NETWORKS if n not in UNMAPPED]))
 
 
 def scalar(apply: Apply, target: Tensor) -> Callable[[Any, Tensor], Tensor]:
@@ -67,7 +65,7 @@ def test_gradient_of_parameters_equals_finite_differences(name: str) -> None:
     assert_gradient(lambda t: loss({**p, key: t}, x), p[key], grads)
 
 
-@mapped_network
+@every_network
 def test_mapped_gradient_equals_a_loop(name: str) -> None:
     apply, p = fe.functionalize(make_network(name))
     grad = torch.func.grad(scalar(apply, make_target()), argnums=1)
@@ -75,7 +73,7 @@ def test_mapped_gradient_equals_a_loop(name: str) -> None:
     assert_close(torch.func.vmap(grad, in_dims=(None, 0))(p, xs), torch.stack([grad(p, x) for x in xs]))
 
 
-@mapped_network
+@every_network
 def test_mapped_parameters_equal_a_loop(name: str) -> None:
     networks = [make_network(name) for _ in range(3)]
     for network in networks[1:]:

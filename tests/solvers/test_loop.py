@@ -13,7 +13,6 @@ from tests.helpers import (
     NETWORKS,
     OPTIMIZERS,
     TRANSFORMS,
-    UNMAPPED,
     assert_close,
     assert_gradient,
     assert_same,
@@ -65,7 +64,7 @@ def test_solve_walks_the_path_of_run(optimizer: str, transform: str) -> None:
     assert_close(solution.x, problem.decode(state.z, problem.args), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", params([n for n in NETWORKS if n not in UNMAPPED]))
+@pytest.mark.parametrize("name", params(NETWORKS))
 def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
     problem = make_problem(name)
     init, step = fe.make_step(fe.freeze(problem), fe.adam(lr=0.05))

@@ -1,0 +1,340 @@
+"""Any batched differentiable function as a citizen of torch.func.
+
+``torch.func`` rewrites a function operation by operation, and refuses a network as soon as one of them
+is unknown to it: a fused recurrent kernel, a convex solver, anything that leaves torch on the way. Such
+code mostly serves a batch of independent rows already, and mapping asks for no more: the mapped
+dimension is folded into the function's own batch dimension, one call is made, its result is unfolded.
+
+Two ``torch.autograd.Function`` do it. `_Apply` runs the function by ordinary autograd on plain tensors;
+`_Pull` sends cotangents back through the graph of that run. Both know how they are mapped. A `_Call`
+passes between them: how each level of ``vmap`` was served, and below the last level the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from funcexplain.networks.folding import (
+    Dim,
+    Dims,
+    Tensors,
+    check_rows,
+    fold,
+    front,
+    only_row,
+    spread,
+    stack_rows,
+    take_row,
+    unfold,
+)
+
+
+def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> nn.Module:
+    """Make a batched function work under torch.func, whatever it does inside.
+
+    Where no transform is active, ``fn`` is called as it is. Under ``grad``, ``vjp``, ``jacrev`` and
+    ``vmap``, in any nesting with one derivative, it runs once for all mapped rows, and once backward
+    for each cotangent::
+
+        vmap(opaque(fn))(x)  ==  fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    Args:
+        fn: differentiable function of tensors that returns a tensor or a tuple of tensors, or a module
+            of that kind. Parameters and dense buffers of a module count as arguments that all rows
+            share: ``functional_call`` can exchange them, and they can be mapped and differentiated.
+        in_batch: the dim of every argument along which its independent rows lie (mapped rows join them
+            there), or ``None`` for an argument that all rows share. If a shared argument is mapped (the
+            parameters of an ensemble), ``fn`` runs once for each of its values. An int or ``None``
+            stands for all arguments.
+        out_batch: the dim of the same rows in every output. ``None`` if, and only if, no argument has
+            a batch dim; mapping is a loop then.
+
+    Returns:
+        A module that takes the arguments of ``fn``, by position; a module ``fn`` is its child ``fn``.
+
+    Raises:
+        TypeError: if ``fn`` cannot be called or a dim is no int; when called, if an argument or an
+            output is no tensor.
+        ValueError: if the dims contradict each other; when called, if tensors do not have the rows that
+            the dims promise, or if a batch normalisation in ``fn`` uses the statistics of its batch.
+        RuntimeError: for second or forward-mode derivatives, of a run that torch.func did not see.
+
+    What it cannot tell: whether rows are independent in any other respect (where ``fn`` subtracts the
+    mean of its batch, results are wrong). Tensors that ``fn`` reads without being given them are
+    constants without a gradient, so pass a module itself, not a function that calls it. Random numbers
+    differ between rows, whatever ``vmap`` was told. A shared argument's gradient *for each mapped row*
+    costs a backward pass of the whole batch for each. ``torch.compile`` does not see through.
+
+    Example:
+        >>> import torch
+        >>> gru = torch.nn.GRU(3, 2)                              # torch.func.vmap refuses it
+        >>> layer = opaque(gru, in_batch=1, out_batch=1)          # (steps, rows, channels)
+        >>> loss = lambda x: layer(x)[0].square().sum()
+        >>> windows = torch.zeros(64, 7, 1, 3)
+        >>> torch.func.vmap(torch.func.grad(loss))(windows).shape
+        torch.Size([64, 7, 1, 3])
+    """
+    return Opaque(fn, in_batch, out_batch)
+
+
+class Opaque(nn.Module):
+    """What `opaque` returns."""
+
+    def __init__(self, fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> None:
+        super().__init__()
+        if not callable(fn):
+            raise TypeError(f"opaque: fn must be callable, got {type(fn).__name__}")
+        for name, dims in {"in_batch": in_batch, "out_batch": out_batch}.items():
+            if not all(dim is None or type(dim) is int for dim in spread(dims, 1)):
+                raise TypeError(f"opaque: {name} must be an int, None or a tuple of these, got {dims!r}")
+        batched = any(dim is not None for dim in spread(in_batch, 1))
+        if any((dim is not None) != batched for dim in spread(out_batch, 1)):
+            raise ValueError(
+                f"opaque: with in_batch={in_batch!r}, {'every' if batched else 'no'} output has a batch "
+                f"dim, got out_batch={out_batch!r}"
+            )
+        self.fn, self.in_batch, self.out_batch = fn, in_batch, out_batch
+
+    def forward(self, *args: Tensor) -> Any:
+        """Call the function, folded where a transform is active."""
+        check_rows("argument", args, self.in_batch)
+        # The question that autograd.Function asks, too; it has no public name.
+        if not torch._C._are_functorch_transforms_active():
+            return self.fn(*args)
+
+        fn = self.fn
+        state: dict[str, Tensor] = {}
+        _refuse_captured(fn)
+        if isinstance(fn, nn.Module):
+            _refuse_batch_statistics(fn)
+            state = {**dict(fn.named_parameters()), **dict(fn.named_buffers())}
+        # What all rows share and no transform sees is a constant: each operand costs time. The sparse
+        # buffers of a cvxpylayers layer could not be operands at all.
+        names = [name for name, t in state.items() if _is_tracked(t)]
+        in_batch = spread(self.in_batch, len(args))
+        given = [i for i, t in enumerate(args) if in_batch[i] is not None or _is_tracked(t)]
+        fixed = {i: t for i, t in enumerate(args) if i not in given}
+        single = False
+
+        def run(*operands: Tensor) -> Any:
+            nonlocal single
+            inputs = {**fixed, **dict(zip(given, operands, strict=False))}
+            ordered = tuple(inputs[i] for i in sorted(inputs))
+            own = dict(zip(names, operands[len(given) :], strict=True))
+            out = functional_call(fn, own, ordered) if isinstance(fn, nn.Module) else fn(*ordered)
+            single = isinstance(out, Tensor)
+            return (out,) if single else out
+
+        dims = (*[in_batch[i] for i in given], *[None] * len(names))
+        call = _Call(run, dims, self.out_batch, torch.is_grad_enabled())
+        outputs = _Apply.apply(call, *[args[i] for i in given], *[state[name] for name in names])
+        return outputs[0] if single else outputs
+
+
+@dataclass(eq=False)
+class _Call:
+    """One application of a function: how each level of ``vmap`` was served, and at last the graph.
+
+    A level that maps no shared argument has one child, whose batch it is folded into; any other has a
+    child for each row.
+    """
+
+    fn: Callable[..., Any]
+    in_batch: tuple[Dim, ...]
+    out_batch: Dims
+    record: bool
+    folded: bool = False
+    children: list[_Call] = field(default_factory=list)
+    graph: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
+
+    def branch(self) -> _Call:
+        self.children.append(_Call(self.fn, self.in_batch, self.out_batch, self.record))
+        return self.children[-1]
+
+    def run(self, inputs: Tensors) -> Tensors:
+        with torch.set_grad_enabled(self.record):
+            sources = [t.detach().requires_grad_(self.record and _is_real(t)) for t in inputs]
+            outputs = self.fn(*sources)
+        rows = [t.shape[d] for t, d in zip(inputs, self.in_batch, strict=True) if d is not None]
+        check_rows("output", outputs, self.out_batch, *rows[:1])
+        if self.record:
+            self.graph = sources, outputs
+        return tuple(t.detach() for t in outputs)
+
+    def pull(self, wanted: tuple[int, ...], kept: tuple[int, ...], cotangents: Tensors) -> Tensors:
+        inputs, outputs = self.graph
+        sources = [inputs[i] for i in wanted]
+        pairs = [
+            (outputs[k], c) for k, c in zip(kept, cotangents, strict=True) if outputs[k].requires_grad
+        ]
+        if not pairs:
+            return tuple(torch.zeros_like(t) for t in sources)
+        # The graph is kept: a Jacobian sends several cotangents through it.
+        outs, cots = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(outs, sources, cots, retain_graph=True, allow_unused=True)
+        return tuple(
+            torch.zeros_like(t) if g is None else g for t, g in zip(sources, grads, strict=True)
+        )
+
+
+def _refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
+    raise RuntimeError(
+        "opaque: only one derivative, in reverse mode, is available, since the function runs under "
+        "ordinary autograd out of sight of torch.func; for more, write the function in operations that "
+        "torch.func knows, or take finite differences of the gradient"
+    )
+
+
+class _Apply(torch.autograd.Function):
+    """The function: ``(call, *inputs) -> outputs``."""
+
+    jvp = staticmethod(_refuse_derivative)
+
+    @staticmethod
+    def forward(call: _Call, *inputs: Tensor) -> Tensors:
+        return call.run(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.call = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[t for t in output if not _is_real(t)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        kept = tuple(k for k, grad in enumerate(grads) if grad is not None)
+        results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        if wanted and kept:
+            # What arrives here may be wrapped by transforms, and the graph belongs to plain tensors:
+            # only `_Pull` reaches it. The inputs go along to say on which levels there are rows, which
+            # a cotangent that is the same for all of them would not.
+            task = _Task(ctx.call, wanted, kept)
+            pulled = _Pull.apply(task, *ctx.saved_tensors, *[grads[k] for k in kept])
+            for i, grad in zip(wanted, pulled, strict=True):
+                results[1 + i] = grad
+        return tuple(results)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Dim, ...], call: _Call, *inputs: Tensor
+    ) -> tuple[Tensors, tuple[int, ...]]:
+        size, dims = info.batch_size, in_dims[1:]
+        if size == 0:
+            raise ValueError("opaque: cannot map over no rows at all, got a mapped dimension of size 0")
+        call.folded = all(
+            d is None for d, batch in zip(dims, call.in_batch, strict=True) if batch is None
+        )
+        if call.folded:
+            folded = [
+                t if batch is None else fold(front(t, d, size), batch)
+                for t, d, batch in zip(inputs, dims, call.in_batch, strict=True)
+            ]
+            outputs = _Apply.apply(call.branch(), *folded)
+            out_batch = spread(call.out_batch, len(outputs))
+            mapped = tuple(unfold(t, batch, size) for t, batch in zip(outputs, out_batch, strict=True))
+        else:
+            mapped = stack_rows(
+                [_Apply.apply(call.branch(), *take_row(inputs, dims, b)) for b in range(size)]
+            )
+        return mapped, (0,) * len(mapped)
+
+
+@dataclass(eq=False)
+class _Task:
+    """Gradients of the ``wanted`` inputs of a call, from cotangents of the ``kept`` outputs."""
+
+    call: _Call
+    wanted: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+class _Pull(torch.autograd.Function):
+    """Its derivative: ``(task, *inputs, *cotangents) -> gradients of the wanted inputs``."""
+
+    backward = staticmethod(_refuse_derivative)
+    jvp = staticmethod(_refuse_derivative)
+
+    @staticmethod
+    def forward(task: _Task, *tensors: Tensor) -> Tensors:
+        call = task.call
+        return call.pull(task.wanted, task.kept, tensors[len(call.in_batch) :])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Dim, ...], task: _Task, *tensors: Tensor
+    ) -> tuple[Tensors, tuple[int, ...]]:
+        size, dims = info.batch_size, in_dims[1:]
+        call, wanted, kept, count = task.call, task.wanted, task.kept, len(task.call.in_batch)
+        new_level = all(d is None for d in dims[:count])
+        if new_level or not call.folded:
+            # A level that the forward pass did not have is a Jacobian's: one graph, several cotangents.
+            tasks = [_Task(c, wanted, kept) for c in ([call] * size if new_level else call.children)]
+            rows = [_Pull.apply(t, *take_row(tensors, dims, b)) for b, t in enumerate(tasks)]
+            return stack_rows(rows), (0,) * len(wanted)
+
+        (child,), out_batch = call.children, spread(call.out_batch, max(kept) + 1)
+        levels = take_row(tensors[:count], dims[:count], 0)
+        cotangents = [front(t, d, size) for t, d in zip(tensors[count:], dims[count:], strict=True)]
+
+        def pull(numbers: list[int], cotangents: list[Tensor]) -> Tensors:
+            folded = [fold(t, out_batch[k]) for t, k in zip(cotangents, kept, strict=True)]
+            return _Pull.apply(_Task(child, tuple(numbers), kept), *levels, *folded) if numbers else ()
+
+        own = [i for i in wanted if call.in_batch[i] is not None]
+        shared = [i for i in wanted if call.in_batch[i] is None]
+        grads = {
+            i: unfold(g, call.in_batch[i], size) for i, g in zip(own, pull(own, cotangents), strict=True)
+        }
+        # One backward pass sums the gradient of a shared input over all rows. To tell the rows apart,
+        # all cotangents but one row's are blanked.
+        blanked = [[only_row(t, b) for t in cotangents] for b in range(size if shared else 0)]
+        grads.update(zip(shared, stack_rows([pull(shared, cots) for cots in blanked]), strict=True))
+        return tuple(grads[i] for i in wanted), (0,) * len(wanted)
+
+
+def _is_real(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _is_wrapped(t: Tensor) -> bool:
+    return _functorch.is_batchedtensor(t) or _functorch.is_gradtrackingtensor(t)
+
+
+def _is_tracked(t: Tensor) -> bool:
+    return t.requires_grad or _is_wrapped(t)
+
+
+def _refuse_batch_statistics(fn: nn.Module) -> None:
+    for name, part in fn.named_modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise ValueError(
+                f"opaque: {name or 'fn'} ({type(part).__name__}) takes the statistics of its batch, "
+                "which would mix mapped rows; call .eval(), or replace it if it tracks no statistics"
+            )
+
+
+def _refuse_captured(fn: Callable[..., Any]) -> None:
+    # Inside, the transforms are gone: such a tensor would be a constant, and its gradient silently zero.
+    cells = getattr(fn, "__closure__", None) or ()
+    for item in (getattr(fn, "__self__", None), *(cell.cell_contents for cell in cells)):
+        tensors = [item] if isinstance(item, Tensor) else []
+        tensors += [*item.parameters(), *item.buffers()] if isinstance(item, nn.Module) else []
+        if any(_is_wrapped(t) for t in tensors):
+            raise ValueError(
+                f"opaque: fn reads a {type(item).__name__} that torch.func transforms without being "
+                "given it; pass its tensors as arguments, or the module itself as fn"
+            )

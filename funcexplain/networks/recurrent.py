@@ -1,0 +1,103 @@
+"""Rule for recurrent layers: rows that torch.func maps join the layer's own batch.
+
+A recurrent layer ends in one fused kernel for all its steps. ``torch.func.vmap`` has no rule for it: it
+fails, or runs row by row with a warning, though the kernel takes any number of rows at once. While a
+transform is active, the rule catches the call of the kernel, and only that, and makes it `opaque`; what
+the layer does around it (initial states, packed sequences, checks) stays torch's own. Else the layer is
+called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from funcexplain.networks.opaque import opaque
+
+_KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
+    """Make a recurrent layer work under torch.func at the cost of one batched call.
+
+    Outputs are those of the layer, for all of its options, for batched, unbatched and packed input and
+    any initial state. Under ``grad``, ``vmap``, ``jacrev`` and their nestings with one derivative, all
+    mapped rows are one batch, whether input or initial states are mapped. If parameters are mapped (an
+    ensemble), the kernel runs once for each model, and for packed sequences once for each mapped row.
+
+    Args:
+        module: private copy of an ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` (or of a subclass); its class
+            is changed in place.
+
+    Returns:
+        The same module. While a transform is active, its ``forward`` raises a ``RuntimeError`` for a
+        second derivative, and if dropout between layers is active (in training mode): its noise would
+        not follow the ``randomness`` of ``vmap``.
+
+    Example:
+        >>> import torch
+        >>> layer = fold_recurrent(torch.nn.GRU(3, 2, batch_first=True))
+        >>> windows = torch.zeros(64, 7, 3)
+        >>> output, hidden = torch.func.vmap(layer)(windows)
+        >>> output.shape, hidden.shape
+        (torch.Size([64, 7, 2]), torch.Size([64, 1, 2]))
+    """
+    if not isinstance(module, _Folded):
+        cls = type(module)
+        module.__class__ = type(cls.__name__, (_Folded, cls), {"__module__": cls.__module__})
+        # functional_call of older torch exchanges the entries of this list in place.
+        module._flat_weights = list(module._flat_weights)
+    return module
+
+
+class _Folded(nn.RNNBase):
+    """Comes before the class of a recurrent layer."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
+        """Call the layer; its kernel is folded where a transform is active."""
+        if not torch._C._are_functorch_transforms_active():
+            return super().forward(input, hx)
+        if self.training and self.dropout > 0 and self.num_layers > 1:
+            raise RuntimeError(
+                f"{type(self).__name__}: dropout={self.dropout} between layers cannot be drawn under "
+                "torch.func; use eval mode, or dropout=0"
+            )
+        with _FoldKernels():
+            return super().forward(input, hx)
+
+
+class _FoldKernels(TorchFunctionMode):
+    """Exchanges torch's recurrent kernels by folded ones; any other function passes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _folded(func, *args) if func in _KERNELS else func(*args, **(kwargs or {}))
+
+
+def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+    """Call a kernel in one of its two forms.
+
+    They are ``(input, hx, weights, bias, layers, dropout, train, bidirectional, batch_first)`` and, for
+    packed sequences, ``(data, batch_sizes, hx, weights, bias, layers, dropout, train, bidirectional)``;
+    hx is one tensor, or the pair of the LSTM.
+    """
+    sizes = args[1:2] if isinstance(args[3], list) else ()
+    hx, weights, bias, layers, _, _, *shape = args[1 + len(sizes) :]
+    alone = isinstance(hx, Tensor)
+    states = (hx,) if alone else tuple(hx)
+    count = len(states)
+
+    def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        own = tensors[0] if alone else tensors[:count]
+        # No dropout is left that `train` could switch on, and without `train` cuDNN has no backward.
+        return kernel(data, *sizes, own, list(tensors[count:]), bias, layers, 0.0, True, *shape)
+
+    # Rows of packed data have lengths of their own; mapped copies of them go through one by one.
+    rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
+    in_batch = None if rows is None else (*rows, *[None] * len(weights))
+    return opaque(call, in_batch, rows)(args[0], *states, *weights)
