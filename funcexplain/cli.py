@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--target",
-        metavar="EUR=0.4,CHF=20%%",
+        metavar="EUR=0.4,CHF=20%",
         help="weights to ask for; the other assets keep today's proportions (default: 40%% in the asset "
         "that the network holds least)",
     )

@@ -1,7 +1,9 @@
 """Drop-in for ``deepdow.explain.gradient_wrt_input``: its signature, its results, its printed lines.
 
-Built on public names only. What differs is intended: the caller's model is untouched, ``n_iter=0``
-works, and gradients are right where torch's are wrong.
+What differs is intended: the caller's model is untouched, ``n_iter=0`` works, gradients are right where
+torch's are wrong, and the returned window is detached. Buffers that a network moves in training mode
+(the power iteration of spectral normalisation) start anew at every iteration, and input that makes no
+sense (NaN, a target of another length) is refused.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import SEED, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
-from funcexplain.networks.prepare import prepare
 from funcexplain.problems.checks import check_count
-from funcexplain.problems.problem import Args, problem
+from funcexplain.problems.problem import problem
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.step import State, make_step
+from funcexplain.solvers.step import make_step
 
 _PRINT_EVERY = 50
 
@@ -95,27 +96,21 @@ def gradient_wrt_input(
             "gradient_wrt_input: mask must have the shape of initial_guess "
             f"{tuple(initial_guess.shape)}, got {tuple(mask.shape)}"
         )
-    where, what = device or torch.device("cpu"), dtype or torch.float32
-    # Only the rule that rights a gradient: the original's own solvers decide in convex layers.
-    # At a batch of one the original normalises by the statistics of that one sample; so does a layer
-    # that holds none.
-    alone = prepare(model, train=True, rules={_BatchNorm: _without_statistics})
-    apply, params = functionalize(alone, train=True, rules={_NormBase: contiguous_cotangents})
+    place, precision = device or torch.device("cpu"), dtype or torch.float32
+    # Only what rights a gradient: in convex layers the original's own solver decides.
+    rules = {_NormBase: contiguous_cotangents, _BatchNorm: _of_one_sample}
+    apply, params = functionalize(model, train=True, rules=rules)
     del params[SEED]  # dropout then draws from torch's global generator, as in the original
-    params = {n: p.to(where, what if p.is_floating_point() else p.dtype) for n, p in params.items()}
+    params = {n: p.to(place, precision if p.is_floating_point() else p.dtype) for n, p in params.items()}
     question = zero_masked(
         problem(
             (apply, params),
-            target_weights.to(where, what),
-            initial_guess.to(where, what),
+            target_weights.to(place, precision),
+            initial_guess.to(place, precision),
             mask=None if mask is None else mask.bool(),
         )
     )
     init, step = make_step(question, adam(lr=lr), gradient=backward_value_and_grad)
-
-    def resume(args: Args) -> State:
-        del args
-        return state
 
     hist: list[float] = []
     with torch.no_grad():
@@ -125,14 +120,15 @@ def gradient_wrt_input(
                 line = f"{done}-th iteration, loss: {hist[-1]:.4f}" if done else "Starting optimization"
                 print(line)
             steps = min(_PRINT_EVERY, n_iter - done)
-            state, info = run(resume, step, question.args, steps)
+            state, info = run(lambda _: state, step, question.args, steps)  # noqa: B023 (called at once)
             hist += info.loss.tolist()
     if verbose and hist:
         print(f"Optimization done, final loss: {hist[-1]:.4f}")
     return state.z, hist
 
 
-def _without_statistics(module: nn.Module) -> nn.Module:
+def _of_one_sample(module: nn.Module) -> nn.Module:
+    """Let batch normalisation use the statistics of its one sample, as the original's does."""
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         module._buffers[name] = None
-    return module
+    return contiguous_cotangents(module)

@@ -109,7 +109,8 @@ def run_demo(
     days = dates[-LOOKBACK:].tolist()
     for line in _changes_table(x0, best.x, network.std, assets, days):
         say(line)
-    say(f"\n{best.status.sentence[:-1]} ({_outcome(best, target, x0, network)}).")
+    verdict = "The network holds the target" if best.status is fe.Status.HIT else "Not reached"
+    say(f"\n{verdict}: {_outcome(best, target, x0, network)}.")
     path = folder / "overview.png"
     plot_overview(
         today,

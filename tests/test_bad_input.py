@@ -187,7 +187,7 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("cast", "dtype", F8, TypeError, "torch.float8_e4m3fn"),
     ("cast", "device", "gpu", ValueError, "'gpu'"),
     ("cast", "device", "meta", ValueError, "'meta'"),
-    ("standardize", "std", 0.0, ValueError, "a least value of 0"),
+    ("standardize", "std", 0.0, ValueError, "0.0"),
     ("standardize", "std", -TARGET, ValueError, "a least value of -"),
     ("standardize", "mean", X0[0, 0, :3], ValueError, "(3,)"),
     ("standardize", "mean", [0.0], TypeError, "list"),

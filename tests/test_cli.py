@@ -156,7 +156,7 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert "for the network to hold 50% OIL?" in shown
-    assert "The target is hit" in shown
+    assert "The network holds the target" in shown
     assert shown.rstrip().endswith(f"Picture: {out / 'overview.png'}")
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 

@@ -124,7 +124,7 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
 
     Returns:
         ``(apply, params)``; every tensor of ``params`` has a leading dimension M, ready for
-        ``fe.vmap(problem, params=params)`` or ``torch.func.vmap(apply, in_dims=(0, None))``.
+        ``torch.func.vmap(apply, in_dims=(0, None))``.
 
     Raises:
         ValueError: if there is no module, or one that does not match the first (its index is named).

@@ -36,6 +36,11 @@ class _ContiguousCotangent(torch.autograd.Function):
         del ctx
         return grad.contiguous()
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        del ctx
+        return tangent.view_as(tangent)
+
 
 def contiguous_cotangents(module: nn.Module) -> nn.Module:
     """Make the backward pass of a normalisation layer safe from its cotangent's memory layout.

@@ -1,7 +1,7 @@
 """A private shallow copy of a network, in which troublesome parts follow functional rules.
 
 The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
-parameters, buffers, children and hooks), so that its mode can be set, parts can be exchanged and hooks
+parameters, buffers, children and hooks, and plain lists and dicts), so that its mode can be set, parts can be exchanged and hooks
 added while the caller's module stays as it is. ``copy.deepcopy`` is no alternative: it fails on
 networks that hold sparse buffers, such as those with a cvxpylayers layer.
 
@@ -22,23 +22,26 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
+from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import fold_recurrent
 
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
 
-RULES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+# A dotted name stands for a type whose package need not be there.
+RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     _NormBase: contiguous_cotangents,
     nn.RNNBase: fold_recurrent,
     nn.MultiheadAttention: explicit_attention,
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
+    "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
 }
 if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
     RULES[parametrizations._WeightNorm] = explicit_weight_norm
 
-# The containers that nn.Module itself keeps; a plain attribute of the user's class stays shared.
+# The containers that nn.Module itself keeps.
 _CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
 
 
@@ -134,7 +137,7 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
         for name, child in part._modules.items():
             if child is not None:
                 twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
-        rule = next((table[base] for base in type(part).__mro__ if base in table), None)
+        rule = _rule_for(type(part), table)
         copies[id(part)] = twin if rule is None else rule(twin)
         if not isinstance(copies[id(part)], nn.Module):
             raise TypeError(
@@ -151,8 +154,16 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     return network
 
 
+def _rule_for(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
+    """The rule of the nearest base class."""
+    keys = (
+        key for base in module_type.__mro__ for key in (base, f"{base.__module__}.{base.__qualname__}")
+    )
+    return next((table[key] for key in keys if key in table), None)
+
+
 def _redirected(value: Any, copies: Mapping[int, nn.Module]) -> Any:
-    """The same attribute with the copies in it.
+    """The same attribute with the copies in it; a list or dict is always a new one.
 
     A list of layers or a bound method kept in an attribute (or as a hook) would otherwise run the
     caller's modules: in their mode, with their parameters.
@@ -162,21 +173,17 @@ def _redirected(value: Any, copies: Mapping[int, nn.Module]) -> Any:
     if isinstance(value, MethodType) and id(value.__self__) in copies:
         return MethodType(value.__func__, copies[id(value.__self__)])
     if type(value) in (list, tuple):
-        items = [_redirected(item, copies) for item in value]
-        same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if same else type(value)(items)
+        return type(value)(_redirected(item, copies) for item in value)
     if type(value) in (dict, OrderedDict):
-        redirected = {key: _redirected(item, copies) for key, item in value.items()}
-        same = all(redirected[key] is item for key, item in value.items())
-        return value if same else type(value)(redirected)
+        return type(value)((key, _redirected(item, copies)) for key, item in value.items())
     return value
 
 
-def _as_table(rules: Rules | None) -> dict[type[nn.Module], Rule]:
+def _as_table(rules: Rules | None) -> dict[Any, Rule]:
     try:
         table: dict[Any, Any] = dict(RULES if rules is None else rules)
     except (TypeError, ValueError):
         table = {"": rules}
-    if not all(isinstance(key, type) and callable(rule) for key, rule in table.items()):
+    if not all(isinstance(key, type | str) and callable(rule) for key, rule in table.items()):
         raise TypeError(f"functionalize: rules must map module types to functions, got {rules!r}")
     return table

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_datum, check_like, check_shape
+from funcexplain.problems.checks import check_datum, check_like, check_number, check_shape
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
 from funcexplain.problems.transforms import Transform, with_data
 
@@ -45,6 +45,8 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
         >>> fe.solve(fe.standardize(0.0, 0.02)(p), fe.adam(lr=0.1), max_steps=1).x
         tensor([[[ 0.0020, -0.0020]]])
     """
+    if not isinstance(std, Tensor):
+        check_number("standardize", "std", std, least=0.0, strict=True)
 
     def encode(x: Tensor, args: Args) -> Tensor:
         return (x - args["mean"]) / args["std"]
@@ -109,7 +111,8 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
 
     ``x = m + h * tanh((u - m) / h)`` with middle ``m = (lower + upper) / 2`` and half width ``h``, where
     ``u`` is what would be ``x`` without the box: slope one in the middle, flat at the bounds. A start
-    that lies on a bound moves away from it slowly. Entries with mask False (not free to change) are
+    that lies on a bound, or near one of a very wide box, moves away slowly: a box should be tight, and
+    `clip` serves better where only one side matters. Entries with mask False (not free to change) are
     left alone, so that `box` commutes with `freeze` and `zero_masked`.
 
     Args:
@@ -130,6 +133,7 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
         >>> fe.solve(fe.box(-0.5, 0.5)(p), fe.adam(lr=1.0), max_steps=50).x
         tensor([[[ 0.5000, -0.5000]]])
     """
+    _refuse_crossed("box", lower, upper)
 
     def boxed(problem: Problem) -> Problem:
         bounds = _bounds("box", problem, lower, upper, infinite=False)
@@ -184,6 +188,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         D. P. Bertsekas (1976), On the Goldstein-Levitin-Polyak Gradient Projection Method,
         https://doi.org/10.1109/TAC.1976.1101194
     """
+    _refuse_crossed("clip", lower, upper)
 
     def clamped(x: Tensor, args: Args) -> Tensor:
         return torch.where(args["mask"], x.clamp(args["lower"], args["upper"]), x)
@@ -197,7 +202,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
             # In other units a projected point may step over its bound by rounding. It is taken back,
             # and its gradient passes as if it had not been there: else it could never leave.
             x = inner_decode(z, args)
-            return x + (clamped(x, args) - x).detach()
+            return clamped(x, args).detach() + (x - x.detach())
 
         def project(z: Tensor, args: Args) -> Tensor:
             return clamp(earlier(z, args), args)
@@ -239,10 +244,7 @@ def _bounds(
     x0 = check_problem(where, problem).args["x0"]
     least = check_datum(where, "lower", lower, x0, infinite=infinite)
     most = check_datum(where, "upper", upper, x0, infinite=infinite)
-    if bool((least > most).any()):
-        raise ValueError(
-            f"{where}: lower must be <= upper, got lower > upper in {int((least > most).sum())} places"
-        )
+    _refuse_crossed(where, least, most)
     outside = ((x0 < least) | (x0 > most)) & problem.args["mask"]
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
@@ -251,6 +253,15 @@ def _bounds(
             f"entries outside, the first at {index}: {x0[index]:g}; clamp x0 or widen the bounds"
         )
     return with_data(where, problem, lower=least, upper=most)
+
+
+def _refuse_crossed(where: str, lower: Any, upper: Any) -> None:
+    """Refuse bounds of which the lower lies above the upper, as soon as both are known."""
+    if isinstance(lower, int | float | Tensor) and isinstance(upper, int | float | Tensor):
+        crossed = torch.as_tensor(lower > upper)
+        if bool(crossed.any()):
+            count = int(crossed.sum())
+            raise ValueError(f"{where}: lower must be <= upper, got lower > upper in {count} places")
 
 
 def _middle_and_half(args: Args) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,8 @@ def kl(weights: Tensor, target: Tensor) -> Tensor:
 
     Args:
         weights: allocation, shape ``(A,)``, non-negative.
-        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` count zero.
+        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` count zero. A
+            negative one (a short position) makes the loss NaN: use `mse` or `mae` there.
 
     Returns:
         Scalar, non-negative where both sum to the same.

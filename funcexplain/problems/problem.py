@@ -45,7 +45,7 @@ def _from_x0(args: Args) -> Tensor:
     return args["x0"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """One question about a network: pure functions, and the data they are given.
 

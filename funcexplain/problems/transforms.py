@@ -14,8 +14,8 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import FLOATING, check_datum, check_number
 from funcexplain.networks.noise import normal
+from funcexplain.problems.checks import FLOATING, check_datum, check_number
 from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
 
 Transform = Callable[[Problem], Problem]
@@ -188,7 +188,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
         if factor.ndim != 0 or bool(factor < 0):
             raise ValueError(
                 f"penalize: strength must be one number >= 0, got {factor.tolist()}; "
-                "fe.vmap maps a problem over several"
+                "torch.func.vmap of fe.run maps over several"
             )
         args = with_data("penalize", problem, **{key: factor})
         return replace(problem, args=args, penalties=(*problem.penalties, cost))

@@ -24,6 +24,9 @@ class Status(IntEnum):
     MAX_STEPS = 2
     NONFINITE = 3
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def sentence(self) -> str:
         """What the status means, for a reader of the answer."""
@@ -32,7 +35,7 @@ class Status(IntEnum):
 
 _SENTENCES = {
     Status.HIT: "The target is hit: every weight is within atol of it.",
-    Status.STALLED: "The search stalled: the optimizer no longer moves the input.",
+    Status.STALLED: "The search stalled: the gradient is zero, and nothing moves the input.",
     Status.MAX_STEPS: "The budget of max_steps was used up before the target was hit.",
     Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",
 }
@@ -61,24 +64,35 @@ class Solution:
     status: Status
 
     def __repr__(self) -> str:
-        return (
-            f"Solution(status={self.status.name}, loss={float(self.loss):.3g}, "
-            f"num_steps={int(self.num_steps)}, x={tuple(self.x.shape)} {self.x.dtype})"
-        )
+        told = ("status", "loss", "num_steps", "x")
+        return f"Solution({', '.join(f'{name}={_short(getattr(self, name))}' for name in told)})"
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return str(value)
+    if value.ndim == 0:
+        return f"{value.item():.3g}" if value.is_floating_point() else str(value.item())
+    return f"{tuple(value.shape)} {value.dtype}"
 
 
 def _flatten(solution: Any) -> tuple[list[Tensor], None, tuple[str, ...]]:
     names = tuple(field.name for field in fields(Solution))
     *tensors, status = (getattr(solution, name) for name in names)
-    return [*tensors, torch.as_tensor(status)], None, names
+    return (
+        [*tensors, torch.as_tensor(status, dtype=torch.int64) if isinstance(status, Status) else status],
+        None,
+        names,
+    )
 
 
 def _unflatten(metadata: object, leaves: Any) -> Any:
     del metadata
     x, weights, loss, history, num_steps, status = leaves
     # A mapped tree may hold anything at its leaves; only a code is a status again.
-    coded = isinstance(status, Tensor) and status.ndim == 0 and not status.is_floating_point()
-    status = Status(int(status)) if coded else status
+    coded = isinstance(status, Tensor) and status.ndim == 0 and status.dtype is torch.int64
+    if coded and int(status) in Status._value2member_map_:
+        status = Status(int(status))
     return Solution(x, weights, loss, history, num_steps, status)
 
 

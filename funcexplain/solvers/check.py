@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_count, check_number
 from funcexplain.networks.noise import normal
+from funcexplain.problems.checks import check_count, check_number
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import cast
 from funcexplain.solvers.gradient import backward_value_and_grad

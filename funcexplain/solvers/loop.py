@@ -137,7 +137,7 @@ def solve(
         taken = state.num_steps
         if not state.done:
             state, _ = step(state, args)
-        if state.status == Status.STALLED and taken == 0 and infos and infos[0].grad_norm == 0:
+        if state.status == Status.STALLED and taken == 0 and args["mask"].any():
             warnings.warn(
                 "solve: no gradient reaches the input, so x stays as it is; fe.check_gradient(problem) "
                 "tells whether the network ignores its input or something in it has no gradient",
@@ -171,7 +171,8 @@ def explain(
 ) -> Solution:
     """Ask and answer in one call: what would the market have to look like for this portfolio?
 
-    The same as `problem`, then `freeze` where a mask is given, then `solve`.
+    The same as `problem`, then `freeze` where a mask is given, then `solve`. The search is in units of
+    x: where channels are as small as daily returns, ``lr`` must be, too, or see `standardize`.
 
     Args:
         network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, or a pair

@@ -87,8 +87,8 @@ def make_step(
         problem: the question. Its ``args`` are not captured; they are given to both functions.
         method: an optimizer, or any ``(init, update)`` pair (see `as_optimizer`); default ``adam()``.
         atol: ends the search, and holds the state from then on, where ``max |weights - target| <=
-            atol`` (HIT), an update moves nothing (STALLED), or a number is not finite (NONFINITE).
-            ``None`` never ends it.
+            atol`` (HIT), nothing moves and the gradient is zero (STALLED), or a number is not finite
+            (NONFINITE). ``None`` never ends it.
         keep: which evaluated point is kept: the ``"last"`` finite one, or the ``"best"`` in value.
         gradient: wraps an objective into its value and gradient. The default is torch.func's, through
             which ``torch.func.vmap`` and ``grad`` go.
@@ -149,8 +149,10 @@ def make_step(
         status = state.status
         if atol is not None:
             # The later line overrules the earlier.
-            verdict = torch.where((z == state.z).all(), int(Status.STALLED), status)
-            verdict = torch.where(finite & info.grad_norm.isfinite(), verdict, int(Status.NONFINITE))
+            # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
+            still = (z == state.z).all() & (info.grad_norm == 0)
+            verdict = torch.where(still, int(Status.STALLED), status)
+            verdict = torch.where(finite & grads.isfinite().all(), verdict, int(Status.NONFINITE))
             verdict = torch.where(hit, int(Status.HIT), verdict)
             status = torch.where(state.done, status, verdict)
 

@@ -174,3 +174,32 @@ def test_a_batch_norm_without_running_statistics_may_train() -> None:
 def test_stack_refuses_what_does_not_match(others: list[nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fe.stack(others)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode
+@pytest.mark.parametrize("name", params(["conv_instance_norm", "conv_batch_norm", "mlp_tanh"]))
+def test_forward_mode_equals_reverse_mode(name: str) -> None:
+    apply, p = fe.functionalize(make_network(name))
+    forward, reverse = (
+        mode(apply, argnums=1)(p, make_x0()) for mode in (torch.func.jacfwd, torch.func.jacrev)
+    )
+    assert_close(forward, reverse)
+
+
+def test_a_list_that_a_network_keeps_is_left_alone() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights = torch.softmax(x.flatten(1)[:, :5], -1)
+            self.seen.append(weights)
+            self.cache["weights"] = weights
+            return weights
+
+    network = Keeping()
+    fe.explain(network, make_target(), make_x0(), max_steps=2)
+    assert network.seen == []
+    assert network.cache == {}

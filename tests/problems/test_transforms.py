@@ -200,7 +200,7 @@ def test_clip_may_bound_one_side_only() -> None:
     assert (solution.x >= lower).all()
     assert (solution.x[0] < make_x0()[0] - 0.1).any()
     with pytest.raises(ValueError, match="box: lower must be finite"):
-        fe.box(lower, 1.0)(make_problem())
+        fe.box(lower, torch.inf)(make_problem())
 
 
 def test_standardize_searches_in_units_of_sigma() -> None:

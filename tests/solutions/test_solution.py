@@ -42,3 +42,22 @@ def test_every_status_is_a_sentence() -> None:
     sentences = {status.sentence for status in fe.Status}
     assert len(sentences) == len(fe.Status) == 4
     assert all(sentence.endswith(".") for sentence in sentences)
+
+
+def test_trees_of_solutions_hold_what_they_are_given() -> None:
+    solution: Any = fe.solve(make_problem(), max_steps=3)
+    doubled: Any = optree.tree_map(lambda leaf: 2 * leaf, solution)
+    assert int(doubled.status) == 2 * fe.Status.MAX_STEPS  # no status any more, and none is made up
+    finite: Any = optree.tree_map(torch.isfinite, solution)
+    assert finite.status.dtype is torch.bool
+    stacked: Any = optree.tree_map(lambda *leaves: torch.stack(leaves), solution, solution)
+    assert stacked.x.shape == (2, *solution.x.shape)
+    assert stacked.status.tolist() == [fe.Status.MAX_STEPS] * 2
+    arrays: Any = optree.tree_map(lambda leaf: leaf.numpy(), solution)
+    for tree in (doubled, finite, stacked, arrays):
+        assert repr(tree).startswith("Solution(status=")
+
+
+def test_a_status_reads_as_its_name() -> None:
+    assert f"{fe.Status.HIT}" == str(fe.Status.HIT) == "HIT"
+    assert int(fe.Status.HIT) == 0

@@ -12,6 +12,7 @@ from funcexplain.solvers.step import Keep
 from tests.helpers import (
     NETWORKS,
     OPTIMIZERS,
+    SHAPE,
     TRANSFORMS,
     assert_close,
     assert_gradient,
@@ -84,15 +85,29 @@ def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
 @every_optimizer
 @every_transform
 def test_mapped_run_equals_a_loop_of_run_for_every_transform(optimizer: str, transform: str) -> None:
+    """Every entry of args is mapped at once, a transform's own data included."""
     problem = TRANSFORMS[transform](make_problem())
     init, step = fe.make_step(problem, OPTIMIZERS[optimizer](), atol=1e-3, keep="best")
+    given = {name: value for name, value in problem.args.items() if name != "params"}
 
-    def search(seed: Tensor) -> tuple[fe.State, fe.Info]:
-        return fe.run(init, step, {**problem.args, "seed": seed}, num_steps=10)
+    def row(place: int) -> dict[str, Tensor]:
+        dtype = given["x0"].dtype
+        mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(place)) < 0.5
+        own = {
+            "x0": make_x0(dtype, seed=place).clamp(-3.9, 3.9),
+            "target": make_target(dtype, seed=place),
+        }
+        own |= {"reference": make_x0(dtype, seed=9 - place), "mask": mask, "seed": torch.tensor(place)}
+        return {**{name: value * (1 + 0.01 * place) for name, value in given.items()}, **own}
 
-    seeds = torch.arange(3)
-    looped = optree.tree_map(lambda *leaves: torch.stack(leaves), *map(search, seeds))  # type: ignore[arg-type]
-    assert_close(torch.func.vmap(search)(seeds), looped, rtol=1e-9, atol=1e-11)
+    def search(row: dict[str, Tensor]) -> tuple[fe.State, fe.Info]:
+        return fe.run(init, step, {**problem.args, **row}, num_steps=10)
+
+    rows: Any = [row(place) for place in range(3)]
+    alone: Any = [search(row) for row in rows]
+    looped: Any = optree.tree_map(lambda *leaves: torch.stack(leaves), *alone)
+    stacked: Any = optree.tree_map(lambda *leaves: torch.stack(leaves), *rows)
+    assert_close(torch.func.vmap(search)(stacked), looped, rtol=1e-9, atol=1e-11)
 
 
 def test_mapped_run_goes_through_parameters_of_models() -> None:

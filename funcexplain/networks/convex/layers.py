@@ -1,0 +1,151 @@
+"""The allocators as modules, called as deepdow's convex layers are.
+
+They hold no parameters and no state but their settings, follow the dtype and device of their input, and
+take any leading dimensions, none included.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from funcexplain.networks.convex.checks import check_cap
+from funcexplain.networks.convex.quadratic import markowitz, risk_budgeting
+from funcexplain.networks.convex.simplex import capped_softmax, sparsemax
+
+
+class _Allocator(nn.Module):
+    """A number of assets and an upper bound on each weight."""
+
+    def __init__(self, n_assets: int, *, max_weight: float = 1.0) -> None:
+        super().__init__()
+        check_cap(type(self).__name__, n_assets, max_weight)
+        self.n_assets, self.max_weight = n_assets, max_weight
+
+    def _check_assets(self, name: str, tensor: Tensor) -> None:
+        if tensor.shape[-1] != self.n_assets:
+            raise ValueError(
+                f"{type(self).__name__}: {name} must have {self.n_assets} assets in its last dimension, "
+                f"as n_assets says, got shape {tuple(tensor.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given to the constructor."""
+        return f"{self.n_assets}, max_weight={self.max_weight}"
+
+
+class Markowitz(_Allocator):
+    """`markowitz` as a module, in the place of deepdow's ``NumericalMarkowitz``.
+
+    Args:
+        n_assets: number of assets A.
+        max_weight: upper bound on each weight, at least ``1 / n_assets``.
+
+    Raises:
+        ValueError: if ``n_assets * max_weight < 1``.
+
+    Example:
+        >>> import torch
+        >>> from funcexplain.networks.convex import Markowitz
+        >>> layer = Markowitz(4, max_weight=0.5)
+        >>> layer(torch.zeros(8, 4), torch.eye(4).expand(8, 4, 4), torch.ones(8), torch.ones(8)).shape
+        torch.Size([8, 4])
+    """
+
+    def forward(self, rets: Tensor, covmat_sqrt: Tensor, gamma_sqrt: Tensor, alpha: Tensor) -> Tensor:
+        """Map ``(..., A)``, ``(..., A, A)``, ``(...)``, ``(...)`` to weights ``(..., A)``."""
+        self._check_assets("rets", rets)
+        return markowitz(rets, covmat_sqrt, gamma_sqrt, alpha, self.max_weight)
+
+
+class RiskBudgeting(_Allocator):
+    """`risk_budgeting` as a module, in the place of deepdow's ``NumericalRiskBudgeting``.
+
+    Args:
+        n_assets: number of assets A.
+        max_weight: upper bound on each weight, at least ``1 / n_assets``.
+
+    Raises:
+        ValueError: if ``n_assets * max_weight < 1``.
+
+    Example:
+        >>> import torch
+        >>> from funcexplain.networks.convex import RiskBudgeting
+        >>> RiskBudgeting(4)(torch.eye(4).expand(8, 4, 4), torch.ones(8, 4)).shape
+        torch.Size([8, 4])
+    """
+
+    def forward(self, covmat_sqrt: Tensor, b: Tensor) -> Tensor:
+        """Map ``(..., A, A)`` and budgets ``(..., A)`` to weights ``(..., A)``."""
+        self._check_assets("b", b)
+        return risk_budgeting(covmat_sqrt, b, self.max_weight)
+
+
+class _Scored(_Allocator):
+    """An allocator over scores that are divided by a temperature."""
+
+    def __init__(
+        self, n_assets: int, *, max_weight: float = 1.0, temperature: float | None = 1.0
+    ) -> None:
+        super().__init__(n_assets, max_weight=max_weight)
+        self.temperature = temperature
+
+    def _scores(self, x: Tensor, temperature: Tensor | None) -> Tensor:
+        self._check_assets("x", x)
+        if (temperature is None) == (self.temperature is None):
+            raise ValueError(
+                f"{type(self).__name__}: temperature must be given either to the constructor or to the "
+                f"call, got {self.temperature} and {temperature}; pass temperature=None to one of them"
+            )
+        if temperature is None:
+            return x / float(self.temperature)  # type: ignore[arg-type]  # one of the two is given
+        return x / temperature[..., None]
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given to the constructor."""
+        return f"{super().extra_repr()}, temperature={self.temperature}"
+
+
+class Sparsemax(_Scored):
+    """`sparsemax` of ``x / temperature`` as a module, in the place of deepdow's ``SparsemaxAllocator``.
+
+    Args:
+        n_assets: number of assets A.
+        max_weight: upper bound on each weight, at least ``1 / n_assets``.
+        temperature: divides the scores; ``None`` if each call brings its own.
+
+    Raises:
+        ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.
+
+    Example:
+        >>> import torch
+        >>> from funcexplain.networks.convex import Sparsemax
+        >>> Sparsemax(3, temperature=2.0)(torch.tensor([[2.0, 1.0, 0.0]]))
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+
+    def forward(self, x: Tensor, temperature: Tensor | None = None) -> Tensor:
+        """Map scores ``(..., A)``, and temperatures ``(...)``, to weights ``(..., A)``."""
+        return sparsemax(self._scores(x, temperature), self.max_weight)
+
+
+class CappedSoftmax(_Scored):
+    """`capped_softmax` of ``x / temperature``, in the place of deepdow's ``SoftmaxAllocator``.
+
+    Args:
+        n_assets: number of assets A.
+        max_weight: upper bound on each weight, at least ``1 / n_assets``.
+        temperature: divides the scores; ``None`` if each call brings its own.
+
+    Raises:
+        ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.
+
+    Example:
+        >>> import torch
+        >>> from funcexplain.networks.convex import CappedSoftmax
+        >>> CappedSoftmax(3, max_weight=0.5, temperature=None)(torch.zeros(1, 3), torch.ones(1))
+        tensor([[0.3333, 0.3333, 0.3333]])
+    """
+
+    def forward(self, x: Tensor, temperature: Tensor | None = None) -> Tensor:
+        """Map scores ``(..., A)``, and temperatures ``(...)``, to weights ``(..., A)``."""
+        return capped_softmax(self._scores(x, temperature), self.max_weight)

@@ -1,0 +1,30 @@
+"""The same answers on a GPU, where there is one."""
+
+import pytest
+import torch
+
+import funcexplain as fe
+from tests.helpers import NETWORKS, TRANSFORMS, assert_close, make_problem, params
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_every_network_has_the_same_answer(name: str) -> None:
+    problem = make_problem(name)
+    there = fe.solve(fe.cast(device="cuda")(problem), fe.adam(lr=0.05), max_steps=10)
+    assert there.x.is_cuda
+    assert_close(
+        there.x.cpu(), fe.solve(problem, fe.adam(lr=0.05), max_steps=10).x, rtol=1e-6, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("name", params(TRANSFORMS))
+def test_every_transform_has_the_same_answer(name: str) -> None:
+    problem = TRANSFORMS[name](make_problem())
+    there = fe.solve(fe.cast(device="cuda")(problem), fe.adam(lr=0.05), max_steps=10)
+    here = fe.solve(problem, fe.adam(lr=0.05), max_steps=10)
+    assert_close(there.x.cpu(), here.x, rtol=1e-6, atol=1e-8)
