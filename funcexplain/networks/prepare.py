@@ -1,9 +1,9 @@
 """A private shallow copy of a network, in which troublesome parts follow functional rules.
 
 The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
-parameters, buffers, children and hooks, and plain lists and dicts), so that its mode can be set, parts can be exchanged and hooks
-added while the caller's module stays as it is. ``copy.deepcopy`` is no alternative: it fails on
-networks that hold sparse buffers, such as those with a cvxpylayers layer.
+parameters, buffers, children and hooks, and plain lists and dicts), so that its mode can be set, parts
+can be exchanged and hooks added while the caller's module stays as it is. ``copy.deepcopy`` is no
+alternative: it fails on networks that hold sparse buffers, such as those with a cvxpylayers layer.
 
 A rule is a function ``module -> module``. It is given the private copy of one module, after its
 children were treated, and returns what stands in its place; it may change the copy in place. Names of
@@ -23,6 +23,7 @@ from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
+from funcexplain.networks.deepdow_layers import differentiable_zoom, opaque_samples
 from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import fold_recurrent
 
@@ -37,6 +38,9 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
     "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
+    "deepdow.layers.allocate.NCO": opaque_samples,
+    "deepdow.layers.allocate.Resample": opaque_samples,
+    "deepdow.layers.transform.Zoom": differentiable_zoom,
 }
 if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
     RULES[parametrizations._WeightNorm] = explicit_weight_norm

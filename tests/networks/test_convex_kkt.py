@@ -151,8 +151,9 @@ def make_budgets(kind: str, num_assets: int, rows: int = ROWS) -> Tensor:
     "kind", ["equal", "generic", "some zero", "all zero", "one", "orders apart", "large", "small"]
 )
 def test_risk_budgeting_is_solved(kind: str) -> None:
-    for (num_assets, cap), rank in itertools.product(SIZES, (0, 2, 20)):
-        root = draw(60, num_assets, num_assets, seed=1) / num_assets**0.5
+    # A covariance far below the budgets still decides among the assets without one.
+    for (num_assets, cap), rank, scale in itertools.product(SIZES, (0, 1, 20), (1.0, 1e-3)):
+        root = scale * draw(60, num_assets, num_assets, seed=1) / num_assets**0.5
         root[:, rank:] = 0.0
         arguments = (root, make_budgets(kind, num_assets, 60))
         bound = min(cap, 1.0)

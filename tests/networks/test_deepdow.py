@@ -80,6 +80,18 @@ class Warped(nn.Module):
         return torch.softmax(self.head(self.warp(x, times).flatten(1)), -1)
 
 
+class Zoomed(nn.Module):
+    """The last days zoomed in on, by a scale that the network computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zoom, self.head = layers.Zoom(), nn.Linear(CHANNELS * LOOKBACK * ASSETS, ASSETS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 + 0.2 * torch.tanh(x[:, 0].mean((1, 2)))
+        return torch.softmax(self.head(self.zoom(x, scale).flatten(1)), -1)
+
+
 class Unknown(nn.Module):
     """A convex program that no exact allocator knows: the nearest point of a ball."""
 
@@ -109,6 +121,10 @@ SMOOTH: dict[str, Callable[[], nn.Module]] = {
     "softmax_capped": lambda: Scored(layers.SoftmaxAllocator(1, "variational", ASSETS, max_weight=0.3)),
     "risk_budgeting": Budgeted,
     "analytical_markowitz": lambda: Covarying(layers.AnalyticalMarkowitz()),
+    "nco": lambda: Covarying(layers.NCO(2, n_init=1, random_state=2)),
+    "resample": lambda: Covarying(layers.Resample(layers.AnalyticalMarkowitz(), random_state=1)),
+    "warp": Warped,
+    "zoom": Zoomed,
 }
 BLIND = {"MinimalNet": lambda: nets.MinimalNet(ASSETS), "ThorpNet": lambda: nets.ThorpNet(ASSETS)}
 DTYPES = [torch.float32, torch.float64]
@@ -149,7 +165,10 @@ def test_mapped_gradient_equals_a_loop(name: str, dtype: torch.dtype) -> None:
     assert_close(nested[0], looped, **rounding)
 
 
-@pytest.mark.parametrize("name", params([n for n in (*SMOOTH, *BLIND) if n != "analytical_markowitz"]))
+@pytest.mark.parametrize(
+    "name",
+    params([n for n in (*SMOOTH, *BLIND) if n not in ("analytical_markowitz", "nco", "resample")]),
+)
 def test_mapped_parameters_equal_a_loop(name: str) -> None:
     networks = [make(name) for _ in range(2)]
     for parameter in networks[1].parameters():
@@ -164,7 +183,8 @@ def test_mapped_parameters_equal_a_loop(name: str) -> None:
 def test_weights_are_those_of_the_network(name: str) -> None:
     network = make(name)
     apply, p = fe.functionalize(network)
-    own = network.eval()(make_x0()[None])[0].detach()
+    with torch.random.fork_rng(devices=[]):  # a random_state reseeds the global generator
+        own = network.eval()(make_x0()[None])[0].detach()
     # The networks' own convex solver is exact to about 1e-3.
     exact = name not in ("BachelierNet", "ThorpNet", "sparsemax", "softmax_capped", "risk_budgeting")
     assert_close(apply(p, make_x0()), own, rtol=0, atol=1e-12 if exact else 5e-3)
@@ -184,10 +204,20 @@ def test_mapped_searches_equal_searches_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", params(SMOOTH))
-def test_check_gradient_passes(name: str) -> None:
-    problem = fe.problem(make(name, torch.float32), make_target(torch.float32), make_x0(torch.float32))
+def test_check_gradient_passes_and_leaves_the_generator_alone(name: str) -> None:
+    # Resampling draws other portfolios in another dtype.
+    dtype = torch.float64 if name == "resample" else torch.float32
+    network, before = make(name, dtype), torch.get_rng_state()
+    problem = fe.problem(network, make_target(dtype), make_x0(dtype))
     found = fe.check_gradient(problem)
     assert found.ok, found
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_a_zoom_of_deepdow_has_no_gradient_to_its_scale_without_the_rule() -> None:
+    problem = fe.problem(fe.functionalize(make("zoom"), rules=()), make_target(), make_x0())
+    assert not fe.check_gradient(problem).ok
 
 
 @pytest.mark.parametrize("name", params(BLIND))
@@ -217,3 +247,19 @@ def test_an_unknown_convex_program_keeps_its_solver() -> None:
         fe.solve(problem, fe.adam(lr=0.1), max_steps=5).loss
         < problem.evaluate(make_x0(), problem.args)[0]
     )
+
+
+def test_an_exported_program_is_a_network() -> None:
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, ASSETS), nn.Softmax(-1)
+    )
+    example = torch.stack([make_x0(seed=seed) for seed in range(2)])
+    dims = ({0: torch.export.Dim("n")},)
+    program = torch.export.export(network.double().eval(), (example,), dynamic_shapes=dims).module()
+    slope, p = slope_of(program, torch.float64)
+    ours, q = slope_of(network, torch.float64)
+    assert_close(slope(p, make_x0()), ours(q, make_x0()))
+    assert_close(
+        torch.func.vmap(slope, (None, 0))(p, example), torch.stack([ours(q, x) for x in example])
+    )
+    assert fe.explain(program, make_target(), make_x0(), max_steps=3).x.shape == make_x0().shape

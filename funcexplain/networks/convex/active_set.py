@@ -165,7 +165,8 @@ def walk(program: Program, cap: float, guess: Guess, move: _Move) -> tuple[Guess
 def _check(program: Program, guess: Guess, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The error between the bounds, ``(N,)``, the wrong sign of each multiplier, and the gradient."""
     gradient = program.gradient(weights)
-    slope = gradient - price(gradient, guess)
+    level = price(gradient, guess)
+    slope = (gradient - level) / (1.0 + level.abs())  # b / w may exceed the scale of the program
     error = slope.abs().masked_fill(guess.lower | guess.upper, 0.0).amax(-1)
     error = torch.maximum(error, (weights.sum(-1) - 1.0).abs())
     wrong = torch.where(guess.lower, -slope, torch.where(guess.upper, slope, 0.0))

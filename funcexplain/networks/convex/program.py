@@ -2,8 +2,9 @@
 
     minimize  1/2 w' Q w - r' w - b' log w   subject to   sum(w) = 1,  0 <= w <= cap
 
-with Q positive semidefinite and b >= 0. Active sets settle most programs without budgets; an interior
-point guesses the sets of the others, and active sets polish its answer.
+with Q positive semidefinite and b >= 0. Leaping active sets settle most programs without budgets. An
+interior point guesses the sets of the others, and active sets polish its answer: by leaps, and where
+these fail, step by step.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from funcexplain.networks.convex.simplex import project
 _COLD = 15  # steps; two are usual
 _POLISH = 10  # steps; two are usual
 _WALK = 120  # steps, where leaps go round in circles or several allocations are optimal
-_DAMPING = 1e-9
+_DAMPING = 1e-9  # of the walk, relative to Q
 
 
 def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
