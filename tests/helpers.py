@@ -72,17 +72,53 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """One transformer layer over the days, with layer normalisation."""
+    """Transformer layers over the days, with layer normalisation."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm_first: bool = False, layers: int = 1) -> None:
         super().__init__()
         width = CHANNELS * ASSETS
-        self.layer = nn.TransformerEncoderLayer(width, 2, 16, dropout=0.1, batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 16, 0.1, "gelu", batch_first=True, norm_first=norm_first
+        )
+        self.layer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, ASSETS)
 
     def forward(self, x: Tensor) -> Tensor:
         days = x.permute(0, 2, 1, 3).flatten(2)
         return torch.softmax(self.head(self.layer(days).mean(1)), -1)
+
+
+class MultiHead(nn.Module):
+    """Attention of the last day to all days, sequence first, in a padded batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = CHANNELS * ASSETS
+        self.attend, self.head = nn.MultiheadAttention(width, 2), nn.Linear(width, ASSETS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        days = x.permute(2, 0, 1, 3).flatten(2)
+        first = torch.zeros(len(x), LOOKBACK, dtype=torch.bool)
+        first[:, 0] = True  # padding
+        seen, weights = self.attend(days[-1:], days, days, key_padding_mask=first)
+        return torch.softmax(self.head(seen[0]) + weights[:, 0, 1:], -1)
+
+
+class TemporalConv(nn.Module):
+    """Causal dilated convolutions over each asset's history, with weight_norm and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = parametrizations.weight_norm(nn.Conv1d(CHANNELS, 8, 2, dilation=1))
+        self.second = parametrizations.weight_norm(nn.Conv1d(8, 8, 2, dilation=2))
+        self.skip, self.head = nn.Conv1d(CHANNELS, 8, 1), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        histories = x.permute(0, 3, 1, 2).flatten(0, 1)
+        hidden = torch.tanh(self.first(nn.functional.pad(histories, (1, 0))))
+        hidden = nn.functional.elu_(self.second(nn.functional.pad(hidden, (2, 0))))
+        last = (hidden + self.skip(histories))[..., -1]
+        return torch.softmax(self.head(last).view(len(x), ASSETS), -1)
 
 
 class Tied(nn.Module):
@@ -164,6 +200,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gru_instance_norm": lambda: Recurrent(nn.GRU, nn.InstanceNorm2d(CHANNELS)),
     "rnn_batch_norm": lambda: Recurrent(nn.RNN, trained_norm(nn.BatchNorm2d(CHANNELS))),
     "attention": Attention,
+    "multi_head": MultiHead,
+    "encoder_norm_first": lambda: Attention(norm_first=True, layers=2),
+    "temporal_conv": TemporalConv,
     "tied": Tied,
     "own_call": OwnCall,
     "with_buffers": WithBuffers,

@@ -8,13 +8,13 @@ autograd (growth of the resident set, each in a process of its own).
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +148,15 @@ def measure_memory(name: str, way: str) -> None:
     network, target = make(name)
     run = WAYS[way](network, target)
     run(torch.randn(2, CHANNELS, LOOKBACK, ASSETS))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     run(torch.randn(MEMORY_ROWS, CHANNELS, LOOKBACK, ASSETS))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MEMORY_ROWS)
+    print((peak_memory() - before) / MEMORY_ROWS)
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set so far; getrusage would start from that of the parent."""
+    (line,) = (t for t in Path("/proc/self/status").read_text().splitlines() if t.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
 def measure_time(name: str, repetitions: int) -> list[float]:

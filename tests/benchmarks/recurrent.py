@@ -1,9 +1,10 @@
 """What folding costs: 64 mapped rows through a recurrent layer against the plain batched layer.
 
-Run ``python -m tests.benchmarks.recurrent [rounds]``. Both sides compute 64 losses of windows
-``(L, A, C)`` and their gradients; the plain one is written by hand for a batch of ``64 A`` histories.
-Times are medians of interleaved rounds, in one thread; the ratio is the median of the rounds' ratios.
-The last column is the largest difference of the gradients, relative to the largest entry.
+Run ``python -m tests.benchmarks.recurrent [rounds]``. All sides compute 64 losses of windows
+``(L, A, C)`` and their gradients: the plain one is written by hand for a batch of ``64 A`` histories;
+under torch.func it is ``vmap(grad)``, or ``vmap`` of the loss and one backward pass of the sum. Times
+are medians of interleaved rounds, in one thread; ratios are medians of the rounds' ratios. The last
+column is the largest difference of the gradients, relative to the largest entry.
 """
 
 import copy
@@ -29,8 +30,8 @@ CELLS: dict[str, Callable[[], nn.RNNBase]] = {
 Run = Callable[[], tuple[Tensor, Tensor]]
 
 
-def make_runs(layer: nn.RNNBase, windows: Tensor) -> tuple[Run, Run]:
-    """Values and gradients for all rows: by the plain batched layer, and folded under torch.func."""
+def make_runs(layer: nn.RNNBase, windows: Tensor) -> tuple[Run, Run, Run]:
+    """Values and gradients for all rows: plain batched layer, vmap(grad), and grad(vmap)."""
     params = {name: p.detach() for name, p in layer.named_parameters()}
     plain_layer = copy.deepcopy(layer).requires_grad_(False)
     folded_layer = fold_recurrent(copy.deepcopy(layer))
@@ -46,22 +47,29 @@ def make_runs(layer: nn.RNNBase, windows: Tensor) -> tuple[Run, Run]:
     def loss(x: Tensor) -> Tensor:
         return functional_call(folded_layer, params, (x,))[0].square().mean()
 
-    mapped = vmap(grad_and_value(loss))
-    return plain, lambda: mapped(windows)
+    mapped, values_of = vmap(grad_and_value(loss)), vmap(loss)
+
+    def one_backward() -> tuple[Tensor, Tensor]:
+        x = windows.detach().requires_grad_()
+        values = values_of(x)
+        return torch.autograd.grad(values.sum(), x)[0], values.detach()
+
+    return plain, lambda: mapped(windows), one_backward
 
 
-def measure(plain: Run, folded: Run, rounds: int) -> tuple[float, float, float]:
-    """Median milliseconds of both, and the median ratio."""
-    times: list[tuple[float, float]] = []
+def measure(runs: tuple[Run, ...], rounds: int) -> tuple[list[float], list[float]]:
+    """Median milliseconds of all, and the median ratios to the first."""
+    times: list[list[float]] = []
     for _ in range(rounds + 3):
-        start = time.perf_counter()
-        plain()
-        middle = time.perf_counter()
-        folded()
-        times.append((1e3 * (middle - start), 1e3 * (time.perf_counter() - middle)))
-    times = times[3:]  # warm
-    both = [statistics.median(column) for column in zip(*times, strict=True)]
-    return both[0], both[1], statistics.median(b / a for a, b in times)
+        row = []
+        for run in runs:
+            start = time.perf_counter()
+            run()
+            row.append(1e3 * (time.perf_counter() - start))
+        times.append(row)
+    columns = list(zip(*times[3:], strict=True))  # warm
+    ratios = [[b / a for a, b in zip(columns[0], column, strict=True)] for column in columns[1:]]
+    return [statistics.median(c) for c in columns], [statistics.median(r) for r in ratios]
 
 
 def main(rounds: int) -> None:
@@ -69,19 +77,22 @@ def main(rounds: int) -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {rounds} rounds")
     print(f"{ROWS} rows, lookback {LOOKBACK}, {CHANNELS} channels, hidden size {HIDDEN}")
-    print(
-        f"{'layer':16}{'dtype':9}{'assets':>6}{'plain ms':>10}{'folded ms':>11}{'ratio':>7}{'error':>10}"
-    )
+    print("| layer | dtype | assets | plain | vmap(grad) | ratio | grad(vmap) | ratio | error |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.float64):
         for assets in (1, 10):
             for name, make in CELLS.items():
                 windows = torch.randn(ROWS, LOOKBACK, assets, CHANNELS, dtype=dtype)
-                plain, folded = make_runs(make().to(dtype).eval(), windows)
-                expected = plain()[0]
-                error = float((folded()[0] - expected).abs().max() / expected.abs().max())
-                a, b, ratio = measure(plain, folded, rounds)
+                runs = make_runs(make().to(dtype).eval(), windows)
+                expected, *others = (run()[0] for run in runs)
+                error = max(float((o - expected).abs().max() / expected.abs().max()) for o in others)
+                (plain, gradient, value), ratios = measure(runs, rounds)
                 kind = str(dtype).removeprefix("torch.")
-                print(f"{name:16}{kind:9}{assets:>6}{a:>10.2f}{b:>11.2f}{ratio:>7.2f}{error:>10.0e}")
+                print(
+                    f"| {name} | {kind} | {assets} | {plain:.2f} ms | "
+                    f"{gradient:.2f} ms | {ratios[0]:.2f} | {value:.2f} ms | {ratios[1]:.2f} | "
+                    f"{error:.0e} |"
+                )
 
 
 if __name__ == "__main__":

@@ -86,6 +86,36 @@ def test_mapped_parameters_equal_a_loop(name: str) -> None:
 
 
 @every_network
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_transformation_equals_ordinary_autograd(name: str, dtype: torch.dtype) -> None:
+    network = make_network(name, dtype).eval()
+    apply, p = fe.functionalize(network)
+    loss = scalar(apply, make_target(dtype))
+    xs = torch.stack([make_x0(dtype, seed=seed) for seed in range(2)])
+    slopes = []
+    for x in xs:
+        one = x[None].repeat(2, 1, 1, 1).requires_grad_()  # two rows: torch's own bug wants one
+        fe.losses.mse(network(one)[0], make_target(dtype)).backward()
+        assert one.grad is not None
+        slopes.append(one.grad[0])
+    expected, rounding = torch.stack(slopes), 1e-12 if dtype is torch.float64 else 2e-5
+    grad = torch.func.grad(loss, argnums=1)
+    nested = torch.func.vmap(torch.func.vmap(grad, (None, 0)), (None, 0))
+    stacked = {name: torch.stack([tensor, tensor]) for name, tensor in p.items()}
+    jacobian = torch.func.jacrev(apply, argnums=1)(p, xs[0])
+    distance = 2 * (apply(p, xs[0]) - make_target(dtype)) / ASSETS
+    for found, right in (
+        (torch.stack([grad(p, x) for x in xs]), expected),
+        (torch.func.vmap(grad, (None, 0))(p, xs), expected),
+        (nested(p, xs[None])[0], expected),
+        (torch.func.vmap(grad)(stacked, xs), expected),
+        (torch.einsum("a,aclb->clb", distance, jacobian), expected[0]),
+    ):
+        assert found.dtype == dtype
+        assert_close(found, right, rtol=rounding, atol=rounding * float(right.abs().max()))
+
+
+@every_network
 @pytest.mark.parametrize("training", [True, False])
 def test_the_module_is_untouched(name: str, training: bool) -> None:
     network = make_network(name).train(training)
