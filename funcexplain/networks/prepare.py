@@ -46,11 +46,11 @@ if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
     RULES[parametrizations._WeightNorm] = explicit_weight_norm
 
 # The containers that nn.Module itself keeps.
-_CONTAINERS = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+_CONTAINERS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)}
 
 
 class _Uncompiled(nn.Module):
-    """Stands for a module that torch.compile has wrapped, under the same names."""
+    """Stands for a module that torch.compile has wrapped and bound to itself, under the same names."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -112,42 +112,18 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     copies: dict[int, nn.Module] = {}
 
     def copy(part: nn.Module, path: str) -> nn.Module:
-        if id(part) in copies:
-            return copies[id(part)]
-        if isinstance(part, jit.ScriptModule):
-            raise TypeError(
-                f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
-                f"compiled {type(part).__name__}; pass the module that it was scripted from"
-            )
-        if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
-            # torch.compile bound its forward to the caller's module; only the level of names stays.
-            copies[id(part)] = _Uncompiled(copy(next(part.children()), path)).train(train)
-            return copies[id(part)]
-        if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise TypeError(
-                "functionalize: module must be one that runs on one device, got "
-                f"{type(part).__name__}; pass its .module"
-            )
-        twin = object.__new__(type(part))
-        twin.__dict__.update(vars(part))
-        for name in _CONTAINERS:
-            if name in vars(part):
-                twin.__dict__[name] = vars(part)[name].copy()
-        twin._backward_hooks = OrderedDict()
-        twin._backward_pre_hooks = OrderedDict()
-        twin._compiled_call_impl = None  # bound to the caller's module
-        twins.append(twin)
-        twin.training = train
-        for name, child in part._modules.items():
-            if child is not None:
-                twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
-        rule = _rule_for(type(part), table)
-        copies[id(part)] = twin if rule is None else rule(twin)
-        if not isinstance(copies[id(part)], nn.Module):
-            raise TypeError(
-                f"functionalize: rules[{type(part).__name__}] must return a torch.nn.Module, got "
-                f"{type(copies[id(part)]).__name__}"
-            )
+        if id(part) not in copies:
+            _refuse_foreign(part, path)
+            if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
+                copies[id(part)] = _Uncompiled(copy(next(part.children()), path)).train(train)
+                return copies[id(part)]
+            twin = _twin(part, train)
+            twins.append(twin)
+            for name, child in part._modules.items():
+                if child is not None:
+                    twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
+            rule = _rule_for(type(part), table)
+            copies[id(part)] = twin if rule is None else _replaced(twin, rule)
         return copies[id(part)]
 
     network = copy(module, "")
@@ -156,6 +132,43 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
             if name not in ("_parameters", "_buffers", "_modules"):
                 twin.__dict__[name] = _redirected(value, copies)
     return network
+
+
+def _refuse_foreign(part: nn.Module, path: str) -> None:
+    """Refuse modules whose parts are not Python modules on one device."""
+    if isinstance(part, jit.ScriptModule):
+        raise TypeError(
+            f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
+            f"compiled {type(part).__name__}; pass the module that it was scripted from"
+        )
+    if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            "functionalize: module must be one that runs on one device, got "
+            f"{type(part).__name__}; pass its .module"
+        )
+
+
+def _twin(part: nn.Module, train: bool) -> nn.Module:
+    """A shallow copy of one module in a mode, with containers of its own and no backward hooks."""
+    twin = object.__new__(type(part))
+    twin.__dict__.update(vars(part))
+    for name in _CONTAINERS & vars(part).keys():
+        twin.__dict__[name] = vars(part)[name].copy()
+    twin._backward_hooks = OrderedDict()
+    twin._backward_pre_hooks = OrderedDict()
+    twin._compiled_call_impl = None  # bound to the caller's module
+    twin.training = train
+    return twin
+
+
+def _replaced(twin: nn.Module, rule: Rule) -> nn.Module:
+    replacement = rule(twin)
+    if not isinstance(replacement, nn.Module):
+        raise TypeError(
+            f"functionalize: rules[{type(twin).__name__}] must return a torch.nn.Module, got "
+            f"{type(replacement).__name__}"
+        )
+    return replacement
 
 
 def _rule_for(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
