@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from funcexplain.networks.dropout import SeededDropout
+from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
 
 Params = Any
@@ -61,6 +63,7 @@ def functionalize(
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
     network = prepare(module, train=train, rules=rules)
     _refuse_running_statistics(network)
+    _refuse_opaque_dropout(network)
 
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
     # in the network.
@@ -186,4 +189,15 @@ def _refuse_running_statistics(network: nn.Module) -> None:
                 f"functionalize: train=True, but {name or 'the network'} ({type(part).__name__}) would "
                 "mix the rows of a batch and move its running statistics in training mode; use "
                 "train=False, or give it track_running_stats=False"
+            )
+
+
+def _refuse_opaque_dropout(network: nn.Module) -> None:
+    for name, part in network.named_modules():
+        drops = [p for p in part.modules() if isinstance(p, _DropoutNd) and p.training and p.p > 0]
+        if isinstance(part, Opaque) and drops:
+            raise ValueError(
+                f"functionalize: train=True, but {name or 'the network'} is opaque and holds a "
+                f"{type(drops[0]).__name__}, whose noise no seed reaches there; use train=False, or "
+                "keep dropout outside of the opaque part"
             )

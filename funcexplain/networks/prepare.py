@@ -25,7 +25,7 @@ from funcexplain.networks.attention import explicit_attention, plain_encoder, pl
 from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.deepdow_layers import differentiable_zoom, opaque_samples
 from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
-from funcexplain.networks.recurrent import fold_recurrent
+from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
@@ -34,6 +34,7 @@ Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: mod
 RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     _NormBase: contiguous_cotangents,
     nn.RNNBase: fold_recurrent,
+    nn.RNNCellBase: explicit_cell,
     nn.MultiheadAttention: explicit_attention,
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,

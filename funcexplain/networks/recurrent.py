@@ -101,3 +101,47 @@ def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
     in_batch = None if rows is None else (*rows, *[None] * len(weights))
     return opaque(call, in_batch, rows)(args[0], *states, *weights)
+
+
+def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
+    """Write a recurrent cell as matrix products and gates, which torch.func maps; its kernel does not.
+
+    Args:
+        module: private copy of an ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``; its ``forward`` is
+            replaced.
+
+    Returns:
+        The same module, with the same outputs to rounding.
+
+    Example:
+        >>> import torch
+        >>> cell = explicit_cell(torch.nn.GRUCell(3, 2))
+        >>> torch.func.vmap(cell)(torch.zeros(64, 5, 3)).shape
+        torch.Size([64, 5, 2])
+
+    References:
+        S. Hochreiter, J. Schmidhuber (1997), https://doi.org/10.1162/neco.1997.9.8.1735;
+        K. Cho et al. (2014), https://arxiv.org/abs/1406.1078; both as torch.nn documents them.
+    """
+    linear = torch.nn.functional.linear
+    cell: Any = module
+
+    def forward(x: Tensor, hx: Any = None) -> Any:
+        if hx is None:
+            hx = x.new_zeros(*x.shape[:-1], cell.hidden_size)
+            hx = (hx, hx) if isinstance(module, nn.LSTMCell) else hx
+        h, *memory = hx if isinstance(module, nn.LSTMCell) else (hx,)
+        from_x = linear(x, cell.weight_ih, cell.bias_ih)
+        from_h = linear(h, cell.weight_hh, cell.bias_hh)
+        if isinstance(module, nn.LSTMCell):
+            take, forget, new, show = (from_x + from_h).chunk(4, -1)
+            state = forget.sigmoid() * memory[0] + take.sigmoid() * new.tanh()
+            return show.sigmoid() * state.tanh(), state
+        if isinstance(module, nn.GRUCell):
+            (reset, keep, new), (reset_h, keep_h, new_h) = from_x.chunk(3, -1), from_h.chunk(3, -1)
+            kept = (keep + keep_h).sigmoid()
+            return kept * h + (1 - kept) * (new + (reset + reset_h).sigmoid() * new_h).tanh()
+        return (from_x + from_h).tanh() if cell.nonlinearity == "tanh" else (from_x + from_h).relu()
+
+    cell.forward = forward
+    return module

@@ -149,3 +149,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ValueError, match=r"cov_sqrt must have shape \(..., 5, 5\) to match 5 assets, got"
     ):
         convex.risk_budgeting(root, returns[..., :5].abs())
+
+
+@pytest.mark.parametrize("module", [convex.Sparsemax, convex.CappedSoftmax])
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_is_positive(module: Any, temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
+        module(3, temperature=temperature)

@@ -124,6 +124,15 @@ def test_dropout_inside_a_recurrent_kernel_is_refused(cell: type[nn.RNNBase]) ->
             assert apply(p, make_x0(torch.float32)).shape == (5,)
 
 
+def test_dropout_inside_an_opaque_part_is_refused_in_training_mode() -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(60, 5), nn.Dropout(0.5), nn.Softmax(-1))
+    network = fe.opaque(body, 0, 0)
+    with pytest.raises(ValueError, match=r"is opaque and holds a Dropout.*train=False"):
+        fe.functionalize(network, train=True)
+    apply, p = fe.functionalize(network)
+    assert apply(p, make_x0(torch.float32)).shape == (5,)
+
+
 def test_noise_that_no_seed_reaches_is_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.5), nn.Linear(60, 5))
     apply, p = fe.functionalize(network, train=True)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import funcexplain as fe
 from funcexplain.networks.prepare import RULES
-from funcexplain.networks.recurrent import fold_recurrent
+from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 from tests.helpers import (
     RECURRENT,
     assert_close,
@@ -274,3 +275,33 @@ def test_wrong_input_is_refused_in_the_words_of_torch() -> None:
     layer = make_folded(make_layer("lstm"))
     with pytest.raises(RuntimeError, match=r"input\.size"):
         vmap(layer)(torch.zeros(3, STEPS, ROWS, CHANNELS + 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("states", ["none", "shared", "mapped"])
+@pytest.mark.parametrize(
+    "cell", [nn.RNNCell, partial(nn.RNNCell, nonlinearity="relu"), nn.LSTMCell, nn.GRUCell]
+)
+def test_cells_map_with_any_states(cell: Any, states: str) -> None:
+    layer = cell(CHANNELS, HIDDEN).double()
+    followed = explicit_cell(copy.deepcopy(layer))
+    pair = cell is nn.LSTMCell
+    xs = torch.randn(STEPS, ROWS, CHANNELS, dtype=torch.float64)
+    hs = torch.randn(STEPS, ROWS, HIDDEN, dtype=torch.float64)
+    if states != "mapped":
+        hs = hs[:1].expand(STEPS, ROWS, HIDDEN)
+
+    def value(layer: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        given = None if states == "none" else ((h, 2 * h) if pair else h)
+        out = layer(x, given)
+        return (out[0] + out[1] if pair else out).square().sum()
+
+    expected = []
+    for x, h in zip(xs, hs, strict=True):
+        own = x.detach().requires_grad_()
+        expected.append(torch.autograd.grad(value(layer, own, h.detach()), own)[0])
+    slope = grad(lambda x, h: value(followed, x, h))
+    rows = vmap(slope)(xs, hs) if states == "mapped" else vmap(slope, (0, None))(xs, hs[0])
+    assert_close(rows, torch.stack(expected))
+    models = {n: torch.stack([p, 2 * p]).detach() for n, p in layer.named_parameters()}
+    outs = vmap(lambda p: functional_call(followed, p, (xs[0],)))(models)
+    assert_close(outs[0][0] if pair else outs[0], layer(xs[0])[0] if pair else layer(xs[0]))

@@ -92,6 +92,12 @@ def test_a_gradient_that_is_cut_is_told_from_an_input_that_is_ignored(
     assert "does not depend on the input" in ignored.verdict
 
 
+def test_a_network_that_draws_random_numbers_is_named() -> None:
+    found = fe.check_gradient(with_output(lambda x: x + torch.randn_like(x)))
+    assert not found.ok
+    assert "draws random numbers" in found.verdict
+
+
 def test_a_search_with_a_right_gradient_does_not_warn_and_is_the_same() -> None:
     network = make_network("conv_instance_norm")
     before = snapshot(network)

@@ -87,6 +87,8 @@ class _Scored(_Allocator):
         self, n_assets: int, *, max_weight: float = 1.0, temperature: float | None = 1.0
     ) -> None:
         super().__init__(n_assets, max_weight=max_weight)
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"{type(self).__name__}: temperature must be > 0, got {temperature}")
         self.temperature = temperature
 
     def _scores(self, x: Tensor, temperature: Tensor | None) -> Tensor:
