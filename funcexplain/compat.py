@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import SEED, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
-from funcexplain.problems.checks import check_count
+from funcexplain.problems.checks import check_count, check_is_tensor
 from funcexplain.problems.problem import problem
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.gradient import backward_value_and_grad
@@ -81,12 +81,8 @@ def gradient_wrt_input(
         raise TypeError(
             f"gradient_wrt_input: model must be a torch.nn.Module, got {type(model).__name__}"
         )
-    for name, value in (("target_weights", target_weights), ("initial_guess", initial_guess)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"gradient_wrt_input: {name} must be a torch.Tensor, got {type(value).__name__}; "
-                "torch.as_tensor converts arrays"
-            )
+    check_is_tensor("gradient_wrt_input", "target_weights", target_weights)
+    check_is_tensor("gradient_wrt_input", "initial_guess", initial_guess)
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(
             f"gradient_wrt_input: mask must be None or a torch.Tensor, got {type(mask).__name__}"

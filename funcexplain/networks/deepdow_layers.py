@@ -27,11 +27,11 @@ def opaque_samples(layer: nn.Module) -> nn.Module:
         A module that is called like the layer. Random numbers come from torch's generator as it is
         found, which is put back.
     """
-    return _Opaque(layer)
+    return _RowByRow(layer)
 
 
-class _Opaque(nn.Module):
-    """Calls a layer through `opaque`; arguments that are no tensors are settings."""
+class _RowByRow(nn.Module):
+    """Calls a layer through `opaque`, once a row; arguments that are no tensors are settings."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

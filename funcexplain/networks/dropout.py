@@ -19,12 +19,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.noise import uniform
+from funcexplain.networks.recurrent import KERNELS, split_arguments
 
 # Dropout of single entries, and of whole features (sample, channel), as torch defines them.
 _ENTRIES = (F.dropout,)
 _FEATURES = (F.dropout1d, F.dropout2d, F.dropout3d)
 _UNSEEDED = (F.alpha_dropout, F.feature_alpha_dropout, F.rrelu)
-_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class SeededDropout(TorchFunctionMode):
@@ -86,8 +86,7 @@ def _draws(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return bool(kwargs.get("training", False))
     if func is F.scaled_dot_product_attention:
         return bool((args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0.0)
-    if func in _RECURRENT:
-        # (..., parameters, has_biases, num_layers, dropout, train, ...); packed input is one longer.
-        at = next(i for i, value in enumerate(args) if i > 1 and isinstance(value, list))
-        return bool(args[at + 3] > 0.0 and args[at + 4])
+    if func in KERNELS:
+        _, (_, _, _, _, dropout, train, *_) = split_arguments(args)
+        return bool(dropout > 0.0 and train)
     return False

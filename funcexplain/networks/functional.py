@@ -194,8 +194,9 @@ def _refuse_running_statistics(network: nn.Module) -> None:
 
 def _refuse_opaque_dropout(network: nn.Module) -> None:
     for name, part in network.named_modules():
-        drops = [p for p in part.modules() if isinstance(p, _DropoutNd) and p.training and p.p > 0]
-        if isinstance(part, Opaque) and drops:
+        inside = part.modules() if isinstance(part, Opaque) else ()
+        drops = [p for p in inside if isinstance(p, _DropoutNd) and p.training and p.p > 0]
+        if drops:
             raise ValueError(
                 f"functionalize: train=True, but {name or 'the network'} is opaque and holds a "
                 f"{type(drops[0]).__name__}, whose noise no seed reaches there; use train=False, or "

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.opaque import opaque
 
-_KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
@@ -76,18 +76,28 @@ class _FoldKernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _folded(func, *args) if func in _KERNELS else func(*args, **(kwargs or {}))
+        return _folded(func, *args) if func in KERNELS else func(*args, **(kwargs or {}))
 
 
-def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
-    """Call a kernel in one of its two forms.
+def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tell the two forms of a kernel's arguments apart.
 
     They are ``(input, hx, weights, bias, layers, dropout, train, bidirectional, batch_first)`` and, for
     packed sequences, ``(data, batch_sizes, hx, weights, bias, layers, dropout, train, bidirectional)``;
     hx is one tensor, or the pair of the LSTM.
+
+    Args:
+        args: arguments of one of `KERNELS`.
+
+    Returns:
+        ``(batch_sizes,)`` or nothing, and all that follows, from ``hx`` on.
     """
     sizes = args[1:2] if isinstance(args[3], list) else ()
-    hx, weights, bias, layers, _, _, *shape = args[1 + len(sizes) :]
+    return sizes, args[1 + len(sizes) :]
+
+
+def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+    sizes, (hx, weights, bias, layers, _, _, *shape) = split_arguments(args)
     alone = isinstance(hx, Tensor)
     states = (hx,) if alone else tuple(hx)
     count = len(states)

@@ -33,11 +33,7 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
         ValueError: if it holds NaN or an infinite value.
         RuntimeError: if it is inside a torch.func transform.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{where}: {name} must be a torch.Tensor, got {type(value).__name__}; "
-            "torch.as_tensor converts arrays"
-        )
+    check_is_tensor(where, name, value)
     # No public function tells; without this, a mapped or differentiated input would be cut off silently.
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise RuntimeError(
@@ -58,6 +54,15 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
             f"entries of {value.numel()} that are NaN{'' if infinite else ' or infinite'}"
         )
     return value.detach().clone()
+
+
+def check_is_tensor(where: str, name: str, value: Any) -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where}: {name} must be a torch.Tensor, got {type(value).__name__}; "
+            "torch.as_tensor converts arrays"
+        )
 
 
 def check_like(

@@ -91,7 +91,7 @@ def _unflatten(metadata: object, leaves: Any) -> Any:
     x, weights, loss, history, num_steps, status = leaves
     # A mapped tree may hold anything at its leaves; only a code is a status again.
     coded = isinstance(status, Tensor) and status.ndim == 0 and status.dtype is torch.int64
-    if coded and int(status) in Status._value2member_map_:
+    if coded and int(status) in list(Status):
         status = Status(int(status))
     return Solution(x, weights, loss, history, num_steps, status)
 

@@ -6,6 +6,8 @@ take any leading dimensions, none included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from funcexplain.networks.convex.checks import check_cap
@@ -83,6 +85,8 @@ class RiskBudgeting(_Allocator):
 class _Scored(_Allocator):
     """An allocator over scores that are divided by a temperature."""
 
+    allocate: Callable[[Tensor, float], Tensor]
+
     def __init__(
         self, n_assets: int, *, max_weight: float = 1.0, temperature: float | None = 1.0
     ) -> None:
@@ -91,16 +95,17 @@ class _Scored(_Allocator):
             raise ValueError(f"{type(self).__name__}: temperature must be > 0, got {temperature}")
         self.temperature = temperature
 
-    def _scores(self, x: Tensor, temperature: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, temperature: Tensor | None = None) -> Tensor:
+        """Map scores ``(..., A)``, and temperatures ``(...)``, to weights ``(..., A)``."""
         self._check_assets("x", x)
         if (temperature is None) == (self.temperature is None):
             raise ValueError(
                 f"{type(self).__name__}: temperature must be given either to the constructor or to the "
                 f"call, got {self.temperature} and {temperature}; pass temperature=None to one of them"
             )
-        if temperature is None:
-            return x / float(self.temperature)  # type: ignore[arg-type]  # one of the two is given
-        return x / temperature[..., None]
+        divisor = self.temperature if temperature is None else temperature[..., None]
+        # One of the two temperatures is there.
+        return self.allocate(x / divisor, self.max_weight)  # type: ignore[operator]
 
     def extra_repr(self) -> str:
         """The settings, as they are given to the constructor."""
@@ -125,9 +130,7 @@ class Sparsemax(_Scored):
         tensor([[0.7500, 0.2500, 0.0000]])
     """
 
-    def forward(self, x: Tensor, temperature: Tensor | None = None) -> Tensor:
-        """Map scores ``(..., A)``, and temperatures ``(...)``, to weights ``(..., A)``."""
-        return sparsemax(self._scores(x, temperature), self.max_weight)
+    allocate = staticmethod(sparsemax)
 
 
 class CappedSoftmax(_Scored):
@@ -148,6 +151,4 @@ class CappedSoftmax(_Scored):
         tensor([[0.3333, 0.3333, 0.3333]])
     """
 
-    def forward(self, x: Tensor, temperature: Tensor | None = None) -> Tensor:
-        """Map scores ``(..., A)``, and temperatures ``(...)``, to weights ``(..., A)``."""
-        return capped_softmax(self._scores(x, temperature), self.max_weight)
+    allocate = staticmethod(capped_softmax)
