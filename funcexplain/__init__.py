@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from funcexplain.problems.coordinates import clip as clip
     from funcexplain.problems.coordinates import reparametrize as reparametrize
     from funcexplain.problems.coordinates import standardize as standardize
+    from funcexplain.problems.mapping import consensus as consensus
+    from funcexplain.problems.mapping import vmap as vmap
     from funcexplain.problems.problem import Problem as Problem
     from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
+    from funcexplain.problems.stacks import asset_masks as asset_masks
+    from funcexplain.problems.stacks import one_hot_targets as one_hot_targets
+    from funcexplain.problems.stacks import starts as starts
+    from funcexplain.problems.stacks import windows as windows
     from funcexplain.problems.transforms import cast as cast
     from funcexplain.problems.transforms import freeze as freeze
     from funcexplain.problems.transforms import jitter as jitter
@@ -33,13 +39,15 @@ if TYPE_CHECKING:
     from funcexplain.solutions.solution import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
-    from funcexplain.solvers.loop import explain as explain
     from funcexplain.solvers.loop import run as run
-    from funcexplain.solvers.loop import solve as solve
     from funcexplain.solvers.optimizers import Optimizer as Optimizer
     from funcexplain.solvers.optimizers import adam as adam
     from funcexplain.solvers.optimizers import as_optimizer as as_optimizer
     from funcexplain.solvers.optimizers import sgd as sgd
+    from funcexplain.solvers.progress import Progress as Progress
+    from funcexplain.solvers.progress import progress as progress
+    from funcexplain.solvers.solve import explain as explain
+    from funcexplain.solvers.solve import solve as solve
     from funcexplain.solvers.step import Info as Info
     from funcexplain.solvers.step import State as State
     from funcexplain.solvers.step import make_step as make_step
@@ -50,12 +58,16 @@ _NAMES = {
     "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
+    "problems.mapping": ("consensus", "vmap"),
     "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.solution": ("Solution", "Status"),
     "solvers.check": ("GradientCheck", "check_gradient"),
-    "solvers.loop": ("explain", "run", "solve"),
+    "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
+    "solvers.progress": ("Progress", "progress"),
+    "solvers.solve": ("explain", "solve"),
     "solvers.step": ("Info", "State", "make_step"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -109,7 +109,7 @@ def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
 
 
 def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool = False) -> Tensor:
-    """Turn a number or tensor into transform data of x0's dtype that broadcasts to x0's shape."""
+    """Turn a number or tensor into transform data of x0's dtype that broadcasts to one window."""
     if isinstance(value, bool) or not isinstance(value, Real | Tensor):
         raise TypeError(
             f"{where}: {name} must be a number or a torch.Tensor, got {type(value).__name__}"
@@ -120,13 +120,14 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool
         except OverflowError:
             raise ValueError(f"{where}: {name} must be finite, got an int beyond all floats") from None
     value = check_like(where, name, value, x0, "x0", infinite=infinite)
+    window = x0.shape[-3:]  # of a grid, the dimensions before are its rows
     try:
-        fits = torch.broadcast_shapes(value.shape, x0.shape) == x0.shape
+        fits = torch.broadcast_shapes(value.shape, window) == window
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"{where}: {name} must broadcast to the shape of x0 {tuple(x0.shape)}, "
+            f"{where}: {name} must broadcast to the shape of x0 {tuple(window)}, "
             f"got {tuple(value.shape)}"
         )
     return value
@@ -157,4 +158,12 @@ def check_count(where: str, name: str, value: Any) -> int:
     count = int(value)
     if not 0 <= count < 1 << 63:
         raise ValueError(f"{where}: {name} must be >= 0 and below 2**63, got {count}")
+    return count
+
+
+def check_positive(where: str, name: str, value: Any) -> int:
+    """Refuse what is no integer >= 1."""
+    count = check_count(where, name, value)
+    if count < 1:
+        raise ValueError(f"{where}: {name} must be >= 1, got {count}")
     return count

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_datum, check_like, check_number, check_shape
+from funcexplain.problems.grid import aligned
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
 from funcexplain.problems.transforms import Transform, with_data
 
@@ -96,10 +97,13 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
     inward, outward = _with_args("encode", encode), _with_args("decode", decode)
 
     def reparametrized(problem: Problem) -> Problem:
-        x0 = check_problem("reparametrize", problem).args["x0"]
-        changed = _change_variables(problem, inward, outward)
-        z = check_like("reparametrize", "what encode returns", changed.start(changed.args), x0, "x0")
-        x = check_like("reparametrize", "what decode returns", changed.decode(z, changed.args), x0, "x0")
+        changed = _change_variables(check_problem("reparametrize", problem), inward, outward)
+        if 0 in problem.shape:
+            return changed  # a grid of no rows has none to try it on
+        args = changed[(0,) * len(problem.dims)].args
+        x0 = args["x0"]
+        z = check_like("reparametrize", "what encode returns", changed.start(args), x0, "x0")
+        x = check_like("reparametrize", "what decode returns", changed.decode(z, args), x0, "x0")
         check_shape("reparametrize", "what decode returns", x, x0.shape, "that of x0")
         return changed
 
@@ -241,16 +245,18 @@ def _lifted(move: Map, encode: Map, decode: Map) -> Map:
 def _bounds(
     where: str, problem: Problem, lower: float | Tensor, upper: float | Tensor, *, infinite: bool
 ) -> Args:
-    x0 = check_problem(where, problem).args["x0"]
-    least = check_datum(where, "lower", lower, x0, infinite=infinite)
-    most = check_datum(where, "upper", upper, x0, infinite=infinite)
+    args = check_problem(where, problem).args
+    least = check_datum(where, "lower", lower, args["x0"], infinite=infinite)
+    most = check_datum(where, "upper", upper, args["x0"], infinite=infinite)
     _refuse_crossed(where, least, most)
-    outside = ((x0 < least) | (x0 > most)) & problem.args["mask"]
+    x0, mask = (aligned(problem.dims, args, name) for name in ("x0", "mask"))
+    outside = ((x0 < least) | (x0 > most)) & mask
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
             f"{where}: x0 must lie within the bounds wherever mask is True, got {int(outside.sum())} "
-            f"entries outside, the first at {index}: {x0[index]:g}; clamp x0 or widen the bounds"
+            f"entries outside, the first at {index}: {x0.expand(outside.shape)[index]:g}; clamp x0 or "
+            "widen the bounds"
         )
     return with_data(where, problem, lower=least, upper=most)
 

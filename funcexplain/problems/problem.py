@@ -5,14 +5,14 @@
 
 A transform is a function ``Problem -> Problem``; `pipe` applies several from left to right. All data
 (parameters, start, target, bounds, strengths) live in ``args``; the functions capture none of it. That
-is what lets one question be mapped over seeds, starts, targets, assets and models.
+is what lets one question be mapped over seeds, starts, targets, assets and models (see `mapping`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -29,6 +29,7 @@ from funcexplain.problems.checks import (
     check_shape,
     check_tensor,
 )
+from funcexplain.problems.grid import RowDim, select
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -47,9 +48,10 @@ def _from_x0(args: Args) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
-    """One question about a network: pure functions, and the data they are given.
+    """One question about a network, or a grid of them: pure functions, and the data they are given.
 
-    Built by `problem`, changed by transforms (with ``dataclasses.replace``), answered by `solve`.
+    Built by `problem`, changed by transforms (with ``dataclasses.replace``), made a grid of rows by
+    `vmap`, answered by `solve`. The functions are those of one row. ``problem[i, j]`` picks rows.
 
     Attributes:
         apply: ``(params, x) -> weights``, the network for one window ``(C, L, A) -> (A,)``.
@@ -62,6 +64,8 @@ class Problem:
         start: ``args -> z``, where the search begins.
         project: ``(z, args) -> z``, back to the feasible set after an update.
         penalties: functions ``(x, args) -> scalar`` that are added to the loss.
+        dims: dimensions of the grid, outermost first; none for one question. An entry of ``args`` leads
+            with the sizes of those dimensions along which it varies, in that order.
     """
 
     apply: Apply
@@ -72,6 +76,33 @@ class Problem:
     start: Callable[[Args], Tensor] = _from_x0
     project: Map = identity
     penalties: tuple[Map, ...] = ()
+    dims: tuple[RowDim, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the row dimensions, ``()`` for one question."""
+        return tuple(dim.size for dim in self.dims)
+
+    def __getitem__(self, index: Any) -> Problem:
+        """Pick rows by an int (one of them) or a slice for each leading row dimension.
+
+        Args:
+            index: an int or slice, or a tuple of these.
+
+        Returns:
+            The problem of these rows; an int takes its dimension away.
+
+        Raises:
+            IndexError: if there are fewer dimensions or rows.
+            TypeError: for anything else.
+        """
+        items = index if isinstance(index, tuple) else (index,)
+        if len(items) > len(self.dims):
+            raise IndexError(f"problem: got {len(items)} indices for {len(self.dims)} row dimensions")
+        dims, args = self.dims, self.args
+        for place, item in reversed(list(enumerate(items))):
+            dims, args = select(dims, args, place, item)
+        return replace(self, dims=dims, args=args)
 
     def evaluate(self, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Compute ``(value, (loss, weights))`` of one window; one forward pass of the network.
@@ -126,9 +157,10 @@ class Problem:
 
     def __repr__(self) -> str:
         x0 = self.args["x0"]
+        rows = ", ".join(f"{dim.name}={dim.size}" for dim in self.dims)
         return (
-            f"Problem(x0={tuple(x0.shape)}, dtype={x0.dtype}, device={x0.device}, "
-            f"args={sorted(self.args)})"
+            f"Problem({f'rows=({rows}), ' if rows else ''}x0={tuple(x0.shape[-3:])}, dtype={x0.dtype}, "
+            f"device={x0.device}, args={sorted(self.args)})"
         )
 
 
@@ -258,6 +290,16 @@ def check_problem(where: str, value: Any) -> Problem:
         raise TypeError(
             f"{where}: problem must be a Problem, got {type(value).__name__}; "
             "fe.problem(network, target, x0) makes one"
+        )
+    return value
+
+
+def check_question(where: str, value: Any) -> Problem:
+    """Refuse what is no `Problem` of one row."""
+    if check_problem(where, value).dims:
+        raise ValueError(
+            f"{where}: problem must be one question, got a grid of rows {value.shape}; pick a row, as "
+            f"in problem[{', '.join('0' * len(value.dims))}]"
         )
     return value
 

@@ -170,10 +170,10 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
     if not callable(penalty):
         raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
     key = name if name is not None else getattr(penalty, "__name__", None)
-    if not (isinstance(key, str) and key.isidentifier()):
+    if not (isinstance(key, str) and key.isidentifier()) or key == "name":
         raise TypeError(
-            f"penalize: name must be an identifier, got {key!r}; give one to a penalty that has no name "
-            'of its own, as in name="proximity"'
+            "penalize: name must be an identifier other than 'name' (which fe.vmap takes itself), got "
+            f'{key!r}; give one to a penalty that has no name of its own, as in name="proximity"'
         )
     if not isinstance(strength, Tensor):
         check_number("penalize", "strength", strength, least=0.0)
@@ -188,7 +188,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
         if factor.ndim != 0 or bool(factor < 0):
             raise ValueError(
                 f"penalize: strength must be one number >= 0, got {factor.tolist()}; "
-                "torch.func.vmap of fe.run maps over several"
+                f"fe.vmap(problem, {key}=strengths) maps over several"
             )
         args = with_data("penalize", problem, **{key: factor})
         return replace(problem, args=args, penalties=(*problem.penalties, cost))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import check_count, check_number
-from funcexplain.problems.problem import Problem, check_problem
+from funcexplain.problems.problem import Problem, check_question
 from funcexplain.problems.transforms import cast
 from funcexplain.solvers.gradient import backward_value_and_grad
 
@@ -119,7 +119,7 @@ def check_gradient(
         >>> fe.check_gradient(p).ok
         True
     """
-    check_problem("check_gradient", problem)
+    check_question("check_gradient", problem)
     check_number("check_gradient", "rtol", rtol, least=0.0)
     if check_count("check_gradient", "num_directions", num_directions) < 1:
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")

@@ -39,11 +39,12 @@ def backward_value_and_grad(fn: Objective) -> ValueAndGrad:
     """Gradient by one ordinary backward pass: the same numbers, where no transform is active.
 
     ``torch.func.grad`` records its backward pass for a possible next derivative, which costs as much
-    again, and refuses custom functions that were not written for it (cvxpylayers). A search of one
-    question needs neither.
+    again, and refuses custom functions that were not written for it (cvxpylayers). A search needs
+    neither.
 
     Args:
-        fn: function ``(z, args) -> (value, aux)`` with a scalar value; aux holds tensors.
+        fn: function ``(z, args) -> (value, aux)`` with a scalar value, or with one value for each row
+            of ``z``, which depends on no other row; aux holds tensors.
 
     Returns:
         Function ``(z, args) -> ((value, aux), grads)``, all detached.
@@ -60,7 +61,9 @@ def backward_value_and_grad(fn: Objective) -> ValueAndGrad:
             z = z.detach().requires_grad_()
             value, aux = fn(z, args)
             # A network may ignore its input or cut the graph; torch.func then has zeros, too.
-            grads = torch.autograd.grad(value, z, allow_unused=True)[0] if value.requires_grad else None
+            grads = None
+            if value.requires_grad:
+                (grads,) = torch.autograd.grad(value, z, torch.ones_like(value), allow_unused=True)
         if grads is None:
             grads = torch.zeros_like(z)
         return (value.detach(), tuple(leaf.detach() for leaf in aux)), grads

@@ -3,6 +3,9 @@
 A step evaluates the point it is given, keeps that evaluation where it should be kept, decides whether
 the search ends there, and only then moves. `State` is carried round the loop, `Info` is reported. Both
 hold tensors alone, and finished rows are held with ``torch.where``, so that a step can be mapped.
+
+Its parts (`make_parts`) are apart because a batch of rows takes one backward pass for all of them, and
+maps what comes before and after it.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_number
-from funcexplain.problems.problem import Args, Problem, check_problem
+from funcexplain.problems.checks import check_count, check_number
+from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import Objective, ValueAndGrad, value_and_grad
 from funcexplain.solvers.optimizers import Optimizer, adam, check_optimizer
@@ -29,6 +32,13 @@ class Iterate(NamedTuple):
     weights: Tensor
 
 
+class Trend(NamedTuple):
+    """Whether the value still falls: the least so far, and the steps since it fell by enough."""
+
+    least: Tensor
+    waited: Tensor
+
+
 class State(NamedTuple):
     """What the loop carries.
 
@@ -38,6 +48,7 @@ class State(NamedTuple):
         kept: the evaluated point that would be the answer now.
         status: a `Status` code; MAX_STEPS as long as the search goes on.
         num_steps: updates taken.
+        trend: a `Trend` where ``patience`` is given, else an empty tuple.
     """
 
     z: Tensor
@@ -45,6 +56,7 @@ class State(NamedTuple):
     kept: Iterate
     status: Tensor
     num_steps: Tensor
+    trend: Trend | tuple[()]
 
     @property
     def done(self) -> Tensor:
@@ -71,6 +83,31 @@ class Info(NamedTuple):
 Init = Callable[[Args], State]
 Step = Callable[[State, Args], tuple[State, Info]]
 Keep = Literal["last", "best"]
+Evaluated = tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor]
+
+
+class Rules(NamedTuple):
+    """When a search ends, and which point it answers with; see `make_step`."""
+
+    atol: float | None = None
+    keep: Keep = "last"
+    patience: int | None = None
+    rtol: float = 1e-3
+
+
+class Parts(NamedTuple):
+    """The functions that one step of one row is made of.
+
+    Attributes:
+        objective: ``(z, args) -> (value, (loss, weights))``.
+        init: ``args -> state``.
+        advance: ``(state, args, ((value, (loss, weights)), grads)) -> (state, info)``, everything of a
+            step but the network.
+    """
+
+    objective: Objective
+    init: Init
+    advance: Callable[[State, Args, Evaluated], tuple[State, Info]]
 
 
 def make_step(
@@ -79,17 +116,22 @@ def make_step(
     *,
     atol: float | None = None,
     keep: Keep = "last",
+    patience: int | None = None,
+    rtol: float = 1e-3,
     gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
 ) -> tuple[Init, Step]:
     """Make one pure iteration of a search, for whoever writes the loop.
 
     Args:
-        problem: the question. Its ``args`` are not captured; they are given to both functions.
+        problem: one question. Its ``args`` are not captured; they are given to both functions.
         method: an optimizer, or any ``(init, update)`` pair (see `as_optimizer`); default ``adam()``.
         atol: ends the search, and holds the state from then on, where ``max |weights - target| <=
             atol`` (HIT), nothing moves and the gradient is zero (STALLED), or a number is not finite
             (NONFINITE). ``None`` never ends it.
         keep: which evaluated point is kept: the ``"last"`` finite one, or the ``"best"`` in value.
+        patience: ends the search as STALLED, too, after so many steps in a row in which the least value
+            so far did not fall by ``rtol`` of itself. ``None`` waits for ever. Needs an ``atol``.
+        rtol: relative fall that counts.
         gradient: wraps an objective into its value and gradient. The default is torch.func's, through
             which ``torch.func.vmap`` and ``grad`` go.
 
@@ -99,7 +141,8 @@ def make_step(
 
     Raises:
         TypeError: if ``problem`` is no Problem or ``method`` no optimizer.
-        ValueError: if ``atol`` is negative or ``keep`` is unknown.
+        ValueError: if ``problem`` is a grid of rows, ``atol`` or ``rtol`` is negative, ``patience`` is
+            less than one, or ``keep`` is unknown.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -110,12 +153,23 @@ def make_step(
         >>> state.z, info.error
         (tensor([[[ 0.5000, -0.5000]]]), tensor(0.4000))
     """
-    optimizer = check_search("make_step", problem, method, 0.0 if atol is None else atol, keep)
+    check_question("make_step", problem)
+    rules = Rules(atol, keep, patience, rtol)
+    parts = make_parts(problem, check_search("make_step", method, rules), rules)
+    differentiate = gradient(parts.objective)
+
+    def step(state: State, args: Args) -> tuple[State, Info]:
+        return parts.advance(state, args, differentiate(state.z, args))
+
+    return parts.init, step
+
+
+def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
+    """Make the functions of one row's step; all settings are checked already (`check_search`)."""
+    atol, keep, patience, rtol = rules
 
     def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return problem.evaluate(problem.decode(z, args), args)
-
-    differentiate = gradient(objective)
 
     def init(args: Args) -> State:
         # A copy: whoever works in place on it must not reach the problem's own start.
@@ -124,10 +178,12 @@ def make_step(
         unknown = torch.full_like(args["target"], torch.nan)
         kept = Iterate(z, unknown.sum(), unknown.sum(), unknown)
         going = torch.full((), int(Status.MAX_STEPS), device=z.device)
-        return State(z, optimizer.init(z), kept, going, torch.zeros_like(going))
+        none = torch.zeros_like(going)
+        trend = () if patience is None else Trend(unknown.sum(), none)
+        return State(z, optimizer.init(z), kept, going, none, trend)
 
-    def step(state: State, args: Args) -> tuple[State, Info]:
-        (value, (loss, weights)), grads = differentiate(state.z, args)
+    def advance(state: State, args: Args, evaluated: Evaluated) -> tuple[State, Info]:
+        (value, (loss, weights)), grads = evaluated
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
         if updates.shape != grads.shape or updates.dtype != grads.dtype:
             raise ValueError(
@@ -146,11 +202,16 @@ def make_step(
         hit = finite & (info.error <= (-1.0 if atol is None else atol))
         better = hit | (value < state.kept.value) if keep == "best" else True
         replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
+        trend = state.trend
+        if isinstance(trend, Trend):
+            trend = _followed(trend, value, rtol)
         status = state.status
         if atol is not None:
             # The later line overrules the earlier.
             # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
             still = (z == state.z).all() & (info.grad_norm == 0)
+            if isinstance(trend, Trend) and patience is not None:
+                still = still | (trend.waited >= patience)
             verdict = torch.where(still, int(Status.STALLED), status)
             verdict = torch.where(finite & grads.isfinite().all(), verdict, int(Status.NONFINITE))
             verdict = torch.where(hit, int(Status.HIT), verdict)
@@ -164,16 +225,30 @@ def make_step(
             kept=Iterate(*(torch.where(replaces, *pair) for pair in zip(here, state.kept, strict=True))),
             status=status,
             num_steps=state.num_steps + moves,
+            trend=trend,
         )
         return state, info
 
-    return init, step
+    return Parts(objective, init, advance)
 
 
-def check_search(where: str, problem: Any, method: Any, atol: Any, keep: Any) -> Optimizer:
+def _followed(trend: Trend, value: Tensor, rtol: float) -> Trend:
+    """The trend with one more value; against a least value of NaN, which is none yet, any is less."""
+    fell = ~(value >= trend.least - rtol * trend.least.abs())
+    waited = torch.where(fell, 0, trend.waited + 1)
+    return Trend(torch.where(fell, value, trend.least), waited)
+
+
+def check_search(where: str, method: Any, rules: Rules) -> Optimizer:
     """Refuse wrong settings of a search; returns the optimizer."""
-    check_problem(where, problem)
-    check_number(where, "atol", atol, least=0.0)
-    if not (isinstance(keep, str) and keep in ("last", "best")):
-        raise ValueError(f"{where}: keep must be 'last' or 'best', got {keep!r}")
+    if rules.atol is not None:
+        check_number(where, "atol", rules.atol, least=0.0)
+    if not (isinstance(rules.keep, str) and rules.keep in ("last", "best")):
+        raise ValueError(f"{where}: keep must be 'last' or 'best', got {rules.keep!r}")
+    check_number(where, "rtol", rules.rtol, least=0.0)
+    if rules.patience is not None:
+        if check_count(where, "patience", rules.patience) < 1:
+            raise ValueError(f"{where}: patience must be >= 1, or None to wait for ever, got 0")
+        if rules.atol is None:
+            raise ValueError(f"{where}: patience needs an atol, since without one no search ends")
     return check_optimizer(where, "method", adam() if method is None else method)

@@ -40,7 +40,7 @@ def test_a_solution_is_frozen_and_says_what_it_is() -> None:
 
 def test_every_status_is_a_sentence() -> None:
     sentences = {status.sentence for status in fe.Status}
-    assert len(sentences) == len(fe.Status) == 4
+    assert len(sentences) == len(fe.Status) == 5
     assert all(sentence.endswith(".") for sentence in sentences)
 
 

@@ -1,0 +1,143 @@
+"""What a search tells while it runs: the callback protocol, and a progress bar that follows it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TextIO, runtime_checkable
+
+from funcexplain.solvers.step import Info, State
+
+
+class Progress(NamedTuple):
+    """How far a search is.
+
+    Attributes:
+        rows: rows in all; one for one question.
+        done: rows that have ended.
+        hits: rows that hit their target.
+        chunk_size: most rows in work at once.
+        seconds: time since the search began.
+    """
+
+    rows: int
+    done: int
+    hits: int
+    chunk_size: int
+    seconds: float
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among the rows that have ended; zero as long as there are none."""
+        return self.hits / self.done if self.done else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Rows per second; zero as long as none has ended."""
+        return self.done / self.seconds if self.done and self.seconds > 0 else 0.0
+
+
+Callback = Callable[[State, Info], object]
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """A callback that also follows the progress.
+
+    ``callback(state, info)`` is called after every step; of a grid, both lead with the rows in work.
+    If it has a method ``report``, that is called with a `Progress` when the search begins, whenever
+    rows have ended, and at the end.
+    """
+
+    def report(self, progress: Progress) -> object:
+        """Take note of how far the search is."""
+        ...
+
+
+class Meter:
+    """Counts ended rows, and tells a callback that listens."""
+
+    def __init__(self, callback: Any, rows: int, chunk_size: int) -> None:
+        self._listener = callback if isinstance(callback, Reporter) else None
+        self._began = time.monotonic()
+        self._now = Progress(rows, 0, 0, chunk_size, 0.0)
+        self.add(0, 0)
+
+    def add(self, done: int, hits: int) -> None:
+        """Count rows that have ended, and report."""
+        now = self._now
+        self._now = now._replace(
+            done=now.done + done, hits=now.hits + hits, seconds=time.monotonic() - self._began
+        )
+        if self._listener is not None:
+            self._listener.report(self._now)
+
+
+def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar:
+    """Show rows done, hit rate and rows per second while a search runs.
+
+    A bar of tqdm (extra ``progress``) on a terminal; elsewhere, or where tqdm is not installed, a plain
+    line now and then, which log files can hold.
+
+    Args:
+        stream: where to write. Default: standard error.
+        every: least seconds between two plain lines; the last one is always written.
+
+    Returns:
+        A callback for `solve`. It may serve several searches, one after the other.
+
+    Example:
+        >>> import io, torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> grid = fe.vmap(p, target=torch.tensor([[0.9, 0.1], [0.5, 0.5]]))
+        >>> lines = io.StringIO()
+        >>> solution = fe.solve(grid, atol=1e-2, callback=fe.progress(stream=lines))
+        >>> lines.getvalue().splitlines()[-1].split(",")[0]
+        '2 of 2 rows done'
+    """
+    return ProgressBar(stream, every)
+
+
+class ProgressBar:
+    """What `progress` returns."""
+
+    def __init__(self, stream: TextIO | None, every: float) -> None:
+        self._stream, self._every = stream, every
+        self._bar: Any = None
+        self._next_line = 0.0
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Do nothing: rows, not steps, are counted."""
+
+    def report(self, progress: Progress) -> None:
+        """Redraw the bar, or write a line if it is time for one."""
+        stream = self._stream or sys.stderr
+        if progress.done == 0:
+            self._bar, self._next_line = _bar(stream, progress.rows), self._every
+        last = progress.done == progress.rows
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"hit {progress.hit_rate:.0%}", refresh=False)
+            self._bar.update(progress.done - self._bar.n)
+            if last:
+                self._bar.close()
+        elif last or progress.seconds >= self._next_line:
+            self._next_line = progress.seconds + self._every
+            print(
+                f"{progress.done} of {progress.rows} rows done, hit {progress.hit_rate:.0%}, "
+                f"{progress.rate:.3g} rows/s, {progress.seconds:.0f} s",
+                file=stream,
+                flush=True,
+            )
+
+
+def _bar(stream: TextIO, rows: int) -> Any:
+    """A bar of tqdm on a terminal, or None."""
+    if not stream.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=rows, file=stream, unit="row", dynamic_ncols=True)
