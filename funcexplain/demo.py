@@ -94,15 +94,16 @@ def run_demo(
         target = fill_target(wanted, today, assets)
         question = _question(wanted, dates[-1])
         say(f"\n{question}")
-        solutions = []
-        for start in range(num_starts):
-            number = seed * num_starts + start
-            solutions.append(_answer(network, target, x0, number, max_steps))
-            say(f"  start {start + 1} of {num_starts}: {_outcome(solutions[-1], target, x0, network)}")
+        seeds = seed * num_starts + torch.arange(num_starts)
+        solutions = _answer(network, target, x0, seeds, max_steps)
+        for start, solution in enumerate(solutions, start=1):
+            say(f"  start {start} of {num_starts}: {_outcome(solution, target, x0, network)}")
     finally:
         torch.set_num_threads(threads)
 
-    chosen = min(range(num_starts), key=lambda start: _rank(solutions[start], x0, network))
+    size = torch.stack([_size(solution, x0, network) for solution in solutions])
+    rank = torch.where(solutions.hit, size, size.amax() + 1.0 + solutions.loss)
+    chosen = int(rank.nan_to_num(nan=torch.inf).argmin())
     best = solutions[chosen]
     for line in _weights_table(today, target, best.weights, assets):
         say(line)
@@ -118,7 +119,7 @@ def run_demo(
         best.weights,
         best.x,
         x0,
-        [solution.history for solution in solutions],
+        solutions.history,
         scale=network.std,
         assets=assets,
         channels=CHANNELS,
@@ -209,14 +210,14 @@ def _trained(prices: Prices, seed: int, num_steps: int, say: Say) -> tuple[ConvA
 
 
 def _answer(
-    network: ConvAllocator, target: Tensor, x0: Tensor, seed: int, max_steps: int
+    network: ConvAllocator, target: Tensor, x0: Tensor, seeds: Tensor, max_steps: int
 ) -> fe.Solution:
-    """One search, from one jittered start."""
+    """One search from each of several jittered starts."""
     # Only volatility, the last channel, is bounded: a negative one would be no market at all.
     lowest = torch.full_like(network.mean, -torch.inf)
     lowest[CHANNELS.index("volatility")] = 0.0
     problem = fe.pipe(
-        fe.problem(network, target, x0, loss=fe.losses.kl, seed=seed),
+        fe.problem(network, target, x0, loss=fe.losses.kl),
         fe.standardize(network.mean, network.std),
         fe.jitter(0.05),
         fe.clip(lowest, torch.inf),
@@ -224,17 +225,12 @@ def _answer(
     # With the usual eps of 1e-8 Adam moves all entries about equally. One as large as a typical
     # gradient leaves those alone that hardly matter: a smaller change, and one that can be read.
     method = fe.adam(lr=0.2, betas=(0.5, 0.999), eps=0.03)
-    return fe.solve(problem, method, max_steps=max_steps, atol=ATOL, keep="best")
+    return fe.solve(fe.vmap(problem, seed=seeds), method, max_steps=max_steps, atol=ATOL, keep="best")
 
 
-def _rank(solution: fe.Solution, x0: Tensor, network: ConvAllocator) -> tuple[bool, float]:
-    hit = solution.status is fe.Status.HIT
-    return not hit, _size(solution, x0, network) if hit else float(solution.loss)
-
-
-def _size(solution: fe.Solution, x0: Tensor, network: ConvAllocator) -> float:
+def _size(solution: fe.Solution, x0: Tensor, network: ConvAllocator) -> Tensor:
     """Root mean square change, in sigmas."""
-    return float(((solution.x - x0) / network.std).square().mean().sqrt())
+    return ((solution.x - x0) / network.std).square().mean().sqrt()
 
 
 def _outcome(solution: fe.Solution, target: Tensor, x0: Tensor, network: ConvAllocator) -> str:

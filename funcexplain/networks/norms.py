@@ -1,10 +1,13 @@
-"""Rules for normalisation: contiguous cotangents for its layers, a mappable form of weight_norm.
+"""Rules for normalisation: contiguous cotangents for its layers, batch norm and weight_norm written out.
 
 torch's CPU kernel for the gradient of instance and batch normalisation reads a cotangent that is laid
 out channels-last as if it were contiguous when the batch holds ONE sample of several channels. The
 gradient is then wrong by more than its own size, silently, in every precision. Recurrent layers that
 permute their output send back exactly such cotangents, and a question about one window is a batch of
 one. Group, layer and RMS normalisation read the layout correctly and need no rule.
+
+Batch normalisation with fixed statistics is a scale and a shift of every channel; written as such it has
+neither that kernel nor its cost.
 
 The kernel of ``parametrizations.weight_norm`` is right, but has no batching rule: mapped over stacked
 parameters it runs one model at a time.
@@ -57,6 +60,33 @@ def contiguous_cotangents(module: nn.Module) -> nn.Module:
         return _ContiguousCotangent.apply(output)
 
     module.register_forward_hook(append_identity)
+    return module
+
+
+def affine_batch_norm(module: nn.Module) -> nn.Module:
+    """Write batch normalisation with fixed statistics as what it is, ``x * scale + shift``.
+
+    Args:
+        module: private copy of a batch normalisation layer; it is changed in place. In training mode,
+            and without running statistics, `contiguous_cotangents` serves it.
+
+    Returns:
+        The same module.
+    """
+    norm: Any = module
+    if norm.training or norm.running_mean is None:
+        return contiguous_cotangents(module)
+
+    def forward(x: Tensor) -> Tensor:
+        norm._check_input_dim(x)
+        scale = (norm.running_var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias
+        per_channel = (-1,) + (1,) * (x.ndim - 2)
+        return torch.addcmul(shift.view(per_channel), x, scale.view(per_channel))
+
+    norm.forward = forward
     return module
 
 

@@ -18,13 +18,13 @@ from types import MethodType
 from typing import Any
 
 from torch import jit, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.deepdow_layers import differentiable_zoom, opaque_samples
-from funcexplain.networks.norms import contiguous_cotangents, explicit_weight_norm
+from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 
 Rule = Callable[[nn.Module], nn.Module]
@@ -33,6 +33,7 @@ Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: mod
 # A dotted name stands for a type whose package need not be there.
 RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     _NormBase: contiguous_cotangents,
+    _BatchNorm: affine_batch_norm,
     nn.RNNBase: fold_recurrent,
     nn.RNNCellBase: explicit_cell,
     nn.MultiheadAttention: explicit_attention,

@@ -8,7 +8,7 @@ starts, and never their product.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -70,23 +70,47 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
         >>> take(dims, args, torch.tensor([0, 3]))
         {'target': tensor([0, 1]), 'x0': tensor([0, 1]), 'seed': tensor(7)}
     """
-    sizes = [dim.size for dim in dims]
-
-    def numbers(along: list[int]) -> Tensor:
-        """Row numbers within the smaller grid of some of the dimensions."""
-        number = torch.zeros_like(rows)
-        for place in along:
-            number = number * sizes[place] + rows // math.prod(sizes[place + 1 :]) % sizes[place]
-        return number
-
     taken = {}
     for name, value in args.items():
         along = places(dims, name)
         if along:
-            number, last = numbers(along), len(along) - 1
+            number, last = numbers(dims, along, rows), len(along) - 1
             value = optree.tree_map(lambda leaf: leaf.flatten(0, last)[number], value)  # noqa: B023
         taken[name] = value
     return taken
+
+
+def by_model(
+    dims: tuple[RowDim, ...], args: dict[str, Any], least: int
+) -> Iterator[tuple[tuple[RowDim, ...], dict[str, Any], Tensor]]:
+    """Split a grid whose params vary into its models, if each has at least ``least`` rows.
+
+    Rows of one model share its matrices, and a product with one matrix costs a fraction of a batch of
+    products; with few rows per model the batch of all models is better.
+
+    Yields:
+        Dimensions and data in which params do not vary, and the numbers of the rows that they are for.
+    """
+    rows = torch.arange(math.prod(dim.size for dim in dims), device=args["x0"].device)
+    along = places(dims, "params")
+    models = math.prod(dims[place].size for place in along)
+    if not along or len(rows) < least * models:
+        yield dims, args, rows
+        return
+    shared = tuple(dim._replace(varying=dim.varying - {"params"}) for dim in dims)
+    number, last = numbers(dims, along, rows), len(along) - 1
+    for model in range(models):
+        params = optree.tree_map(lambda leaf: leaf.flatten(0, last)[model], args["params"])  # noqa: B023
+        yield shared, {**args, "params": params}, rows[number == model]
+
+
+def numbers(dims: Sequence[RowDim], along: list[int], rows: Tensor) -> Tensor:
+    """Number rows within the smaller grid of some of the dimensions."""
+    number = torch.zeros_like(rows)
+    for place in along:
+        inner = math.prod(dim.size for dim in dims[place + 1 :])
+        number = number * dims[place].size + rows // inner % dims[place].size
+    return number
 
 
 def select(

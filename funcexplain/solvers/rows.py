@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.grid import mapped_dims, take
+from funcexplain.problems.grid import by_model, mapped_dims, take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.chunks import choose_chunk_size, is_out_of_memory, say
@@ -28,6 +29,8 @@ from funcexplain.solvers.step import Info, Parts, State
 # Rows that have ended are carried along until they are this share of the pool: taking them out costs
 # about as much as a step of all bookkeeping.
 _ENDED_SHARE = 1 / 8
+# Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md).
+_ROWS_PER_MODEL = 64
 
 
 class Pool(NamedTuple):
@@ -82,22 +85,24 @@ def solve_rows(
     callback: Callback | None,
 ) -> Solution:
     """Answer a grid of rows; all settings are checked already (`solve`)."""
-    total = math.prod(problem.shape)
-    if total == 0:
-        return _Outputs(problem, max_steps, history_every).solution()
-    mapped = map_parts(problem, parts)
-    if chunk_size is None:
-        device = problem.args["x0"].device
+    outputs, meter = _Outputs(problem, max_steps, history_every), None
+    for dims, args, rows in by_model(problem.dims, problem.args, _ROWS_PER_MODEL):
+        if not len(rows):
+            break
+        grid = replace(problem, dims=dims, args=args)
+        mapped = map_parts(grid, parts)
+        if chunk_size is None:
 
-        def batch(count: int) -> tuple[State, Args]:
-            args = take(problem.dims, problem.args, torch.arange(count, device=device) % total)
-            return mapped.init(args), args
+            def batch(count: int) -> tuple[State, Args]:
+                taken = take(dims, args, rows[torch.arange(count, device=rows.device) % len(rows)])  # noqa: B023
+                return mapped.init(taken), taken  # noqa: B023
 
-        with torch.no_grad():
-            chunk_size = choose_chunk_size(mapped.step, batch, total, device)
-    outputs = _Outputs(problem, max_steps, history_every)
-    driver = _Driver(problem, mapped, outputs, max_steps, chunk_size, callback)
-    driver.run()
+            chunk_size = choose_chunk_size(mapped.step, batch, len(rows), rows.device)
+        meter = meter or Meter(callback, len(outputs.status), min(chunk_size, len(rows)))
+        driver = _Driver(grid, mapped, outputs, max_steps, chunk_size, callback, meter, rows)
+        if not driver.run():
+            break
+        chunk_size = driver.chunk_size
     return outputs.solution()
 
 
@@ -112,17 +117,16 @@ class _Driver:
         max_steps: int,
         chunk_size: int,
         callback: Callback | None,
+        meter: Meter,
+        rows: Tensor,
     ) -> None:
         self.problem, self.mapped, self.outputs = problem, mapped, outputs
         self.max_steps, self.chunk_size, self.callback = max_steps, chunk_size, callback
-        total = math.prod(problem.shape)
-        self.waiting = torch.arange(total, device=problem.args["x0"].device)
+        self.meter, self.waiting = meter, rows
         self.pool: Pool | None = None
-        self.losses: list[Tensor] = []
-        self.meter = Meter(callback, total, min(chunk_size, total))
 
-    def run(self) -> None:
-        """Solve all rows. Ctrl-C ends it early, and what was found so far stays."""
+    def run(self) -> bool:
+        """Solve all rows. Ctrl-C ends it early (False), and what was found so far stays."""
         try:
             while self.pool is not None or len(self.waiting):
                 try:
@@ -140,6 +144,8 @@ class _Driver:
                 self.outputs.put(self.pool, self.mapped.decode, self.max_steps)
             ended = int((self.outputs.status != Status.INTERRUPTED).sum())
             say(f"interrupted: {ended} of {len(self.outputs.status)} rows have ended", urgent=True)
+            return False
+        return True
 
     def turn_over(self) -> None:
         """Write the rows that have ended to the outputs, and let waiting ones take their place."""

@@ -198,7 +198,7 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
             grad_norm=torch.linalg.vector_norm(grads),
             error=(weights - args["target"]).abs().amax(),
         )
-        finite = value.isfinite() & state.z.isfinite().all()
+        finite = value.isfinite() & _largest(state.z).isfinite()
         hit = finite & (info.error <= (-1.0 if atol is None else atol))
         better = hit | (value < state.kept.value) if keep == "best" else True
         replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
@@ -209,11 +209,11 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
         if atol is not None:
             # The later line overrules the earlier.
             # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
-            still = (z == state.z).all() & (info.grad_norm == 0)
+            still = (_largest(z - state.z) == 0) & (info.grad_norm == 0)
             if isinstance(trend, Trend) and patience is not None:
                 still = still | (trend.waited >= patience)
             verdict = torch.where(still, int(Status.STALLED), status)
-            verdict = torch.where(finite & grads.isfinite().all(), verdict, int(Status.NONFINITE))
+            verdict = torch.where(finite & _largest(grads).isfinite(), verdict, int(Status.NONFINITE))
             verdict = torch.where(hit, int(Status.HIT), verdict)
             status = torch.where(state.done, status, verdict)
 
@@ -230,6 +230,11 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
         return state, info
 
     return Parts(objective, init, advance)
+
+
+def _largest(t: Tensor) -> Tensor:
+    """The largest magnitude, in one pass over memory; NaN where there is any."""
+    return torch.linalg.vector_norm(t, ord=torch.inf)
 
 
 def _followed(trend: Trend, value: Tensor, rtol: float) -> Trend:
