@@ -7,8 +7,8 @@ can be cast, stacked, mapped and differentiated; the caller's module is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.stateless import _reparametrize_module
 
 from funcexplain.networks.dropout import SeededDropout
 from funcexplain.networks.opaque import Opaque
@@ -74,7 +75,7 @@ def functionalize(
     if train:
         params[SEED] = torch.zeros((), dtype=torch.int64, device=_device(params))
 
-    def apply(params: Params, x: Tensor) -> Tensor:
+    def own(params: Params) -> dict[str, Tensor]:
         # functional_call takes what is missing from the network, and drops what it does not know.
         if params.keys() - {SEED} != names:
             raise ValueError(
@@ -82,10 +83,12 @@ def functionalize(
                 f"{sorted((params.keys() - {SEED}) ^ names)}"
             )
         # A forward pass may write to its buffers (a counter, a cache); copies keep `apply` pure.
-        own = {name: params[name].clone() if name in buffers else params[name] for name in names}
+        return {name: params[name].clone() if name in buffers else params[name] for name in names}
+
+    def weights_of(params: Params, x: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
         with SeededDropout(params[SEED]) if SEED in params else nullcontext():
             # It may work in place on its input, too.
-            out = functional_call(network, own, (x[None].clone(),))
+            out = call(x[None].clone())
         if not isinstance(out, Tensor):
             raise TypeError(
                 "network must return one tensor of weights (n_samples, n_assets), got "
@@ -98,7 +101,57 @@ def functionalize(
             )
         return out[0]
 
-    return apply, params
+    def apply(params: Params, x: Tensor) -> Tensor:
+        return weights_of(params, x, lambda xs: functional_call(network, own(params), (xs,)))
+
+    @contextmanager
+    def bind(params: Params) -> Iterator[Apply]:
+        tensors = own(params)
+        written = {t: t._version for name, t in tensors.items() if name in buffers}
+
+        def call(xs: Tensor) -> Any:
+            if any(t._version != version for t, version in written.items()):
+                return functional_call(network, own(params), (xs,))
+            return network(xs)
+
+        # What functional_call does around every call is done once.
+        with _reparametrize_module(network, tensors):
+            yield lambda params, x: weights_of(params, x, call)
+
+    return _Network(apply, bind), params
+
+
+class _Network:
+    """What `functionalize` returns as ``apply``; `bound` knows it."""
+
+    def __init__(self, apply: Apply, bind: Callable[[Params], AbstractContextManager[Apply]]) -> None:
+        self._apply, self.bind = apply, bind
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        return self._apply(params, x)
+
+
+def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
+    """Prepare a network for many calls with the same parameters.
+
+    ``functional_call`` puts parameters into the network and takes them out again at every call, which
+    costs as much as a small network itself. Here it is done once.
+
+    Args:
+        apply: from `functionalize`; any other function is passed through.
+        params: what it will be called with.
+
+    Returns:
+        A context with the prepared ``apply``; within it, the params that it is given are not looked at.
+
+    Example:
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> apply, params = functionalize(network)
+        >>> with bound(apply, params) as prepared:
+        ...     prepared(params, torch.zeros(1, 1, 2))
+        tensor([0.5000, 0.5000])
+    """
+    return apply.bind(params) if isinstance(apply, _Network) else nullcontext(apply)
 
 
 def with_seed(params: Params, seed: Tensor) -> Params:

@@ -63,7 +63,8 @@ def backward_value_and_grad(fn: Objective) -> ValueAndGrad:
             # A network may ignore its input or cut the graph; torch.func then has zeros, too.
             grads = None
             if value.requires_grad:
-                (grads,) = torch.autograd.grad(value, z, torch.ones_like(value), allow_unused=True)
+                ones = torch.ones_like(value) if value.ndim else None
+                (grads,) = torch.autograd.grad(value, z, ones, allow_unused=True)
         if grads is None:
             grads = torch.zeros_like(z)
         return (value.detach(), tuple(leaf.detach() for leaf in aux)), grads

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,15 +96,31 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
         # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
         # floats; in float32, 1 - b2**t loses half its digits to cancellation.
-        time = num_updates.double()
-        step_size = (lr / (1.0 - b1**time)).to(grads.dtype)
-        root_correction = (1.0 - b2**time).sqrt().to(grads.dtype)
+        step_size: float | Tensor
+        root_correction: float | Tensor
+        if _is_plain(num_updates):
+            time = int(num_updates)
+            step_size, root_correction = lr / (1.0 - b1**time), math.sqrt(1.0 - b2**time)
+        else:
+            times = num_updates.double()
+            step_size = (lr / (1.0 - b1**times)).to(grads.dtype)
+            root_correction = (1.0 - b2**times).sqrt().to(grads.dtype)
         # The smallest normal number leaves the root as it is, and its derivative finite at zero.
         root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
         updates = -step_size * mu / (root / root_correction + eps)
         return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a scalar's number can be read at once: no transform or trace, and no GPU to wait for."""
+    return (
+        t.ndim == 0
+        and t.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:

@@ -7,12 +7,13 @@ evaluates the point that the answer holds, so that its weights and loss belong t
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from funcexplain.networks.functional import Apply
+from funcexplain.networks.functional import Apply, bound
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.problem import Loss, Problem, check_problem, problem
@@ -22,6 +23,7 @@ from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.plain import make_plain_advance
 from funcexplain.solvers.progress import Callback, Meter
 from funcexplain.solvers.rows import solve_rows
 from funcexplain.solvers.step import Info, Keep, Parts, Rules, State, check_search, make_parts
@@ -87,7 +89,7 @@ def solve(
     rules = Rules(atol, keep, patience, rtol)
     if atol is None:
         raise TypeError("solve: atol must be a number >= 0, got NoneType")
-    parts = make_parts(problem, check_search("solve", method, rules), rules)
+    optimizer = check_search("solve", method, rules)
     check_count("solve", "max_steps", max_steps)
     every = history if isinstance(history, bool) else check_positive("solve", "history", history)
     if chunk_size is not None:
@@ -103,14 +105,18 @@ def solve(
         if problem.dims:
             solution = solve_rows(
                 problem,
-                parts,
+                make_parts(problem, optimizer, rules),
                 max_steps=max_steps,
                 history_every=int(every),
                 chunk_size=chunk_size,
                 callback=callback,
             )
         else:
-            solution = _solve_one(problem, parts, max_steps, int(every), callback)
+            with bound(problem.apply, problem.args["params"]) as apply:
+                question = replace(problem, apply=apply)
+                parts = make_parts(question, optimizer, rules)
+                parts = parts._replace(advance=make_plain_advance(question, optimizer, rules))
+                solution = _solve_one(question, parts, max_steps, int(every), callback)
         stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
         if stuck.numel() and stuck.all() and problem.args["mask"].any():
             warnings.warn(

@@ -83,7 +83,12 @@ class Info(NamedTuple):
 Init = Callable[[Args], State]
 Step = Callable[[State, Args], tuple[State, Info]]
 Keep = Literal["last", "best"]
+# The value, loss and weights of a point, and the gradient there.
 Evaluated = tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor]
+
+
+# Everything of a step but the network.
+Advance = Callable[[State, Args, Evaluated], tuple[State, Info]]
 
 
 class Rules(NamedTuple):
@@ -101,13 +106,12 @@ class Parts(NamedTuple):
     Attributes:
         objective: ``(z, args) -> (value, (loss, weights))``.
         init: ``args -> state``.
-        advance: ``(state, args, ((value, (loss, weights)), grads)) -> (state, info)``, everything of a
-            step but the network.
+        advance: ``(state, args, ((value, (loss, weights)), grads)) -> (state, info)``.
     """
 
     objective: Objective
     init: Init
-    advance: Callable[[State, Args, Evaluated], tuple[State, Info]]
+    advance: Advance
 
 
 def make_step(
@@ -184,21 +188,10 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
 
     def advance(state: State, args: Args, evaluated: Evaluated) -> tuple[State, Info]:
         (value, (loss, weights)), grads = evaluated
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
-        if updates.shape != grads.shape or updates.dtype != grads.dtype:
-            raise ValueError(
-                "method: updates must have the shape and dtype of the search point "
-                f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
-            )
-        z = problem.project(state.z + updates, args)
-
-        info = Info(
-            loss=loss,
-            value=value,
-            grad_norm=torch.linalg.vector_norm(grads),
-            error=(weights - args["target"]).abs().amax(),
-        )
-        finite = value.isfinite() & _largest(state.z).isfinite()
+        z, optimizer_state = apply_update(problem, optimizer, state, args, grads)
+        error = largest(weights - args["target"])
+        info = Info(loss, value, torch.linalg.vector_norm(grads), error)
+        finite = value.isfinite() & largest(state.z).isfinite()
         hit = finite & (info.error <= (-1.0 if atol is None else atol))
         better = hit | (value < state.kept.value) if keep == "best" else True
         replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
@@ -209,11 +202,11 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
         if atol is not None:
             # The later line overrules the earlier.
             # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
-            still = (_largest(z - state.z) == 0) & (info.grad_norm == 0)
+            still = (largest(z - state.z) == 0) & (info.grad_norm == 0)
             if isinstance(trend, Trend) and patience is not None:
                 still = still | (trend.waited >= patience)
             verdict = torch.where(still, int(Status.STALLED), status)
-            verdict = torch.where(finite & _largest(grads).isfinite(), verdict, int(Status.NONFINITE))
+            verdict = torch.where(finite & largest(grads).isfinite(), verdict, int(Status.NONFINITE))
             verdict = torch.where(hit, int(Status.HIT), verdict)
             status = torch.where(state.done, status, verdict)
 
@@ -232,7 +225,20 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
     return Parts(objective, init, advance)
 
 
-def _largest(t: Tensor) -> Tensor:
+def apply_update(
+    problem: Problem, optimizer: Optimizer, state: State, args: Args, grads: Tensor
+) -> tuple[Tensor, Any]:
+    """The next point, projected, and the optimizer's next state."""
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
+    if updates.shape != grads.shape or updates.dtype != grads.dtype:
+        raise ValueError(
+            "method: updates must have the shape and dtype of the search point "
+            f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
+        )
+    return problem.project(state.z + updates, args), optimizer_state
+
+
+def largest(t: Tensor) -> Tensor:
     """The largest magnitude, in one pass over memory; NaN where there is any."""
     return torch.linalg.vector_norm(t, ord=torch.inf)
 
