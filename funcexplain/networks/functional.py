@@ -74,61 +74,67 @@ def functionalize(
     names = frozenset(params)
     if train:
         params[SEED] = torch.zeros((), dtype=torch.int64, device=_device(params))
+    return Network(network, names, frozenset(buffers)), params
 
-    def own(params: Params) -> dict[str, Tensor]:
-        # functional_call takes what is missing from the network, and drops what it does not know.
-        if params.keys() - {SEED} != names:
-            raise ValueError(
-                "network: params must hold the names that functionalize returned, got a difference in "
-                f"{sorted((params.keys() - {SEED}) ^ names)}"
-            )
-        # A forward pass may write to its buffers (a counter, a cache); copies keep `apply` pure.
-        return {name: params[name].clone() if name in buffers else params[name] for name in names}
 
-    def weights_of(params: Params, x: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
+class Network:
+    """What `functionalize` returns as ``apply``."""
+
+    def __init__(self, module: nn.Module, names: frozenset[str], buffers: frozenset[str]) -> None:
+        self._module, self._names, self._buffers = module, names, buffers
+        self._call: Callable[[Params, Tensor], Any] = self._call_once
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        """Map one window ``(C, L, A)`` to weights ``(A,)``."""
+        return self.samples(params, x[None])[0]
+
+    def samples(self, params: Params, xs: Tensor) -> Tensor:
+        """Map windows ``(N, C, L, A)`` to weights ``(N, A)`` by the network's own sample dimension."""
         with SeededDropout(params[SEED]) if SEED in params else nullcontext():
-            # It may work in place on its input, too.
-            out = call(x[None].clone())
+            # The network may work in place on its input.
+            out = self._call(params, xs.clone())
         if not isinstance(out, Tensor):
             raise TypeError(
                 "network must return one tensor of weights (n_samples, n_assets), got "
                 f"{type(out).__name__}; wrap it in a module that returns the weights alone"
             )
-        if out.ndim != 2 or out.shape[0] != 1:
+        if out.ndim != 2 or out.shape[0] != xs.shape[0]:
             raise ValueError(
                 "network must return weights of shape (n_samples, n_assets); for one sample of shape "
-                f"{tuple(x.shape)} it returned shape {tuple(out.shape)}"
+                f"{tuple(xs.shape[1:])} it returned shape {tuple(out.shape)}"
             )
-        return out[0]
-
-    def apply(params: Params, x: Tensor) -> Tensor:
-        return weights_of(params, x, lambda xs: functional_call(network, own(params), (xs,)))
+        return out
 
     @contextmanager
-    def bind(params: Params) -> Iterator[Apply]:
-        tensors = own(params)
-        written = {t: t._version for name, t in tensors.items() if name in buffers}
+    def bind(self, params: Params) -> Iterator[Network]:
+        """Put parameters into the network once; see `bound`."""
+        tensors = self._own(params)
+        written = [(t, t._version) for name, t in tensors.items() if name in self._buffers]
 
-        def call(xs: Tensor) -> Any:
-            if any(t._version != version for t, version in written.items()):
-                return functional_call(network, own(params), (xs,))
-            return network(xs)
+        def call(params: Params, xs: Tensor) -> Any:
+            if any(t._version != version for t, version in written):
+                return self._call_once(params, xs)
+            return self._module(xs)
 
-        # What functional_call does around every call is done once.
-        with _reparametrize_module(network, tensors):
-            yield lambda params, x: weights_of(params, x, call)
+        prepared = Network(self._module, self._names, self._buffers)
+        prepared._call = call
+        with _reparametrize_module(self._module, tensors):
+            yield prepared
 
-    return _Network(apply, bind), params
+    def _call_once(self, params: Params, xs: Tensor) -> Any:
+        return functional_call(self._module, self._own(params), (xs,))
 
-
-class _Network:
-    """What `functionalize` returns as ``apply``; `bound` knows it."""
-
-    def __init__(self, apply: Apply, bind: Callable[[Params], AbstractContextManager[Apply]]) -> None:
-        self._apply, self.bind = apply, bind
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return self._apply(params, x)
+    def _own(self, params: Params) -> dict[str, Tensor]:
+        # functional_call takes what is missing from the network, and drops what it does not know.
+        if params.keys() - {SEED} != self._names:
+            raise ValueError(
+                "network: params must hold the names that functionalize returned, got a difference in "
+                f"{sorted((params.keys() - {SEED}) ^ self._names)}"
+            )
+        # A forward pass may write to its buffers (a counter, a cache); copies keep the call pure.
+        return {
+            name: params[name].clone() if name in self._buffers else params[name] for name in self._names
+        }
 
 
 def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
@@ -151,7 +157,7 @@ def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
         ...     prepared(params, torch.zeros(1, 1, 2))
         tensor([0.5000, 0.5000])
     """
-    return apply.bind(params) if isinstance(apply, _Network) else nullcontext(apply)
+    return apply.bind(params) if isinstance(apply, Network) else nullcontext(apply)
 
 
 def with_seed(params: Params, seed: Tensor) -> Params:

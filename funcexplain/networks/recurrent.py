@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from funcexplain.networks.lstm import lstm, lstm_serves
 from funcexplain.networks.opaque import opaque
 
 KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
@@ -103,6 +104,8 @@ def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     count = len(states)
 
     def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if kernel is torch.lstm and not sizes and lstm_serves(*tensors[:count]):
+            return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
         own = tensors[0] if alone else tensors[:count]
         # No dropout is left that `train` could switch on, and without `train` cuDNN has no backward.
         return kernel(data, *sizes, own, list(tensors[count:]), bias, layers, 0.0, True, *shape)

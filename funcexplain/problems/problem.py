@@ -119,6 +119,22 @@ class Problem:
             ValueError: if the weights do not have the target's shape.
         """
         weights = self.apply(with_seed(args["params"], args["seed"]), x)
+        return self.score(weights, x, args)
+
+    def score(self, weights: Any, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute ``(value, (loss, weights))`` from what the network returned for one window.
+
+        Args:
+            weights: what it returned, ``(A,)``.
+            x: window, shape ``(C, L, A)``.
+            args: data of the problem.
+
+        Returns:
+            As `evaluate`.
+
+        Raises:
+            TypeError, ValueError: as `evaluate`.
+        """
         target = args["target"]
         if not isinstance(weights, Tensor):
             raise TypeError(f"network must return one tensor of weights, got {type(weights).__name__}")

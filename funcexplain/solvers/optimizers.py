@@ -98,7 +98,7 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         # floats; in float32, 1 - b2**t loses half its digits to cancellation.
         step_size: float | Tensor
         root_correction: float | Tensor
-        if _is_plain(num_updates):
+        if num_updates.ndim == 0 and is_readable(num_updates):
             time = int(num_updates)
             step_size, root_correction = lr / (1.0 - b1**time), math.sqrt(1.0 - b2**time)
         else:
@@ -111,16 +111,6 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)
-
-
-def _is_plain(t: Tensor) -> bool:
-    """Whether a scalar's number can be read at once: no transform or trace, and no GPU to wait for."""
-    return (
-        t.ndim == 0
-        and t.device.type == "cpu"
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
@@ -219,3 +209,12 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
         return update(grads, state, z, **in_place)
 
     return Optimizer(init, adapted)
+
+
+def is_readable(t: Tensor) -> bool:
+    """Whether numbers can be looked at now: no transform, no trace, no GPU to wait for."""
+    return (
+        t.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

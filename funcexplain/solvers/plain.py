@@ -10,35 +10,25 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from funcexplain.problems.problem import Args, Problem
+from funcexplain.problems.problem import Args
 from funcexplain.solutions.solution import Status
-from funcexplain.solvers.optimizers import Optimizer
-from funcexplain.solvers.step import (
-    Advance,
-    Evaluated,
-    Info,
-    Iterate,
-    Rules,
-    State,
-    Trend,
-    apply_update,
-    largest,
-)
+from funcexplain.solvers.gradient import backward_value_and_grad
+from funcexplain.solvers.step import Info, Iterate, Parts, Rules, State, Step, Trend, total
 
 
-def make_plain_advance(problem: Problem, optimizer: Optimizer, rules: Rules) -> Advance:
-    """Make ``advance`` of `Parts` for one question; it must not be called again after the end."""
+def make_plain_step(parts: Parts, rules: Rules) -> Step:
+    """Make the step of one question, with one ordinary backward pass; the end must end the loop."""
     atol, keep, patience, rtol = rules
     assert atol is not None
+    differentiate = backward_value_and_grad(parts.objective)
 
-    def advance(state: State, args: Args, evaluated: Evaluated) -> tuple[State, Info]:
-        (value, (loss, weights)), grads = evaluated
-        error = largest(weights - args["target"])
+    def step(state: State, args: Args) -> tuple[State, Info]:
+        (value, (loss, weights)), grads = differentiate(state.z, args)
+        error = (weights - args["target"]).abs().amax()
         info = Info(loss, value, torch.linalg.vector_norm(grads), error)
         now, best, slope = float(value), float(state.kept.value), float(info.grad_norm)
-        finite = math.isfinite(now) and _is_finite(state.z)
+        finite = math.isfinite(now) and math.isfinite(total(state.z))
         hit = finite and float(error) <= atol
         kept = state.kept
         if math.isnan(best) or (finite and (keep == "last" or hit or now < best)):
@@ -51,19 +41,15 @@ def make_plain_advance(problem: Problem, optimizer: Optimizer, rules: Rules) -> 
         state = state._replace(kept=kept, trend=trend)
         if hit:
             return _ended(state, Status.HIT), info
-        if not (finite and (math.isfinite(slope) or _is_finite(grads))):
+        if not (finite and math.isfinite(slope)):
             return _ended(state, Status.NONFINITE), info
-        z, moved = apply_update(problem, optimizer, state, args, grads)
+        z, moved = parts.move(state, args, grads)
         if not patient or (slope == 0.0 and torch.equal(z, state.z)):
             return _ended(state, Status.STALLED), info
         return state._replace(z=z, optimizer=moved, num_steps=state.num_steps + 1), info
 
-    return advance
+    return step
 
 
 def _ended(state: State, status: Status) -> State:
     return state._replace(status=torch.full_like(state.status, int(status)))
-
-
-def _is_finite(t: Tensor) -> bool:
-    return math.isfinite(float(largest(t)))

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.functional import Network
 from funcexplain.problems.grid import by_model, mapped_dims, take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
@@ -24,7 +25,8 @@ from funcexplain.solvers.chunks import choose_chunk_size, is_out_of_memory, say
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.progress import Callback, Meter
-from funcexplain.solvers.step import Info, Parts, State
+from funcexplain.solvers.samples import Rows, refusal
+from funcexplain.solvers.step import Info, Parts, Rules, State, decide
 
 # Rows that have ended are carried along until they are this share of the pool: taking them out costs
 # about as much as a step of all bookkeeping.
@@ -55,34 +57,46 @@ class Mapped(NamedTuple):
     decode: Callable[[Tensor, Args], Tensor]
 
 
-def map_parts(problem: Problem, parts: Parts) -> Mapped:
+def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = False) -> Mapped:
     """Map the parts of a row's step over the rows of a batch.
 
-    The network is mapped forwards and differentiated by one ordinary backward pass for all rows, which
-    gives the same numbers as mapping its gradient, since rows are independent, at half the cost.
+    The network is mapped forwards, or called on its own sample dimension (``samples``), and
+    differentiated by one ordinary backward pass for all rows, which gives the same numbers as mapping
+    its gradient, since rows are independent, at half the cost.
     """
     dims = mapped_dims(problem.dims, problem.args)
-    differentiate = backward_value_and_grad(torch.func.vmap(parts.objective, in_dims=(0, dims)))
-    advance = torch.func.vmap(parts.advance, in_dims=(0, dims, 0))
+    decode = torch.func.vmap(problem.decode, in_dims=(0, dims))
+    score = torch.func.vmap(problem.score, in_dims=(0, 0, dims))
+
+    def sampled(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x, network = decode(z, args), cast(Network, problem.apply)
+        return score(network.samples(args["params"], x), x, args)
+
+    objective = sampled if samples else torch.func.vmap(parts.objective, in_dims=(0, dims))
+    differentiate = backward_value_and_grad(objective)
+    move = torch.func.vmap(parts.move, in_dims=(0, dims, 0))
 
     def step(state: State, args: Args) -> tuple[State, Info]:
-        return advance(state, args, differentiate(state.z, args))
+        evaluated = differentiate(state.z, args)
+        return decide(rules, state, args["target"], evaluated, move(state, args, evaluated[1]))
 
     return Mapped(
         init=torch.func.vmap(parts.init, in_dims=(dims,)),
         step=step,
-        decode=torch.func.vmap(problem.decode, in_dims=(0, dims)),
+        decode=decode,
     )
 
 
 def solve_rows(
     problem: Problem,
     parts: Parts,
+    rules: Rules,
     *,
     max_steps: int,
     history_every: int,
     chunk_size: int | None,
     callback: Callback | None,
+    how: Rows,
 ) -> Solution:
     """Answer a grid of rows; all settings are checked already (`solve`)."""
     outputs, meter = _Outputs(problem, max_steps, history_every), None
@@ -90,7 +104,10 @@ def solve_rows(
         if not len(rows):
             break
         grid = replace(problem, dims=dims, args=args)
-        mapped = map_parts(grid, parts)
+        reason = "" if how == "vmap" else refusal(grid, rows)
+        if how == "samples" and reason:
+            raise ValueError(f"solve: rows='samples' needs independent samples, but {reason}")
+        mapped = map_parts(grid, parts, rules, samples=reason is None)
         if chunk_size is None:
 
             def batch(count: int) -> tuple[State, Args]:

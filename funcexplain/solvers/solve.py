@@ -21,12 +21,21 @@ from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
-from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import iterate
-from funcexplain.solvers.plain import make_plain_advance
+from funcexplain.solvers.plain import make_plain_step
 from funcexplain.solvers.progress import Callback, Meter
 from funcexplain.solvers.rows import solve_rows
-from funcexplain.solvers.step import Info, Keep, Parts, Rules, State, check_search, make_parts
+from funcexplain.solvers.samples import Rows
+from funcexplain.solvers.step import (
+    Info,
+    Init,
+    Keep,
+    Rules,
+    State,
+    Step,
+    check_search,
+    make_parts,
+)
 
 
 def solve(
@@ -40,6 +49,7 @@ def solve(
     rtol: float = 1e-3,
     history: bool | int = True,
     chunk_size: int | None = None,
+    rows: Rows = "auto",
     callback: Callback | None = None,
     check: bool = False,
 ) -> Solution:
@@ -62,6 +72,9 @@ def solve(
         chunk_size: rows of a grid that are in work at once. ``None`` chooses from the memory that a
             row needs and the cache, and tells the logger ``funcexplain``. Answers do not depend on it.
             Where memory runs out it is halved.
+        rows: how rows of a grid share a call of the network: by ``"vmap"``, or as its ``"samples"``,
+            which is faster and refused where they are not independent. ``"auto"`` takes samples where
+            that is exact and the network does not loop over them.
         callback: ``callback(state, info)`` after every step; what it returns is ignored. See
             `progress` for one that shows how far the search is.
         check: compare the gradient with a central difference first (`check_gradient`, one direction,
@@ -92,6 +105,8 @@ def solve(
     optimizer = check_search("solve", method, rules)
     check_count("solve", "max_steps", max_steps)
     every = history if isinstance(history, bool) else check_positive("solve", "history", history)
+    if rows not in ("auto", "vmap", "samples"):
+        raise ValueError(f"solve: rows must be 'auto', 'vmap' or 'samples', got {rows!r}")
     if chunk_size is not None:
         chunk_size = check_positive("solve", "chunk_size", chunk_size)
     if callback is not None and not callable(callback):
@@ -106,17 +121,19 @@ def solve(
             solution = solve_rows(
                 problem,
                 make_parts(problem, optimizer, rules),
+                rules,
                 max_steps=max_steps,
                 history_every=int(every),
                 chunk_size=chunk_size,
                 callback=callback,
+                how=rows,
             )
         else:
             with bound(problem.apply, problem.args["params"]) as apply:
                 question = replace(problem, apply=apply)
                 parts = make_parts(question, optimizer, rules)
-                parts = parts._replace(advance=make_plain_advance(question, optimizer, rules))
-                solution = _solve_one(question, parts, max_steps, int(every), callback)
+                step = make_plain_step(parts, rules)
+                solution = _solve_one(question, parts.init, step, max_steps, int(every), callback)
         stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
         if stuck.numel() and stuck.all() and problem.args["mask"].any():
             warnings.warn(
@@ -128,15 +145,16 @@ def solve(
 
 
 def _solve_one(
-    problem: Problem, parts: Parts, max_steps: int, history_every: int, callback: Callback | None
+    problem: Problem,
+    init: Init,
+    step: Step,
+    max_steps: int,
+    history_every: int,
+    callback: Callback | None,
 ) -> Solution:
-    """Answer one question by one ordinary backward pass per step."""
-    args, losses_before = problem.args, list[Tensor]()
-    differentiate, meter = backward_value_and_grad(parts.objective), Meter(callback, 1, 1)
-    latest = parts.init(args)
-
-    def step(state: State, args: Any) -> tuple[State, Info]:
-        return parts.advance(state, args, differentiate(state.z, args))
+    """Answer one question."""
+    args, losses_before, meter = problem.args, list[Tensor](), Meter(callback, 1, 1)
+    latest = init(args)
 
     def ends(state: State, info: Info) -> bool:
         nonlocal latest

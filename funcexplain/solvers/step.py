@@ -4,8 +4,8 @@ A step evaluates the point it is given, keeps that evaluation where it should be
 the search ends there, and only then moves. `State` is carried round the loop, `Info` is reported. Both
 hold tensors alone, and finished rows are held with ``torch.where``, so that a step can be mapped.
 
-Its parts (`make_parts`) are apart because a batch of rows takes one backward pass for all of them, and
-maps what comes before and after it.
+Its parts (`make_parts`, `decide`) are apart because a batch of rows takes one backward pass for all of
+them; what comes before and after it is mapped, or written for leading rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from funcexplain.problems.checks import check_count, check_number
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import Objective, ValueAndGrad, value_and_grad
-from funcexplain.solvers.optimizers import Optimizer, adam, check_optimizer
+from funcexplain.solvers.optimizers import Optimizer, adam, check_optimizer, is_readable
 
 
 class Iterate(NamedTuple):
@@ -87,8 +87,7 @@ Keep = Literal["last", "best"]
 Evaluated = tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor]
 
 
-# Everything of a step but the network.
-Advance = Callable[[State, Args, Evaluated], tuple[State, Info]]
+Move = Callable[[State, Args, Tensor], tuple[Tensor, Any]]
 
 
 class Rules(NamedTuple):
@@ -101,17 +100,17 @@ class Rules(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The functions that one step of one row is made of.
+    """The functions that a step of one row is made of; `decide` puts them together.
 
     Attributes:
         objective: ``(z, args) -> (value, (loss, weights))``.
         init: ``args -> state``.
-        advance: ``(state, args, ((value, (loss, weights)), grads)) -> (state, info)``.
+        move: ``(state, args, grads) -> (z, optimizer state)``, the next point, projected.
     """
 
     objective: Objective
     init: Init
-    advance: Advance
+    move: Move
 
 
 def make_step(
@@ -163,14 +162,14 @@ def make_step(
     differentiate = gradient(parts.objective)
 
     def step(state: State, args: Args) -> tuple[State, Info]:
-        return parts.advance(state, args, differentiate(state.z, args))
+        evaluated = differentiate(state.z, args)
+        return decide(rules, state, args["target"], evaluated, parts.move(state, args, evaluated[1]))
 
     return parts.init, step
 
 
 def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
     """Make the functions of one row's step; all settings are checked already (`check_search`)."""
-    atol, keep, patience, rtol = rules
 
     def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return problem.evaluate(problem.decode(z, args), args)
@@ -183,64 +182,85 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
         kept = Iterate(z, unknown.sum(), unknown.sum(), unknown)
         going = torch.full((), int(Status.MAX_STEPS), device=z.device)
         none = torch.zeros_like(going)
-        trend = () if patience is None else Trend(unknown.sum(), none)
+        trend = () if rules.patience is None else Trend(unknown.sum(), none)
         return State(z, optimizer.init(z), kept, going, none, trend)
 
-    def advance(state: State, args: Args, evaluated: Evaluated) -> tuple[State, Info]:
-        (value, (loss, weights)), grads = evaluated
-        z, optimizer_state = apply_update(problem, optimizer, state, args, grads)
-        error = largest(weights - args["target"])
-        info = Info(loss, value, torch.linalg.vector_norm(grads), error)
-        finite = value.isfinite() & largest(state.z).isfinite()
-        hit = finite & (info.error <= (-1.0 if atol is None else atol))
-        better = hit | (value < state.kept.value) if keep == "best" else True
-        replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
-        trend = state.trend
-        if isinstance(trend, Trend):
-            trend = _followed(trend, value, rtol)
-        status = state.status
-        if atol is not None:
-            # The later line overrules the earlier.
-            # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
-            still = (largest(z - state.z) == 0) & (info.grad_norm == 0)
-            if isinstance(trend, Trend) and patience is not None:
-                still = still | (trend.waited >= patience)
-            verdict = torch.where(still, int(Status.STALLED), status)
-            verdict = torch.where(finite & largest(grads).isfinite(), verdict, int(Status.NONFINITE))
-            verdict = torch.where(hit, int(Status.HIT), verdict)
-            status = torch.where(state.done, status, verdict)
+    def move(state: State, args: Args, grads: Tensor) -> tuple[Tensor, Any]:
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
+        if updates.shape != grads.shape or updates.dtype != grads.dtype:
+            raise ValueError(
+                "method: updates must have the shape and dtype of the search point "
+                f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
+            )
+        return problem.project(state.z + updates, args), optimizer_state
 
-        here = Iterate(state.z, value, loss, weights)
-        moves = status == Status.MAX_STEPS
-        state = State(
-            z=torch.where(moves, z, state.z),
-            optimizer=optimizer_state,
-            kept=Iterate(*(torch.where(replaces, *pair) for pair in zip(here, state.kept, strict=True))),
-            status=status,
-            num_steps=state.num_steps + moves,
-            trend=trend,
-        )
-        return state, info
-
-    return Parts(objective, init, advance)
+    return Parts(objective, init, move)
 
 
-def apply_update(
-    problem: Problem, optimizer: Optimizer, state: State, args: Args, grads: Tensor
-) -> tuple[Tensor, Any]:
-    """The next point, projected, and the optimizer's next state."""
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
-    if updates.shape != grads.shape or updates.dtype != grads.dtype:
-        raise ValueError(
-            "method: updates must have the shape and dtype of the search point "
-            f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
-        )
-    return problem.project(state.z + updates, args), optimizer_state
+def decide(
+    rules: Rules, state: State, target: Tensor, evaluated: Evaluated, moved: tuple[Tensor, Any]
+) -> tuple[State, Info]:
+    """Keep a point where it should be kept, end the search where it ends, else move on.
+
+    Args:
+        rules: settings.
+        state: of one row, or of a batch that leads with its rows.
+        target: allocation to reach, of all rows or of each.
+        evaluated: ``((value, (loss, weights)), grads)`` at ``state.z``.
+        moved: what `Parts.move` returned.
+
+    Returns:
+        The next state and what to report, of one row or of all.
+    """
+    (value, (loss, weights)), grads = evaluated
+    z, optimizer_state = moved
+    rows = state.status.ndim
+    error = (weights - target).flatten(rows).abs().amax(-1)
+    grad_norm = torch.linalg.vector_norm(grads.flatten(rows), dim=-1, dtype=_wide(grads))
+    info = Info(loss, value, grad_norm.to(grads.dtype), error)
+    finite = value.isfinite() & total(state.z, rows).isfinite()
+    hit = finite & (error <= (-1.0 if rules.atol is None else rules.atol))
+    trend = state.trend
+    if isinstance(trend, Trend):
+        trend = _followed(trend, value, rules.rtol)
+    status = state.status
+    if rules.atol is not None:
+        # The later line overrules the earlier.
+        # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
+        still = grad_norm == 0
+        if not is_readable(still) or still.any():
+            still = still & ~(z != state.z).flatten(rows).any(-1)
+        if isinstance(trend, Trend) and rules.patience is not None:
+            still = still | (trend.waited >= rules.patience)
+        verdict = torch.where(still, int(Status.STALLED), status)
+        verdict = torch.where(finite & grad_norm.isfinite(), verdict, int(Status.NONFINITE))
+        verdict = torch.where(hit, int(Status.HIT), verdict)
+        status = torch.where(state.done, status, verdict)
+
+    here, moves = Iterate(state.z, value, loss, weights), status == Status.MAX_STEPS
+    next_state = State(z, optimizer_state, here, status, state.num_steps + moves, trend)
+    if rules.keep == "last" and rules.atol is not None and is_readable(moves) and moves.all():
+        return next_state, info  # as nearly always: nothing to hold, and no pass over memory for it
+    better = hit | (value < state.kept.value) if rules.keep == "best" else True
+    replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
+    held = zip(here, state.kept, strict=True)
+    kept = Iterate(*(_where(replaces, new, old) for new, old in held))
+    return next_state._replace(z=_where(moves, z, state.z), kept=kept), info
 
 
-def largest(t: Tensor) -> Tensor:
-    """The largest magnitude, in one pass over memory; NaN where there is any."""
-    return torch.linalg.vector_norm(t, ord=torch.inf)
+def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``torch.where`` with one flag for each row."""
+    return torch.where(flags.view(flags.shape + (1,) * (new.ndim - flags.ndim)), new, old)
+
+
+def total(t: Tensor, rows: int = 0) -> Tensor:
+    """The sum of each row, which is finite where all entries are, in the fastest pass over memory."""
+    return t.flatten(rows).sum(-1, dtype=_wide(t))
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    """A dtype in which sums of half precision do not overflow."""
+    return torch.promote_types(t.dtype, torch.float32)
 
 
 def _followed(trend: Trend, value: Tensor, rtol: float) -> Trend:

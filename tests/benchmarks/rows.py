@@ -64,7 +64,8 @@ def timed(function: Callable[[], object]) -> float:
 
 def loop_over(grid: fe.Problem, size: int, steps: int, atol: float | None = 0.0) -> None:
     """The steps of `solve` alone, chunk after chunk; without ``atol`` no row ends."""
-    mapped, count = map_parts(grid, make_parts(grid, ADAM, Rules(atol))), grid.shape[0]
+    rules, count = Rules(atol), grid.shape[0]
+    mapped = map_parts(grid, make_parts(grid, ADAM, rules), rules)
     with torch.no_grad():
         for first in range(0, count, size):
             args = take(grid.dims, grid.args, torch.arange(first, min(first + size, count)))
