@@ -67,6 +67,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "as_optimizer": lambda g, **wrong: fe.as_optimizer(**wrong),
     "make_step": lambda g, **wrong: fe.make_step(**{"problem": g.problem, **wrong}),
     "solve": lambda g, **wrong: fe.solve(**{"problem": g.problem, "max_steps": 2, **wrong}),
+    "vmap": lambda g, **wrong: fe.vmap(
+        wrong.pop("problem", g.problem), **{"seed": torch.arange(2), **wrong}
+    ),
+    "consensus": lambda g, **wrong: fe.consensus(**wrong),
+    "progress": lambda g, **wrong: fe.progress(**wrong),
     "run": lambda g, **wrong: fe.run(abs, abs, {}, **wrong),
     "cast": lambda g, **wrong: fe.cast(**wrong)(g.problem),
     "box": lambda g, **wrong: fe.box(**{"lower": -9.0, "upper": 9.0, **wrong})(g.problem),
@@ -158,6 +163,22 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("solve", "atol", -1.0, ValueError, "-1.0"),
     ("solve", "atol", None, TypeError, "NoneType"),
     ("solve", "keep", "first", ValueError, "'first'"),
+    *[
+        ("solve", argument, value, error, got)
+        for argument in ("chunk_size", "history", "patience")
+        for value, error, got in (
+            (0, ValueError, "0"),
+            (-3, ValueError, "-3"),
+            (2.0, TypeError, "float"),
+            ("all", TypeError, "str"),
+        )
+    ],
+    ("solve", "chunk_size", True, TypeError, "bool"),
+    ("solve", "history", None, TypeError, "NoneType"),
+    ("solve", "patience", True, TypeError, "bool"),
+    ("solve", "rtol", -0.1, ValueError, "-0.1"),
+    ("solve", "rtol", NAN, ValueError, "nan"),
+    ("solve", "rtol", None, TypeError, "NoneType"),
     ("solve", "method", "adam", TypeError, "str"),
     ("solve", "method", fe.adam, TypeError, "adam; it is called with its settings first"),
     ("solve", "method", torch.optim.Adam, TypeError, "Adam; torch.optim changes tensors in place"),
@@ -165,6 +186,33 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("make_step", "atol", "0", TypeError, "str"),
     ("make_step", "atol", NAN, ValueError, "nan"),
     ("make_step", "keep", "first", ValueError, "'first'"),
+    ("vmap", "problem", NET, TypeError, "Sequential; fe.problem("),
+    ("vmap", "name", "two words", TypeError, "'two words'"),
+    ("vmap", "name", "", TypeError, "''"),
+    ("vmap", "name", 3, TypeError, "3"),
+    ("vmap", "x0", X0, ValueError, "(2, 6, 5)"),
+    ("vmap", "x0", X0[None, :, :3], ValueError, "(1, 2, 3, 5)"),
+    ("vmap", "x0", X0[None, None], ValueError, "(1, 1, 2, 6, 5)"),
+    ("vmap", "x0", X0[None].float(), TypeError, "torch.float32, cpu; convert it first"),
+    ("vmap", "x0", X0[None].to("meta"), TypeError, "a meta one"),
+    ("vmap", "x0", X0[None].numpy(), TypeError, "ndarray; torch.as_tensor converts"),
+    ("vmap", "x0", [X0, X0], TypeError, "list"),
+    ("vmap", "target", TARGET, ValueError, "(5,)"),
+    ("vmap", "target", None, TypeError, "NoneType"),
+    ("vmap", "mask", MASK[None].double(), TypeError, "torch.float64"),
+    ("vmap", "mask", MASK, ValueError, "(2, 6, 5)"),
+    ("vmap", "seed", torch.rand(2), TypeError, "torch.float32"),
+    ("vmap", "seed", torch.tensor([True, False]), TypeError, "torch.bool"),
+    ("vmap", "seed", torch.tensor(3), ValueError, "()"),
+    ("vmap", "seed", range(3), TypeError, "range"),
+    ("vmap", "params", {}, TypeError, "another structure"),
+    ("vmap", "params", {"weight": X0}, TypeError, "another structure"),
+    ("vmap", "params", dict(make_network("mlp_batch_norm").state_dict()), ValueError, "("),
+    ("vmap", "x0", torch.stack([X0, X0]).to_sparse(), TypeError, "a torch.sparse_coo one"),
+    ("consensus", "problem", NET, TypeError, "Sequential; fe.problem("),
+    ("progress", "every", "soon", TypeError, "str"),
+    ("progress", "every", -1.0, ValueError, "-1.0"),
+    ("progress", "stream", "log.txt", TypeError, "str"),
     ("as_optimizer", "pair", (1, 2), TypeError, "tuple"),
     ("run", "num_steps", 1.0, TypeError, "float"),
     *[
@@ -228,3 +276,94 @@ def test_wrong_argument_is_refused_and_changes_nothing(
     with pytest.raises(error, match=message):
         FUNCTIONS[function](given, **{argument: value})
     given.assert_untouched()
+
+
+def several(p: Any) -> Any:
+    return fe.vmap(fe.vmap(p, target=torch.stack([TARGET, TARGET])), x0=torch.stack([X0, X0]))
+
+
+# What is wrong with more than one argument, or with what the others make of it.
+STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
+    (lambda p: fe.vmap(p), ValueError, r"vmap: expected at least one stack.*got none"),
+    (lambda p: fe.vmap(p, name="start"), ValueError, r"vmap: expected at least one stack.*got none"),
+    (
+        lambda p: fe.vmap(p, x0s=X0[None]),
+        ValueError,
+        r"vmap: args hold \['mask', 'params', 'reference', 'seed', 'target', 'x0'\], got .*'x0s'",
+    ),
+    (
+        lambda p: fe.vmap(p, x0=torch.stack([X0, X0]), seed=torch.arange(3)),
+        ValueError,
+        r"vmap: stacks of one call must have one leading size, got \{'x0': 2, 'seed': 3\}; nest",
+    ),
+    (
+        lambda p: fe.vmap(several(p), name="target", seed=torch.arange(3)),
+        ValueError,
+        "vmap: name must be that of no other row dimension, got 'target'",
+    ),
+    (
+        lambda p: fe.vmap(several(p), x0=torch.stack([X0, X0])),
+        ValueError,
+        r"vmap: x0 must have shape \(rows, 2, 2, 6, 5\).*got \(2, 2, 6, 5\)",
+    ),
+    (
+        lambda p: fe.vmap(
+            p,
+            params={
+                k: torch.stack([v] * (3 if "weight" in k else 2)) for k, v in p.args["params"].items()
+            },
+        ),
+        ValueError,
+        r"vmap: all tensors of params must have one leading size, got \[2, 3\]",
+    ),
+    (
+        lambda p: fe.vmap(p, params={k: v[None].float() for k, v in p.args["params"].items()}),
+        TypeError,
+        r"vmap: params\['.*'\] must be a stack of the problem's dtype.*got torch.float32, cpu",
+    ),
+    (
+        lambda p: fe.vmap(fe.problem((lambda q, x: x[0, 0], {}), TARGET, X0), params={}),
+        ValueError,
+        "vmap: params ",
+    ),
+    (
+        lambda p: fe.make_step(p, patience=3),
+        ValueError,
+        "make_step: patience needs an atol, since without one no search ends",
+    ),
+    (
+        lambda p: fe.make_step(p, patience=0, atol=0.0),
+        ValueError,
+        "make_step: patience must be >= 1, or None to wait for ever, got 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), STACKS)
+def test_arguments_that_do_not_go_together_are_refused(call: Any, error: Any, message: str) -> None:
+    given = Given()
+    with pytest.raises(error, match=f"(?s)^{message}"):
+        call(given.problem)
+    given.assert_untouched()
+
+
+def test_stacks_inside_of_a_transform_are_refused() -> None:
+    # it is taken, and `solve` fails later in words of torch's that do not name it.
+    problem = Given().problem
+
+    def loss(stack: torch.Tensor) -> torch.Tensor:
+        return fe.solve(fe.vmap(problem, x0=stack), max_steps=1).loss.sum()
+
+    for transformed in (torch.func.grad(loss), lambda x: torch.func.vmap(loss)(x[None])):
+        with pytest.raises(RuntimeError, match="vmap: x0 must be a plain tensor, got one inside"):
+            transformed(torch.stack([X0, X0]))
+
+
+def test_inference_mode_makes_no_grid() -> None:
+    problem = Given().problem
+    with torch.inference_mode():
+        stack = torch.stack([X0, X0 + 1])
+        for call in (lambda: fe.vmap(problem, x0=stack), lambda: fe.consensus(problem)):
+            with pytest.raises(RuntimeError, match=r"needs gradients, got torch\.inference_mode"):
+                call()
+    assert fe.solve(fe.vmap(problem, x0=stack), max_steps=1).shape == (2,)

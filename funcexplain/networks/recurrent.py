@@ -58,7 +58,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 class _Folded(nn.RNNBase):
     """Comes before the class of a recurrent layer."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (torch's name)
+    def forward(self, input: Any, hx: Any = None) -> Any:
         """Call the layer; its kernel is folded where a transform is active."""
         if not torch._C._are_functorch_transforms_active():
             return super().forward(input, hx)

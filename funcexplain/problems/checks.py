@@ -34,15 +34,7 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
         RuntimeError: if it is inside a torch.func transform.
     """
     check_is_tensor(where, name, value)
-    # No public function tells; without this, a mapped or differentiated input would be cut off silently.
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise RuntimeError(
-            f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; state the "
-            "problem outside of it, and map or differentiate fe.run over args"
-        )
-    if value.layout is not torch.strided or value.is_nested or value.is_meta:
-        kind = "nested" if value.is_nested else "meta" if value.is_meta else value.layout
-        raise TypeError(f"{where}: {name} must be a dense tensor that holds data, got a {kind} one")
+    check_is_plain(where, name, value)
     if value.dtype not in FLOATING:
         raise TypeError(
             f"{where}: {name} must be floating, got {value.dtype}; call .float() or .double() on it"
@@ -54,6 +46,19 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
             f"entries of {value.numel()} that are NaN{'' if infinite else ' or infinite'}"
         )
     return value.detach().clone()
+
+
+def check_is_plain(where: str, name: str, value: Tensor) -> None:
+    """Refuse a tensor inside a torch.func transform, and one that is not dense."""
+    # No public function tells; without this, a mapped or differentiated input would be cut off silently.
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise RuntimeError(
+            f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; state the "
+            "problem outside of it, and map or differentiate fe.run over args"
+        )
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        kind = "nested" if value.is_nested else "meta" if value.is_meta else value.layout
+        raise TypeError(f"{where}: {name} must be a dense tensor that holds data, got a {kind} one")
 
 
 def check_is_tensor(where: str, name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ starts, and never their product.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -131,9 +132,15 @@ def select(
         IndexError: if there is no such row.
         TypeError: if ``item`` is neither int nor slice.
     """
-    if isinstance(item, bool) or not (isinstance(item, slice) or hasattr(item, "__index__")):
-        raise TypeError(f"problem: rows are picked by int or slice, got {type(item).__name__}")
     dim = dims[place]
+    if not isinstance(item, slice):
+        try:
+            flag = isinstance(item, bool) or getattr(item, "dtype", None) is torch.bool
+            item = None if flag else operator.index(item)
+        except TypeError:
+            item = None
+        if item is None:
+            raise TypeError("problem: rows are picked by int or slice, one for each dimension")
     if isinstance(item, slice):
         index: Any = torch.tensor(range(dim.size)[item], dtype=torch.int64)
         left: tuple[RowDim, ...] = (dim._replace(size=len(index)),)

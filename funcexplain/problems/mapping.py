@@ -17,7 +17,8 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_is_tensor
+from funcexplain.networks.functional import SEED
+from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.grid import RowDim, places
 from funcexplain.problems.problem import Problem, check_problem
 
@@ -65,7 +66,7 @@ def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Prob
     if name in taken:
         raise ValueError(f"vmap: name must be that of no other row dimension, got {name!r}")
     copies = {entry: _checked(problem, entry, stack) for entry, stack in stacks.items()}
-    sizes = {entry: len(optree.tree_leaves(stack)[0]) for entry, stack in copies.items()}
+    sizes = {entry: len(next(iter(optree.tree_leaves(stack)))) for entry, stack in copies.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
             f"vmap: stacks of one call must have one leading size, got {sizes}; nest two calls for all "
@@ -141,7 +142,10 @@ def consensus(problem: Problem) -> Problem:
     apply, loss = problem.apply, problem.loss
 
     def of_all(params: Any, x: Tensor) -> Tensor:
-        return torch.func.vmap(apply, in_dims=(0, None))(params, x)
+        # The seed of dropout is that of the question: all models are thinned alike.
+        thinned = isinstance(params, dict) and SEED in params
+        dims = {name: None if name == SEED else 0 for name in params} if thinned else 0
+        return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
 
     def mean_loss(weights: Tensor, target: Tensor) -> Tensor:
         return torch.func.vmap(loss)(weights, target).mean()
@@ -171,6 +175,10 @@ def _checked(problem: Problem, entry: str, stack: Any) -> Any:
             "vmap: params must be those of the problem's network, stacked tensor by tensor as "
             f"fe.stack(models)[1] does, got another structure ({other}, expected {tree})"
         )
+    if not leaves:
+        raise ValueError(
+            f"vmap: {entry} must hold tensors to map over, got none; the network has no such"
+        )
     paths = [".".join(map(str, path)) for path in optree.treespec_paths(tree)]
     named = [f"{entry}[{path!r}]" if path else entry for path in paths]
     copies = [_stacked(*pair) for pair in zip(named, leaves, current, strict=True)]
@@ -184,6 +192,7 @@ def _checked(problem: Problem, entry: str, stack: Any) -> Any:
 
 def _stacked(name: str, leaf: Any, current: Any) -> Tensor:
     check_is_tensor("vmap", name, leaf)
+    check_is_plain("vmap", name, leaf)
     check_is_tensor("vmap", f"the problem's own {name}", current)
     integers = not (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype is torch.bool)
     if current.dtype is torch.int64 and integers:

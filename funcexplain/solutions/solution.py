@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -163,17 +164,23 @@ class Solution:
             >>> fe.solve(starts, max_steps=0).best("start").x
             tensor([[[1., 0.]]])
         """
+        if not self.dims and not dims:
+            return self
         places = sorted({self._place(dim) for dim in dims} if dims else range(len(self.dims)))
+        if by is not None and not isinstance(by, Tensor):
+            raise TypeError(f"best: by must be a torch.Tensor, got {type(by).__name__}")
         if by is not None and tuple(by.shape) != self.shape:
             raise ValueError(f"best: by must have the rows' shape {self.shape}, got {tuple(by.shape)}")
         if any(self.shape[place] == 0 for place in places):
             raise ValueError(f"best: expected rows along every dimension, got the shape {self.shape}")
         kept = [place for place in range(len(self.dims)) if place not in places]
-        rank = (self.loss if by is None else by).nan_to_num(nan=math.inf)
+        rank = (self.loss if by is None else by).double().nan_to_num(nan=math.inf)
         # All dimensions to pick along become one, behind those that stay.
         rank, hit = (t.permute(*kept, *places).flatten(len(kept)) for t in (rank, self.hit))
-        among_hits = torch.where(hit, rank, math.inf)
-        choice = torch.where(hit.any(-1), among_hits.argmin(-1), rank.argmin(-1))
+        # Sorted by rank, then by hit: among equals the order of the first is kept.
+        order = rank.argsort(dim=-1, stable=True)
+        hits_first = (~hit.gather(-1, order)).to(torch.int8).argsort(dim=-1, stable=True)
+        choice = order.gather(-1, hits_first)[..., 0]
 
         def picked(tensor: Tensor) -> Tensor:
             trailing = tensor.shape[len(self.dims) :]
@@ -240,7 +247,12 @@ def _checked_item(item: Any) -> bool:
     """Whether an index picks one row and takes its dimension away; refuses what is no index."""
     if isinstance(item, slice) or (isinstance(item, Tensor) and item.ndim == 1):
         return False
-    if isinstance(item, bool) or not hasattr(item, "__index__"):
+    try:
+        whole = not isinstance(item, bool) and getattr(item, "dtype", None) is not torch.bool
+        operator.index(item)
+    except TypeError:
+        whole = False
+    if not whole:
         raise TypeError(
             "solution: rows are picked by int, slice, ... or one-dimensional tensor, got "
             f"{type(item).__name__}"

@@ -94,7 +94,10 @@ def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -
     """
     if total <= LEAST_ROWS:
         return total
-    each = row_bytes(step, batch)
+    try:
+        each = row_bytes(step, batch)
+    except Exception:  # the search itself meets it again, and knows what to do
+        return LEAST_ROWS
     if device.type == "cuda":
         chosen = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0] / each)
     else:

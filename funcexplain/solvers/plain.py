@@ -14,7 +14,7 @@ import torch
 from funcexplain.problems.problem import Args
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.step import Info, Iterate, Parts, Rules, State, Step, Trend, total
+from funcexplain.solvers.step import Info, Iterate, Parts, Rules, State, Step, Trend, norm
 
 
 def make_plain_step(parts: Parts, rules: Rules) -> Step:
@@ -26,16 +26,17 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
     def step(state: State, args: Args) -> tuple[State, Info]:
         (value, (loss, weights)), grads = differentiate(state.z, args)
         error = (weights - args["target"]).abs().amax()
-        info = Info(loss, value, torch.linalg.vector_norm(grads), error)
-        now, best, slope = float(value), float(state.kept.value), float(info.grad_norm)
-        finite = math.isfinite(now) and math.isfinite(total(state.z))
-        hit = finite and float(error) <= atol
+        slope = norm(grads)
+        info = Info(loss, value, slope.to(grads.dtype), error)
+        now, best = float(value), float(state.kept.value)
+        finite = math.isfinite(now)
+        hit = finite and bool(error <= atol)  # in the tensor's own precision, as for many rows
         kept = state.kept
         if math.isnan(best) or (finite and (keep == "last" or hit or now < best)):
             kept = Iterate(state.z, value, loss, weights)
         trend, patient = state.trend, True
         if isinstance(trend, Trend) and patience is not None:
-            fell = not now >= float(trend.least) - rtol * abs(float(trend.least))
+            fell = not value >= trend.least - rtol * trend.least.abs()
             trend = Trend(value, trend.waited * 0) if fell else Trend(trend.least, trend.waited + 1)
             patient = int(trend.waited) < patience
         state = state._replace(kept=kept, trend=trend)
@@ -44,7 +45,7 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
         if not (finite and math.isfinite(slope)):
             return _ended(state, Status.NONFINITE), info
         z, moved = parts.move(state, args, grads)
-        if not patient or (slope == 0.0 and torch.equal(z, state.z)):
+        if not patient or (slope == 0 and torch.equal(z, state.z)):
             return _ended(state, Status.STALLED), info
         return state._replace(z=z, optimizer=moved, num_steps=state.num_steps + 1), info
 

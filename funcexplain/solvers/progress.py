@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TextIO, runtime_checkable
 
+from funcexplain.problems.checks import check_number
 from funcexplain.solvers.step import Info, State
 
 
@@ -19,6 +20,7 @@ class Progress(NamedTuple):
         hits: rows that hit their target.
         chunk_size: most rows in work at once.
         seconds: time since the search began.
+        over: whether the search is over; after Ctrl-C it is before all rows have ended.
     """
 
     rows: int
@@ -26,6 +28,7 @@ class Progress(NamedTuple):
     hits: int
     chunk_size: int
     seconds: float
+    over: bool = False
 
     @property
     def hit_rate(self) -> float:
@@ -58,20 +61,33 @@ class Reporter(Protocol):
 class Meter:
     """Counts ended rows, and tells a callback that listens."""
 
-    def __init__(self, callback: Any, rows: int, chunk_size: int) -> None:
+    def __init__(self, callback: Any, rows: int) -> None:
         self._listener = callback if isinstance(callback, Reporter) else None
-        self._began = time.monotonic()
-        self._now = Progress(rows, 0, 0, chunk_size, 0.0)
-        self.add(0, 0)
+        self._began, self._begun = time.monotonic(), False
+        self._rows, self._done, self._hits, self.chunk_size = rows, 0, 0, 0
+
+    def begin(self, chunk_size: int) -> None:
+        """Report that the search begins, the first time."""
+        self.chunk_size = chunk_size
+        if not self._begun:
+            self._begun = True
+            self._report()
 
     def add(self, done: int, hits: int) -> None:
         """Count rows that have ended, and report."""
-        now = self._now
-        self._now = now._replace(
-            done=now.done + done, hits=now.hits + hits, seconds=time.monotonic() - self._began
-        )
+        self._done, self._hits = self._done + done, self._hits + hits
+        self._report(over=self._done == self._rows)
+
+    def end(self) -> None:
+        """Report that the search is over though rows have not ended, if it is so."""
+        if self._begun and self._done < self._rows:
+            self._report(over=True)
+
+    def _report(self, *, over: bool = False) -> None:
         if self._listener is not None:
-            self._listener.report(self._now)
+            seconds = time.monotonic() - self._began
+            now = Progress(self._rows, self._done, self._hits, self.chunk_size, seconds, over)
+            self._listener.report(now)
 
 
 def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar:
@@ -87,6 +103,10 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
     Returns:
         A callback for `solve`. It may serve several searches, one after the other.
 
+    Raises:
+        TypeError: if ``stream`` cannot be written to, or ``every`` is no number.
+        ValueError: if ``every`` is negative.
+
     Example:
         >>> import io, torch, funcexplain as fe
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
@@ -97,7 +117,9 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
         >>> lines.getvalue().splitlines()[-1].split(",")[0]
         '2 of 2 rows done'
     """
-    return ProgressBar(stream, every)
+    if stream is not None and not callable(getattr(stream, "write", None)):
+        raise TypeError(f"progress: stream must be a text stream, got {type(stream).__name__}")
+    return ProgressBar(stream, check_number("progress", "every", every, least=0.0))
 
 
 class ProgressBar:
@@ -106,7 +128,7 @@ class ProgressBar:
     def __init__(self, stream: TextIO | None, every: float) -> None:
         self._stream, self._every = stream, every
         self._bar: Any = None
-        self._next_line = 0.0
+        self._running, self._next_line = False, 0.0
 
     def __call__(self, state: State, info: Info) -> None:
         """Do nothing: rows, not steps, are counted."""
@@ -114,15 +136,15 @@ class ProgressBar:
     def report(self, progress: Progress) -> None:
         """Redraw the bar, or write a line if it is time for one."""
         stream = self._stream or sys.stderr
-        if progress.done == 0:
+        if not self._running:
             self._bar, self._next_line = _bar(stream, progress.rows), self._every
-        last = progress.done == progress.rows
+        self._running = not progress.over
         if self._bar is not None:
             self._bar.set_postfix_str(f"hit {progress.hit_rate:.0%}", refresh=False)
             self._bar.update(progress.done - self._bar.n)
-            if last:
+            if progress.over:
                 self._bar.close()
-        elif last or progress.seconds >= self._next_line:
+        elif progress.over or progress.seconds >= self._next_line:
             self._next_line = progress.seconds + self._every
             print(
                 f"{progress.done} of {progress.rows} rows done, hit {progress.hit_rate:.0%}, "

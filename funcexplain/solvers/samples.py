@@ -46,9 +46,11 @@ def refusal(grid: Problem, rows: Tensor) -> str | None:
     xs = xs * factors.view(-1, *[1] * (xs.ndim - 1))
     poisoned = torch.where((factors == 0.5).view(-1, *[1] * (xs.ndim - 1)), torch.nan, xs)
     try:
-        together, beside_nan = apply.samples(params, xs), apply.samples(params, poisoned)
-        alone = torch.stack([apply(params, x) for x in xs])
-        calls = [_count_calls(apply, params, xs[:1].expand(count, *xs.shape[1:])) for count in (2, 4)]
+        with torch.random.fork_rng(devices=[]):  # a network may draw random numbers
+            together, beside_nan = apply.samples(params, xs), apply.samples(params, poisoned)
+            alone = torch.stack([apply(params, x) for x in xs])
+            counts = [xs[:1].expand(count, *xs.shape[1:]) for count in (2, 4)]
+            calls = [_count_calls(apply, params, windows) for windows in counts]
     except Exception as error:
         return f"the network does not take a batch of windows ({error})"
     eps = torch.finfo(xs.dtype).eps

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from funcexplain.networks.functional import Apply, bound
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
+from funcexplain.problems.mapping import vmap
 from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
+from funcexplain.solvers.compiled import Compile
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.plain import make_plain_step
 from funcexplain.solvers.progress import Callback, Meter
-from funcexplain.solvers.rows import solve_rows
+from funcexplain.solvers.rows import Settings, solve_rows
 from funcexplain.solvers.samples import Rows
 from funcexplain.solvers.step import (
     Info,
@@ -50,6 +52,7 @@ def solve(
     history: bool | int = True,
     chunk_size: int | None = None,
     rows: Rows = "auto",
+    compile: Compile = "auto",
     callback: Callback | None = None,
     check: bool = False,
 ) -> Solution:
@@ -75,8 +78,12 @@ def solve(
         rows: how rows of a grid share a call of the network: by ``"vmap"``, or as its ``"samples"``,
             which is faster and refused where they are not independent. ``"auto"`` takes samples where
             that is exact and the network does not loop over them.
-        callback: ``callback(state, info)`` after every step; what it returns is ignored. See
-            `progress` for one that shows how far the search is.
+        compile: whether steps are compiled to machine code, once for each chunk size. That takes seconds
+            to tens of seconds (less where torch's cache knows the code) and makes steps several times
+            faster. ``"auto"`` compiles a grid whose search would take minutes. What cannot be compiled
+            goes on as it is, and the logger ``funcexplain`` says why.
+        callback: ``callback(state, info)`` after every step (after every call of compiled steps);
+            what it returns is ignored. See `progress` for one that shows how far the search is.
         check: compare the gradient with a central difference first (`check_gradient`, one direction,
             of the first row), and warn where they differ by more than 5 %.
 
@@ -105,6 +112,8 @@ def solve(
     optimizer = check_search("solve", method, rules)
     check_count("solve", "max_steps", max_steps)
     every = history if isinstance(history, bool) else check_positive("solve", "history", history)
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ValueError(f"solve: compile must be True, False or 'auto', got {compile!r}")
     if rows not in ("auto", "vmap", "samples"):
         raise ValueError(f"solve: rows must be 'auto', 'vmap' or 'samples', got {rows!r}")
     if chunk_size is not None:
@@ -116,18 +125,13 @@ def solve(
         found = check_gradient(row, rtol=0.05, num_directions=1)
         if not found.ok:
             warnings.warn(f"solve: {found!r}", stacklevel=2)
+    alone = not problem.dims
+    if alone and compile is True:
+        problem = vmap(problem, seed=problem.args["seed"][None])
     with torch.no_grad():
         if problem.dims:
-            solution = solve_rows(
-                problem,
-                make_parts(problem, optimizer, rules),
-                rules,
-                max_steps=max_steps,
-                history_every=int(every),
-                chunk_size=chunk_size,
-                callback=callback,
-                how=rows,
-            )
+            settings = Settings(max_steps, int(every), chunk_size, rows, compile, callback)
+            solution = solve_rows(problem, make_parts(problem, optimizer, rules), rules, settings)
         else:
             with bound(problem.apply, problem.args["params"]) as apply:
                 question = replace(problem, apply=apply)
@@ -141,7 +145,7 @@ def solve(
                 "tells whether the network ignores its input or something in it has no gradient",
                 stacklevel=2,
             )
-    return solution
+    return solution[0] if alone and solution.dims else solution
 
 
 def _solve_one(
@@ -153,7 +157,8 @@ def _solve_one(
     callback: Callback | None,
 ) -> Solution:
     """Answer one question."""
-    args, losses_before, meter = problem.args, list[Tensor](), Meter(callback, 1, 1)
+    args, losses_before, meter = problem.args, list[Tensor](), Meter(callback, 1)
+    meter.begin(chunk_size=1)
     latest = init(args)
 
     def ends(state: State, info: Info) -> bool:
@@ -176,7 +181,9 @@ def _solve_one(
         state, taken, code = latest, latest.num_steps, Status.INTERRUPTED
         say(f"interrupted after {int(taken)} steps", urgent=True)
     status = Status(int(state.status)) if code is None else code
-    meter.add(1, int(status is Status.HIT))
+    if status is not Status.INTERRUPTED:
+        meter.add(1, int(status is Status.HIT))
+    meter.end()
     told = losses_before[: int(taken) : history_every] if history_every else []
     return Solution(
         x=problem.decode(state.kept.z, args),

@@ -83,8 +83,9 @@ class Info(NamedTuple):
 Init = Callable[[Args], State]
 Step = Callable[[State, Args], tuple[State, Info]]
 Keep = Literal["last", "best"]
-# The value, loss and weights of a point, and the gradient there.
-Evaluated = tuple[tuple[Tensor, tuple[Tensor, Tensor]], Tensor]
+# The value, loss and weights of a point; and the gradient there.
+Scored = tuple[Tensor, tuple[Tensor, Tensor]]
+Evaluated = tuple[Scored, Tensor]
 
 
 Move = Callable[[State, Args, Tensor], tuple[Tensor, Any]]
@@ -172,7 +173,8 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
     """Make the functions of one row's step; all settings are checked already (`check_search`)."""
 
     def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return problem.evaluate(problem.decode(z, args), args)
+        x = problem.decode(z, args)
+        return where_finite(x, args["target"], lambda x: problem.evaluate(x, args))
 
     def init(args: Args) -> State:
         # A copy: whoever works in place on it must not reach the problem's own start.
@@ -216,9 +218,9 @@ def decide(
     z, optimizer_state = moved
     rows = state.status.ndim
     error = (weights - target).flatten(rows).abs().amax(-1)
-    grad_norm = torch.linalg.vector_norm(grads.flatten(rows), dim=-1, dtype=_wide(grads))
+    grad_norm = norm(grads, rows)
     info = Info(loss, value, grad_norm.to(grads.dtype), error)
-    finite = value.isfinite() & total(state.z, rows).isfinite()
+    finite = value.isfinite()
     hit = finite & (error <= (-1.0 if rules.atol is None else rules.atol))
     trend = state.trend
     if isinstance(trend, Trend):
@@ -248,19 +250,69 @@ def decide(
     return next_state._replace(z=_where(moves, z, state.z), kept=kept), info
 
 
+def where_finite(
+    x: Tensor, target: Tensor, evaluate: Callable[[Tensor], Scored], rows: int = 0
+) -> Scored:
+    """Evaluate windows that are finite; value, loss and weights of others are NaN.
+
+    The network never sees the others: some kernels of torch crash on NaN, some solvers raise for all.
+
+    Args:
+        x: a window, or windows that lead with their rows.
+        target: of the shape of the weights, with the rows in front.
+        evaluate: from such windows to ``(value, (loss, weights))``.
+        rows: number of leading dimensions, 0 or 1.
+    """
+    # A sum is the fastest pass over memory that sees every NaN; in float64 it does not overflow.
+    ok = x.flatten(rows).sum(-1, dtype=torch.float64).isfinite()
+    if is_readable(ok):
+        if ok.all():
+            return evaluate(x)
+        if not ok.any():
+            unknown = torch.full_like(target, torch.nan)
+            value = unknown.flatten(rows).sum(-1)
+            return value, (value, unknown)
+    stand_in = x[ok.to(torch.int64).argmax()] if rows else x
+    stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in))
+    value, (loss, weights) = evaluate(_where(ok, x, stand_in))
+    value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
+    return value, (loss, weights)
+
+
+def norm(t: Tensor, rows: int = 0) -> Tensor:
+    """Euclidean norm of each row, in float64, where squares do not overflow."""
+    return torch.linalg.vector_norm(t.flatten(rows), dim=-1, dtype=torch.float64)
+
+
 def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``torch.where`` with one flag for each row."""
     return torch.where(flags.view(flags.shape + (1,) * (new.ndim - flags.ndim)), new, old)
 
 
-def total(t: Tensor, rows: int = 0) -> Tensor:
-    """The sum of each row, which is finite where all entries are, in the fastest pass over memory."""
-    return t.flatten(rows).sum(-1, dtype=_wide(t))
+def guarded(x: Tensor, rows: int = 0) -> tuple[Tensor, Tensor]:
+    """Keep a window that is not finite from the network: some kernels of torch crash on NaN.
+
+    Args:
+        x: a window, or windows that lead with their rows.
+        rows: number of leading dimensions.
+
+    Returns:
+        Windows in which such rows are zero, and which rows are finite.
+    """
+    # A sum is the fastest pass over memory that sees every NaN; in float64 it does not overflow.
+    ok = x.flatten(rows).sum(-1, dtype=torch.float64).isfinite()
+    if is_readable(ok) and ok.all():
+        return x, ok
+    return _where(ok, x, torch.zeros_like(x)), ok
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    """A dtype in which sums of half precision do not overflow."""
-    return torch.promote_types(t.dtype, torch.float32)
+def unless(ok: Tensor, evaluated: Scored) -> Scored:
+    """Make value, loss and weights NaN where the window was not finite."""
+    if is_readable(ok) and ok.all():
+        return evaluated
+    value, (loss, weights) = evaluated
+    value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
+    return value, (loss, weights)
 
 
 def _followed(trend: Trend, value: Tensor, rtol: float) -> Trend:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.problems.grid import take
-from funcexplain.solvers import rows as rows_module
-from funcexplain.solvers.rows import map_parts
+from funcexplain.solvers import pool as pool_module
+from funcexplain.solvers.mapped import map_parts
 from funcexplain.solvers.step import Rules, make_parts
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
 
@@ -135,14 +135,14 @@ def compaction(repetitions: int = 3) -> None:
     hard = torch.eye(ASSETS)[torch.arange(2048) % ASSETS]
     targets = torch.where((torch.arange(2048) % 10 == 0)[:, None], hard, easy)
     grid = fe.vmap(fe.problem(net, target, x0s[0], loss=fe.losses.kl), x0=0.1 * x0s, target=targets)
-    share, times = rows_module._ENDED_SHARE, []
+    share, times = pool_module._ENDED_SHARE, []
     for _ in range(repetitions):
         pair = []
         for value in (share, 1.0):
-            rows_module._ENDED_SHARE = value
+            pool_module._ENDED_SHARE = value
             pair.append(timed(lambda: fe.solve(grid, ADAM, max_steps=200, atol=0.02)))
         times.append(pair)
-    rows_module._ENDED_SHARE = share
+    pool_module._ENDED_SHARE = share
     solution = fe.solve(grid, ADAM, max_steps=200, atol=0.02)
     quick = (solution.hit & (solution.num_steps <= 20)).double().mean()
     with_it, without = (statistics.median(column) for column in zip(*times, strict=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from tests.grids import assert_rows_equal_alone, targets, x0s
 from tests.helpers import (
     ASSETS,
     CHANNELS,
     LOOKBACK,
     assert_close,
     assert_gradient,
+    assert_same,
     make_target,
     make_x0,
     params,
@@ -128,6 +133,7 @@ SMOOTH: dict[str, Callable[[], nn.Module]] = {
 }
 BLIND = {"MinimalNet": lambda: nets.MinimalNet(ASSETS), "ThorpNet": lambda: nets.ThorpNet(ASSETS)}
 DTYPES = [torch.float32, torch.float64]
+ROOT = Path(__file__).parents[2]
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -201,6 +207,45 @@ def test_mapped_searches_equal_searches_alone(name: str) -> None:
     xs = torch.stack([make_x0(seed=seed) for seed in range(3)])
     alone = torch.stack([search(x) for x in xs])
     assert_close(torch.func.vmap(search)(xs), alone, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", params([*SMOOTH, *BLIND]))
+@pytest.mark.filterwarnings("ignore:solve. no gradient reaches the input")
+def test_rows_of_a_grid_are_those_solved_alone(name: str) -> None:
+    problem = fe.problem(make(name), make_target(), make_x0(), loss=fe.losses.kl)
+    grid = fe.vmap(problem, x0=x0s(5), target=targets(5))
+    assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=3, chunk_size=3)
+
+
+def assert_a_broken_row_touches_no_other(name: str) -> None:
+    starts, broken = x0s(9), x0s(9)
+    broken[4] = torch.nan
+    sound, hurt = (
+        fe.solve(fe.vmap(fe.problem(make(name), make_target(), make_x0()), x0=x0), max_steps=3)
+        for x0 in (starts, broken)
+    )
+    others = torch.arange(9) != 4
+    assert_same(hurt[others], sound[others])
+    assert hurt[4].status is fe.Status.NONFINITE
+
+
+# NCO and Resample raise an error of their own for NaN, and that ends the whole batch.
+@pytest.mark.parametrize("name", params(n for n in (*SMOOTH, *BLIND) if n not in ("warp", "zoom")))
+@pytest.mark.filterwarnings("ignore:solve. no gradient reaches the input")
+def test_a_row_that_is_not_finite_touches_no_other(name: str) -> None:
+    assert_a_broken_row_touches_no_other(name)
+
+
+@pytest.mark.parametrize("name", ["warp", "zoom"])
+def test_a_row_that_is_not_finite_does_not_end_the_process(name: str) -> None:
+    # for a grid of NaN, torch's backward pass of grid_sample writes wherever it likes ("border"
+    # and "reflection" padding); as a rule that is a segmentation fault.
+    call = f"assert_a_broken_row_touches_no_other({name!r})"
+    program = (
+        f"import torch; torch.set_num_threads(1); from tests.networks import test_deepdow as t; t.{call}"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize("name", params(SMOOTH))

@@ -223,7 +223,7 @@ def test_the_module_keeps_its_names_type_and_settings() -> None:
 
 def test_a_subclass_keeps_its_own_forward() -> None:
     class Doubled(nn.GRU):
-        def forward(self, input: Tensor, hx: Any = None) -> Any:  # type: ignore[override]  # noqa: A002
+        def forward(self, input: Tensor, hx: Any = None) -> Any:  # type: ignore[override]
             out, hidden = super().forward(2.0 * input, hx)
             return 3.0 * out, hidden
 

@@ -1,0 +1,224 @@
+"""A pool of rows: taken in from a grid, moved by one mapped step, put back where they belong.
+
+Rows that end leave the pool, the next ones move up, and so it stays full until none is waiting; nobody
+waits for the slowest row of a chunk. A row knows its own number of steps, and never sees its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.problems.grid import take
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solutions.solution import Status
+from funcexplain.solvers.chunks import is_out_of_memory, say
+from funcexplain.solvers.compiled import Compiler
+from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.mapped import Mapped
+from funcexplain.solvers.outputs import Outputs
+from funcexplain.solvers.progress import Callback, Meter
+from funcexplain.solvers.step import Info, State, Step
+
+# Rows that have ended are carried along until they are this share of the pool: taking them out costs
+# about as much as a step of all bookkeeping.
+_ENDED_SHARE = 1 / 8
+# Steps after which compile="auto" knows how long a step takes.
+_MEASURED_STEPS = 8
+
+
+class Pool(NamedTuple):
+    """Rows in work, one per slot.
+
+    Attributes:
+        rows: their numbers in the grid, ``(B,)``.
+        args: their data; what varies leads with ``B``.
+        state: their states, which lead with ``B``.
+        live: which slots hold a row of their own, bool, ``(B,)``.
+    """
+
+    rows: Tensor
+    args: Args
+    state: State
+    live: Tensor
+
+
+class Driver:
+    """Moves rows from waiting to the pool, and from there to the outputs.
+
+    Args:
+        grid: the problem, in which rows are numbered.
+        mapped: functions for batches of its rows.
+        outputs: where answers go.
+        meter: counts what has ended.
+        compiler: compiles steps where that is wanted.
+        rows: numbers of the rows to solve.
+        chunk_size: most rows in the pool.
+        callback: called after every step.
+    """
+
+    def __init__(
+        self,
+        grid: Problem,
+        mapped: Mapped,
+        outputs: Outputs,
+        meter: Meter,
+        compiler: Compiler,
+        rows: Tensor,
+        chunk_size: int,
+        callback: Callback | None,
+    ) -> None:
+        self.grid, self.mapped, self.outputs = grid, mapped, outputs
+        self.meter, self.compiler, self.callback = meter, compiler, callback
+        self.waiting, self.chunk_size, self.max_steps = rows, chunk_size, outputs.max_steps
+        self.size, self.seconds_per_step = min(chunk_size, len(rows)), 0.0
+        self.pool: Pool | None = None
+
+    def run(self) -> None:
+        """Solve all rows. What is in work when Ctrl-C comes is written before it goes on its way."""
+        try:
+            while self.pool is not None or len(self.waiting):
+                try:
+                    self.turn_over()
+                    self.search()
+                except torch.linalg.LinAlgError as error:
+                    self.end_failing_rows(error)
+                except Exception as error:
+                    if not is_out_of_memory(error) or self.chunk_size == 1:
+                        raise
+                    self.shrink()
+        except KeyboardInterrupt:
+            if self.pool is not None:
+                self.put(self.pick(self.pool, self.pool.live.nonzero()[:, 0]))
+            raise
+
+    def turn_over(self) -> None:
+        """Write the rows that have ended to the outputs, and let waiting ones take their place."""
+        old, staying, landed = self.pool, self.waiting[:0], None
+        spare = staying
+        if old is not None:
+            ended = self.outputs.has_ended(old.state) & old.live
+            landed = self.pick(old, ended.nonzero()[:, 0])
+            self.put(landed)
+            goes_on = old.live & ~ended
+            staying, spare = goes_on.nonzero()[:, 0], (~goes_on).nonzero()[:, 0]
+        room = self.chunk_size - len(staying)
+        coming, left = self.waiting[:room], self.waiting[room:]
+        live = len(coming) + len(staying)
+        # Compiled code is for one size: what is free and not needed goes along.
+        spare = spare[len(coming) :] if self.keeps_size(live) else spare[:0]
+        states = [] if old is None else [rows_of(old.state, torch.cat([staying, spare]))]
+        if len(coming):
+            states.insert(0, self.mapped.init(self.take(coming)))
+        new: Pool | None = None
+        if live:
+            rows = coming if old is None else torch.cat([coming, old.rows[staying], old.rows[spare]])
+            state = tree_map(lambda *leaves: torch.cat(leaves), *states)
+            new = Pool(rows, self.take(rows), state, torch.arange(len(rows), device=rows.device) < live)
+        self.pool, self.waiting = new, left
+        if landed is not None and len(landed.rows):
+            self.meter.add(len(landed.rows), int((landed.state.status == Status.HIT).sum()))
+
+    def search(self) -> None:
+        """Take steps until enough rows have ended, or the oldest have used up their budget."""
+        if self.pool is None:
+            return
+        pool, began, losses = self.pool, time.monotonic(), list[Tensor]()
+        begun, enough = pool.state.num_steps[pool.live], math.ceil(_ENDED_SHARE * int(pool.live.sum()))
+        going = True
+
+        def ends(state: State, info: Info) -> bool:
+            nonlocal going
+            losses.extend(info.loss.view(-1, len(pool.rows)))
+            self.pool = pool._replace(state=state)
+            if self.callback is not None:
+                self.callback(state, info)
+            going = int((state.done & pool.live).sum()) < enough
+            return not going
+
+        # One step more than updates: the last one evaluates the point that the answer holds.
+        most = self.max_steps + 1 - int(begun.amax())
+        several = self.compiled_step(pool, most)
+        calls, rest = divmod(most, self.compiler.unroll) if several else (0, most)
+        try:
+            if several:
+                iterate(several, pool.state, pool.args, calls, ends)
+            elif self.compiler.wanted == "auto":
+                rest = min(rest, _MEASURED_STEPS)
+            if going and rest:
+                iterate(self.mapped.step, self.pool.state, pool.args, rest, ends)
+        finally:
+            self.outputs.record(pool.rows[pool.live], begun, [loss[pool.live] for loss in losses])
+        self.seconds_per_step = (time.monotonic() - began) / max(1, len(losses))
+
+    def compiled_step(self, pool: Pool, most: int) -> Step | None:
+        """The compiled step, where it is wanted and pays."""
+        share = len(self.waiting) / len(pool.rows)
+        seconds_left = self.seconds_per_step * (most + share * (self.max_steps + 1))
+        size = len(pool.rows)
+        if not self.compiler.pays(seconds_left) or size < min(self.size, self.chunk_size):
+            return None
+        return self.compiler.compile(self.mapped.step, pool.state, pool.args)
+
+    def keeps_size(self, live: int) -> bool:
+        """Whether the pool keeps its size though rows are fewer, for compiled code."""
+        few = not len(self.waiting) and 4 * live < min(self.size, self.chunk_size)
+        return self.compiler.in_use and not few
+
+    def take(self, rows: Tensor) -> Args:
+        """Take the data of rows."""
+        return take(self.grid.dims, self.grid.args, rows)
+
+    def put(self, pool: Pool) -> None:
+        """Write the answers of rows to the outputs."""
+        if len(pool.rows):
+            self.outputs.put(pool.rows, pool.state, self.mapped.decode(pool.state.kept.z, pool.args))
+
+    def pick(self, pool: Pool, slots: Tensor) -> Pool:
+        """Pick some slots of a pool."""
+        rows = pool.rows[slots]
+        return Pool(rows, self.take(rows), rows_of(pool.state, slots), pool.live[slots])
+
+    def end_failing_rows(self, error: Exception) -> None:
+        """Find the rows for which a factorization fails: it raises for the whole batch."""
+        failing = []
+        if self.pool is not None:
+            slots = self.pool.live.nonzero()[:, 0]
+            failing = [slot for slot in slots if self.fails(self.pick(self.pool, slot[None]))]
+        if self.pool is None or not failing:
+            raise error
+        status = self.pool.state.status.clone()
+        status[torch.stack(failing)] = int(Status.NONFINITE)
+        self.pool = self.pool._replace(state=self.pool.state._replace(status=status))
+
+    def fails(self, row: Pool) -> bool:
+        """Whether a factorization fails for a row that is alone."""
+        try:
+            self.mapped.step(row.state, row.args)
+        except torch.linalg.LinAlgError:
+            return True
+        return False
+
+    def shrink(self) -> None:
+        """Halve the chunk after memory ran out; the rows in work begin again."""
+        in_work = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
+        self.pool, self.waiting = None, torch.cat([in_work, self.waiting])
+        self.outputs.forget(in_work)
+        self.chunk_size = self.meter.chunk_size = math.ceil(self.chunk_size / 2)
+        say(f"out of memory: chunk_size is halved to {self.chunk_size}", urgent=True)
+
+
+def rows_of(state: State, slots: Tensor) -> State:
+    """The states of some slots."""
+    return tree_map(lambda leaf: leaf[slots], state)
+
+
+def tree_map(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """Map tensors; of trees of NamedTuples, which optree's types do not know."""
+    return optree.tree_map(function, *trees)

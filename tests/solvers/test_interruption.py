@@ -1,0 +1,202 @@
+"""Ctrl-C: what was found stays, and every row says how far it came."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import funcexplain as fe
+from tests.grids import assert_padded, targets, without_nan, x0s
+from tests.helpers import assert_close, assert_same, make_network, make_problem
+
+ROWS, CHUNK = 8, 3
+SETTINGS: dict[str, Any] = {"max_steps": 30, "atol": 0.1, "chunk_size": CHUNK}
+
+
+def method() -> fe.Optimizer:
+    return fe.sgd(lr=20.0, momentum=0.9)
+
+
+def grid() -> fe.Problem:
+    return fe.vmap(make_problem(), x0=x0s(ROWS), target=targets(ROWS))
+
+
+class Interrupts:
+    """A callback that ends the search in the given step."""
+
+    def __init__(self, step: int, how: Any = KeyboardInterrupt) -> None:
+        self.left, self.how = step, how
+
+    def __call__(self, state: fe.State, info: fe.Info) -> None:
+        self.left -= 1
+        if self.left == 0:
+            if self.how is signal.SIGINT:
+                signal.raise_signal(signal.SIGINT)
+            raise self.how
+
+
+def assert_interrupted(found: fe.Solution, whole: fe.Solution) -> tuple[int, int, int]:
+    """Rows have ended as they would have, are on their way, or never began; returns the numbers."""
+    status = torch.as_tensor(found.status)
+    begun = found.num_steps > 0
+    ended = status != fe.Status.INTERRUPTED
+    on_way, never = ~ended & begun, ~ended & ~begun
+    assert_close(without_nan(found[ended]), without_nan(whole[ended]))
+    assert_padded(found)
+    problem = grid()
+    for row in on_way.nonzero()[:, 0].tolist():
+        answer = found[row]
+        assert answer.x.isfinite().all()
+        _, (loss, weights) = problem[row].evaluate(answer.x, problem[row].args)
+        assert_close((answer.loss, answer.weights), (loss, weights), rtol=1e-9)
+        assert_close(answer.history, whole[row].history[: len(answer.history)])
+        assert_close(answer.history[-1], answer.loss)
+    for field in (found.x, found.weights, found.loss, found.history):
+        assert field[never].isnan().all()
+    assert on_way.sum() <= CHUNK
+    return int(ended.sum()), int(on_way.sum()), int(never.sum())
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 2, 20, 31, 32, 40, 50])
+def test_an_interrupted_grid_keeps_what_it_found(
+    step: int, how: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fe.solve(grid(), method(), **SETTINGS)
+    found = fe.solve(grid(), method(), **SETTINGS, callback=Interrupts(step, how))
+    ended, on_way, never = assert_interrupted(found, whole)
+    if step < 3:
+        assert (ended, on_way, never) == (0, CHUNK, ROWS - CHUNK)
+    if step > 40:
+        assert ended > 0
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == f"interrupted: {ended} of {ROWS} rows have ended"
+
+
+def test_an_interruption_inside_of_the_network_is_one() -> None:
+    inner, p = fe.functionalize(make_network("mlp_tanh"))
+    calls: list[int] = []
+
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 34:
+            raise KeyboardInterrupt
+        return inner(p, x)
+
+    problem = fe.vmap(make_problem((apply, p)), x0=x0s(ROWS), target=targets(ROWS))
+    whole = fe.solve(grid(), method(), **SETTINGS)
+    ended, on_way, never = assert_interrupted(fe.solve(problem, method(), **SETTINGS), whole)
+    assert ended > 0
+    assert on_way + never > 0
+
+
+def test_an_interruption_while_rows_change_places_loses_none() -> None:
+    steps: list[fe.Info] = []
+
+    def encode(x: Tensor) -> Tensor:
+        if steps:  # the rows that come second
+            raise KeyboardInterrupt
+        return x
+
+    changed = fe.reparametrize(encode, lambda z: z)(make_problem())
+    problem = fe.vmap(changed, x0=x0s(ROWS), target=targets(ROWS))
+    found = fe.solve(problem, method(), **SETTINGS, callback=lambda state, info: steps.append(info))
+    whole = fe.solve(grid(), method(), **SETTINGS)
+    ended, on_way, never = assert_interrupted(found, whole)
+    assert ended >= 1
+    assert (ended + on_way, never) == (CHUNK, ROWS - CHUNK)
+
+
+def test_rows_that_memory_sent_back_have_not_begun() -> None:
+    # `shrink` sends rows back, and what was recorded of their histories stays behind.
+    network, steps = make_network("mlp_tanh").eval(), list[int]()
+
+    def weights(x: Tensor) -> Tensor:
+        if len(steps) == 3 and len(x) > 2:
+            raise MemoryError
+        return network(x)
+
+    def callback(state: fe.State, info: fe.Info) -> None:
+        steps.append(len(info.loss))
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    problem = fe.vmap(make_problem(fe.opaque(weights)), x0=x0s(ROWS), target=targets(ROWS))
+    found = fe.solve(problem, method(), **{**SETTINGS, "chunk_size": 4}, callback=callback)
+    assert steps == [4, 4, 4, 2, 2]
+    assert found.num_steps.tolist() == [2, 2, 0, 0, 0, 0, 0, 0]
+    assert_padded(found)
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, signal.SIGINT])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_an_interrupted_question_keeps_what_it_found(keep: Any, how: Any) -> None:
+    problem = make_problem()
+    whole = fe.solve(problem, max_steps=30)
+    found = fe.solve(problem, max_steps=30, keep=keep, callback=Interrupts(7, how))
+    assert (found.status, int(found.num_steps)) == (fe.Status.INTERRUPTED, 7)
+    assert isinstance(found.status, fe.Status)
+    assert "interrupted" in found.status.sentence
+    assert_same(found.history, whole.history[:7])
+    _, (loss, weights) = problem.evaluate(found.x, problem.args)
+    assert_close((found.loss, found.weights), (loss, weights))
+
+
+def test_a_question_that_is_interrupted_at_once_answers_its_start() -> None:
+    def apply(p: Any, x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    problem = make_problem((apply, {}))
+    found = fe.solve(problem)
+    assert_same(found.x, problem.args["x0"])
+    assert (found.status, int(found.num_steps), len(found.history)) == (fe.Status.INTERRUPTED, 0, 0)
+    assert found.loss.isnan()
+    assert found.weights.isnan().all()
+    none = fe.solve(fe.vmap(problem, x0=x0s(3)))
+    assert none.num_steps.eq(0).all()
+    assert none.loss.isnan().all()
+    assert torch.as_tensor(none.status).eq(fe.Status.INTERRUPTED).all()
+
+
+def test_other_exceptions_of_a_callback_pass_through() -> None:
+    for problem in (make_problem(), grid()):
+        with pytest.raises(ZeroDivisionError):
+            fe.solve(problem, callback=Interrupts(2, ZeroDivisionError))
+
+
+PROGRAM = """
+import torch, funcexplain as fe
+torch.set_num_threads(1)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+grid = fe.vmap(p, x0=torch.randn(50, 1, 1, 2))
+told = False
+def tell(state, info):
+    global told
+    if not told:
+        print("ready", flush=True)
+        told = True
+solution = fe.solve(grid, fe.sgd(lr=1e-3), max_steps=10**6, history=False, chunk_size=5, callback=tell)
+codes = solution.status.tolist()
+print(codes.count(4), int((solution.num_steps > 0).sum()), bool(solution.x[:5].isfinite().all()))
+"""
+
+
+def test_a_signal_from_outside_ends_a_long_search() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == "50 5 True\n"
+    assert "interrupted: 0 of 50 rows have ended" in err

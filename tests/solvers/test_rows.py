@@ -1,0 +1,217 @@
+"""Laws of a grid's rows: each is solved as if it were alone, whatever else is in its batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import funcexplain as fe
+from tests.grids import F64, assert_rows_equal_alone, masks, models, targets, without_nan, x0s
+from tests.helpers import (
+    LOSSES,
+    NETWORKS,
+    OPTIMIZERS,
+    PENALTIES,
+    TRANSFORMS,
+    assert_close,
+    assert_same,
+    make_network,
+    make_problem,
+    params,
+)
+
+
+def gentle() -> fe.Optimizer:
+    return fe.sgd(lr=0.5)
+
+
+def mixed(problem: fe.Problem, size: int = 5) -> fe.Problem:
+    """A grid in which every row has a start, target, mask and seed of its own."""
+    dtype = problem.args["x0"].dtype
+    stacks: dict[str, Any] = {"x0": x0s(size, dtype), "target": targets(size, dtype)}
+    return fe.vmap(problem, **stacks, mask=masks(size), seed=torch.arange(size))
+
+
+# --- a batch is a loop ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_a_batch_is_a_loop_for_every_network(name: str) -> None:
+    assert_rows_equal_alone(mixed(fe.freeze(make_problem(name))), gentle, max_steps=6, chunk_size=3)
+
+
+@pytest.mark.parametrize("transform", params(TRANSFORMS))
+@pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
+def test_a_batch_is_a_loop_for_every_transform_and_optimizer(optimizer: str, transform: str) -> None:
+    grid = mixed(TRANSFORMS[transform](make_problem()))
+    # Adam divides by the gradient's own size, and so magnifies rounding at every step.
+    within = (1e-12, 1e-12 if "adam" in optimizer else 1e-14)
+    assert_rows_equal_alone(grid, OPTIMIZERS[optimizer], max_steps=8, keep="best", within=within)
+
+
+@pytest.mark.parametrize("loss", params(LOSSES))
+@pytest.mark.parametrize("penalty", params(PENALTIES))
+def test_a_batch_is_a_loop_for_every_loss_and_penalty(loss: str, penalty: str) -> None:
+    penalize = fe.penalize(PENALTIES[penalty], strength=0.05)
+    grid = mixed(penalize(make_problem(loss=LOSSES[loss])))
+    assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=6)
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_a_row_that_is_not_finite_touches_no_other(name: str) -> None:
+    # Nine rows carry one that has ended along, so that the batches keep their shapes.
+    starts, broken = x0s(9), x0s(9)
+    broken[4] = math.nan
+    sound, hurt = (
+        fe.solve(fe.vmap(make_problem(name), x0=x0), fe.adam(), max_steps=5) for x0 in (starts, broken)
+    )
+    others = torch.arange(9) != 4
+    assert_same(hurt[others], sound[others])
+    assert hurt[4].status is fe.Status.NONFINITE
+    assert hurt[4].num_steps == 0
+    for chunk_size in (1, 4):
+        again = fe.solve(
+            fe.vmap(make_problem(name), x0=broken), gentle(), max_steps=5, chunk_size=chunk_size
+        )
+        whole = fe.solve(fe.vmap(make_problem(name), x0=broken), gentle(), max_steps=5)
+        assert_close(without_nan(again), without_nan(whole))
+
+
+@pytest.mark.parametrize("entry", ["target", "params", "reference", "lower"])
+def test_whatever_is_not_finite_ends_its_row_alone(entry: str) -> None:
+    problem = fe.pipe(make_problem(), fe.freeze, fe.clip(-9.0, 9.0))
+    stacks: dict[str, Any] = {
+        "target": targets(3),
+        "params": models(3),
+        "reference": x0s(3),
+        "lower": torch.tensor([-9.0, -8.0, -7.0], dtype=F64),
+    }
+    stack = stacks[entry]
+    leaf = next(iter(stack.values())) if entry == "params" else stack
+    leaf[1] = math.nan
+    solution = assert_rows_equal_alone(fe.vmap(problem, **{entry: stack}), gentle, max_steps=4)
+    kinds = [fe.Status.MAX_STEPS, fe.Status.NONFINITE, fe.Status.MAX_STEPS]
+    assert solution.status.tolist() == kinds  # type: ignore[union-attr]
+
+
+# --- chunks, order and company --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm", "lstm_instance_norm", "multi_head"])
+def test_answers_do_not_depend_on_chunks_order_or_company(name: str) -> None:
+    grid = fe.vmap(mixed(make_problem(name)), params=models(2, name=name))
+
+    def solve(grid: fe.Problem, chunk_size: int | None) -> fe.Solution:
+        return fe.solve(grid, gentle(), max_steps=6, atol=0.02, chunk_size=chunk_size)
+
+    whole = solve(grid, None)
+    for chunk_size in (1, 2, 3, 7, 10, 1000):
+        assert_close(without_nan(solve(grid, chunk_size)), without_nan(whole))
+    backwards = solve(grid[::-1, ::-1], 3)
+    flipped = whole[torch.tensor([1, 0]), torch.arange(4, -1, -1)]
+    assert_close(without_nan(backwards), without_nan(flipped))
+    assert_close(without_nan(solve(grid[1:, 1::2], None)), without_nan(whole[1:, 1::2]))
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_single_precision_agrees_over_many_steps(name: str) -> None:
+    grid = mixed(make_problem(name, dtype=torch.float32), size=4)
+    whole, part = (fe.solve(grid, fe.sgd(lr=0.1), max_steps=50, chunk_size=size) for size in (None, 3))
+    assert whole.x.dtype is whole.history.dtype is torch.float32
+    for name_of in ("x", "weights", "loss", "history"):
+        assert_close(getattr(part, name_of), getattr(whole, name_of), rtol=1e-5, atol=1e-5)
+
+
+def test_the_noise_of_dropout_belongs_to_the_row() -> None:
+    pair = fe.functionalize(make_network("mlp_tanh"), train=True)
+    seeds = torch.tensor([3, 0, 9, 3, 1])
+    grid = fe.vmap(make_problem(pair), seed=seeds)
+    before = torch.get_rng_state()
+    solution = assert_rows_equal_alone(grid, gentle, max_steps=6, chunk_size=2)
+    assert_close(solution[0], solution[3])
+    assert len({tuple(x.flatten().tolist()) for x in solution.x[:3]}) == 3
+    for row, seed in enumerate(seeds.tolist()):
+        asked = fe.solve(make_problem(pair, seed=seed), gentle(), max_steps=6)
+        assert_close(solution[row], asked)
+    assert_close(
+        fe.solve(fe.vmap(make_problem(pair), seed=seeds.flip(0)), gentle(), max_steps=6).x,
+        solution.x.flip(0),
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    twins = {name: torch.stack([tensor, tensor]) for name, tensor in pair[1].items()}
+    assert_rows_equal_alone(fe.vmap(grid[:2], params=twins), gentle, max_steps=3)
+
+
+def test_mapping_run_is_solving_a_grid() -> None:
+    problem = fe.penalize(fe.penalties.l2, strength=0.1)(fe.freeze(make_problem()))
+    init, step = fe.make_step(problem, gentle())
+
+    def search(x0: Tensor, target: Tensor) -> tuple[fe.State, fe.Info]:
+        return fe.run(init, step, {**problem.args, "x0": x0, "target": target}, num_steps=9)
+
+    state, info = torch.func.vmap(search)(x0s(4), targets(4))
+    solution = fe.solve(fe.vmap(problem, x0=x0s(4), target=targets(4)), gentle(), max_steps=8)
+    assert_close(info.loss[:, :8], solution.history)
+    assert_close((state.kept.weights, state.kept.loss), (solution.weights, solution.loss))
+    decoded = torch.func.vmap(lambda z: problem.decode(z, problem.args))(state.kept.z)
+    assert_close(decoded, solution.x)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_batch_takes_one_forward_pass_a_step(keep: Any) -> None:
+    calls = []
+    inner, p = fe.functionalize(make_network("mlp_tanh"))
+
+    def counted(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        calls.append(x.shape)
+        return inner(p, x)
+
+    grid = fe.vmap(make_problem((counted, p)), x0=x0s(10))
+    fe.solve(grid, max_steps=7, keep=keep)
+    assert len(calls) == 7 + 1
+    calls.clear()
+    fe.solve(grid, max_steps=7, chunk_size=5)
+    assert len(calls) == 2 * (7 + 1)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(data=st.data())
+def test_a_batch_is_a_loop_for_random_grids(data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=F64, generator=generator)
+
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.softmax(p["w"] @ x.flatten(), -1)
+
+    problem = fe.problem(
+        (apply, {"w": random(3, 6)}), torch.full((3,), 1 / 3, dtype=F64), random(1, 2, 3)
+    )
+    grid = fe.jitter(0.1)(fe.freeze(problem))
+    names = ["x0", "target", "reference", "mask", "seed", "params"]
+    for _ in range(data.draw(st.integers(1, 3))):
+        size, stacks = data.draw(st.integers(1, 3)), dict[str, Any]()
+        for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
+            entry = grid.args[name]["w"] if name == "params" else grid.args[name]
+            stack = random(size, *entry.shape)
+            other = {"mask": stack > 0, "seed": (9 * stack).long(), "params": {"w": stack}}
+            stacks[name] = other.get(name, stack)
+        grid = fe.vmap(grid, **stacks)
+    found = assert_rows_equal_alone(
+        grid,
+        gentle,
+        rtol=0.2,
+        atol=data.draw(st.sampled_from([0.0, 0.1, 0.3])),
+        patience=data.draw(st.sampled_from([None, 1])),
+        max_steps=data.draw(st.integers(0, 4)),
+        history=data.draw(st.sampled_from([True, 2, False])),
+        chunk_size=data.draw(st.sampled_from([None, 1, 2, 3, 5])),
+    )
+    assert not (found.status == fe.Status.INTERRUPTED).any()  # type: ignore[union-attr]
