@@ -18,6 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.lstm import lstm, lstm_serves
 from funcexplain.networks.opaque import opaque
+from funcexplain.networks.unrolled import (
+    gru_cell,
+    is_traced,
+    lstm_cell,
+    relu_cell,
+    tanh_cell,
+    unrolled,
+)
 
 KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
@@ -60,7 +68,7 @@ class _Folded(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Call the layer; its kernel is folded where a transform is active."""
-        if not torch._C._are_functorch_transforms_active():
+        if not (torch._C._are_functorch_transforms_active() or is_traced()):
             return super().forward(input, hx)
         if self.training and self.dropout > 0 and self.num_layers > 1:
             raise RuntimeError(
@@ -102,6 +110,9 @@ def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     alone = isinstance(hx, Tensor)
     states = (hx,) if alone else tuple(hx)
     count = len(states)
+    projected = states[0].shape[-1] != states[-1].shape[-1]
+    if is_traced() and not sizes and not projected:
+        return unrolled(kernel, args[0], states, weights, bias, layers, *shape)
 
     def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         if kernel is torch.lstm and not sizes and lstm_serves(*tensors[:count]):
@@ -138,6 +149,13 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
     """
     linear = torch.nn.functional.linear
     cell: Any = module
+    step: Any
+    if isinstance(module, nn.LSTMCell):
+        step = lstm_cell
+    elif isinstance(module, nn.GRUCell):
+        step = gru_cell
+    else:
+        step = tanh_cell if cell.nonlinearity == "tanh" else relu_cell
 
     def forward(x: Tensor, hx: Any = None) -> Any:
         if hx is None:
@@ -146,15 +164,8 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
         h, *memory = hx if isinstance(module, nn.LSTMCell) else (hx,)
         from_x = linear(x, cell.weight_ih, cell.bias_ih)
         from_h = linear(h, cell.weight_hh, cell.bias_hh)
-        if isinstance(module, nn.LSTMCell):
-            take, forget, new, show = (from_x + from_h).chunk(4, -1)
-            state = forget.sigmoid() * memory[0] + take.sigmoid() * new.tanh()
-            return show.sigmoid() * state.tanh(), state
-        if isinstance(module, nn.GRUCell):
-            (reset, keep, new), (reset_h, keep_h, new_h) = from_x.chunk(3, -1), from_h.chunk(3, -1)
-            kept = (keep + keep_h).sigmoid()
-            return kept * h + (1 - kept) * (new + (reset + reset_h).sigmoid() * new_h).tanh()
-        return (from_x + from_h).tanh() if cell.nonlinearity == "tanh" else (from_x + from_h).relu()
+        states = step(from_x, from_h, h, *memory)
+        return states if isinstance(module, nn.LSTMCell) else states[0]
 
     cell.forward = forward
     return module

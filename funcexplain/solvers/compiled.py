@@ -9,12 +9,13 @@ solver outside of torch) cannot be traced; then the search goes on as it is.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.chunks import say
@@ -27,6 +28,11 @@ _OPTIONS = {"layout_optimization": False}
 _COMPILATION = 20.0
 
 
+# Code of steps that were compiled, the last used ones last: a second search of the kind begins at once.
+_CODE: OrderedDict[tuple[Any, ...], Step] = OrderedDict()
+_MOST_KEPT = 16
+
+
 class Compiler:
     """Compiles steps, one for each size of a batch, and remembers what cannot be compiled.
 
@@ -36,73 +42,89 @@ class Compiler:
     """
 
     def __init__(self, wanted: Compile, unroll: int = 1) -> None:
-        self.wanted, self.unroll = wanted, unroll
-        self._compiled: dict[tuple[Any, ...], Step] = {}
-
-    @property
-    def in_use(self) -> bool:
-        """Whether anything is compiled."""
-        return bool(self._compiled)
+        self.wanted, self.unroll, self.in_use = wanted, unroll, False
 
     def pays(self, seconds_left: float) -> bool:
         """Whether a search that would take so long as it is should be compiled."""
         return self.wanted is True or (self.wanted == "auto" and seconds_left > 3 * _COMPILATION)
 
-    def compile(self, step: Step, state: State, args: Args) -> Step | None:
+    def compile(self, step: Step, key: tuple[Any, ...], state: State, args: Args) -> Step | None:
         """Compile ``unroll`` steps in one, or return None, and say why, where that is impossible.
 
-        The infos of the steps are stacked in front.
+        Args:
+            step: of a batch of rows.
+            key: what it is made of; equal keys mean equal steps.
+            state: a state, for its shapes.
+            args: data, for their shapes.
+
+        Returns:
+            A step whose infos are stacked in front, one for each of ``unroll`` steps.
         """
-        key = tuple((leaf.shape, leaf.dtype) for leaf in _tensors((state, args)))
-        if key not in self._compiled:
-            try:
+        leaves = _tensors((state, args))
+        key = (key, self.unroll, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
+        try:
+            if key not in _CODE:
                 began = time.monotonic()
-                self._compiled[key] = _compiled(step, state, args, self.unroll)
+                _CODE[key] = _compiled(step, state, args, self.unroll)
                 say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
-            except Exception as error:  # whatever the network, the tracer or the C++ compiler refuse
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                say(f"cannot be compiled, goes on as it is: {reason[0]}", urgent=self.wanted is True)
-                self.wanted = False
-                return None
-        return self._compiled[key]
+        except Exception as error:  # whatever the network, the tracer or the C++ compiler refuse
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            say(f"cannot be compiled, goes on as it is: {reason[0]}", urgent=self.wanted is True)
+            self.wanted = False
+            return None
+        _CODE.move_to_end(key)
+        while len(_CODE) > _MOST_KEPT:
+            _CODE.popitem(last=False)
+        self.in_use = True
+        return _CODE[key]
 
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Step:
-    leaves, spec = pytree.tree_flatten((state, args))
+    leaves, tree = _flatten((state, args))
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    out_spec: Any = None
+    result_tree: Any = None
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        nonlocal out_spec
+        nonlocal result_tree
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        state, args = pytree.tree_unflatten(filled, spec)
+        state, args = _unflatten(tree, filled)
         infos = []
         for _ in range(unroll):
             state, info = step(state, args)
             infos.append(info)
         info = Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
-        results, out_spec = pytree.tree_flatten((state, info))
+        results, result_tree = _flatten((state, info))
         return tuple(results)
 
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    tensors: list[Any] = [_dense(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-    graph = make_fx(flat)(*tensors)
-    code: Callable[..., Any] = torch._inductor.compile(graph, tensors, options=dict(_OPTIONS))
+    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own.
+    tensors: list[Any] = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+    code: Callable[..., Any] = torch._inductor.compile(
+        make_fx(flat)(*tensors), tensors, options=dict(_OPTIONS)
+    )
+    given: Args | None = None
+    data: list[Tensor] = []
 
     def compiled(state: State, args: Args) -> tuple[State, Info]:
-        results = code(*[_dense(t) for t in _tensors((state, args))])
-        return pytree.tree_unflatten(list(results), out_spec)
+        nonlocal given, data
+        if args is not given:
+            given, data = args, [leaf.contiguous() for leaf in _tensors(args)]
+        results = code(*[leaf.contiguous() for leaf in _tensors(state)], *data)
+        return _unflatten(result_tree, results)
 
     return compiled
 
 
+def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    return optree.tree_flatten(tree)
+
+
+def _unflatten(tree: Any, leaves: Any) -> Any:
+    return optree.tree_unflatten(tree, leaves)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _dense(t: Tensor) -> Tensor:
-    """With strides of its own: code is compiled for one layout, and `vmap` expands what rows share."""
-    return t.contiguous()
+    return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]

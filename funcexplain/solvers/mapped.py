@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from funcexplain.solvers.step import Info, Parts, Rules, Scored, State, decide, 
 
 
 class Mapped(NamedTuple):
-    """The parts of a step, and ``decode``, for a batch of rows."""
+    """The parts of a step, and ``decode``, for a batch of rows; equal keys mean equal functions."""
 
     init: Callable[[Args], State]
     step: Callable[[State, Args], tuple[State, Info]]
     decode: Callable[[Tensor, Args], Tensor]
+    key: tuple[Any, ...]
 
 
 def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = False) -> Mapped:
@@ -57,4 +58,5 @@ def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = F
         init=torch.func.vmap(parts.init, in_dims=(dims,)),
         step=step,
         decode=decode,
+        key=(parts.key, samples, tuple(sorted(dims.items()))),
     )

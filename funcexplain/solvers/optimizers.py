@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.networks.unrolled import is_traced
 from funcexplain.problems.checks import check_number
 
 
@@ -217,4 +218,5 @@ def is_readable(t: Tensor) -> bool:
         t.device.type == "cpu"
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and not is_traced()
     )

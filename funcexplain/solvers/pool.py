@@ -164,7 +164,7 @@ class Driver:
         size = len(pool.rows)
         if not self.compiler.pays(seconds_left) or size < min(self.size, self.chunk_size):
             return None
-        return self.compiler.compile(self.mapped.step, pool.state, pool.args)
+        return self.compiler.compile(self.mapped.step, self.mapped.key, pool.state, pool.args)
 
     def keeps_size(self, live: int) -> bool:
         """Whether the pool keeps its size though rows are fewer, for compiled code."""

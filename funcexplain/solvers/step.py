@@ -107,11 +107,13 @@ class Parts(NamedTuple):
         objective: ``(z, args) -> (value, (loss, weights))``.
         init: ``args -> state``.
         move: ``(state, args, grads) -> (z, optimizer state)``, the next point, projected.
+        key: what the functions are made of; equal keys mean equal functions.
     """
 
     objective: Objective
     init: Init
     move: Move
+    key: tuple[Any, ...]
 
 
 def make_step(
@@ -196,7 +198,8 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
             )
         return problem.project(state.z + updates, args), optimizer_state
 
-    return Parts(objective, init, move)
+    key = (problem.apply, problem.loss, problem.decode, problem.project, problem.penalties)
+    return Parts(objective, init, move, (*key, optimizer.update, rules))
 
 
 def decide(
@@ -272,7 +275,7 @@ def where_finite(
             unknown = torch.full_like(target, torch.nan)
             value = unknown.flatten(rows).sum(-1)
             return value, (value, unknown)
-    stand_in = x[ok.to(torch.int64).argmax()] if rows else x
+    stand_in = x.index_select(0, ok.to(torch.int64).argmax(keepdim=True)) if rows else x
     stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in))
     value, (loss, weights) = evaluate(_where(ok, x, stand_in))
     value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
