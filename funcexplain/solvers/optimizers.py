@@ -106,9 +106,12 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
             times = num_updates.double()
             step_size = (lr / (1.0 - b1**times)).to(grads.dtype)
             root_correction = (1.0 - b2**times).sqrt().to(grads.dtype)
-        # The smallest normal number leaves the root as it is, and its derivative finite at zero.
-        root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
-        updates = -step_size * mu / (root / root_correction + eps)
+        if isinstance(step_size, float) and eps > 0.0 and not torch.is_grad_enabled():
+            updates = (mu * -step_size).div_(nu.sqrt().div_(root_correction).add_(eps))
+        else:
+            # The smallest normal number leaves the root as it is, and its derivative finite at zero.
+            root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
+            updates = -step_size * mu / (root / root_correction + eps)
         return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)

@@ -25,32 +25,30 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
 
     def step(state: State, args: Args) -> tuple[State, Info]:
         (value, (loss, weights)), grads = differentiate(state.z, args)
-        error = (weights - args["target"]).abs().amax()
-        slope = norm(grads)
-        info = Info(loss, value, slope.to(grads.dtype), error)
-        now, best = float(value), float(state.kept.value)
-        finite = math.isfinite(now)
+        error = torch.linalg.vector_norm((weights - args["target"]).flatten(), ord=torch.inf)
+        grad_norm = norm(grads)
+        info = Info(loss, value, grad_norm.to(grads.dtype), error)
+        slope = float(grad_norm)
+        finite = math.isfinite(value)
         hit = finite and bool(error <= atol)  # in the tensor's own precision, as for many rows
         kept = state.kept
-        if math.isnan(best) or (finite and (keep == "last" or hit or now < best)):
+        if (finite and (keep == "last" or hit or value < kept.value)) or kept.value.isnan():
             kept = Iterate(state.z, value, loss, weights)
         trend, patient = state.trend, True
         if isinstance(trend, Trend) and patience is not None:
             fell = not value >= trend.least - rtol * trend.least.abs()
             trend = Trend(value, trend.waited * 0) if fell else Trend(trend.least, trend.waited + 1)
             patient = int(trend.waited) < patience
-        state = state._replace(kept=kept, trend=trend)
         if hit:
-            return _ended(state, Status.HIT), info
-        if not (finite and math.isfinite(slope)):
-            return _ended(state, Status.NONFINITE), info
-        z, moved = parts.move(state, args, grads)
-        if not patient or (slope == 0 and torch.equal(z, state.z)):
-            return _ended(state, Status.STALLED), info
-        return state._replace(z=z, optimizer=moved, num_steps=state.num_steps + 1), info
+            end = Status.HIT
+        elif not (finite and math.isfinite(slope)):
+            end = Status.NONFINITE
+        else:
+            z, moved = parts.move(state, args, grads)
+            if patient and (slope != 0.0 or not torch.equal(z, state.z)):
+                return State(z, moved, kept, state.status, state.num_steps + 1, trend), info
+            end = Status.STALLED
+        status = torch.full_like(state.status, int(end))
+        return state._replace(kept=kept, status=status, trend=trend), info
 
     return step
-
-
-def _ended(state: State, status: Status) -> State:
-    return state._replace(status=torch.full_like(state.status, int(status)))

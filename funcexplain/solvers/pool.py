@@ -29,6 +29,8 @@ from funcexplain.solvers.step import Info, State, Step
 # Rows that have ended are carried along until they are this share of the pool: taking them out costs
 # about as much as a step of all bookkeeping.
 _ENDED_SHARE = 1 / 8
+# Steps after which it is looked for ended rows on a GPU.
+_LOOK_EVERY = 16
 # Steps after which compile="auto" knows how long a step takes.
 _MEASURED_STEPS = 8
 
@@ -131,7 +133,8 @@ class Driver:
             return
         pool, began, losses = self.pool, time.monotonic(), list[Tensor]()
         begun, enough = pool.state.num_steps[pool.live], math.ceil(_ENDED_SHARE * int(pool.live.sum()))
-        going = True
+        # To look is to wait for a GPU, which should be given the next steps meanwhile.
+        going, look_every = True, _LOOK_EVERY if pool.rows.is_cuda else 1
 
         def ends(state: State, info: Info) -> bool:
             nonlocal going
@@ -139,7 +142,8 @@ class Driver:
             self.pool = pool._replace(state=state)
             if self.callback is not None:
                 self.callback(state, info)
-            going = int((state.done & pool.live).sum()) < enough
+            if len(losses) % look_every == 0:
+                going = int((state.done & pool.live).sum()) < enough
             return not going
 
         # One step more than updates: the last one evaluates the point that the answer holds.

@@ -10,6 +10,7 @@ them; what comes before and after it is mapped, or written for leading rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -266,15 +267,17 @@ def where_finite(
         evaluate: from such windows to ``(value, (loss, weights))``.
         rows: number of leading dimensions, 0 or 1.
     """
-    # A sum is the fastest pass over memory that sees every NaN; in float64 it does not overflow.
-    ok = x.flatten(rows).sum(-1, dtype=torch.float64).isfinite()
-    if is_readable(ok):
-        if ok.all():
-            return evaluate(x)
-        if not ok.any():
-            unknown = torch.full_like(target, torch.nan)
-            value = unknown.flatten(rows).sum(-1)
-            return value, (value, unknown)
+    # A sum is the fastest pass over memory that sees every NaN.
+    seen = x.detach()
+    if is_readable(seen) and math.isfinite(seen.sum()):
+        return evaluate(x)
+    ok = seen.flatten(rows).sum(-1, dtype=torch.float64).isfinite()  # float32 may have overflowed
+    if is_readable(ok) and ok.all():
+        return evaluate(x)
+    if is_readable(ok) and not ok.any():
+        unknown = torch.full_like(target, torch.nan)
+        value = unknown.flatten(rows).sum(-1)
+        return value, (value, unknown)
     stand_in = x.index_select(0, ok.to(torch.int64).argmax(keepdim=True)) if rows else x
     stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in))
     value, (loss, weights) = evaluate(_where(ok, x, stand_in))
@@ -283,8 +286,12 @@ def where_finite(
 
 
 def norm(t: Tensor, rows: int = 0) -> Tensor:
-    """Euclidean norm of each row, in float64, where squares do not overflow."""
-    return torch.linalg.vector_norm(t.flatten(rows), dim=-1, dtype=torch.float64)
+    """Euclidean norm of each row, in float64 where squares overflow."""
+    flat = t.flatten(rows)
+    norms = torch.linalg.vector_norm(flat, dim=-1)
+    if is_readable(norms) and math.isfinite(norms.sum() if rows else norms):
+        return norms
+    return torch.linalg.vector_norm(flat, dim=-1, dtype=torch.float64)
 
 
 def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
