@@ -348,7 +348,7 @@ def test_arguments_that_do_not_go_together_are_refused(call: Any, error: Any, me
 
 
 def test_stacks_inside_of_a_transform_are_refused() -> None:
-    # it is taken, and `solve` fails later in words of torch's that do not name it.
+    # Refused where it is given: what torch says later, in `solve`, does not name it.
     problem = Given().problem
 
     def loss(stack: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,11 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
     for index, beta in enumerate((b1, b2)):
         if check_number("adam", f"betas[{index}]", beta, least=0.0) >= 1.0:
             raise ValueError(f"adam: betas[{index}] must be < 1, got {beta!r}")
+    return _adam(lr, float(b1), float(b2), eps)
 
+
+@cache  # equal settings are one optimizer: code that was compiled with it serves again
+def _adam(lr: float, b1: float, b2: float, eps: float) -> Optimizer:
     def init(z: Tensor) -> AdamState:
         none = torch.zeros((), dtype=torch.int64, device=z.device)
         # Squares of small gradients vanish in half precision; the means are kept in single, at least.
@@ -144,8 +149,11 @@ def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
         https://doi.org/10.1016/0041-5553(64)90137-5
     """
     lr = check_number("sgd", "lr", lr, least=0.0)
-    momentum = check_number("sgd", "momentum", momentum, least=0.0)
+    return _sgd(lr, check_number("sgd", "momentum", momentum, least=0.0))
 
+
+@cache
+def _sgd(lr: float, momentum: float) -> Optimizer:
     def init(z: Tensor) -> SgdState:
         return SgdState(torch.zeros_like(z))
 

@@ -153,7 +153,7 @@ class Driver:
         try:
             if several:
                 iterate(several, pool.state, pool.args, calls, ends)
-            elif self.compiler.wanted == "auto":
+            elif self.compiler.wanted == "auto" and not self.seconds_per_step:
                 rest = min(rest, _MEASURED_STEPS)
             if going and rest:
                 iterate(self.mapped.step, self.pool.state, pool.args, rest, ends)

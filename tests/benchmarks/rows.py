@@ -140,10 +140,10 @@ def compaction(repetitions: int = 3) -> None:
         pair = []
         for value in (share, 1.0):
             pool_module._ENDED_SHARE = value
-            pair.append(timed(lambda: fe.solve(grid, ADAM, max_steps=200, atol=0.02)))
+            pair.append(timed(lambda: fe.solve(grid, ADAM, max_steps=200, atol=0.02, compile=False)))
         times.append(pair)
     pool_module._ENDED_SHARE = share
-    solution = fe.solve(grid, ADAM, max_steps=200, atol=0.02)
+    solution = fe.solve(grid, ADAM, max_steps=200, atol=0.02, compile=False)
     quick = (solution.hit & (solution.num_steps <= 20)).double().mean()
     with_it, without = (statistics.median(column) for column in zip(*times, strict=True))
     print(
@@ -156,18 +156,18 @@ def overhead(count: int = 1024, steps: int = 100, repetitions: int = 7) -> None:
     """What the driver costs beyond its steps: `solve` against a bare loop over the same mapped step."""
     print("| network | bare loop | solve | overhead |\n|---|---|---|---|")
     for name, network in {"MLP": mlp, **of_deepdow()}.items():
-        if name in NO_GRADIENT:
-            continue
+        if name in NO_GRADIENT or name in ('KeynesNet("RNN")', "BachelierNet"):
+            continue  # the slower a step, the less is left for overhead
         net, target, x0s = make(network, count)
         grid = fe.vmap(fe.problem(net, target, x0s[0]), x0=x0s)
-        size = 128 if name in ('KeynesNet("RNN")', "BachelierNet") else 256
-        rounds = steps if name == "MLP" else 20
+        size, rounds = 256, 20 if "Conv" in name else steps
 
         def bare() -> None:
             loop_over(grid, size, rounds)  # noqa: B023
 
         def ours() -> None:
-            fe.solve(grid, ADAM, max_steps=rounds, chunk_size=size)  # noqa: B023
+            settings = {"chunk_size": size, "rows": "vmap", "compile": False}  # noqa: B023
+            fe.solve(grid, ADAM, max_steps=rounds, **settings)  # noqa: B023
 
         bare()
         pairs = [(timed(bare), timed(ours)) for _ in range(repetitions)]

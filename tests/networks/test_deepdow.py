@@ -238,8 +238,8 @@ def test_a_row_that_is_not_finite_touches_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["warp", "zoom"])
 def test_a_row_that_is_not_finite_does_not_end_the_process(name: str) -> None:
-    # for a grid of NaN, torch's backward pass of grid_sample writes wherever it likes ("border"
-    # and "reflection" padding); as a rule that is a segmentation fault.
+    # Given NaN, torch's backward pass of grid_sample ("border" and "reflection" padding) writes wherever
+    # it likes, as a rule a segmentation fault: the network must never see such a row.
     call = f"assert_a_broken_row_touches_no_other({name!r})"
     program = (
         f"import torch; torch.set_num_threads(1); from tests.networks import test_deepdow as t; t.{call}"

@@ -1,6 +1,7 @@
 """Laws of `prepare`: a private copy, rules by type, and nothing else changed."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import funcexplain as fe
 from funcexplain.networks.prepare import RULES, prepare
 from tests.helpers import (
     NETWORKS,
+    assert_close,
     assert_same,
     assert_untouched,
     make_network,
@@ -102,3 +104,44 @@ def test_a_scripted_network_is_refused_by_its_path() -> None:
         scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"expected a Python torch.nn.Module, but head is a compiled"):
         prepare(nn.ModuleDict({"head": scripted}))
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2.0 * super().forward(input)
+
+
+class DoubledCell(nn.GRUCell):
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return 2.0 * super().forward(input, hx)
+
+
+class DoubledAttention(nn.MultiheadAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        attended, weights = super().forward(*args, **kwargs)
+        return 2.0 * attended, weights
+
+
+class DoubledLayer(nn.TransformerEncoderLayer):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 2.0 * super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "copies"),
+    [
+        (DoubledNorm(2), (3, 2, 4, 4), 1),
+        (DoubledCell(4, 3), (5, 4), 1),
+        (DoubledAttention(4, 2, batch_first=True), (3, 5, 4), 3),
+        (DoubledLayer(4, 2, 8, batch_first=True), (3, 5, 4), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_subclass_keeps_its_own_forward(layer: nn.Module, shape: tuple[int, ...], copies: int) -> None:
+    # FAILS: a rule that replaces `forward` on the instance (`affine_batch_norm`, `explicit_cell`,
+    # `explicit_attention`) throws away what a subclass made of it.
+    inputs = [torch.randn(shape)] * copies
+    found, expected = prepare(layer)(*inputs), layer.eval()(*inputs)
+    if isinstance(layer, nn.MultiheadAttention):
+        found, expected = found[0], expected[0]
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -126,7 +126,7 @@ def test_a_consensus_refuses_what_is_no_ensemble() -> None:
 
 def test_a_consensus_of_models_in_training_mode_follows_the_problems_seed() -> None:
     pairs = [fe.functionalize(make_network("mlp_tanh"), train=True) for _ in range(2)]
-    # `with_seed` puts one seed, without a models' dimension, among the params that are mapped.
+    # The models' params are mapped; the one seed among them must not be.
     stacked = {name: torch.stack([pair[1][name] for pair in pairs]) for name in pairs[0][1]}
     grid = fe.vmap(make_problem(pairs[0]), params=stacked)
     alone = fe.solve(grid[0], gentle(), max_steps=3)

@@ -167,7 +167,7 @@ def test_indexing_picks_rows(item: Any, of_targets: Any, of_starts: Any) -> None
             (wrong, TypeError, "rows are picked by int or slice")
             for wrong in (True, 1.0, "x0", None, Ellipsis, [0, 1])
         ],
-        # `select` takes whatever has `__index__`, as every tensor and array does.
+        # Every tensor and array has an `__index__`, whatever its shape and dtype.
         (torch.tensor([0, 1]), TypeError, "rows are picked by int or slice"),
         (torch.tensor(True), TypeError, "rows are picked by int or slice"),
         (np.array([0, 1]), TypeError, "rows are picked by int or slice"),

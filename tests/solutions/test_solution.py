@@ -164,7 +164,7 @@ def test_one_row_is_the_solution_of_one_question() -> None:
             (wrong, TypeError, "solution: rows are picked by int, slice, ... or one-dimensional tensor")
             for wrong in (True, None, "start", 1.0, [0, 1])
         ],
-        # `_checked_item` takes whatever has `__index__`, as every tensor and array does.
+        # Every tensor and array has an `__index__`, whatever its shape and dtype.
         *[
             (wrong, TypeError, "solution: rows are picked by int, slice, ... or one-dimensional tensor")
             for wrong in (torch.zeros(2, 2, dtype=torch.int64), torch.tensor(True), np.array([0, 1]))
@@ -209,7 +209,7 @@ def test_the_best_row_is_that_of_a_search_by_hand(dims: tuple[Any, ...], by: str
         "loss": solution.loss,
         "distance": solution.x.square().mean((-1, -2, -3)),
         "ties": torch.randint(0, 2, solution.shape, generator=generator),
-        # a hit whose `by` is NaN has the rank of all that are no hits, and the first of them wins.
+        # A hit whose `by` is NaN must still come before all that are no hits.
         "holes": torch.where(solution.hit, math.nan, solution.loss),
     }
     names = solution.dims
@@ -231,12 +231,10 @@ def test_the_best_row_is_that_of_a_search_by_hand(dims: tuple[Any, ...], by: str
 
 def test_the_best_of_one_question_is_itself() -> None:
     one = answer()[0, 0, 0]
-    # `Tensor.permute` wants at least one dimension as an argument.
-    assert_same(one.best(), one)
+    assert_same(one.best(), one)  # no dimension to go along
 
 
 def test_ranks_that_are_no_tensor_are_refused() -> None:
-    # the shape is looked at first, in words of Python's.
     wrong: list[Any] = [answer().loss.numpy(), answer().loss.tolist()]
     for by in wrong:
         with pytest.raises(TypeError, match=r"best: by must be a torch\.Tensor"):

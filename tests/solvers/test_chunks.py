@@ -162,8 +162,7 @@ def test_memory_may_run_out_on_the_way(call: int) -> None:
 
 
 def test_rows_that_have_ended_are_counted_once() -> None:
-    # `turn_over` counts rows before `init` of the next ones; where that fails, `shrink` sends the
-    # whole pool back, and they end twice.
+    # Memory may run out while the next rows are taken in, when rows that have ended are out already.
     failed: list[int] = []
 
     def encode(x: Tensor) -> Tensor:

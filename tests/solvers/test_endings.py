@@ -120,8 +120,7 @@ def test_rows_that_hit_at_once_take_no_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("atol", [0.1, 0.3, 1e-3])
 def test_a_row_at_the_edge_of_atol_ends_as_it_does_alone(atol: float, dtype: torch.dtype) -> None:
-    # `decide` compares in the weights' dtype, to which torch rounds atol; `make_plain_step` in
-    # float64.
+    # Both kinds of step must compare in the weights' dtype, to which torch rounds atol.
     def apply(p: Any, x: torch.Tensor) -> torch.Tensor:
         return x[0, 0]
 
@@ -134,7 +133,7 @@ def test_a_row_at_the_edge_of_atol_ends_as_it_does_alone(atol: float, dtype: tor
 
 @pytest.mark.parametrize("large", ["gradient", "point"])
 def test_large_numbers_are_finite(large: str) -> None:
-    # whether all entries are finite is read off their sum or norm, which overflows before they do.
+    # That all entries are finite is read off their sum or norm, which must not overflow before them.
     dtype = torch.float32
     factor = 1e25 if large == "gradient" else 1.0
 
@@ -150,6 +149,23 @@ def test_large_numbers_are_finite(large: str) -> None:
         fe.solve(fe.vmap(problem, x0=x0[None]), fe.sgd(lr=1e-26), max_steps=3)[0],
     ):
         assert solution.status is fe.Status.MAX_STEPS
+
+
+def test_small_gradients_are_not_zero() -> None:
+    # FAILS: `norm` takes the root of a sum of squares in float32, where squares vanish before the
+    # gradient does; rows that are mapped or compiled, where it is float64, go on.
+    dtype = torch.float32
+
+    def faint(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return 1e-25 * fe.losses.mse(weights, target)
+
+    problem = make_problem(dtype=dtype, loss=faint)
+    init, step = fe.make_step(problem, fe.sgd(lr=1.0), atol=0.0)
+    state, info = step(init(problem.args), problem.args)
+    assert info.grad_norm > 0
+    alone = fe.solve(problem, fe.sgd(lr=1.0), max_steps=3)
+    rows = fe.solve(fe.vmap(problem, x0=problem.args["x0"][None]), fe.sgd(lr=1.0), max_steps=3)
+    assert alone.status is rows[0].status is fe.Status.MAX_STEPS
 
 
 # --- patience, told again in plain Python ---------------------------------------------------------

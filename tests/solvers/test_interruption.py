@@ -116,7 +116,7 @@ def test_an_interruption_while_rows_change_places_loses_none() -> None:
 
 
 def test_rows_that_memory_sent_back_have_not_begun() -> None:
-    # `shrink` sends rows back, and what was recorded of their histories stays behind.
+    # What was recorded of their histories goes with them.
     network, steps = make_network("mlp_tanh").eval(), list[int]()
 
     def weights(x: Tensor) -> Tensor:

@@ -149,7 +149,6 @@ def interrupted(callback: Any) -> fe.Solution:
 
 
 def test_an_interrupted_search_closes_its_bar() -> None:
-    # `_Driver.run` does not report the end of a search that is interrupted.
     stream = Terminal()
     bar = fe.progress(stream=stream)  # held here: a bar that is collected is closed, too
     interrupted(bar)
@@ -157,7 +156,6 @@ def test_an_interrupted_search_closes_its_bar() -> None:
 
 
 def test_an_interrupted_search_writes_its_last_line() -> None:
-    # as above; "the last one is always written".
     stream = io.StringIO()
     status = torch.as_tensor(interrupted(fe.progress(stream=stream, every=1e9)).status)
     ended = int((status != fe.Status.INTERRUPTED).sum())
@@ -166,7 +164,6 @@ def test_an_interrupted_search_writes_its_last_line() -> None:
 
 
 def test_an_interrupted_question_is_not_done() -> None:
-    # `_solve_one` adds one row that is done, whatever its status; a grid does not.
     class Interrupts(Listener):
         def __call__(self, state: fe.State, info: fe.Info) -> None:
             raise KeyboardInterrupt
