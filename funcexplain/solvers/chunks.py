@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LEAST_ROWS, MOST_ROWS = 16, 8192
+# Compiled code writes far less than the operations that it stands for, so that fewer rows fill its time,
+# and what it keeps fits a smaller cache.
+MOST_COMPILED_ROWS = 128
 # What one step may write, as a multiple of the last cache: the best chunks of all networks measured lie
 # near it (docs/benchmarks.md).
 _CACHES_WRITTEN = 3
@@ -80,7 +83,9 @@ def row_bytes(step: Any, batch: Any) -> float:
     return max(1.0, (written[1] - written[0]) / 2)
 
 
-def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -> int:
+def choose_chunk_size(
+    step: Any, batch: Any, total: int, device: torch.device, most: int = MOST_ROWS
+) -> int:
     """Choose how many rows are in work at once, and say it through the logger.
 
     Args:
@@ -88,6 +93,7 @@ def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -
         batch: as in `row_bytes`.
         total: rows of the grid.
         device: where they are.
+        most: rows to choose at most, on a CPU.
 
     Returns:
         Rows; all of them if they are few.
@@ -101,7 +107,7 @@ def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -
     if device.type == "cuda":
         chosen = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0] / each)
     else:
-        chosen = min(MOST_ROWS, int(_CACHES_WRITTEN * _last_cache() / each))
+        chosen = min(most, int(_CACHES_WRITTEN * _last_cache() / each))
     chosen = min(total, max(LEAST_ROWS, chosen))
     say(f"chunk_size={chosen} of {total} rows: a step writes {each / 1024:.0f} KiB per row")
     return chosen

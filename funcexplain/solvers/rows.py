@@ -13,7 +13,7 @@ from torch import Tensor
 from funcexplain.problems.grid import by_model, take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.chunks import choose_chunk_size, say
+from funcexplain.solvers.chunks import MOST_COMPILED_ROWS, MOST_ROWS, choose_chunk_size, say
 from funcexplain.solvers.compiled import Compile, Compiler
 from funcexplain.solvers.mapped import Mapped, map_parts
 from funcexplain.solvers.outputs import Outputs
@@ -56,7 +56,8 @@ def solve_rows(problem: Problem, parts: Parts, rules: Rules, settings: Settings)
             mapped = _mapped(grid, parts, rules, settings.rows, rows)
             if chunk_size is None:
                 batch = _batches(grid, mapped, rows)
-                chunk_size = choose_chunk_size(mapped.step, batch, len(rows), rows.device)
+                most = MOST_COMPILED_ROWS if settings.compile is True else MOST_ROWS
+                chunk_size = choose_chunk_size(mapped.step, batch, len(rows), rows.device, most)
             meter.begin(min(chunk_size, len(rows)))
             driver = Driver(grid, mapped, outputs, meter, compiler, rows, chunk_size, settings.callback)
             driver.run()
