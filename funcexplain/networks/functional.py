@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import RLock
 from typing import Any
 
 import torch
@@ -80,8 +81,12 @@ def functionalize(
 class Network:
     """What `functionalize` returns as ``apply``."""
 
-    def __init__(self, module: nn.Module, names: frozenset[str], buffers: frozenset[str]) -> None:
+    def __init__(
+        self, module: nn.Module, names: frozenset[str], buffers: frozenset[str], lock: Any = None
+    ) -> None:
         self._module, self._names, self._buffers = module, names, buffers
+        # Parameters are put into the one module for a call: threads take turns.
+        self._lock = lock or RLock()
         self._call: Callable[[Params, Tensor], Any] = self._call_once
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
@@ -109,20 +114,35 @@ class Network:
     def bind(self, params: Params) -> Iterator[Network]:
         """Put parameters into the network once; see `bound`."""
         tensors = self._own(params)
-        written = [(t, t._version) for name, t in tensors.items() if name in self._buffers]
+        kept = [(name, t, t._version) for name, t in tensors.items() if name in self._buffers]
+        fresh, writes = True, False
 
-        def call(params: Params, xs: Tensor) -> Any:
-            if any(t._version != version for t, version in written):
+        def call(bound_params: Params, xs: Tensor) -> Any:
+            nonlocal fresh, writes
+            del bound_params
+            if writes:
                 return self._call_once(params, xs)
-            return self._module(xs)
+            out = self._module(xs)
+            writes = any(
+                t._version != version
+                or self._module.get_buffer(name) is not t
+                or (fresh and not torch.equal(t, params[name]))
+                for name, t, version in kept
+            )
+            fresh = False
+            return out
 
-        prepared = Network(self._module, self._names, self._buffers)
+        prepared = Network(self._module, self._names, self._buffers, self._lock)
         prepared._call = call
-        with _reparametrize_module(self._module, tensors):
+        with self._lock, _reparametrize_module(self._module, tensors):
             yield prepared
 
+    def __deepcopy__(self, memo: Any) -> Network:
+        return self  # a pure function
+
     def _call_once(self, params: Params, xs: Tensor) -> Any:
-        return functional_call(self._module, self._own(params), (xs,))
+        with self._lock:
+            return functional_call(self._module, self._own(params), (xs,))
 
     def _own(self, params: Params) -> dict[str, Tensor]:
         # functional_call takes what is missing from the network, and drops what it does not know.

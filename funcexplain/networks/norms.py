@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _ContiguousCotangent(torch.autograd.Function):
@@ -74,11 +75,16 @@ def affine_batch_norm(module: nn.Module) -> nn.Module:
         The same module.
     """
     norm: Any = module
-    if norm.training or norm.running_mean is None:
+    own_forward = type(module).forward is not _BatchNorm.forward  # of a subclass
+    if norm.training or norm.running_mean is None or own_forward:
         return contiguous_cotangents(module)
 
     def forward(x: Tensor) -> Tensor:
         norm._check_input_dim(x)
+        if x.shape[1] != norm.num_features:
+            raise RuntimeError(
+                f"{type(norm).__name__}: expected {norm.num_features} channels, got {x.shape[1]}"
+            )
         scale = (norm.running_var + norm.eps).rsqrt()
         scale = scale if norm.weight is None else scale * norm.weight
         shift = -norm.running_mean * scale

@@ -147,6 +147,9 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
         S. Hochreiter, J. Schmidhuber (1997), https://doi.org/10.1162/neco.1997.9.8.1735;
         K. Cho et al. (2014), https://arxiv.org/abs/1406.1078; both as torch.nn documents them.
     """
+    plain = (nn.LSTMCell.forward, nn.GRUCell.forward, nn.RNNCell.forward)
+    if type(module).forward not in plain:
+        return module  # a subclass knows better
     linear = torch.nn.functional.linear
     cell: Any = module
     step: Any

@@ -9,6 +9,7 @@ solver outside of torch) cannot be traced; then the search goes on as it is.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,10 @@ class Compiler:
         """Whether a search that would take so long as it is should be compiled."""
         return self.wanted is True or (self.wanted == "auto" and seconds_left > 3 * _COMPILATION)
 
+    def give_up(self) -> None:
+        """Go on with the steps as they are."""
+        self.wanted = self.in_use = False
+
     def compile(self, step: Step, key: tuple[Any, ...], state: State, args: Args) -> Step | None:
         """Compile ``unroll`` steps in one, or return None, and say why, where that is impossible.
 
@@ -60,17 +65,23 @@ class Compiler:
         Returns:
             A step whose infos are stacked in front, one for each of ``unroll`` steps.
         """
-        leaves = _tensors((state, args))
-        key = (key, self.unroll, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
+        leaves, tree = _flatten((state, args))
+        kinds = (
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        )
+        key = (key, self.unroll, tree, *kinds)
         try:
             if key not in _CODE:
                 began = time.monotonic()
-                _CODE[key] = _compiled(step, state, args, self.unroll)
+                with warnings.catch_warnings():  # of torch's own parts
+                    warnings.simplefilter("ignore")
+                    _CODE[key] = _compiled(step, state, args, self.unroll)
                 say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
         except Exception as error:  # whatever the network, the tracer or the C++ compiler refuse
             reason = str(error).strip().splitlines() or [type(error).__name__]
             say(f"cannot be compiled, goes on as it is: {reason[0]}", urgent=self.wanted is True)
-            self.wanted = False
+            self.give_up()
             return None
         _CODE.move_to_end(key)
         while len(_CODE) > _MOST_KEPT:

@@ -103,25 +103,26 @@ class Driver:
     def turn_over(self) -> None:
         """Write the rows that have ended to the outputs, and let waiting ones take their place."""
         old, staying, landed = self.pool, self.waiting[:0], None
-        spare = staying
         if old is not None:
             ended = self.outputs.has_ended(old.state) & old.live
             landed = self.pick(old, ended.nonzero()[:, 0])
             self.put(landed)
-            goes_on = old.live & ~ended
-            staying, spare = goes_on.nonzero()[:, 0], (~goes_on).nonzero()[:, 0]
+            staying = (old.live & ~ended).nonzero()[:, 0]
         room = self.chunk_size - len(staying)
         coming, left = self.waiting[:room], self.waiting[room:]
         live = len(coming) + len(staying)
-        # Compiled code is for one size: what is free and not needed goes along.
-        spare = spare[len(coming) :] if self.keeps_size(live) else spare[:0]
-        states = [] if old is None else [rows_of(old.state, torch.cat([staying, spare]))]
+        # Compiled code is for one size: what is free is filled with copies of a row.
+        padding = len(old.rows) - live if old is not None and self.keeps_size(live) else 0
+        states = [] if old is None else [rows_of(old.state, staying)]
         if len(coming):
             states.insert(0, self.mapped.init(self.take(coming)))
         new: Pool | None = None
         if live:
-            rows = coming if old is None else torch.cat([coming, old.rows[staying], old.rows[spare]])
+            rows = coming if old is None else torch.cat([coming, old.rows[staying]])
             state = tree_map(lambda *leaves: torch.cat(leaves), *states)
+            if padding:
+                slots = torch.arange(live + padding, device=rows.device) % live
+                rows, state = rows[slots], rows_of(state, slots)
             new = Pool(rows, self.take(rows), state, torch.arange(len(rows), device=rows.device) < live)
         self.pool, self.waiting = new, left
         if landed is not None and len(landed.rows):
@@ -141,7 +142,8 @@ class Driver:
             losses.extend(info.loss.view(-1, len(pool.rows)))
             self.pool = pool._replace(state=state)
             if self.callback is not None:
-                self.callback(state, info)
+                one = info.loss.ndim == 1
+                self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
                 going = int((state.done & pool.live).sum()) < enough
             return not going
@@ -195,6 +197,9 @@ class Driver:
         if self.pool is not None:
             slots = self.pool.live.nonzero()[:, 0]
             failing = [slot for slot in slots if self.fails(self.pick(self.pool, slot[None]))]
+        if self.pool is not None and not failing and self.compiler.in_use:
+            self.compiler.give_up()  # it fails in a later one of several steps in one call
+            return
         if self.pool is None or not failing:
             raise error
         status = self.pool.state.status.clone()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TextIO, runtime_checkable
 
+import optree
+
 from funcexplain.problems.checks import check_number
 from funcexplain.solvers.step import Info, State
 
@@ -56,6 +58,24 @@ class Reporter(Protocol):
     def report(self, progress: Progress) -> object:
         """Take note of how far the search is."""
         ...
+
+
+class FirstRow:
+    """Shows a callback the first row of a batch, for one question that is solved as a grid of one."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Pass the first row on."""
+        both: Any = (state, info)
+        first: Any = optree.tree_map(lambda leaf: leaf[0], both)
+        self._callback(*first)
+
+    def report(self, progress: Progress) -> None:
+        """Pass progress on to a callback that listens."""
+        if isinstance(self._callback, Reporter):
+            self._callback.report(progress)
 
 
 class Meter:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from funcexplain.networks.functional import SEED, Network
+from funcexplain.networks.noise import normal
 from funcexplain.problems.grid import mapped_dims, take
 from funcexplain.problems.problem import Problem
 
@@ -42,9 +43,11 @@ def refusal(grid: Problem, rows: Tensor) -> str | None:
     start = torch.func.vmap(grid.start, in_dims=(dims,))(args)
     # Rows that differ even where the grid has one.
     xs = torch.func.vmap(grid.decode, in_dims=(0, dims))(start, args).nan_to_num()
-    factors = torch.tensor([1.0, 0.5, 2.0], dtype=xs.dtype, device=xs.device)
-    xs = xs * factors.view(-1, *[1] * (xs.ndim - 1))
-    poisoned = torch.where((factors == 0.5).view(-1, *[1] * (xs.ndim - 1)), torch.nan, xs)
+    spread = xs.std()
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    xs = xs + 0.1 * spread * normal(torch.tensor(0, device=xs.device), xs.shape, xs.dtype)
+    poisoned = xs.clone()
+    poisoned[1] = torch.nan
     try:
         with torch.random.fork_rng(devices=[]):  # a network may draw random numbers
             together, beside_nan = apply.samples(params, xs), apply.samples(params, poisoned)
@@ -56,7 +59,8 @@ def refusal(grid: Problem, rows: Tensor) -> str | None:
     eps = torch.finfo(xs.dtype).eps
     if not torch.allclose(together, alone, rtol=1e3 * eps, atol=1e2 * eps, equal_nan=True):
         return "a window's weights depend on the other windows of its batch"
-    if not torch.equal(together[[0, 2]].nan_to_num(), beside_nan[[0, 2]].nan_to_num()):
+    others = [0, 2]
+    if not torch.allclose(together[others], beside_nan[others], rtol=0.0, atol=0.0, equal_nan=True):
         return "a window that is not finite changes the weights of others in its batch"
     if calls[1] > calls[0]:
         return "the network loops over its samples, which vmap does not"

@@ -25,7 +25,7 @@ from funcexplain.solvers.chunks import say
 from funcexplain.solvers.compiled import Compile
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.plain import make_plain_step
-from funcexplain.solvers.progress import Callback, Meter
+from funcexplain.solvers.progress import Callback, FirstRow, Meter
 from funcexplain.solvers.rows import Settings, solve_rows
 from funcexplain.solvers.samples import Rows
 from funcexplain.solvers.step import (
@@ -128,6 +128,7 @@ def solve(
     alone = not problem.dims
     if alone and compile is True:
         problem = vmap(problem, seed=problem.args["seed"][None])
+        callback = None if callback is None else FirstRow(callback)
     with torch.no_grad():
         if problem.dims:
             settings = Settings(max_steps, int(every), chunk_size, rows, compile, callback)

@@ -286,10 +286,10 @@ def where_finite(
 
 
 def norm(t: Tensor, rows: int = 0) -> Tensor:
-    """Euclidean norm of each row, in float64 where squares overflow."""
+    """Euclidean norm of each row, in float64 where squares overflow or vanish."""
     flat = t.flatten(rows)
     norms = torch.linalg.vector_norm(flat, dim=-1)
-    if is_readable(norms) and math.isfinite(norms.sum() if rows else norms):
+    if is_readable(norms) and math.isfinite(norms.sum()) and norms.all():
         return norms
     return torch.linalg.vector_norm(flat, dim=-1, dtype=torch.float64)
 

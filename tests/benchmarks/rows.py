@@ -166,8 +166,7 @@ def overhead(count: int = 1024, steps: int = 100, repetitions: int = 7) -> None:
             loop_over(grid, size, rounds)  # noqa: B023
 
         def ours() -> None:
-            settings = {"chunk_size": size, "rows": "vmap", "compile": False}  # noqa: B023
-            fe.solve(grid, ADAM, max_steps=rounds, **settings)  # noqa: B023
+            fe.solve(grid, ADAM, max_steps=rounds, chunk_size=size, rows="vmap", compile=False)  # noqa: B023
 
         bare()
         pairs = [(timed(bare), timed(ours)) for _ in range(repetitions)]

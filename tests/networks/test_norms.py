@@ -157,7 +157,7 @@ def test_wrong_dimensions_are_refused_in_the_words_of_torch(name: str, shape: tu
 @every_affine
 @pytest.mark.parametrize(("own", "got"), [(CHANNELS, 1), (1, CHANNELS), (CHANNELS, 2)])
 def test_a_wrong_number_of_channels_is_refused(name: str, affine: bool, own: int, got: int) -> None:
-    # FAILS: the rule's scale and shift are broadcast, from one channel or to one; torch refuses both.
+    # A scale and a shift of one channel would broadcast; torch refuses other channels.
     layer, shape = NORMS[name]
     norm = layer(own, affine=affine).eval()
     x = torch.zeros(shape[0], got, *shape[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -219,8 +220,7 @@ def test_a_bound_network_gives_the_answers_of_an_unbound_one(name: str) -> None:
 
 @pytest.mark.parametrize("how", ["in_place", "through_a_view", "through_data", "by_a_new_one"])
 def test_what_a_network_writes_to_its_buffers_does_not_outlive_the_call(how: str) -> None:
-    # FAILS for the last two: `Network.bind` tells a write by the version of the tensor that it put in;
-    # `.data` does not move that, nor does a new tensor in its place.
+    # The version of a tensor tells neither of writes to its `.data` nor of a new tensor in its place.
     network = make_writes(how)
     before = snapshot(network)
     problem = make_problem(network)
@@ -283,3 +283,18 @@ def test_a_search_may_be_nested_in_the_callback_of_another(name: str, inner: str
     assert len(found) == 5
     for answer in found[1:]:
         assert_same(answer, found[0])
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_models_of_one_network_may_be_asked_in_threads(grid: bool) -> None:
+    # All calls put their parameters into one prepared module: threads take turns.
+    ensemble = fe.vmap(make_problem(), params=models(4))
+    questions = [fe.vmap(ensemble[m], x0=x0s(3)) if grid else ensemble[m] for m in range(4)]
+
+    def answer(problem: fe.Problem) -> fe.Solution:
+        return fe.solve(problem, fe.sgd(lr=0.5), max_steps=100)
+
+    expected = [answer(problem) for problem in questions]
+    with ThreadPoolExecutor(4) as executor:
+        for found, right in zip(executor.map(answer, questions), expected, strict=True):
+            assert_close(found, right)

@@ -216,8 +216,7 @@ def test_what_is_no_batch_is_refused() -> None:
 def test_windows_of_zeros_hide_no_dependence(
     before: Callable[[Tensor], Tensor], bias: bool, start: str
 ) -> None:
-    # FAILS: the trial's windows are multiples of the start, so that all are equal where it is zero; and
-    # weights of NaN pass for weights of zero.
+    # Windows that are all equal would hide a dependence, and so would weights of NaN.
     x0 = torch.zeros(SHAPE, dtype=F64) if start == "zeros" else x0s(1)[0]
     assert reason(make_head(before, bias), x0) is not None
 
