@@ -46,6 +46,8 @@ def refusal(grid: Problem, rows: Tensor) -> str | None:
     spread = xs.std()
     spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
     xs = xs + 0.1 * spread * normal(torch.tensor(0, device=xs.device), xs.shape, xs.dtype)
+    # One of the other sign: what decides by the sign of a whole batch decides otherwise for it alone.
+    xs[1] = -xs[1]
     poisoned = xs.clone()
     poisoned[1] = torch.nan
     try:
