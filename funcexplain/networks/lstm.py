@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcexplain.networks.unrolled import States, walk_layers
+
 _LEAST_ROWS = 512  # sequences from which on this is faster than torch's kernel (docs/benchmarks.md)
 _aten = torch.ops.aten
 
@@ -27,25 +29,14 @@ def lstm_serves(h: Tensor, c: Tensor) -> bool:
     return h.shape[1] >= _LEAST_ROWS and h.device.type == "cpu" and not projected
 
 
-def lstm(
-    data: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    bias: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def lstm(data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any) -> States:
     """Compute what ``torch.lstm`` computes, without dropout and projections.
 
     Args:
         data: input, ``(T, N, C)``, or ``(N, T, C)`` if ``batch_first``.
         states: initial ``h`` and ``c``, ``(layers * directions, N, H)`` each.
         weights: of each layer and direction ``W (4H, C)``, ``U (4H, H)``, and two biases if ``bias``.
-        bias: whether there are biases.
-        layers: number of layers.
-        bidirectional: whether every layer also runs backwards.
-        batch_first: layout of ``data`` and of the output.
+        shape: ``bias, layers, bidirectional, batch_first``, as in `walk_layers`.
 
     Returns:
         Output, and the last ``h`` and ``c`` of each layer and direction.
@@ -54,22 +45,15 @@ def lstm(
         S. Hochreiter, J. Schmidhuber (1997), Long Short-Term Memory,
         https://doi.org/10.1162/neco.1997.9.8.1735
     """
-    count, directions = 4 if bias else 2, 2 if bidirectional else 1
-    x = data.transpose(0, 1) if batch_first else data
-    last_h, last_c = [], []
-    for layer in range(layers):
-        outputs = []
-        for direction in range(directions):
-            place = layer * directions + direction
-            w, u, *biases = weights[count * place : count * (place + 1)]
-            b = biases[0] + biases[1] if biases else w.new_zeros(w.shape[0])
-            steps = x.flip(0) if direction else x
-            out, h, c = _Layer.apply(steps, states[0][place], states[1][place], w, u, b)
-            outputs.append(out.flip(0) if direction else out)
-            last_h.append(h)
-            last_c.append(c)
-        x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-    return x.transpose(0, 1) if batch_first else x, torch.stack(last_h), torch.stack(last_c)
+    return walk_layers(_run_layer, data, states, weights, *shape)
+
+
+def _run_layer(
+    x: Tensor, states: States, w: Tensor, u: Tensor, biases: Sequence[Tensor]
+) -> tuple[Tensor, States]:
+    b = biases[0] + biases[1] if biases else w.new_zeros(w.shape[0])
+    out, h, c = _Layer.apply(x, *states, w, u, b)
+    return out, (h, c)
 
 
 class _Layer(torch.autograd.Function):

@@ -83,7 +83,47 @@ def unrolled(
         >>> torch.allclose(out, rnn(x, h)[0])
         True
     """
-    cell, count, directions = CELLS[kernel], 4 if bias else 2, 2 if bidirectional else 1
+    cell = CELLS[kernel]
+
+    def run(
+        x: Tensor, now: States, w: Tensor, u: Tensor, biases: Sequence[Tensor]
+    ) -> tuple[Tensor, States]:
+        b, b_h = biases if biases else (None, None)
+        shown = []
+        for from_x in linear(x, w, b).unbind(0):
+            now = cell(from_x, linear(now[0], u, b_h), *now)
+            shown.append(now[0])
+        return torch.stack(shown), now
+
+    return walk_layers(run, data, states, weights, bias, layers, bidirectional, batch_first)
+
+
+def walk_layers(
+    run: Callable[..., tuple[Tensor, States]],
+    data: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: bool,
+    layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Send a sequence through all layers and directions of a recurrent network.
+
+    Args:
+        run: one layer in one direction, ``(x, states, W, U, biases) -> (output, last states)``.
+        data: as in `unrolled`, like all that follow.
+        states: initial states.
+        weights: of each layer and direction.
+        bias: whether there are biases.
+        layers: number of layers.
+        bidirectional: whether every layer also runs backwards.
+        batch_first: layout of ``data`` and of the output.
+
+    Returns:
+        The output, and the last of each state.
+    """
+    count, directions = 4 if bias else 2, 2 if bidirectional else 1
     x = data.transpose(0, 1) if batch_first else data
     lasts: list[States] = []
     for layer in range(layers):
@@ -91,14 +131,10 @@ def unrolled(
         for direction in range(directions):
             place = layer * directions + direction
             w, u, *biases = weights[count * place : count * (place + 1)]
-            b, b_h = biases if biases else (None, None)
-            now: States = tuple(state[place] for state in states)
-            shown = []
-            for from_x in linear(x.flip(0) if direction else x, w, b).unbind(0):
-                now = cell(from_x, linear(now[0], u, b_h), *now)
-                shown.append(now[0])
-            outputs.append(torch.stack(shown[::-1] if direction else shown))
-            lasts.append(now)
+            begun = tuple(state[place] for state in states)
+            output, last = run(x.flip(0) if direction else x, begun, w, u, biases)
+            outputs.append(output.flip(0) if direction else output)
+            lasts.append(last)
         x = torch.cat(outputs, -1) if bidirectional else outputs[0]
     return x.transpose(0, 1) if batch_first else x, *map(torch.stack, zip(*lasts, strict=True))
 

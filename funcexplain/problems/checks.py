@@ -7,6 +7,7 @@ argument (``name``) in its message.
 from __future__ import annotations
 
 import math
+import operator
 from numbers import Integral, Real
 from typing import Any
 
@@ -172,3 +173,21 @@ def check_positive(where: str, name: str, value: Any) -> int:
     if count < 1:
         raise ValueError(f"{where}: {name} must be >= 1, got {count}")
     return count
+
+
+def as_index(item: Any) -> int | None:
+    """Read a whole number that picks a row; None for anything else, flags included."""
+    if isinstance(item, bool) or getattr(item, "dtype", None) is torch.bool:
+        return None
+    try:
+        return operator.index(item)
+    except TypeError:
+        return None
+
+
+def check_scale(where: str, scale: Any, x0: Tensor) -> Tensor:
+    """Refuse what is no standard deviation of x0's entries; see `check_datum`."""
+    sigma = check_datum(where, "scale", scale, x0)
+    if bool((sigma < 0).any()):
+        raise ValueError(f"{where}: scale must be >= 0, got a least value of {sigma.min():g}")
+    return sigma

@@ -8,13 +8,14 @@ starts, and never their product.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+
+from funcexplain.problems.checks import as_index
 
 
 class RowDim(NamedTuple):
@@ -134,11 +135,7 @@ def select(
     """
     dim = dims[place]
     if not isinstance(item, slice):
-        try:
-            flag = isinstance(item, bool) or getattr(item, "dtype", None) is torch.bool
-            item = None if flag else operator.index(item)
-        except TypeError:
-            item = None
+        item = as_index(item)
         if item is None:
             raise TypeError("problem: rows are picked by int or slice, one for each dimension")
     if isinstance(item, slice):

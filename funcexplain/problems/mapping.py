@@ -111,7 +111,7 @@ def consensus(problem: Problem) -> Problem:
     along = places(problem.dims, "params")
     if len(along) > 1:
         raise ValueError("consensus: params must vary along one row dimension, got several")
-    target, dims = problem.args["target"], problem.dims
+    target, dims, own_targets = problem.args["target"], problem.dims, False
     if along:
         (place,) = along
         varying = dims[place].varying
@@ -122,10 +122,9 @@ def consensus(problem: Problem) -> Problem:
             )
         size = dims[place].size
         of_target = places(dims, "target")
-        if place in of_target:
+        own_targets = place in of_target
+        if own_targets:
             target = target.movedim(of_target.index(place), -2)
-        else:
-            target = target.unsqueeze(-2).expand(*target.shape[:-1], size, target.shape[-1])
         dims = dims[:place] + dims[place + 1 :]
     else:
         leaves = [p for p in optree.tree_leaves(problem.args["params"]) if isinstance(p, Tensor)]
@@ -136,9 +135,10 @@ def consensus(problem: Problem) -> Problem:
                 "first: fe.vmap(problem, params=fe.stack(models)[1])"
             )
         (size,) = leading.pop()
-        target = target.unsqueeze(-2).expand(*target.shape[:-1], size, target.shape[-1])
     if size == 0:
         raise ValueError("consensus: expected at least one model, got an empty stack")
+    if not own_targets:
+        target = target.unsqueeze(-2).expand(*target.shape[:-1], size, target.shape[-1])
     apply, loss = problem.apply, problem.loss
 
     def of_all(params: Any, x: Tensor) -> Tensor:

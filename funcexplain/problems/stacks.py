@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.noise import normal
-from funcexplain.problems.checks import FLOATING, check_count, check_datum, check_number, check_tensor
+from funcexplain.problems.checks import FLOATING, check_count, check_number, check_scale, check_tensor
 
 
 def one_hot_targets(
@@ -86,9 +86,7 @@ def starts(x0: Tensor, *, scale: float | Tensor, seeds: Tensor) -> Tensor:
     x0 = _window("starts", x0)
     if not isinstance(scale, Tensor):
         check_number("starts", "scale", scale, least=0.0)
-    sigma = check_datum("starts", "scale", scale, x0)
-    if bool((sigma < 0).any()):
-        raise ValueError(f"starts: scale must be >= 0, got a least value of {sigma.min():g}")
+    sigma = check_scale("starts", scale, x0)
     kind = seeds.dtype if isinstance(seeds, Tensor) else type(seeds).__name__
     if kind is not torch.int64:
         raise TypeError(f"starts: seeds must be an int64 tensor, as torch.arange(8) is, got {kind}")

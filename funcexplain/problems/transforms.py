@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.noise import normal
-from funcexplain.problems.checks import FLOATING, check_datum, check_number
+from funcexplain.problems.checks import FLOATING, check_datum, check_number, check_scale
 from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
 
 Transform = Callable[[Problem], Problem]
@@ -226,9 +226,7 @@ def jitter(scale: float | Tensor) -> Transform:
 
     def jittered(problem: Problem) -> Problem:
         check_problem("jitter", problem)
-        sigma = check_datum("jitter", "scale", scale, problem.args["x0"])
-        if bool((sigma < 0).any()):
-            raise ValueError(f"jitter: scale must be >= 0, got a least value of {sigma.min():g}")
+        sigma = check_scale("jitter", scale, problem.args["x0"])
         inner = problem.start
 
         def start(args: Args) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -14,6 +13,8 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
+
+from funcexplain.problems.checks import as_index
 
 
 class Status(IntEnum):
@@ -247,12 +248,7 @@ def _checked_item(item: Any) -> bool:
     """Whether an index picks one row and takes its dimension away; refuses what is no index."""
     if isinstance(item, slice) or (isinstance(item, Tensor) and item.ndim == 1):
         return False
-    try:
-        whole = not isinstance(item, bool) and getattr(item, "dtype", None) is not torch.bool
-        operator.index(item)
-    except TypeError:
-        whole = False
-    if not whole:
+    if as_index(item) is None:
         raise TypeError(
             "solution: rows are picked by int, slice, ... or one-dimensional tensor, got "
             f"{type(item).__name__}"

@@ -75,11 +75,11 @@ def solve_rows(problem: Problem, parts: Parts, rules: Rules, settings: Settings)
 
 def _mapped(grid: Problem, parts: Parts, rules: Rules, how: Rows, rows: Tensor) -> Mapped:
     """Map over rows, or lay them on the sample dimension."""
-    reason = "few rows gain nothing" if how == "auto" and len(rows) < _LEAST_SAMPLES else ""
-    if how == "samples" or (how == "auto" and not reason):
-        reason = refusal(grid, rows) or ""
-        if how == "samples" and reason:
-            raise ValueError(f"solve: rows='samples' needs independent samples, but {reason}")
+    if how == "auto" and len(rows) < _LEAST_SAMPLES:
+        how = "vmap"
+    reason = refusal(grid, rows) if how != "vmap" else None
+    if how == "samples" and reason:
+        raise ValueError(f"solve: rows='samples' needs independent samples, but {reason}")
     return map_parts(grid, parts, rules, samples=how != "vmap" and not reason)
 
 
