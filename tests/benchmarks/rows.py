@@ -1,6 +1,6 @@
 """Grids of rows: against the original's loop, from 1 000 to 100 000 rows, with and without compaction.
 
-Run with ``python -m tests.benchmarks.rows [against|scale|compaction|overhead|chunks]``; the first needs
+Run with ``python -m tests.benchmarks.rows [PART ...]``; the first needs
 deepdow. Prints Markdown tables: medians of interleaved repetitions in one process, one thread.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.problems.grid import take
 from funcexplain.solvers import pool as pool_module
+from funcexplain.solvers import rows as rows_module
 from funcexplain.solvers.mapped import map_parts
 from funcexplain.solvers.step import Rules, make_parts
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
@@ -195,7 +196,24 @@ def chunks(count: int = 2048, repetitions: int = 3) -> None:
         print(f"| {name} | " + " | ".join(f"{1e6 * t / count / 5:.1f}" for t in best) + " |", flush=True)
 
 
-PARTS = {f.__name__: f for f in (against, scale, compaction, overhead, chunks)}
+def ensembles(repetitions: int = 3, steps: int = 10) -> None:
+    """Rows of mapped models: in one batch of matrices, and in batches of each model's own."""
+    print("| models x rows | one batch | a batch per model |\n|---|---|---|")
+    least = rows_module._ROWS_PER_MODEL
+    for models, count in ((8, 128), (8, 64), (8, 16), (64, 1)):
+        net, target, x0s = make(mlp, count)
+        stacked = fe.stack([net, *(mlp() for _ in range(models - 1))])[1]
+        grid = fe.vmap(fe.vmap(fe.problem(net, target, x0s[0]), x0=x0s), params=stacked)
+        times: dict[int, list[float]] = {1_000_000: [], 1: []}
+        for _ in range(repetitions):
+            for rows_module._ROWS_PER_MODEL, column in times.items():
+                column.append(timed(lambda: fe.solve(grid, ADAM, max_steps=steps)))  # noqa: B023
+        one, each = (1e6 * statistics.median(t) / models / count / (steps + 1) for t in times.values())
+        print(f"| {models} x {count} | {one:.1f} us | {each:.1f} us |", flush=True)
+    rows_module._ROWS_PER_MODEL = least
+
+
+PARTS = {f.__name__: f for f in (against, scale, compaction, overhead, chunks, ensembles)}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
