@@ -8,6 +8,7 @@ import torch
 
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args
+from funcexplain.solvers.interrupts import raise_pending
 from funcexplain.solvers.step import Info, Init, State, Step
 
 
@@ -17,7 +18,9 @@ def iterate(
     """Take ``num_steps`` steps, or fewer if ``ends(state, info)`` says so after one of them."""
     for _ in range(num_steps):
         state, info = step(state, args)
-        if ends(state, info):
+        stop = ends(state, info)
+        raise_pending()
+        if stop:
             break
     return state
 

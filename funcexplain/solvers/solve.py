@@ -23,6 +23,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
 from funcexplain.solvers.compiled import Compile
+from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.plain import make_plain_step
 from funcexplain.solvers.progress import Callback, FirstRow, Meter
@@ -129,7 +130,7 @@ def solve(
     if alone and compile is True:
         problem = vmap(problem, seed=problem.args["seed"][None])
         callback = None if callback is None else FirstRow(callback)
-    with torch.no_grad():
+    with torch.no_grad(), deferred_interrupts():
         if problem.dims:
             settings = Settings(max_steps, int(every), chunk_size, rows, compile, callback)
             solution = solve_rows(problem, make_parts(problem, optimizer, rules), rules, settings)

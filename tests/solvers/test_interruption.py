@@ -38,8 +38,9 @@ class Interrupts:
         self.left -= 1
         if self.left == 0:
             if self.how is signal.SIGINT:
-                signal.raise_signal(signal.SIGINT)
-            raise self.how
+                signal.raise_signal(signal.SIGINT)  # it takes effect at the end of the step
+            else:
+                raise self.how
 
 
 def assert_interrupted(found: fe.Solution, whole: fe.Solution) -> tuple[int, int, int]:
@@ -170,6 +171,47 @@ def test_other_exceptions_of_a_callback_pass_through() -> None:
     for problem in (make_problem(), grid()):
         with pytest.raises(ZeroDivisionError):
             fe.solve(problem, callback=Interrupts(2, ZeroDivisionError))
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(size: int | None) -> None:
+    # In the middle, torch.func's levels are not to be left.
+    calls = 0
+
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            signal.raise_signal(signal.SIGINT)
+        return torch.softmax(x.mean((0, 1)), -1)
+
+    question = make_problem((apply, {}))
+    found = fe.solve(question if size is None else fe.vmap(question, x0=x0s(size)), max_steps=9)
+    assert torch.as_tensor(found.status).eq(fe.Status.INTERRUPTED).all()
+    assert torch.as_tensor(found.num_steps).eq(3).all()
+    assert calls == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return torch.softmax(x.mean((0, 1)), -1)
+
+    found = fe.solve(make_problem((apply, {})), max_steps=9)
+    assert (found.status, int(found.num_steps)) == (fe.Status.INTERRUPTED, 0)
+
+
+def test_a_handler_of_the_callers_own_is_left_alone() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        found = fe.solve(grid(), max_steps=3, callback=lambda *_: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(seen) >= 3
+    assert not torch.as_tensor(found.status).eq(fe.Status.INTERRUPTED).any()
 
 
 PROGRAM = """

@@ -1,0 +1,46 @@
+"""Ctrl-C between steps: an exception in the middle of one leaves torch.func's levels out of balance."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_asked = False
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Hold a Ctrl-C back until `raise_pending`; a second one is not held back.
+
+    Nothing changes outside of the main thread, or where SIGINT has a handler of the caller's own.
+    """
+    global _asked
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def hold(number: int, frame: Any) -> None:
+        global _asked
+        if _asked:
+            signal.default_int_handler(number, frame)
+        _asked = True
+
+    _asked = False
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _asked = False
+
+
+def raise_pending() -> None:
+    """Raise the KeyboardInterrupt that was held back, if there is one; of the main thread alone."""
+    global _asked
+    if _asked and threading.current_thread() is threading.main_thread():
+        _asked = False
+        raise KeyboardInterrupt
