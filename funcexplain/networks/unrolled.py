@@ -90,8 +90,10 @@ def unrolled(
     ) -> tuple[Tensor, States]:
         b, b_h = biases if biases else (None, None)
         shown = []
-        for from_x in linear(x, w, b).unbind(0):
-            now = cell(from_x, linear(now[0], u, b_h), *now)
+        # One product for all steps would give each a place of its own in the result, and a compiler
+        # would make code of its own for each.
+        for x_t in x.unbind(0):
+            now = cell(linear(x_t, w, b), linear(now[0], u, b_h), *now)
             shown.append(now[0])
         return torch.stack(shown), now
 

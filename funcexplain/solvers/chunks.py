@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LEAST_ROWS, MOST_ROWS = 16, 8192
-# Compiled code writes far less than the operations that it stands for, so that fewer rows fill its time,
-# and what it keeps fits a smaller cache.
-MOST_COMPILED_ROWS = 128
 # What one step may write, as a multiple of the last cache: the best chunks of all networks measured lie
 # near it (docs/benchmarks.md).
 _CACHES_WRITTEN = 3
+# Compiled, fewer rows fill the time of a step, and all must fit the cache: where what a step writes is
+# given back to the system and taken anew, it takes twice as long.
+_LEAST_COMPILED, _MOST_COMPILED = 64, 256
+_CACHES_COMPILED = 1 / 2
 _USUAL_CACHE = 32 << 20
 _CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _GPU_SHARE = 0.25  # of the free memory
@@ -83,9 +84,14 @@ def row_bytes(step: Any, batch: Any) -> float:
     return max(1.0, (written[1] - written[0]) / 2)
 
 
-def choose_chunk_size(
-    step: Any, batch: Any, total: int, device: torch.device, most: int = MOST_ROWS
-) -> int:
+class Sizes(NamedTuple):
+    """Rows in work at once: with the step as it is, and with compiled code."""
+
+    plain: int
+    compiled: int
+
+
+def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -> Sizes:
     """Choose how many rows are in work at once, and say it through the logger.
 
     Args:
@@ -93,24 +99,28 @@ def choose_chunk_size(
         batch: as in `row_bytes`.
         total: rows of the grid.
         device: where they are.
-        most: rows to choose at most, on a CPU.
 
     Returns:
-        Rows; all of them if they are few.
+        Rows; all of them if they are few. Those of compiled code are a power of two.
     """
     if total <= LEAST_ROWS:
-        return total
+        return Sizes(total, total)
     try:
         each = row_bytes(step, batch)
     except Exception:  # the search itself meets it again, and knows what to do
-        return LEAST_ROWS
+        return Sizes(LEAST_ROWS, LEAST_ROWS)
     if device.type == "cuda":
-        chosen = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0] / each)
+        plain = compiled = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0] / each)
     else:
-        chosen = min(most, int(_CACHES_WRITTEN * _last_cache() / each))
-    chosen = min(total, max(LEAST_ROWS, chosen))
-    say(f"chunk_size={chosen} of {total} rows: a step writes {each / 1024:.0f} KiB per row")
-    return chosen
+        plain = min(MOST_ROWS, int(_CACHES_WRITTEN * _last_cache() / each))
+        fitting = max(_LEAST_COMPILED, min(_MOST_COMPILED, int(_CACHES_COMPILED * _last_cache() / each)))
+        compiled = 1 << (fitting.bit_length() - 1)
+    sizes = Sizes(min(total, max(LEAST_ROWS, plain)), min(total, max(LEAST_ROWS, compiled)))
+    say(
+        f"chunk_size={sizes.plain} of {total} rows, {sizes.compiled} if compiled: "
+        f"a step writes {each / 1024:.0f} KiB per row"
+    )
+    return sizes
 
 
 def _last_cache() -> int:

@@ -23,8 +23,13 @@ from funcexplain.solvers.chunks import say
 from funcexplain.solvers.step import Info, State, Step
 
 Compile = bool | str
-# Layout optimisation would turn small convolutions channels-last, which costs 2.6 times here.
-_OPTIONS = {"layout_optimization": False}
+_OPTIONS = {
+    # It would turn small convolutions channels-last, which costs 2.6 times here.
+    "layout_optimization": False,
+    # What the processor says it can do is believed: to try it takes six seconds, and a compiler that is
+    # too old for it fails as it would for other reasons, and the search goes on as it is.
+    "cpp.vec_isa_ok": True,
+}
 # What a compilation takes without a warm cache, in seconds; "auto" compiles a search that is longer.
 _COMPILATION = 20.0
 

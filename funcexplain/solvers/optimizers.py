@@ -108,9 +108,8 @@ def _adam(lr: float, b1: float, b2: float, eps: float) -> Optimizer:
             time = int(num_updates)
             step_size, root_correction = lr / (1.0 - b1**time), math.sqrt(1.0 - b2**time)
         else:
-            times = num_updates.double()
-            step_size = (lr / (1.0 - b1**times)).to(grads.dtype)
-            root_correction = (1.0 - b2**times).sqrt().to(grads.dtype)
+            correction, root_correction = (c.to(grads.dtype) for c in _corrections(num_updates, b1, b2))
+            step_size = lr * correction
         if isinstance(step_size, float) and eps > 0.0 and not torch.is_grad_enabled():
             updates = (mu * -step_size).div_(nu.sqrt().div_(root_correction).add_(eps))
         else:
@@ -120,6 +119,20 @@ def _adam(lr: float, b1: float, b2: float, eps: float) -> Optimizer:
         return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
     return Optimizer(init, update)
+
+
+def _corrections(num_updates: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor]:
+    """Factors ``1 / (1 - b1**t)`` and ``sqrt(1 - b2**t)`` of rows with a count of their own, float64.
+
+    Both in one tensor, and by way of logarithms: so compiled code takes them once for each row, and not
+    once for each entry of its window, where they would cost more than all the rest.
+    """
+    times = num_updates.double()
+    log_b1, log_b2 = (math.log(beta) if beta else -math.inf for beta in (b1, b2))
+    log_1 = torch.log1p(-(times * log_b1).exp())
+    log_2 = torch.log1p(-(times * log_b2).exp())
+    both = torch.stack([-log_1, 0.5 * log_2], dim=-1).exp()
+    return both[..., 0], both[..., 1]
 
 
 def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:

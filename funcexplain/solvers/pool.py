@@ -18,7 +18,7 @@ from torch import Tensor
 from funcexplain.problems.grid import take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Status
-from funcexplain.solvers.chunks import is_out_of_memory, say
+from funcexplain.solvers.chunks import Sizes, is_out_of_memory, say
 from funcexplain.solvers.compiled import Compiler
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.mapped import Mapped
@@ -61,7 +61,7 @@ class Driver:
         meter: counts what has ended.
         compiler: compiles steps where that is wanted.
         rows: numbers of the rows to solve.
-        chunk_size: most rows in the pool.
+        sizes: most rows in the pool.
         callback: called after every step.
     """
 
@@ -73,14 +73,21 @@ class Driver:
         meter: Meter,
         compiler: Compiler,
         rows: Tensor,
-        chunk_size: int,
+        sizes: Sizes,
         callback: Callback | None,
     ) -> None:
         self.grid, self.mapped, self.outputs = grid, mapped, outputs
         self.meter, self.compiler, self.callback = meter, compiler, callback
-        self.waiting, self.chunk_size, self.max_steps = rows, chunk_size, outputs.max_steps
-        self.size, self.seconds_per_step = min(chunk_size, len(rows)), 0.0
+        self.waiting, self.max_steps, self.seconds_per_step = rows, outputs.max_steps, 0.0
+        self.num_rows, self.sizes = len(rows), sizes
+        self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
         self.pool: Pool | None = None
+        meter.begin(self.full_size)
+
+    @property
+    def full_size(self) -> int:
+        """Rows of a full pool."""
+        return min(self.chunk_size, self.num_rows)
 
     def run(self) -> None:
         """Solve all rows. What is in work when Ctrl-C comes is written before it goes on its way."""
@@ -150,7 +157,11 @@ class Driver:
 
         # One step more than updates: the last one evaluates the point that the answer holds.
         most = self.max_steps + 1 - int(begun.amax())
-        several = self.compiled_step(pool, most)
+        pays = self.compiling_pays(pool, most)
+        if pays and self.chunk_size > self.sizes.compiled:
+            self.begin_again(self.sizes.compiled)
+            return
+        several = self.compiled_step(pool) if pays else None
         calls, rest = divmod(most, self.compiler.unroll) if several else (0, most)
         try:
             if several:
@@ -163,18 +174,22 @@ class Driver:
             self.outputs.record(pool.rows[pool.live], begun, [loss[pool.live] for loss in losses])
         self.seconds_per_step = (time.monotonic() - began) / max(1, len(losses))
 
-    def compiled_step(self, pool: Pool, most: int) -> Step | None:
-        """The compiled step, where it is wanted and pays."""
+    def compiling_pays(self, pool: Pool, most: int) -> bool:
+        """Whether all steps that are left, ``most`` of them for this pool, should be compiled."""
         share = len(self.waiting) / len(pool.rows)
         seconds_left = self.seconds_per_step * (most + share * (self.max_steps + 1))
-        size = len(pool.rows)
-        if not self.compiler.pays(seconds_left) or size < min(self.size, self.chunk_size):
-            return None
-        return self.compiler.compile(self.mapped.step, self.mapped.key, pool.state, pool.args)
+        return len(pool.rows) >= self.full_size and self.compiler.pays(seconds_left)
+
+    def compiled_step(self, pool: Pool) -> Step | None:
+        """The compiled step, or None where it cannot be compiled."""
+        step = self.compiler.compile(self.mapped.step, self.mapped.key, pool.state, pool.args)
+        if step is None:
+            self.chunk_size = self.meter.chunk_size = self.sizes.plain
+        return step
 
     def keeps_size(self, live: int) -> bool:
         """Whether the pool keeps its size though rows are fewer, for compiled code."""
-        few = not len(self.waiting) and 4 * live < min(self.size, self.chunk_size)
+        few = not len(self.waiting) and 4 * live < self.full_size
         return self.compiler.in_use and not few
 
     def take(self, rows: Tensor) -> Args:
@@ -215,12 +230,18 @@ class Driver:
         return False
 
     def shrink(self) -> None:
-        """Halve the chunk after memory ran out; the rows in work begin again."""
+        """Halve the chunk after memory ran out."""
+        half = math.ceil(self.chunk_size / 2)
+        self.sizes = Sizes(min(self.sizes.plain, half), min(self.sizes.compiled, half))
+        self.begin_again(half)
+        say(f"out of memory: chunk_size is halved to {half}", urgent=True)
+
+    def begin_again(self, chunk_size: int) -> None:
+        """Go on in chunks of another size; the rows in work begin again."""
         in_work = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
         self.pool, self.waiting = None, torch.cat([in_work, self.waiting])
         self.outputs.forget(in_work)
-        self.chunk_size = self.meter.chunk_size = math.ceil(self.chunk_size / 2)
-        say(f"out of memory: chunk_size is halved to {self.chunk_size}", urgent=True)
+        self.chunk_size = self.meter.chunk_size = chunk_size
 
 
 def rows_of(state: State, slots: Tensor) -> State:

@@ -13,7 +13,7 @@ from torch import Tensor
 from funcexplain.problems.grid import by_model, take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.chunks import MOST_COMPILED_ROWS, MOST_ROWS, choose_chunk_size, say
+from funcexplain.solvers.chunks import Sizes, choose_chunk_size, say
 from funcexplain.solvers.compiled import Compile, Compiler
 from funcexplain.solvers.mapped import Mapped, map_parts
 from funcexplain.solvers.outputs import Outputs
@@ -46,7 +46,7 @@ def solve_rows(problem: Problem, parts: Parts, rules: Rules, settings: Settings)
     outputs = Outputs(problem, settings.max_steps, settings.history_every)
     few = math.prod(problem.shape) <= _FEW_ROWS and settings.callback is None
     compiler = Compiler(settings.compile, unroll=_UNROLLED if few else 1)
-    chunk_size = settings.chunk_size
+    sizes = None if settings.chunk_size is None else Sizes(settings.chunk_size, settings.chunk_size)
     meter = Meter(settings.callback, len(outputs.status))
     try:
         for dims, args, rows in by_model(problem.dims, problem.args, _ROWS_PER_MODEL):
@@ -54,14 +54,12 @@ def solve_rows(problem: Problem, parts: Parts, rules: Rules, settings: Settings)
                 break
             grid = replace(problem, dims=dims, args=args)
             mapped = _mapped(grid, parts, rules, settings.rows, rows)
-            if chunk_size is None:
+            if sizes is None:
                 batch = _batches(grid, mapped, rows)
-                most = MOST_COMPILED_ROWS if settings.compile is True else MOST_ROWS
-                chunk_size = choose_chunk_size(mapped.step, batch, len(rows), rows.device, most)
-            meter.begin(min(chunk_size, len(rows)))
-            driver = Driver(grid, mapped, outputs, meter, compiler, rows, chunk_size, settings.callback)
+                sizes = choose_chunk_size(mapped.step, batch, len(rows), rows.device)
+            driver = Driver(grid, mapped, outputs, meter, compiler, rows, sizes, settings.callback)
             driver.run()
-            chunk_size = driver.chunk_size
+            sizes = driver.sizes
     except KeyboardInterrupt:
         ended = int((outputs.status != Status.INTERRUPTED).sum())
         say(f"interrupted: {ended} of {len(outputs.status)} rows have ended", urgent=True)

@@ -279,7 +279,7 @@ def where_finite(
         value = unknown.flatten(rows).sum(-1)
         return value, (value, unknown)
     stand_in = x.index_select(0, ok.to(torch.int64).argmax(keepdim=True)) if rows else x
-    stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in))
+    stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in)).detach()
     value, (loss, weights) = evaluate(_where(ok, x, stand_in))
     value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
     return value, (loss, weights)
@@ -297,32 +297,6 @@ def norm(t: Tensor, rows: int = 0) -> Tensor:
 def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``torch.where`` with one flag for each row."""
     return torch.where(flags.view(flags.shape + (1,) * (new.ndim - flags.ndim)), new, old)
-
-
-def guarded(x: Tensor, rows: int = 0) -> tuple[Tensor, Tensor]:
-    """Keep a window that is not finite from the network: some kernels of torch crash on NaN.
-
-    Args:
-        x: a window, or windows that lead with their rows.
-        rows: number of leading dimensions.
-
-    Returns:
-        Windows in which such rows are zero, and which rows are finite.
-    """
-    # A sum is the fastest pass over memory that sees every NaN; in float64 it does not overflow.
-    ok = x.flatten(rows).sum(-1, dtype=torch.float64).isfinite()
-    if is_readable(ok) and ok.all():
-        return x, ok
-    return _where(ok, x, torch.zeros_like(x)), ok
-
-
-def unless(ok: Tensor, evaluated: Scored) -> Scored:
-    """Make value, loss and weights NaN where the window was not finite."""
-    if is_readable(ok) and ok.all():
-        return evaluated
-    value, (loss, weights) = evaluated
-    value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
-    return value, (loss, weights)
 
 
 def _followed(trend: Trend, value: Tensor, rtol: float) -> Trend:

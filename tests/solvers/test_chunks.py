@@ -59,9 +59,8 @@ def test_wider_rows_make_smaller_chunks(
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == chunks.LEAST_ROWS
     assert len(caplog.records) == 4
-    assert (
-        caplog.records[0].getMessage().startswith(f"chunk_size={sizes[0]} of 1000 rows: a step writes")
-    )
+    said = caplog.records[0].getMessage()
+    assert said.startswith(f"chunk_size={sizes[0]} of 1000 rows, 64 if compiled: a step writes")
     assert caplog.records[0].levelno == logging.INFO
 
 
@@ -79,13 +78,15 @@ def test_a_row_counts_what_a_step_writes() -> None:
 
 
 def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(bytes_per_row: int, total: int) -> int:
+    def choose(bytes_per_row: int, total: int) -> chunks.Sizes:
         monkeypatch.setattr(chunks, "row_bytes", lambda step, batch: bytes_per_row)
         return chunks.choose_chunk_size(None, None, total, CPU)
 
-    assert choose(1, 10**9) == chunks.MOST_ROWS
-    assert choose(1 << 40, 10**9) == chunks.LEAST_ROWS
-    assert choose(1, 100) == 100
+    monkeypatch.setattr(chunks, "_last_cache", lambda: 32 << 20)
+    assert choose(1, 10**9) == (chunks.MOST_ROWS, 256)
+    assert choose(130 << 10, 10**9) == (756, 64)  # a power of two: 126 would fit
+    assert choose(1 << 40, 10**9) == (chunks.LEAST_ROWS, 64)
+    assert choose(1, 100) == (100, 100)
 
 
 def test_the_cache_is_read_or_assumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch._inductor
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.solvers import compiled
+from funcexplain.solvers import compiled, rows
+from funcexplain.solvers.chunks import Sizes
 from tests.grids import F64, targets, without_nan, x0s
 from tests.helpers import (
     assert_close,
@@ -240,6 +241,24 @@ def test_by_itself_it_compiles_long_searches(
     assert_close(without_nan(found), without_nan(expected), rtol=1e-9)
     fe.solve(make_problem(), max_steps=40)  # one question is never compiled unasked
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_by_itself_it_goes_on_in_smaller_chunks_if_it_compiles(
+    traced: list[Trace], monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    monkeypatch.setattr(compiled, "_COMPILATION", 1e-9)
+    monkeypatch.setattr(rows, "choose_chunk_size", lambda *_: Sizes(plain=12, compiled=5))
+    problem = make_problem() if compiles else make_problem(fe.opaque(Looks()))
+    grid = fe.vmap(problem, x0=x0s(20), target=targets(20))
+    at_once: list[int] = []
+    settings: dict[str, Any] = {"max_steps": 40, "atol": 0.05}
+    found = fe.solve(grid, wild(), **settings, callback=lambda state, _: at_once.append(len(state.z)))
+    expected = fe.solve(grid, wild(), compile=False, **settings)
+    assert_close(without_nan(found), without_nan(expected), rtol=1e-9)
+    assert at_once[0] == 12
+    after = at_once[at_once.index(5) :]
+    assert (max(after) == 5) == compiles, at_once
 
 
 def test_by_itself_it_says_in_passing_what_cannot_be_compiled(
