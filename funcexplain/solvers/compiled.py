@@ -116,20 +116,17 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Step:
 
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own.
-    tensors: list[Any] = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own. Copies,
+    # since a tensor that is there twice, as in a state that was just made, would be one input.
+    tensors: list[Any] = [
+        leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves if isinstance(leaf, Tensor)
+    ]
     code: Callable[..., Any] = torch._inductor.compile(
         make_fx(flat)(*tensors), tensors, options=dict(_OPTIONS)
     )
-    given: Args | None = None
-    data: list[Tensor] = []
 
     def compiled(state: State, args: Args) -> tuple[State, Info]:
-        nonlocal given, data
-        if args is not given:
-            given, data = args, [leaf.contiguous() for leaf in _tensors(args)]
-        results = code(*[leaf.contiguous() for leaf in _tensors(state)], *data)
-        return _unflatten(result_tree, results)
+        return _unflatten(result_tree, code(*[leaf.contiguous() for leaf in _tensors((state, args))]))
 
     return compiled
 

@@ -94,7 +94,8 @@ class Driver:
         try:
             while self.pool is not None or len(self.waiting):
                 try:
-                    self.turn_over()
+                    self.land()
+                    self.fill()
                     self.search()
                 except torch.linalg.LinAlgError as error:
                     self.end_failing_rows(error)
@@ -107,78 +108,84 @@ class Driver:
                 self.put(self.pick(self.pool, self.pool.live.nonzero()[:, 0]))
             raise
 
-    def turn_over(self) -> None:
-        """Write the rows that have ended to the outputs, and let waiting ones take their place."""
-        old, staying, landed = self.pool, self.waiting[:0], None
-        if old is not None:
-            ended = self.outputs.has_ended(old.state) & old.live
-            landed = self.pick(old, ended.nonzero()[:, 0])
-            self.put(landed)
-            staying = (old.live & ~ended).nonzero()[:, 0]
-        room = self.chunk_size - len(staying)
-        coming, left = self.waiting[:room], self.waiting[room:]
-        live = len(coming) + len(staying)
-        # Compiled code is for one size: what is free is filled with copies of a row.
-        padding = len(old.rows) - live if old is not None and self.keeps_size(live) else 0
-        states = [] if old is None else [rows_of(old.state, staying)]
-        if len(coming):
-            states.insert(0, self.mapped.init(self.take(coming)))
-        new: Pool | None = None
-        if live:
-            rows = coming if old is None else torch.cat([coming, old.rows[staying]])
-            state = tree_map(lambda *leaves: torch.cat(leaves), *states)
-            if padding:
-                slots = torch.arange(live + padding, device=rows.device) % live
-                rows, state = rows[slots], rows_of(state, slots)
-            new = Pool(rows, self.take(rows), state, torch.arange(len(rows), device=rows.device) < live)
-        self.pool, self.waiting = new, left
-        if landed is not None and len(landed.rows):
+    def land(self) -> None:
+        """Write the rows that have ended to the outputs; the others stay."""
+        if self.pool is None:
+            return
+        pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
+        staying = (pool.live & ~ended).nonzero()[:, 0]
+        landed = pool if ended.all() else self.pick(pool, ended.nonzero()[:, 0])
+        self.put(landed)
+        self.pool = self.pick(pool, staying) if len(staying) else None
+        if len(landed.rows):
             self.meter.add(len(landed.rows), int((landed.state.status == Status.HIT).sum()))
+
+    def fill(self) -> None:
+        """Let waiting rows take the places that are free."""
+        pools = [] if self.pool is None else [self.pool]
+        room = self.chunk_size - sum(len(pool.rows) for pool in pools)
+        coming, left = self.waiting[:room], self.waiting[room:]
+        if len(coming):
+            args, live = self.take(coming), torch.ones_like(coming, dtype=torch.bool)
+            pools.insert(0, Pool(coming, args, self.mapped.init(args), live))
+        size = sum(len(pool.rows) for pool in pools)
+        # Compiled code is for one size: what is free is filled with copies of a row.
+        slots = max(size, self.full_size) if self.keeps_size(size) else size
+        if len(pools) > 1 or slots > size:
+            rows = torch.cat([pool.rows for pool in pools])
+            state = tree_map(lambda *leaves: torch.cat(leaves), *[pool.state for pool in pools])
+            numbers = torch.arange(slots, device=rows.device)
+            if slots > size:
+                rows, state = rows[numbers % size], rows_of(state, numbers % size)
+            pools = [Pool(rows, self.take(rows), state, numbers < size)]
+        self.pool, self.waiting = pools[0] if pools else None, left
 
     def search(self) -> None:
         """Take steps until enough rows have ended, or the oldest have used up their budget."""
         if self.pool is None:
             return
-        pool, began, losses = self.pool, time.monotonic(), list[Tensor]()
-        begun, enough = pool.state.num_steps[pool.live], math.ceil(_ENDED_SHARE * int(pool.live.sum()))
+        # The state is not held here: it is the most of a pool, and every step makes a new one.
+        rows, args, _, live = self.pool
+        begun, enough = self.pool.state.num_steps[live], math.ceil(_ENDED_SHARE * int(live.sum()))
+        # One step more than updates: the last one evaluates the point that the answer holds.
+        most = self.max_steps + 1 - int(begun.amax())
+        pays = self.compiling_pays(len(rows), most)
+        if pays and self.chunk_size > self.sizes.compiled:
+            self.begin_again(self.sizes.compiled)
+            return
+        began, losses = time.monotonic(), list[Tensor]()
         # To look is to wait for a GPU, which should be given the next steps meanwhile.
-        going, look_every = True, _LOOK_EVERY if pool.rows.is_cuda else 1
+        going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
 
         def ends(state: State, info: Info) -> bool:
             nonlocal going
-            losses.extend(info.loss.view(-1, len(pool.rows)))
-            self.pool = pool._replace(state=state)
+            losses.extend(info.loss.view(-1, len(rows)))
+            self.pool = Pool(rows, args, state, live)
             if self.callback is not None:
                 one = info.loss.ndim == 1
                 self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
-                going = int((state.done & pool.live).sum()) < enough
+                going = int((state.done & live).sum()) < enough
             return not going
 
-        # One step more than updates: the last one evaluates the point that the answer holds.
-        most = self.max_steps + 1 - int(begun.amax())
-        pays = self.compiling_pays(pool, most)
-        if pays and self.chunk_size > self.sizes.compiled:
-            self.begin_again(self.sizes.compiled)
-            return
-        several = self.compiled_step(pool) if pays else None
+        several = self.compiled_step(self.pool) if pays else None
         calls, rest = divmod(most, self.compiler.unroll) if several else (0, most)
         try:
             if several:
-                iterate(several, pool.state, pool.args, calls, ends)
+                iterate(several, self.pool.state, args, calls, ends)
             elif self.compiler.wanted == "auto" and not self.seconds_per_step:
                 rest = min(rest, _MEASURED_STEPS)
             if going and rest:
-                iterate(self.mapped.step, self.pool.state, pool.args, rest, ends)
+                iterate(self.mapped.step, self.pool.state, args, rest, ends)
         finally:
-            self.outputs.record(pool.rows[pool.live], begun, [loss[pool.live] for loss in losses])
+            self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
         self.seconds_per_step = (time.monotonic() - began) / max(1, len(losses))
 
-    def compiling_pays(self, pool: Pool, most: int) -> bool:
-        """Whether all steps that are left, ``most`` of them for this pool, should be compiled."""
-        share = len(self.waiting) / len(pool.rows)
+    def compiling_pays(self, size: int, most: int) -> bool:
+        """Whether the steps that are left, ``most`` of them for this pool, should be compiled."""
+        share = len(self.waiting) / size
         seconds_left = self.seconds_per_step * (most + share * (self.max_steps + 1))
-        return len(pool.rows) >= self.full_size and self.compiler.pays(seconds_left)
+        return size >= self.full_size and self.compiler.pays(seconds_left)
 
     def compiled_step(self, pool: Pool) -> Step | None:
         """The compiled step, or None where it cannot be compiled."""
@@ -190,7 +197,7 @@ class Driver:
     def keeps_size(self, live: int) -> bool:
         """Whether the pool keeps its size though rows are fewer, for compiled code."""
         few = not len(self.waiting) and 4 * live < self.full_size
-        return self.compiler.in_use and not few
+        return self.compiler.in_use and live > 0 and not few
 
     def take(self, rows: Tensor) -> Args:
         """Take the data of rows."""
