@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import optree
 import torch
@@ -23,6 +23,8 @@ from funcexplain.solvers.chunks import say
 from funcexplain.solvers.step import Info, State, Step
 
 Compile = bool | str
+# A step, or several, that hold rows whose budget of updates (the last argument) is used up.
+Code = Callable[[State, Args, Tensor], tuple[State, Info]]
 _OPTIONS = {
     # It would turn small convolutions channels-last, which costs 2.6 times here.
     "layout_optimization": False,
@@ -35,7 +37,8 @@ _COMPILATION = 20.0
 
 
 # Code of steps that were compiled, the last used ones last: a second search of the kind begins at once.
-_CODE: OrderedDict[tuple[Any, ...], Step] = OrderedDict()
+# Of what cannot be compiled, the reason.
+_CODE: OrderedDict[tuple[Any, ...], Code | str] = OrderedDict()
 _MOST_KEPT = 16
 
 
@@ -58,7 +61,9 @@ class Compiler:
         """Go on with the steps as they are."""
         self.wanted = self.in_use = False
 
-    def compile(self, step: Step, key: tuple[Any, ...], state: State, args: Args) -> Step | None:
+    def compile(
+        self, step: Step, key: tuple[Any, ...], state: State, args: Args, max_steps: int
+    ) -> Step | None:
         """Compile ``unroll`` steps in one, or return None, and say why, where that is impossible.
 
         Args:
@@ -66,6 +71,7 @@ class Compiler:
             key: what it is made of; equal keys mean equal steps.
             state: a state, for its shapes.
             args: data, for their shapes.
+            max_steps: updates after which several steps in one call go no further.
 
         Returns:
             A step whose infos are stacked in front, one for each of ``unroll`` steps.
@@ -76,27 +82,40 @@ class Compiler:
             for leaf in leaves
         )
         key = (key, self.unroll, tree, *kinds)
-        try:
-            if key not in _CODE:
-                began = time.monotonic()
-                with warnings.catch_warnings():  # of torch's own parts
-                    warnings.simplefilter("ignore")
-                    _CODE[key] = _compiled(step, state, args, self.unroll)
+        if key not in _CODE:
+            began = time.monotonic()
+            _CODE[key] = _compiled(step, state, args, self.unroll)
+            if not isinstance(_CODE[key], str):
                 say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
-        except Exception as error:  # whatever the network, the tracer or the C++ compiler refuse
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            say(f"cannot be compiled, goes on as it is: {reason[0]}", urgent=self.wanted is True)
-            self.give_up()
-            return None
         _CODE.move_to_end(key)
         while len(_CODE) > _MOST_KEPT:
             _CODE.popitem(last=False)
+        code = _CODE[key]
+        if isinstance(code, str):
+            say(f"cannot be compiled, goes on as it is: {code}", urgent=self.wanted is True)
+            self.give_up()
+            return None
         self.in_use = True
-        return _CODE[key]
+        budget = torch.tensor(max_steps, device=state.status.device)
+        return lambda state, args: code(state, args, budget)
 
 
-def _compiled(step: Step, state: State, args: Args, unroll: int) -> Step:
-    leaves, tree = _flatten((state, args))
+def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
+    """Compile, or say why it is impossible: what the network, the tracer or the C++ compiler refuse."""
+    with warnings.catch_warnings():  # of torch's own parts
+        warnings.simplefilter("ignore")
+        try:
+            return _code(step, state, args, unroll)
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            if "_local_scalar_dense" in reason[0]:
+                return "the network decides by its values (.item(), an if, a solver outside of torch)"
+            return reason[0]
+
+
+def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
+    budget = torch.zeros((), dtype=torch.int64, device=state.status.device)
+    leaves, tree = _flatten((state, args, budget))
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     result_tree: Any = None
 
@@ -105,10 +124,11 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Step:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        state, args = _unflatten(tree, filled)
+        state, args, budget = _unflatten(tree, filled)
         infos = []
         for _ in range(unroll):
-            state, info = step(state, args)
+            following, info = step(state, args)
+            state = following if unroll == 1 else _held(state.num_steps > budget, state, following)
             infos.append(info)
         info = Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
         results, result_tree = _flatten((state, info))
@@ -121,14 +141,32 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Step:
     tensors: list[Any] = [
         leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves if isinstance(leaf, Tensor)
     ]
-    code: Callable[..., Any] = torch._inductor.compile(
-        make_fx(flat)(*tensors), tensors, options=dict(_OPTIONS)
-    )
+    # A GPU is given all kernels of a step in one call.
+    in_graph = budget.is_cuda
+    options = {**_OPTIONS, "triton.cudagraphs": in_graph}
+    code: Callable[..., Any] = torch._inductor.compile(make_fx(flat)(*tensors), tensors, options=options)
 
-    def compiled(state: State, args: Args) -> tuple[State, Info]:
-        return _unflatten(result_tree, code(*[leaf.contiguous() for leaf in _tensors((state, args))]))
+    def compiled(state: State, args: Args, budget: Tensor) -> tuple[State, Info]:
+        inputs = [leaf.contiguous() for leaf in _tensors((state, args, budget))]
+        if not in_graph:
+            return _unflatten(result_tree, code(*inputs))
+        torch.compiler.cudagraph_mark_step_begin()
+        # The graph will write what it computes next to the same places.
+        return _unflatten(result_tree, [result.clone() for result in code(*inputs)])
 
+    if in_graph:  # what a graph refuses shows when it is recorded
+        code(*tensors)
     return compiled
+
+
+def _held(flags: Tensor, state: State, following: State) -> State:
+    """The next state, of flagged rows the one that they have."""
+
+    def held(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(flags.view(-1, *[1] * (new.ndim - 1)), old, new)
+
+    trees: list[Any] = [state, following]
+    return cast(State, optree.tree_map(held, *trees))
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:

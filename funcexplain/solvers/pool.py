@@ -169,7 +169,7 @@ class Driver:
             return not going
 
         several = self.compiled_step(self.pool) if pays else None
-        calls, rest = divmod(most, self.compiler.unroll) if several else (0, most)
+        calls, rest = (math.ceil(most / self.compiler.unroll), 0) if several else (0, most)
         try:
             if several:
                 iterate(several, self.pool.state, args, calls, ends)
@@ -189,7 +189,9 @@ class Driver:
 
     def compiled_step(self, pool: Pool) -> Step | None:
         """The compiled step, or None where it cannot be compiled."""
-        step = self.compiler.compile(self.mapped.step, self.mapped.key, pool.state, pool.args)
+        step = self.compiler.compile(
+            self.mapped.step, self.mapped.key, pool.state, pool.args, self.max_steps
+        )
         if step is None:
             self.chunk_size = self.meter.chunk_size = self.sizes.plain
         return step

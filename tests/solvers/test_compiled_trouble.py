@@ -171,7 +171,7 @@ def test_a_network_that_decides_by_its_values_goes_on_as_it_is(
     (record,) = said.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(CANNOT)
-    assert "value out of a tracing tensor" in record.getMessage()
+    assert "decides by its values" in record.getMessage()
     assert "\n" not in record.getMessage()
     assert len(traces) == 1  # it is not tried again
 
@@ -259,6 +259,17 @@ def test_by_itself_it_goes_on_in_smaller_chunks_if_it_compiles(
     assert at_once[0] == 12
     after = at_once[at_once.index(5) :]
     assert (max(after) == 5) == compiles, at_once
+
+
+def test_what_cannot_be_compiled_is_tried_once(
+    traces: list[Trace], said: pytest.LogCaptureFixture
+) -> None:
+    grid = fe.vmap(make_problem(fe.opaque(Looks())), x0=x0s(7))
+    for _ in range(2):
+        fe.solve(grid, steady(), max_steps=4, chunk_size=4, compile=True)
+    assert len(traces) == 1
+    reason = "the network decides by its values (.item(), an if, a solver outside of torch)"
+    assert [record.getMessage() for record in said.records] == [CANNOT + reason] * 2
 
 
 def test_by_itself_it_says_in_passing_what_cannot_be_compiled(
