@@ -134,7 +134,10 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
         results, result_tree = _flatten((state, info))
         return tuple(results)
 
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own. Copies,
     # since a tensor that is there twice, as in a state that was just made, would be one input.
@@ -144,7 +147,11 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
     # A GPU is given all kernels of a step in one call.
     in_graph = budget.is_cuda
     options = {**_OPTIONS, "triton.cudagraphs": in_graph}
-    code: Callable[..., Any] = torch._inductor.compile(make_fx(flat)(*tensors), tensors, options=options)
+    graph = make_fx(flat)(*tensors)
+    # Torch's cache on disk serves nothing that is compiled outside of such a context.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with tracing(TracingContext(mode)):
+        code: Callable[..., Any] = torch._inductor.compile(graph, tensors, options=options)
 
     def compiled(state: State, args: Args, budget: Tensor) -> tuple[State, Info]:
         inputs = [leaf.contiguous() for leaf in _tensors((state, args, budget))]

@@ -219,6 +219,20 @@ def test_an_interruption_of_the_compiler_is_one(
     assert fe.solve(make_problem(), max_steps=5, compile=True).status is fe.Status.INTERRUPTED
 
 
+def test_code_from_the_disk_has_the_constants_of_its_own_network(traces: list[Trace]) -> None:
+    """Two networks that capture tensors of their own make one graph: what they capture must differ."""
+    from torch._dynamo.utils import counters
+
+    for seed in (1, 2):
+        hits = counters["aot_autograd"]["autograd_cache_hit"]
+        matrix = torch.randn(60, 5, dtype=F64, generator=torch.Generator().manual_seed(seed))
+        problem = make_problem((lambda p, x, m=matrix: torch.softmax(x.flatten() @ m, -1), {}))
+        grid = fe.vmap(problem, x0=x0s(5), target=targets(5))
+        assert_answers_are_those_of_plain_steps(grid, steady, max_steps=6)
+    assert counters["aot_autograd"]["autograd_cache_hit"] == hits + 1
+    assert len(traces) == 2
+
+
 # --- by itself ------------------------------------------------------------------------------------
 
 
