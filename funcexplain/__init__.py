@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from funcexplain.solvers.optimizers import sgd as sgd
     from funcexplain.solvers.progress import Progress as Progress
     from funcexplain.solvers.progress import progress as progress
+    from funcexplain.solvers.prune import prune as prune
     from funcexplain.solvers.solve import explain as explain
     from funcexplain.solvers.solve import solve as solve
     from funcexplain.solvers.step import Info as Info
@@ -67,6 +68,7 @@ _NAMES = {
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
     "solvers.progress": ("Progress", "progress"),
+    "solvers.prune": ("prune",),
     "solvers.solve": ("explain", "solve"),
     "solvers.step": ("Info", "State", "make_step"),
 }

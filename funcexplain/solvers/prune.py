@@ -1,0 +1,118 @@
+"""The smallest answer: put changed entries back to the reference as long as the target stays hit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from funcexplain.problems.checks import check_number
+from funcexplain.problems.problem import Args, Problem, check_problem
+from funcexplain.solutions.solution import Solution
+
+_AT_ONCE = 256  # windows in one call of the network
+
+
+def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Solution:
+    """Put changed entries of an answer back to the reference, while the target stays hit.
+
+    A search moves every entry that has a gradient, though few may matter. This goes the other way, from
+    the answer back: all changed entries are tried alone, those that can be spared are put back together,
+    least error first (half of them, then half of these, where all are too many), until none is left that
+    could be put back. What stays changed is minimal, though not the smallest set of all, which no greedy
+    search can promise. Works on the window itself: where `reparametrize` ties entries together, the
+    pruned window no longer keeps that tie.
+
+    Args:
+        solution: what `solve` found; rows that are no hit within ``atol`` are left as they are.
+        problem: the question or grid that it answers. Only entries with mask True, whose reference lies
+            within the bounds (if there are any), are put back.
+        atol: the target is hit where ``max |weights - target| <= atol``.
+
+    Returns:
+        The solution with ``x``, ``weights`` and ``loss`` of the pruned windows; its ``history``,
+        ``num_steps`` and ``status`` are those of the search.
+
+    Raises:
+        TypeError: if one of them is something else.
+        ValueError: if the rows of both differ, or ``atol`` is negative.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.6, 0.4]), torch.zeros(1, 1, 2))
+        >>> solution = fe.solve(p, fe.sgd(lr=1.0), max_steps=200, atol=1e-3)
+        >>> solution.x.count_nonzero(), fe.prune(solution, p, atol=0.06).x.count_nonzero()
+        (tensor(2), tensor(1))
+
+    References:
+        S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
+        Black Box, on why few changes matter, https://arxiv.org/abs/1711.00399
+    """
+    check_problem("prune", problem)
+    if not isinstance(solution, Solution):
+        raise TypeError(f"prune: solution must be a Solution, got {type(solution).__name__}")
+    check_number("prune", "atol", atol, least=0.0)
+    if solution.shape != problem.shape:
+        raise ValueError(
+            f"prune: solution must have the rows of the problem {problem.shape}, got {solution.shape}"
+        )
+    x, weights, loss = solution.x.clone(), solution.weights.clone(), solution.loss.clone()
+    with torch.no_grad():
+        for row in product(*map(range, problem.shape)):
+            question = problem[row] if row else problem
+            pruned = _pruned(question, x[row], atol)
+            if pruned is not None:
+                x[row] = pruned
+                _, (loss[row], weights[row]) = question.evaluate(pruned, question.args)
+    return replace(solution, x=x, weights=weights, loss=loss)
+
+
+def _pruned(question: Problem, x: Tensor, atol: float) -> Tensor | None:
+    """The window of one row with as few changes as possible, or None where it is no hit."""
+    reference, may = question.args["reference"].flatten(), _may_return(question.args)
+    errors = _errors_of(question)
+    if not errors(x[None]) <= atol:
+        return None
+    now = x.flatten()
+    while True:
+        changed = ((now != reference) & may).nonzero()[:, 0]
+        alone = torch.cat(
+            [x.new_zeros(0)]
+            + [errors(_returned(now, reference, part[:, None], x)) for part in changed.split(_AT_ONCE)]
+        )
+        spare = changed[alone.argsort()][: int((alone <= atol).sum())]
+        count = len(spare)
+        # Rounding may tell a window alone from the same one among others: then it stays as it is.
+        while count and not errors(_returned(now, reference, spare[None, :count], x)) <= atol:
+            count //= 2
+        if not count:
+            return now.view(x.shape)
+        now = _returned(now, reference, spare[None, :count], x).flatten()
+
+
+def _may_return(args: Args) -> Tensor:
+    """Which entries may have the value that they have in the reference."""
+    reference, may = args["reference"], args["mask"]
+    if "lower" in args:
+        may = may & (reference >= args["lower"]) & (reference <= args["upper"])
+    return may.flatten()
+
+
+def _errors_of(question: Problem) -> Callable[[Tensor], Tensor]:
+    """Largest ``|weights - target|`` of each of several windows."""
+
+    def error(x: Tensor) -> Tensor:
+        _, (_, weights) = question.evaluate(x, question.args)
+        return (weights - question.args["target"]).abs().amax()
+
+    return torch.func.vmap(error)
+
+
+def _returned(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:
+    """Windows in which the entries of a line of ``entries`` each have their value in the reference."""
+    windows = now.repeat(len(entries), 1)
+    return windows.scatter(1, entries, reference[entries]).view(-1, *x.shape)
