@@ -224,6 +224,9 @@ PENALTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": fe.penalties.l1,
     "l2": fe.penalties.l2,
     "smoothness": fe.penalties.smoothness,
+    "group_assets": fe.penalties.group("assets"),
+    "group_days": fe.penalties.group("days"),
+    "l2_in_sigmas": fe.penalties.scaled(fe.penalties.l2, torch.tensor([[[0.3]], [[2.0]]])),
 }
 OPTIMIZERS: dict[str, Callable[[], fe.Optimizer]] = {
     "adam": lambda: fe.adam(lr=0.05),

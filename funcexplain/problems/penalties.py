@@ -1,12 +1,22 @@
 """Penalties: what it costs to move away from the reference, ``(x, reference) -> scalar``.
 
 Each is a pure function of two windows of shape ``(C, L, A)`` and an average over entries, so that one
-strength means the same for a short and a long window. Units are those of ``x``.
+strength means the same for a short and a long window. Units are those of ``x``; `scaled` measures in
+others, such as sigmas. `group`, `mahalanobis` and `scaled` make a penalty from their settings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from funcexplain.problems.checks import check_number, check_tensor
+
+Penalty = Callable[[Tensor, Tensor], Tensor]
+_AXES = {"channels": -3, "days": -2, "assets": -1}
 
 
 def l1(x: Tensor, reference: Tensor) -> Tensor:
@@ -64,3 +74,135 @@ def smoothness(x: Tensor, reference: Tensor) -> Tensor:
     """
     steps = (x - reference).diff(dim=-2)
     return steps.square().sum() / max(steps.numel(), 1)
+
+
+def group(axis: str) -> Penalty:
+    """Few assets, few days or few channels: the mean over them of the root mean square change of each.
+
+    ``mean_g sqrt(mean(d_g**2))`` with ``d = x - r``, the group lasso. A square root has its slope at
+    zero, too, so that it pays to leave a whole group alone; within a group changes spread as with `l2`.
+
+    Args:
+        axis: what a group is: ``"assets"``, ``"days"`` or ``"channels"``.
+
+    Returns:
+        A penalty, by name ``"group"``; its gradient is zero in groups that are not changed.
+
+    Raises:
+        ValueError: for another axis.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[3.0, 0.0], [3.0, 0.0]]])  # one channel, two days, two assets
+        >>> group("assets")(x, torch.zeros_like(x)), group("days")(x, torch.zeros_like(x))
+        (tensor(1.5000), tensor(2.1213))
+
+    References:
+        M. Yuan, Y. Lin (2006), Model Selection and Estimation in Regression with Grouped Variables,
+        https://doi.org/10.1111/j.1467-9868.2005.00532.x
+    """
+    if not isinstance(axis, str) or axis not in _AXES:
+        raise ValueError(f"group: axis must be one of {sorted(_AXES)}, got {axis!r}")
+    dim = _AXES[axis]
+
+    def penalty(x: Tensor, reference: Tensor) -> Tensor:
+        groups = (x - reference).movedim(dim, 0).flatten(1)
+        return torch.linalg.vector_norm(groups, dim=1).mean() / groups.shape[1] ** 0.5
+
+    return _named(penalty, "group")
+
+
+def mahalanobis(cov: Tensor) -> Penalty:
+    """How unusual a day's changes are, ``mean(d' inv(cov) d) / A`` over channels and days.
+
+    Changes that the assets make together, as they do in the market, cost less than changes against
+    their correlations. With ``cov`` the identity it is `l2`; its value is one where changes are drawn
+    from ``cov``.
+
+    Args:
+        cov: covariance of the assets, shape ``(A, A)``, or one for each channel, ``(C, 1, A, A)``;
+            symmetric and positive definite, in units of ``x**2``.
+
+    Returns:
+        A penalty, by name ``"mahalanobis"``.
+
+    Raises:
+        TypeError: if ``cov`` is no floating tensor.
+        ValueError: if it is not square, finite, symmetric and positive definite.
+
+    Example:
+        >>> import torch
+        >>> together = mahalanobis(torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+        >>> zeros = torch.zeros(1, 1, 2)
+        >>> together(torch.tensor([[[1.0, 1.0]]]), zeros), together(torch.tensor([[[1.0, -1.0]]]), zeros)
+        (tensor(0.5263), tensor(10.0000))
+
+    References:
+        P. C. Mahalanobis (1936), On the Generalised Distance in Statistics;
+        M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
+        https://doi.org/10.2469/faj.v66.n5.3
+    """
+    cov = check_tensor("mahalanobis", "cov", cov)
+    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+        raise ValueError(f"mahalanobis: cov must be square, got {tuple(cov.shape)}")
+    if not torch.allclose(cov, cov.mT, rtol=1e-4):
+        raise ValueError("mahalanobis: cov must be symmetric, got one that is not")
+    factor, failed = torch.linalg.cholesky_ex(cov)
+    if bool(failed.any()):
+        raise ValueError(
+            "mahalanobis: cov must be positive definite, got one that is not; more observations than "
+            "assets, or shrinkage towards a diagonal, make it so"
+        )
+    # One product whitens: the factor is small, and a penalty is evaluated at every step.
+    whiten = torch.linalg.solve_triangular(
+        factor, torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device), upper=False
+    ).mT
+
+    def penalty(x: Tensor, reference: Tensor) -> Tensor:
+        return ((x - reference).unsqueeze(-2) @ whiten.to(x)).square().mean()
+
+    return _named(penalty, "mahalanobis")
+
+
+def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
+    """Measure changes in other units: the penalty of ``x / scale`` and ``reference / scale``.
+
+    With each channel's standard deviation a change counts in sigmas; with a scale per entry some may
+    be made dearer than others.
+
+    Args:
+        penalty: function ``(x, reference) -> scalar``.
+        scale: number, or tensor that broadcasts to x, such as ``(C, 1, 1)``; positive.
+
+    Returns:
+        A penalty, by the name of ``penalty``.
+
+    Raises:
+        TypeError: if ``penalty`` cannot be called, or ``scale`` is neither number nor floating tensor.
+        ValueError: if a scale is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> in_sigmas = scaled(l1, torch.tensor([[[2.0]], [[10.0]]]))
+        >>> in_sigmas(torch.full((2, 1, 1), 10.0), torch.zeros(2, 1, 1))
+        tensor(3.)
+    """
+    if not callable(penalty):
+        raise TypeError(f"scaled: penalty must be callable, got {type(penalty).__name__}")
+    if isinstance(scale, Tensor):
+        scale = check_tensor("scaled", "scale", scale)
+    else:
+        scale = torch.tensor(check_number("scaled", "scale", scale, least=0.0, strict=True))
+    if bool((scale <= 0).any()):
+        raise ValueError(f"scaled: scale must be > 0, got a least value of {scale.min():g}")
+    units = scale
+
+    def in_units(x: Tensor, reference: Tensor) -> Tensor:
+        return penalty(x / units.to(x), reference / units.to(x))
+
+    return _named(in_units, getattr(penalty, "__name__", "scaled"))
+
+
+def _named(penalty: Any, name: str) -> Penalty:
+    penalty.__name__ = name  # by which `penalize` stores its strength
+    return penalty
