@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 States = tuple[Tensor, ...]
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def lstm_cell(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> States:
@@ -143,7 +144,7 @@ def walk_layers(
 
 def is_traced() -> bool:
     """Whether operations are being recorded to a graph, to be compiled."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def _tanh(x: Tensor) -> Tensor:

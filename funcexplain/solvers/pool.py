@@ -7,8 +7,10 @@ waits for the slowest row of a chunk. A row knows its own number of steps, and n
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import optree
@@ -153,13 +155,14 @@ class Driver:
         if pays and self.chunk_size > self.sizes.compiled:
             self.begin_again(self.sizes.compiled)
             return
-        began, losses = time.monotonic(), list[Tensor]()
+        losses, times = list[Tensor](), [time.monotonic()]
         # To look is to wait for a GPU, which should be given the next steps meanwhile.
         going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
 
         def ends(state: State, info: Info) -> bool:
             nonlocal going
             losses.extend(info.loss.view(-1, len(rows)))
+            times.append(time.monotonic())
             self.pool = Pool(rows, args, state, live)
             if self.callback is not None:
                 one = info.loss.ndim == 1
@@ -179,7 +182,9 @@ class Driver:
                 iterate(self.mapped.step, self.pool.state, args, rest, ends)
         finally:
             self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
-        self.seconds_per_step = (time.monotonic() - began) / max(1, len(losses))
+        # The median: a machine that halts for a second does not make a short search a long one.
+        taken = [after - before for before, after in pairwise(times)]
+        self.seconds_per_step = statistics.median(taken) * len(taken) / len(losses)
 
     def compiling_pays(self, size: int, most: int) -> bool:
         """Whether the steps that are left, ``most`` of them for this pool, should be compiled."""

@@ -169,7 +169,7 @@ def _solve_one(
         losses_before.append(info.loss)
         if callback is not None:
             callback(state, info)
-        return bool(state.done)
+        return int(state.status) != Status.MAX_STEPS
 
     code = None
     try:

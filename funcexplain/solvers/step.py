@@ -289,8 +289,10 @@ def norm(t: Tensor, rows: int = 0) -> Tensor:
     """Euclidean norm of each row, in float64 where squares overflow or vanish."""
     flat = t.flatten(rows)
     norms = torch.linalg.vector_norm(flat, dim=-1)
-    if is_readable(norms) and math.isfinite(norms.sum()) and norms.all():
-        return norms
+    if is_readable(norms):
+        least, most = map(float, norms.aminmax()) if rows else [float(norms)] * 2
+        if least > 0.0 and most < math.inf:  # NaN is neither
+            return norms
     return torch.linalg.vector_norm(flat, dim=-1, dtype=torch.float64)
 
 

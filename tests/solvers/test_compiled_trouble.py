@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import warnings
@@ -13,7 +14,7 @@ import torch._inductor
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.solvers import compiled, rows
+from funcexplain.solvers import compiled, pool, rows
 from funcexplain.solvers.chunks import Sizes
 from tests.grids import F64, targets, without_nan, x0s
 from tests.helpers import (
@@ -273,6 +274,16 @@ def test_by_itself_it_goes_on_in_smaller_chunks_if_it_compiles(
     assert at_once[0] == 12
     after = at_once[at_once.index(5) :]
     assert (max(after) == 5) == compiles, at_once
+
+
+def test_a_machine_that_halts_does_not_make_a_search_long(
+    traced: list[Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that takes an hour, by the clock, among others that take none."""
+    calls = itertools.count()
+    monkeypatch.setattr(pool.time, "monotonic", lambda: 3600.0 * (next(calls) > 6))
+    fe.solve(fe.vmap(make_problem(), x0=x0s(20)), max_steps=40, chunk_size=4)
+    assert not traced
 
 
 def test_what_cannot_be_compiled_is_tried_once(
