@@ -8,19 +8,21 @@ sense (NaN, a target of another length) is refused.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from funcexplain.networks.functional import SEED, functionalize
+from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_count, check_is_tensor
 from funcexplain.problems.problem import problem
 from funcexplain.problems.transforms import zero_masked
-from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.step import make_step
+from funcexplain.solvers.plain import make_plain_step
+from funcexplain.solvers.step import Rules, make_parts
 
 _PRINT_EVERY = 50
 
@@ -106,11 +108,10 @@ def gradient_wrt_input(
             mask=None if mask is None else mask.bool(),
         )
     )
-    init, step = make_step(question, adam(lr=lr), gradient=backward_value_and_grad)
-
     hist: list[float] = []
-    with torch.no_grad():
-        state = init(question.args)
+    with torch.no_grad(), bound(question.apply, question.args["params"]) as prepared:
+        parts = make_parts(replace(question, apply=prepared), adam(lr=lr), Rules())
+        step, state = make_plain_step(parts, Rules()), parts.init(question.args)
         for done in range(0, n_iter, _PRINT_EVERY):
             if verbose:
                 line = f"{done}-th iteration, loss: {hist[-1]:.4f}" if done else "Starting optimization"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_number, check_tensor
+from funcexplain.problems import checks
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 _AXES = {"channels": -3, "days": -2, "assets": -1}
@@ -142,7 +142,7 @@ def mahalanobis(cov: Tensor) -> Penalty:
         M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
         https://doi.org/10.2469/faj.v66.n5.3
     """
-    cov = check_tensor("mahalanobis", "cov", cov)
+    cov = checks.check_tensor("mahalanobis", "cov", cov)
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         raise ValueError(f"mahalanobis: cov must be square, got {tuple(cov.shape)}")
     if not torch.allclose(cov, cov.mT, rtol=1e-4):
@@ -190,9 +190,9 @@ def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
     if not callable(penalty):
         raise TypeError(f"scaled: penalty must be callable, got {type(penalty).__name__}")
     if isinstance(scale, Tensor):
-        scale = check_tensor("scaled", "scale", scale)
+        scale = checks.check_tensor("scaled", "scale", scale)
     else:
-        scale = torch.tensor(check_number("scaled", "scale", scale, least=0.0, strict=True))
+        scale = torch.tensor(checks.check_number("scaled", "scale", scale, least=0.0, strict=True))
     if bool((scale <= 0).any()):
         raise ValueError(f"scaled: scale must be > 0, got a least value of {scale.min():g}")
     units = scale

@@ -20,7 +20,6 @@ from funcexplain.solvers.step import Info, Iterate, Parts, Rules, State, Step, T
 def make_plain_step(parts: Parts, rules: Rules) -> Step:
     """Make the step of one question, with one ordinary backward pass; the end must end the loop."""
     atol, keep, patience, rtol = rules
-    assert atol is not None
     differentiate = backward_value_and_grad(parts.objective)
 
     def step(state: State, args: Args) -> tuple[State, Info]:
@@ -30,7 +29,8 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
         info = Info(loss, value, grad_norm.to(grads.dtype), error)
         slope = float(grad_norm)
         finite = math.isfinite(value)
-        hit = finite and bool(error <= atol)  # in the tensor's own precision, as for many rows
+        # In the tensor's own precision, as for many rows.
+        hit = finite and atol is not None and bool(error <= atol)
         kept = state.kept
         if (finite and (keep == "last" or hit or value < kept.value)) or kept.value.isnan():
             kept = Iterate(state.z, value, loss, weights)
@@ -41,11 +41,11 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
             patient = int(trend.waited) < patience
         if hit:
             end = Status.HIT
-        elif not (finite and math.isfinite(slope)):
+        elif atol is not None and not (finite and math.isfinite(slope)):
             end = Status.NONFINITE
         else:
             z, moved = parts.move(state, args, grads)
-            if patient and (slope != 0.0 or not torch.equal(z, state.z)):
+            if atol is None or (patient and (slope != 0.0 or not torch.equal(z, state.z))):
                 return State(z, moved, kept, state.status, state.num_steps + 1, trend), info
             end = Status.STALLED
         status = torch.full_like(state.status, int(end))
