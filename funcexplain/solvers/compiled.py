@@ -35,7 +35,6 @@ _OPTIONS = {
 # What a compilation takes without a warm cache, in seconds; "auto" compiles a search that is longer.
 _COMPILATION = 20.0
 
-
 # Code of steps that were compiled, the last used ones last: a second search of the kind begins at once.
 # Of what cannot be compiled, the reason.
 _CODE: OrderedDict[tuple[Any, ...], Code | str] = OrderedDict()
@@ -82,15 +81,15 @@ class Compiler:
             for leaf in leaves
         )
         key = (key, self.unroll, tree, *kinds)
-        if key not in _CODE:
+        code = _CODE.pop(key, None)
+        if code is None:
             began = time.monotonic()
-            _CODE[key] = _compiled(step, state, args, self.unroll)
-            if not isinstance(_CODE[key], str):
+            code = _compiled(step, state, args, self.unroll)
+            if not isinstance(code, str):
                 say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
-        _CODE.move_to_end(key)
+        _CODE[key] = code
         while len(_CODE) > _MOST_KEPT:
             _CODE.popitem(last=False)
-        code = _CODE[key]
         if isinstance(code, str):
             say(f"cannot be compiled, goes on as it is: {code}", urgent=self.wanted is True)
             self.give_up()
