@@ -53,26 +53,16 @@ CELLS: dict[Any, Callable[..., States]] = {
 
 
 def unrolled(
-    kernel: Any,
-    data: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    bias: bool,
-    layers: int,
-    bidirectional: bool,
-    batch_first: bool,
+    kernel: Any, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any
 ) -> tuple[Tensor, ...]:
     """Compute what a recurrent kernel of torch computes, without dropout and projections.
 
     Args:
         kernel: a key of `CELLS`.
-        data: input, ``(T, N, C)``, or ``(N, T, C)`` if ``batch_first``.
-        states: initial states, ``(layers * directions, N, H)`` each.
-        weights: of each layer and direction ``W``, ``U``, and two biases if ``bias``.
-        bias: whether there are biases.
-        layers: number of layers.
-        bidirectional: whether every layer also runs backwards.
-        batch_first: layout of ``data`` and of the output.
+        data: as in `walk_layers`, like all that follow.
+        states: initial states.
+        weights: of each layer and direction.
+        shape: ``bias, layers, bidirectional, batch_first``.
 
     Returns:
         The output, and the last of each state.
@@ -98,7 +88,7 @@ def unrolled(
             shown.append(now[0])
         return torch.stack(shown), now
 
-    return walk_layers(run, data, states, weights, bias, layers, bidirectional, batch_first)
+    return walk_layers(run, data, states, weights, *shape)
 
 
 def walk_layers(
@@ -115,9 +105,9 @@ def walk_layers(
 
     Args:
         run: one layer in one direction, ``(x, states, W, U, biases) -> (output, last states)``.
-        data: as in `unrolled`, like all that follow.
-        states: initial states.
-        weights: of each layer and direction.
+        data: input, ``(T, N, C)``, or ``(N, T, C)`` if ``batch_first``.
+        states: initial states, ``(layers * directions, N, H)`` each.
+        weights: of each layer and direction ``W``, ``U``, and two biases if ``bias``.
         bias: whether there are biases.
         layers: number of layers.
         bidirectional: whether every layer also runs backwards.

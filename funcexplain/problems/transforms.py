@@ -16,10 +16,10 @@ from torch import Tensor
 
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import FLOATING, check_datum, check_number, check_scale
+from funcexplain.problems.penalties import Penalty
 from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
 
 Transform = Callable[[Problem], Problem]
-Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 def with_data(where: str, problem: Problem, **data: Any) -> Args:

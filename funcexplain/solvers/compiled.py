@@ -20,7 +20,7 @@ from torch import Tensor
 
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.chunks import say
-from funcexplain.solvers.step import Info, State, Step
+from funcexplain.solvers.step import Info, State, Step, where_rows
 
 Compile = bool | str
 # A step, or several, that hold rows whose budget of updates (the last argument) is used up.
@@ -167,12 +167,8 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
 
 def _held(flags: Tensor, state: State, following: State) -> State:
     """The next state, of flagged rows the one that they have."""
-
-    def held(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(flags.view(-1, *[1] * (new.ndim - 1)), old, new)
-
     trees: list[Any] = [state, following]
-    return cast(State, optree.tree_map(held, *trees))
+    return cast(State, optree.tree_map(lambda old, new: where_rows(flags, old, new), *trees))
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:

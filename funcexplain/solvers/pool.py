@@ -172,14 +172,13 @@ class Driver:
             return not going
 
         several = self.compiled_step(self.pool) if pays else None
-        calls, rest = (math.ceil(most / self.compiler.unroll), 0) if several else (0, most)
+        step, calls = self.mapped.step, most
+        if several:
+            step, calls = several, math.ceil(most / self.compiler.unroll)
+        elif self.compiler.wanted == "auto" and not self.seconds_per_step:
+            calls = min(most, _MEASURED_STEPS)
         try:
-            if several:
-                iterate(several, self.pool.state, args, calls, ends)
-            elif self.compiler.wanted == "auto" and not self.seconds_per_step:
-                rest = min(rest, _MEASURED_STEPS)
-            if going and rest:
-                iterate(self.mapped.step, self.pool.state, args, rest, ends)
+            iterate(step, self.pool.state, args, calls, ends)
         finally:
             self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
         # The median: a machine that halts for a second does not make a short search a long one.

@@ -250,8 +250,8 @@ def decide(
     better = hit | (value < state.kept.value) if rules.keep == "best" else True
     replaces = ~state.done & ((finite & better) | state.kept.value.isnan())
     held = zip(here, state.kept, strict=True)
-    kept = Iterate(*(_where(replaces, new, old) for new, old in held))
-    return next_state._replace(z=_where(moves, z, state.z), kept=kept), info
+    kept = Iterate(*(where_rows(replaces, new, old) for new, old in held))
+    return next_state._replace(z=where_rows(moves, z, state.z), kept=kept), info
 
 
 def where_finite(
@@ -280,8 +280,10 @@ def where_finite(
         return value, (value, unknown)
     stand_in = x.index_select(0, ok.to(torch.int64).argmax(keepdim=True)) if rows else x
     stand_in = torch.where(stand_in.isfinite(), stand_in, torch.zeros_like(stand_in)).detach()
-    value, (loss, weights) = evaluate(_where(ok, x, stand_in))
-    value, loss, weights = (_where(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights))
+    value, (loss, weights) = evaluate(where_rows(ok, x, stand_in))
+    value, loss, weights = (
+        where_rows(ok, t, torch.full_like(t, torch.nan)) for t in (value, loss, weights)
+    )
     return value, (loss, weights)
 
 
@@ -296,7 +298,7 @@ def norm(t: Tensor, rows: int = 0) -> Tensor:
     return torch.linalg.vector_norm(flat, dim=-1, dtype=torch.float64)
 
 
-def _where(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def where_rows(flags: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``torch.where`` with one flag for each row."""
     return torch.where(flags.view(flags.shape + (1,) * (new.ndim - flags.ndim)), new, old)
 
