@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from funcexplain.networks.prepare import register_rule as register_rule
     from funcexplain.problems import losses as losses
     from funcexplain.problems import penalties as penalties
+    from funcexplain.problems import targets as targets
     from funcexplain.problems.coordinates import box as box
     from funcexplain.problems.coordinates import clip as clip
     from funcexplain.problems.coordinates import reparametrize as reparametrize
@@ -73,7 +74,11 @@ _NAMES = {
     "solvers.step": ("Info", "State", "make_step"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = {"losses": "problems.losses", "penalties": "problems.penalties"}
+_MODULES = {
+    "losses": "problems.losses",
+    "penalties": "problems.penalties",
+    "targets": "problems.targets",
+}
 
 __all__ = sorted(_HOME.keys() | _MODULES.keys())
 

@@ -18,6 +18,7 @@ from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_count, check_is_tensor
 from funcexplain.problems.problem import problem
+from funcexplain.problems.stating import check_allocation
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
@@ -100,14 +101,12 @@ def gradient_wrt_input(
     apply, params = functionalize(model, train=True, rules=rules)
     del params[SEED]  # dropout then draws from torch's global generator, as in the original
     params = {n: p.to(place, precision if p.is_floating_point() else p.dtype) for n, p in params.items()}
-    question = zero_masked(
-        problem(
-            (apply, params),
-            target_weights.to(place, precision),
-            initial_guess.to(place, precision),
-            mask=None if mask is None else mask.bool(),
-        )
-    )
+    guess = initial_guess.to(place, precision)
+    target = check_allocation("gradient_wrt_input", target_weights.to(place, precision), guess)
+    # The original takes targets that no network can reach, too; equal weights stand in for them.
+    equal = torch.full_like(target, 1.0 / len(target))
+    question = problem((apply, params), equal, guess, mask=None if mask is None else mask.bool())
+    question = zero_masked(replace(question, args={**question.args, "target": target}))
     hist: list[float] = []
     with torch.no_grad(), bound(question.apply, question.args["params"]) as prepared:
         parts = make_parts(replace(question, apply=prepared), adam(lr=lr), Rules())

@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "parameter": nn.Parameter,
     "strided": lambda t: torch.stack([t, t], -1)[..., 0],
     "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
-    "expanded": lambda t: t[..., :1].expand(t.shape),
+    "expanded": lambda t: (t[..., :1] if t.ndim > 1 else t.new_tensor([1 / len(t)])).expand(t.shape),
 }
 
 

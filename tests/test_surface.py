@@ -16,7 +16,7 @@ SURFACE = """
     GradientCheck Info Optimizer Problem Progress Solution State Status adam as_optimizer asset_masks
     box cast check_gradient clip consensus explain freeze functionalize gradient_wrt_input jitter losses
     make_step one_hot_targets opaque penalize penalties pipe problem progress prune register_rule
-    reparametrize run sgd solve stack standardize starts vmap windows zero_masked
+    reparametrize run sgd solve stack standardize starts targets vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = ["networks", "problems", "solutions", "solvers", "markets"]
@@ -76,7 +76,7 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert f"::: {owner}" in api
 
 
-@pytest.mark.parametrize("name", ["losses", "penalties"])
+@pytest.mark.parametrize("name", ["losses", "penalties", "targets"])
 def test_every_loss_and_penalty_is_documented(name: str) -> None:
     for function in vars(getattr(fe, name)).values():
         if inspect.isfunction(function) and not function.__name__.startswith("_"):

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from funcexplain.networks.functional import SEED
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
+from funcexplain.problems.criterion import EXACT, GOALS
+from funcexplain.problems.goals import Target
 from funcexplain.problems.grid import RowDim, places
 from funcexplain.problems.problem import Problem, check_problem
+from funcexplain.problems.stating import refuse_loss, stated
 
 
 def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Problem:
@@ -33,9 +36,10 @@ def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Prob
         stacks: by the names of ``problem.args`` (``x0``, ``target``, ``reference``, ``mask``, ``seed``,
             ``params``, and what transforms brought, such as ``lower``, or a penalty's strength by its
             name): a stack with one value per row in its first dimension, of the shape, dtype and device
-            of the entry behind it. ``params`` are stacked tensor by tensor (see `stack`). All stacks of
-            one call go together, row by row. Rows that are not finite are taken: they end NONFINITE
-            without touching others. A start outside of bounds begins on the bound.
+            of the entry behind it. ``params`` are stacked tensor by tensor (see `stack`); targets in the
+            language of portfolios are a list of them. All stacks of one call go together, row by row.
+            Rows that are not finite are taken: they end NONFINITE without touching others. A start
+            outside of bounds begins on the bound.
 
     Returns:
         The grid: its rows are those of ``problem`` for each value of the stacks, the new dimension
@@ -56,6 +60,7 @@ def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Prob
         torch.Size([2, 3, 1, 1, 2])
     """
     check_problem("vmap", problem)
+    problem, stacks = _with_targets(problem, stacks)
     if not stacks:
         raise ValueError(
             "vmap: expected at least one stack, as in fe.vmap(problem, x0=starts), got none"
@@ -124,7 +129,7 @@ def consensus(problem: Problem) -> Problem:
         of_target = places(dims, "target")
         own_targets = place in of_target
         if own_targets:
-            target = target.movedim(of_target.index(place), -2)
+            target = target.movedim(of_target.index(place), -1 - problem.criterion.ndim)
         dims = dims[:place] + dims[place + 1 :]
     else:
         leaves = [p for p in optree.tree_leaves(problem.args["params"]) if isinstance(p, Tensor)]
@@ -138,7 +143,8 @@ def consensus(problem: Problem) -> Problem:
     if size == 0:
         raise ValueError("consensus: expected at least one model, got an empty stack")
     if not own_targets:
-        target = target.unsqueeze(-2).expand(*target.shape[:-1], size, target.shape[-1])
+        behind = -1 - problem.criterion.ndim
+        target = torch.stack([target] * size, dim=behind)
     apply, loss = problem.apply, problem.loss
 
     def of_all(params: Any, x: Tensor) -> Tensor:
@@ -147,11 +153,43 @@ def consensus(problem: Problem) -> Problem:
         dims = {name: None if name == SEED else 0 for name in params} if thinned else 0
         return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
 
-    def mean_loss(weights: Tensor, target: Tensor) -> Tensor:
-        return torch.func.vmap(loss)(weights, target).mean()
+    def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
+        return torch.func.vmap(loss)(measured, nearest).mean()
 
     args = {**problem.args, "target": target.contiguous()}
     return replace(problem, apply=of_all, loss=mean_loss, args=args, dims=dims)
+
+
+def _with_targets(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:
+    """State targets that are given as a list, and let the problem compare with what is given."""
+    target: Any = stacks.get("target")
+    criterion = problem.criterion
+    moving = {n for n in ("params", "reference") if n in stacks or places(problem.dims, n)}
+    in_words = isinstance(target, list | tuple) and any(isinstance(t, Target) for t in target)
+    from_today = (
+        criterion.from_today
+        if target is None
+        else in_words and any(isinstance(t, Target) and t.from_today for t in target)
+    )
+    if moving and from_today:
+        raise ValueError(
+            "vmap: a target that is measured from today's weights must go with one reference and one "
+            f"network, got stacks of {sorted(moving)}; give each row its own, as in "
+            "target=[fe.targets.turnover(0.1, today=weights) for weights in ...]"
+        )
+    if in_words:
+        if places(problem.dims, "target"):
+            raise ValueError("vmap: a list of targets maps over target once, got a second time")
+        row = problem[(0,) * len(problem.dims)] if problem.dims else problem
+        target, criterion = stated("vmap", target, problem.apply, row.args, problem.assets)
+        refuse_loss("vmap", problem.loss, criterion)
+        like = target[0]
+    elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:
+        like, criterion = criterion.weights_like(problem.args["target"]), EXACT
+    else:
+        return problem, stacks
+    stated_problem = replace(problem, criterion=criterion, args={**problem.args, "target": like})
+    return stated_problem, {**stacks, "target": target}
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

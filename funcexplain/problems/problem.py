@@ -11,7 +11,7 @@ is what lets one question be mapped over seeds, starts, targets, assets and mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,10 @@ from funcexplain.problems.checks import (
     check_shape,
     check_tensor,
 )
+from funcexplain.problems.criterion import EXACT, Criterion
+from funcexplain.problems.goals import Target
 from funcexplain.problems.grid import RowDim, select
+from funcexplain.problems.stating import check_allocation, refuse_loss, refuse_sum, stated
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,10 +58,13 @@ class Problem:
 
     Attributes:
         apply: ``(params, x) -> weights``, the network for one window ``(C, L, A) -> (A,)``.
-        loss: ``(weights, target) -> scalar``, the misfit.
+        loss: ``(measured, nearest) -> scalar``, the misfit: of weights and target, or of what a goal
+            measures and the nearest values that meet it.
         args: dict of everything that a row may vary in: ``params``, ``x0`` ``(C, L, A)``, ``target``
-            ``(A,)``, ``reference`` and bool ``mask`` ``(C, L, A)``, ``seed`` (scalar int64), and what
-            transforms added by name.
+            ``(A,)`` (of goals ``(K, A + 3)``), ``reference`` and bool ``mask`` ``(C, L, A)``, ``seed``
+            (scalar int64), and what transforms added by name.
+        criterion: how weights are compared with the target.
+        assets: names of the assets, where they have some.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, where the search begins.
@@ -77,6 +83,8 @@ class Problem:
     project: Map = identity
     penalties: tuple[Map, ...] = ()
     dims: tuple[RowDim, ...] = ()
+    criterion: Criterion = EXACT
+    assets: tuple[str, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,7 +124,7 @@ class Problem:
 
         Raises:
             TypeError: if the network returns no tensor, or the loss no scalar tensor.
-            ValueError: if the weights do not have the target's shape.
+            ValueError: if the weights are not one for each asset that the target knows.
         """
         weights = self.apply(with_seed(args["params"], args["seed"]), x)
         return self.score(weights, x, args)
@@ -138,14 +146,15 @@ class Problem:
         target = args["target"]
         if not isinstance(weights, Tensor):
             raise TypeError(f"network must return one tensor of weights, got {type(weights).__name__}")
-        if weights.shape != target.shape:
+        expected = self.criterion.weights_like(target).shape
+        if weights.shape != expected:
             raise ValueError(
-                f"network must return weights of the target's shape {tuple(target.shape)} for one "
+                f"network must return weights of the target's shape {tuple(expected)} for one "
                 f"window of shape {tuple(x.shape)}, got {tuple(weights.shape)}"
             )
         if not weights.is_floating_point():
             raise TypeError(f"network must return floating weights, got {weights.dtype}")
-        loss = check_scalar("loss", self.loss, self.loss(weights, target))
+        loss = check_scalar("loss", self.loss, self.loss(*self.criterion.compare(weights, target)))
         value = loss
         for penalty in self.penalties:
             value = value + penalty(x, args)
@@ -182,13 +191,14 @@ class Problem:
 
 def problem(
     network: nn.Module | tuple[Apply, Any],
-    target: Tensor,
+    target: Tensor | Target,
     x0: Tensor,
     *,
     loss: Loss = losses.mse,
     mask: Tensor | None = None,
     reference: Tensor | None = None,
     seed: int = 0,
+    assets: Sequence[str] | None = None,
 ) -> Problem:
     """State a question: for which window does the network hold the target allocation?
 
@@ -197,14 +207,18 @@ def problem(
     Args:
         network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, explained in eval
             mode, or a pair ``(apply, params)`` with ``apply(params, x)`` for one window.
-        target: allocation to reach, shape ``(A,)``.
+        target: allocation to reach, shape ``(A,)``, or a target in the language of portfolios, such as
+            ``fe.targets.at_least(0, 0.3)``.
         x0: window where the search starts, shape ``(C, L, A)``: channels, lookback, assets.
-        loss: misfit ``(weights, target) -> scalar``; see ``fe.losses``.
+        loss: misfit ``(weights, target) -> scalar``; see ``fe.losses``. Of goals it is given what they
+            measure and the nearest values that meet them, ``(K,)`` each: `mse` is the mean of squared
+            residuals.
         mask: bool, shape ``(C, L, A)``; True = free to change. It takes effect through `freeze` or
             `zero_masked`. Default: all free.
         reference: window that frozen entries keep and penalties measure from. Default: ``x0``.
         seed: seed of this question's noise: of its start (see `jitter`), and of a network's dropout
             in training mode (see `functionalize`).
+        assets: names of the ``A`` assets, by which targets may call them.
 
     Returns:
         The problem, searched over ``x`` itself until transforms say otherwise.
@@ -212,7 +226,8 @@ def problem(
     Raises:
         TypeError: for something that is no tensor, no network or no function, for integers where
             floats are wanted, a mask that is not bool, or dtypes or devices that differ.
-        ValueError: for a wrong shape, NaN or infinite values.
+        ValueError: for a wrong shape, NaN or infinite values, an unknown asset, or a target that no
+            allocation of the network's kind can meet.
         RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Example:
@@ -231,23 +246,30 @@ def problem(
             "problem: x0 must be one window of shape (channels, lookback, assets), none of them zero, "
             f"got {tuple(x0.shape)}"
         )
-    target = check_like("problem", "target", target, x0, "x0")
-    check_shape("problem", "target", target, x0.shape[-1:], "one weight per asset of x0")
+    if not isinstance(target, Target):
+        target = check_allocation("problem", target, x0)
     _check_params(params, x0)
     mask = check_mask("problem", mask, x0)
     if reference is None:
         reference = x0.clone()
     reference = check_like("problem", "reference", reference, x0, "x0")
     check_shape("problem", "reference", reference, x0.shape, "that of x0")
-    args = {
+    args: Args = {
         "params": params,
         "x0": x0,
-        "target": target,
         "reference": reference,
         "mask": mask,
         "seed": torch.tensor(check_count("problem", "seed", seed), device=x0.device),
     }
-    return Problem(apply=apply, loss=loss, args=args)
+    names, criterion = _check_assets(assets, x0), EXACT
+    if isinstance(target, Target):
+        stack, criterion = stated("problem", [target], apply, args, names)
+        refuse_loss("problem", loss, criterion)
+        args["target"] = stack[0]
+    else:
+        args["target"] = target
+        refuse_sum("problem", apply, args)
+    return Problem(apply=apply, loss=loss, args=args, criterion=criterion, assets=names)
 
 
 def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem:
@@ -332,6 +354,18 @@ def _as_function(network: Any) -> tuple[Apply, Any]:
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
         f"apply(params, x) -> weights, got {type(network).__name__}"
     )
+
+
+def _check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+    if assets is None:
+        return None
+    names = () if isinstance(assets, str) else tuple(assets)
+    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
+            f"{assets!r}"
+        )
+    return names
 
 
 def _copied(leaf: Any) -> Any:

@@ -55,7 +55,7 @@ class Solution:
 
     Of a grid, every field leads with the row dimensions: ``solution[i, j]`` picks rows as of a tensor,
     `isel` picks them by the names of dimensions, `best` picks the best along some, and iterating goes
-    along the first. An optree node: its leaves are the six fields, as tensors.
+    along the first. An optree node: its leaves are the seven fields, as tensors.
 
     Attributes:
         x: window that the search ended with, shape ``(C, L, A)``, in the problem's dtype.
@@ -65,6 +65,7 @@ class Solution:
             places, with NaN after its end. Where only every k-th loss was kept, every k-th place.
         num_steps: updates that were taken, scalar int64.
         status: how the search ended, a `Status`; of a grid an int64 tensor of their codes.
+        error: how near it came, the largest ``|weights - target|`` (of goals, ``|residual|``), scalar.
         dims: names of the row dimensions, outermost first; none for one question.
     """
 
@@ -74,6 +75,7 @@ class Solution:
     history: Tensor
     num_steps: Tensor
     status: Status | Tensor
+    error: Tensor
     dims: tuple[str, ...] = ()
 
     @property
@@ -85,6 +87,26 @@ class Solution:
     def hit(self) -> Tensor:
         """Where the target is hit, a bool tensor of the rows' shape."""
         return torch.as_tensor(self.status == Status.HIT)
+
+    @property
+    def message(self) -> str:
+        """How the search ended and how near it came, in words; of a grid, how many rows hit.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> fe.solve(p, max_steps=0).message
+            'The budget of max_steps was used up before the target was hit. It is missed by 0.4.'
+        """
+        if not self.dims:
+            missed = "" if bool(self.hit) else f" It is missed by {float(self.error):.3g}."
+            return f"{Status(int(self.status)).sentence}{missed}"
+        hits, misses = int(self.hit.sum()), self.error[~self.hit]
+        told = f"{hits} of {self.hit.numel()} rows hit their target."
+        if len(misses):
+            told += f" The others miss it by {_range(misses)}."
+        return told
 
     def __getitem__(self, index: Any) -> Solution:
         """Pick rows by ints, slices, ``...``, or one-dimensional int or bool tensors, one for each dim.
@@ -241,7 +263,8 @@ def _solution(tensors: dict[str, Tensor], dims: tuple[str, ...]) -> Solution:
         return Solution(**tensors, dims=dims)
     history, status = tensors["history"], Status(int(tensors["status"]))
     x, weights, loss, num_steps = (tensors[name] for name in ("x", "weights", "loss", "num_steps"))
-    return Solution(x, weights, loss, history[~history.isnan()], num_steps, status)
+    kept = history[~history.isnan()]
+    return Solution(x, weights, loss, kept, num_steps, status, tensors["error"])
 
 
 def _checked_item(item: Any) -> bool:
@@ -256,6 +279,14 @@ def _checked_item(item: Any) -> bool:
     return True
 
 
+def _range(misses: Tensor) -> str:
+    known = misses[~misses.isnan()]
+    if not len(known):
+        return "unknown distances"
+    least, most = (f"{float(miss):.3g}" for miss in known.aminmax())
+    return least if least == most else f"{least} to {most}"
+
+
 def _short(value: Any) -> str:
     if not isinstance(value, Tensor):
         return str(value)
@@ -266,18 +297,19 @@ def _short(value: Any) -> str:
 
 def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:
     names = tuple(field.name for field in fields(Solution))[:-1]
-    *tensors, status = (getattr(solution, name) for name in names)
-    code = torch.as_tensor(status, dtype=torch.int64) if isinstance(status, Status) else status
-    return [*tensors, code], solution.dims, names
+    values = {name: getattr(solution, name) for name in names}
+    if isinstance(solution.status, Status):
+        values["status"] = torch.as_tensor(solution.status, dtype=torch.int64)
+    return list(values.values()), solution.dims, names
 
 
 def _unflatten(dims: Any, leaves: Any) -> Any:
-    x, weights, loss, history, num_steps, status = leaves
+    x, weights, loss, history, num_steps, status, error = leaves
     # A mapped tree may hold anything at its leaves; only a code is a status again.
     coded = isinstance(status, Tensor) and status.ndim == 0 and status.dtype is torch.int64
     if coded and int(status) in list(Status):
         status = Status(int(status))
-    return Solution(x, weights, loss, history, num_steps, status, dims)
+    return Solution(x, weights, loss, history, num_steps, status, error, dims)
 
 
 optree.register_pytree_node(

@@ -39,20 +39,22 @@ def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = F
 
     def objective(z: Tensor, args: Args) -> Scored:
         target = args["target"] if dims["target"] == 0 else args["target"].expand(len(z), *[-1] * shape)
+        unknown = problem.criterion.weights_like(target)
 
         def scored(x: Tensor) -> Scored:
             if not samples:
                 return evaluate(x, args)
             return score(cast(Network, problem.apply).samples(args["params"], x), x, args)
 
-        return where_finite(decode(z, args), target, scored, rows=1)
+        return where_finite(decode(z, args), unknown, scored, rows=1)
 
     differentiate = backward_value_and_grad(objective)
     move = torch.func.vmap(parts.move, in_dims=(0, dims, 0))
 
     def step(state: State, args: Args) -> tuple[State, Info]:
         evaluated = differentiate(state.z, args)
-        return decide(rules, state, args["target"], evaluated, move(state, args, evaluated[1]))
+        error = parts.criterion.error(evaluated[0][1][1], args["target"], rows=1)
+        return decide(rules, state, error, evaluated, move(state, args, evaluated[1]))
 
     return Mapped(
         init=torch.func.vmap(parts.init, in_dims=(dims,)),

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from funcexplain.problems.grid import places
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.step import State
@@ -20,13 +21,14 @@ class Outputs:
         total = math.prod(problem.shape)
         self.problem, self.max_steps, self.every = problem, max_steps, max(1, history_every)
         kept = math.ceil(max_steps / history_every) if history_every else 0
-        own = target.shape[sum("target" in dim.varying for dim in problem.dims) :]
+        own = problem.criterion.weights_like(target).shape[len(places(problem.dims, "target")) :]
         self.x = x0.new_full((total, *x0.shape[-3:]), math.nan)
         self.weights = target.new_full((total, *own), math.nan)
         self.loss = target.new_full((total,), math.nan)
         self.history = target.new_full((total, kept), math.nan)
         self.num_steps = torch.zeros(total, dtype=torch.int64, device=x0.device)
         self.status = torch.full_like(self.num_steps, int(Status.INTERRUPTED))
+        self.error = torch.full_like(self.loss, math.nan)
 
     def record(self, rows: Tensor, begun: Tensor, losses: list[Tensor]) -> None:
         """Write the losses ``(B,)`` of some steps of rows that had taken ``begun`` steps before."""
@@ -39,7 +41,7 @@ class Outputs:
         values = torch.stack(losses, dim=1).to(self.history.dtype)
         self.history[numbers[kept], places[kept]] = values[kept]
 
-    def put(self, rows: Tensor, state: State, x: Tensor) -> None:
+    def put(self, rows: Tensor, state: State, x: Tensor, target: Tensor) -> None:
         """Write the answers ``x`` of rows; those that have not ended are INTERRUPTED."""
         num_steps = state.num_steps.clamp(max=self.max_steps)
         # What was recorded of a row after its end is not part of its search.
@@ -48,6 +50,7 @@ class Outputs:
         self.x[rows] = x
         self.weights[rows] = state.kept.weights
         self.loss[rows] = state.kept.loss
+        self.error[rows] = self.problem.criterion.error(state.kept.weights, target, rows=1)
         self.num_steps[rows] = num_steps
         ended = self.has_ended(state)
         self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
@@ -63,7 +66,7 @@ class Outputs:
     def solution(self) -> Solution:
         """Give the outputs the shape of the grid."""
         shape = self.problem.shape
-        names = ("x", "weights", "loss", "history", "num_steps", "status")
+        names = ("x", "weights", "loss", "history", "num_steps", "status", "error")
         outputs = {name: getattr(self, name) for name in names}
         fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
         return Solution(**fields, dims=tuple(dim.name for dim in self.problem.dims))

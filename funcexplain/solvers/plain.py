@@ -24,7 +24,8 @@ def make_plain_step(parts: Parts, rules: Rules) -> Step:
 
     def step(state: State, args: Args) -> tuple[State, Info]:
         (value, (loss, weights)), grads = differentiate(state.z, args)
-        error = torch.linalg.vector_norm((weights - args["target"]).flatten(), ord=torch.inf)
+        measured, nearest = parts.criterion.compare(weights, args["target"])
+        error = torch.linalg.vector_norm((measured - nearest).flatten(), ord=torch.inf)
         grad_norm = norm(grads)
         info = Info(loss, value, grad_norm.to(grads.dtype), error)
         slope = float(grad_norm)

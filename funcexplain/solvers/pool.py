@@ -212,7 +212,8 @@ class Driver:
     def put(self, pool: Pool) -> None:
         """Write the answers of rows to the outputs."""
         if len(pool.rows):
-            self.outputs.put(pool.rows, pool.state, self.mapped.decode(pool.state.kept.z, pool.args))
+            x = self.mapped.decode(pool.state.kept.z, pool.args)
+            self.outputs.put(pool.rows, pool.state, x, pool.args["target"])
 
     def pick(self, pool: Pool, slots: Tensor) -> Pool:
         """Pick some slots of a pool."""

@@ -30,7 +30,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         solution: what `solve` found; rows that are no hit within ``atol`` are left as they are.
         problem: the question or grid that it answers. Only entries with mask True, whose reference lies
             within the bounds (if there are any), are put back.
-        atol: the target is hit where ``max |weights - target| <= atol``.
+        atol: the target is hit where the largest ``|weights - target|`` (of goals, ``|residual|``) is
+            at most this.
 
     Returns:
         The solution with ``x``, ``weights`` and ``loss`` of the pruned windows; its ``history``,
@@ -60,7 +61,9 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         raise ValueError(
             f"prune: solution must have the rows of the problem {problem.shape}, got {solution.shape}"
         )
-    x, weights, loss = solution.x.clone(), solution.weights.clone(), solution.loss.clone()
+    x, weights, loss, error = (
+        t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
+    )
     with torch.no_grad():
         for row in product(*map(range, problem.shape)):
             question = problem[row] if row else problem
@@ -68,7 +71,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
             if pruned is not None:
                 x[row] = pruned
                 _, (loss[row], weights[row]) = question.evaluate(pruned, question.args)
-    return replace(solution, x=x, weights=weights, loss=loss)
+                error[row] = question.criterion.error(weights[row], question.args["target"])
+    return replace(solution, x=x, weights=weights, loss=loss, error=error)
 
 
 def _pruned(question: Problem, x: Tensor, atol: float) -> Tensor | None:
@@ -103,11 +107,11 @@ def _may_return(args: Args) -> Tensor:
 
 
 def _errors_of(question: Problem) -> Callable[[Tensor], Tensor]:
-    """Largest ``|weights - target|`` of each of several windows."""
+    """How far each of several windows is from the target."""
 
     def error(x: Tensor) -> Tensor:
         _, (_, weights) = question.evaluate(x, question.args)
-        return (weights - question.args["target"]).abs().amax()
+        return question.criterion.error(weights, question.args["target"])
 
     return torch.func.vmap(error)
 

@@ -194,6 +194,7 @@ def _solve_one(
         history=torch.stack(told) if told else args["x0"].new_zeros(0),
         num_steps=taken,
         status=status,
+        error=problem.criterion.error(state.kept.weights, args["target"]),
     )
 
 

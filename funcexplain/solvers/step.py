@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_count, check_number
+from funcexplain.problems.criterion import Criterion
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import Objective, ValueAndGrad, value_and_grad
@@ -72,7 +73,7 @@ class Info(NamedTuple):
         loss: misfit.
         value: what is minimized, loss plus penalties.
         grad_norm: Euclidean norm of the gradient in the search space.
-        error: largest ``|weights - target|``.
+        error: largest ``|weights - target|``, of goals the largest ``|residual|``.
     """
 
     loss: Tensor
@@ -108,12 +109,14 @@ class Parts(NamedTuple):
         objective: ``(z, args) -> (value, (loss, weights))``.
         init: ``args -> state``.
         move: ``(state, args, grads) -> (z, optimizer state)``, the next point, projected.
+        criterion: how weights are compared with the target.
         key: what the functions are made of; equal keys mean equal functions.
     """
 
     objective: Objective
     init: Init
     move: Move
+    criterion: Criterion
     key: tuple[Any, ...]
 
 
@@ -132,8 +135,8 @@ def make_step(
     Args:
         problem: one question. Its ``args`` are not captured; they are given to both functions.
         method: an optimizer, or any ``(init, update)`` pair (see `as_optimizer`); default ``adam()``.
-        atol: ends the search, and holds the state from then on, where ``max |weights - target| <=
-            atol`` (HIT), nothing moves and the gradient is zero (STALLED), or a number is not finite
+        atol: ends the search, and holds the state from then on, where the ``error`` of `Info` is at
+            most this (HIT), nothing moves and the gradient is zero (STALLED), or a number is not finite
             (NONFINITE). ``None`` never ends it.
         keep: which evaluated point is kept: the ``"last"`` finite one, or the ``"best"`` in value.
         patience: ends the search as STALLED, too, after so many steps in a row in which the least value
@@ -167,7 +170,8 @@ def make_step(
 
     def step(state: State, args: Args) -> tuple[State, Info]:
         evaluated = differentiate(state.z, args)
-        return decide(rules, state, args["target"], evaluated, parts.move(state, args, evaluated[1]))
+        error = parts.criterion.error(evaluated[0][1][1], args["target"])
+        return decide(rules, state, error, evaluated, parts.move(state, args, evaluated[1]))
 
     return parts.init, step
 
@@ -177,13 +181,14 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
 
     def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = problem.decode(z, args)
-        return where_finite(x, args["target"], lambda x: problem.evaluate(x, args))
+        unknown = problem.criterion.weights_like(args["target"])
+        return where_finite(x, unknown, lambda x: problem.evaluate(x, args))
 
     def init(args: Args) -> State:
         # A copy: whoever works in place on it must not reach the problem's own start.
         z = problem.start(args).clone()
         # Nothing is evaluated yet: a value of NaN gives way to whatever comes first.
-        unknown = torch.full_like(args["target"], torch.nan)
+        unknown = torch.full_like(problem.criterion.weights_like(args["target"]), torch.nan)
         kept = Iterate(z, unknown.sum(), unknown.sum(), unknown)
         going = torch.full((), int(Status.MAX_STEPS), device=z.device)
         none = torch.zeros_like(going)
@@ -199,19 +204,26 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
             )
         return problem.project(state.z + updates, args), optimizer_state
 
-    key = (problem.apply, problem.loss, problem.decode, problem.project, problem.penalties)
-    return Parts(objective, init, move, (*key, optimizer.update, rules))
+    key = (
+        problem.apply,
+        problem.loss,
+        problem.decode,
+        problem.project,
+        problem.penalties,
+        problem.criterion,
+    )
+    return Parts(objective, init, move, problem.criterion, (*key, optimizer.update, rules))
 
 
 def decide(
-    rules: Rules, state: State, target: Tensor, evaluated: Evaluated, moved: tuple[Tensor, Any]
+    rules: Rules, state: State, error: Tensor, evaluated: Evaluated, moved: tuple[Tensor, Any]
 ) -> tuple[State, Info]:
     """Keep a point where it should be kept, end the search where it ends, else move on.
 
     Args:
         rules: settings.
         state: of one row, or of a batch that leads with its rows.
-        target: allocation to reach, of all rows or of each.
+        error: largest distance from the target.
         evaluated: ``((value, (loss, weights)), grads)`` at ``state.z``.
         moved: what `Parts.move` returned.
 
@@ -221,7 +233,6 @@ def decide(
     (value, (loss, weights)), grads = evaluated
     z, optimizer_state = moved
     rows = state.status.ndim
-    error = (weights - target).flatten(rows).abs().amax(-1)
     grad_norm = norm(grads, rows)
     info = Info(loss, value, grad_norm.to(grads.dtype), error)
     finite = value.isfinite()
@@ -255,7 +266,7 @@ def decide(
 
 
 def where_finite(
-    x: Tensor, target: Tensor, evaluate: Callable[[Tensor], Scored], rows: int = 0
+    x: Tensor, weights_like: Tensor, evaluate: Callable[[Tensor], Scored], rows: int = 0
 ) -> Scored:
     """Evaluate windows that are finite; value, loss and weights of others are NaN.
 
@@ -263,7 +274,7 @@ def where_finite(
 
     Args:
         x: a window, or windows that lead with their rows.
-        target: of the shape of the weights, with the rows in front.
+        weights_like: of the shape of the weights, with the rows in front.
         evaluate: from such windows to ``(value, (loss, weights))``.
         rows: number of leading dimensions, 0 or 1.
     """
@@ -275,7 +286,7 @@ def where_finite(
     if is_readable(ok) and ok.all():
         return evaluate(x)
     if is_readable(ok) and not ok.any():
-        unknown = torch.full_like(target, torch.nan)
+        unknown = torch.full_like(weights_like, torch.nan)
         value = unknown.flatten(rows).sum(-1)
         return value, (value, unknown)
     stand_in = x.index_select(0, ok.to(torch.int64).argmax(keepdim=True)) if rows else x

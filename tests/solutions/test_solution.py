@@ -33,7 +33,7 @@ def test_a_solution_can_be_mapped() -> None:
     assert_same(doubled.x, 2 * solution.x)
     assert doubled.status == 2.0 * fe.Status.MAX_STEPS
     paths = [path[0] for path in optree.tree_paths(solution)]
-    assert paths == ["x", "weights", "loss", "history", "num_steps", "status"]
+    assert paths == list(FIELDS)
 
 
 def test_a_solution_is_frozen_and_says_what_it_is() -> None:
@@ -94,7 +94,7 @@ def answer() -> fe.Solution:
     return fe.solve(grid, method(), **SETTINGS)
 
 
-FIELDS = ("x", "weights", "loss", "history", "num_steps", "status")
+FIELDS = ("x", "weights", "loss", "history", "num_steps", "status", "error")
 
 
 def test_the_answer_has_hits_and_others() -> None:
@@ -265,8 +265,9 @@ def test_fields_become_arrays(dtype: torch.dtype) -> None:
         arrays = solution.to_numpy()
         assert tuple(arrays) == FIELDS
         wide = {torch.float64: np.float64}.get(dtype, np.float32)
-        assert {arrays[name].dtype for name in FIELDS[:4]} == {np.dtype(wide)}
-        assert {arrays[name].dtype for name in FIELDS[4:]} == {np.dtype(np.int64)}
+        counts = {"num_steps", "status"}
+        assert {arrays[name].dtype for name in FIELDS if name not in counts} == {np.dtype(wide)}
+        assert {arrays[name].dtype for name in counts} == {np.dtype(np.int64)}
         assert arrays["x"].shape == tuple(solution.x.shape)
         np.testing.assert_array_equal(arrays["weights"], solution.weights.to(torch.float64).numpy())
         np.testing.assert_array_equal(arrays["status"], np.asarray(solution.status))
@@ -286,7 +287,7 @@ def test_a_grid_is_an_optree_node_with_its_dimensions() -> None:
     node: Any = answer()
     leaves, spec = optree.tree_flatten(node)
     again: Any = optree.tree_unflatten(spec, leaves)
-    assert len(leaves) == 6
+    assert len(leaves) == 7
     assert again.dims == answer().dims
     assert_same(again, node)
     assert spec != optree.tree_structure(answer()[0])  # type: ignore[arg-type]
