@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from funcexplain.solutions.solution import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
+    from funcexplain.solvers.gauss_newton import levenberg_marquardt as levenberg_marquardt
     from funcexplain.solvers.loop import run as run
     from funcexplain.solvers.optimizers import Optimizer as Optimizer
     from funcexplain.solvers.optimizers import adam as adam
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from funcexplain.solvers.prune import prune as prune
     from funcexplain.solvers.solve import explain as explain
     from funcexplain.solvers.solve import solve as solve
-    from funcexplain.solvers.step import Info as Info
-    from funcexplain.solvers.step import State as State
+    from funcexplain.solvers.state import Info as Info
+    from funcexplain.solvers.state import State as State
     from funcexplain.solvers.step import make_step as make_step
 
 _NAMES = {
@@ -66,12 +67,14 @@ _NAMES = {
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.solution": ("Solution", "Status"),
     "solvers.check": ("GradientCheck", "check_gradient"),
+    "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
     "solvers.progress": ("Progress", "progress"),
     "solvers.prune": ("prune",),
     "solvers.solve": ("explain", "solve"),
-    "solvers.step": ("Info", "State", "make_step"),
+    "solvers.state": ("Info", "State"),
+    "solvers.step": ("make_step",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {

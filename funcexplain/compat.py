@@ -23,7 +23,8 @@ from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
 from funcexplain.solvers.plain import make_plain_step
-from funcexplain.solvers.step import Rules, make_parts
+from funcexplain.solvers.state import Rules
+from funcexplain.solvers.step import make_parts
 
 _PRINT_EVERY = 50
 

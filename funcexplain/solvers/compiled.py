@@ -20,7 +20,7 @@ from torch import Tensor
 
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.chunks import say
-from funcexplain.solvers.step import Info, State, Step, where_rows
+from funcexplain.solvers.state import Info, State, Step, where_rows
 
 Compile = bool | str
 # A step, or several, that hold rows whose budget of updates (the last argument) is used up.

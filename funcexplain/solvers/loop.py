@@ -9,7 +9,7 @@ import torch
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.interrupts import raise_pending
-from funcexplain.solvers.step import Info, Init, State, Step
+from funcexplain.solvers.state import Info, Init, State, Step
 
 
 def iterate(

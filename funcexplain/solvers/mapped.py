@@ -11,8 +11,11 @@ from torch import Tensor
 from funcexplain.networks.functional import Network
 from funcexplain.problems.grid import mapped_dims, places
 from funcexplain.problems.problem import Args, Problem
-from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.step import Info, Parts, Rules, Scored, State, decide, where_finite
+from funcexplain.solvers.gauss_newton import DampedParts, settle
+from funcexplain.solvers.gradient import Objective, backward_value_and_grad
+from funcexplain.solvers.jacobian import linearize_rows
+from funcexplain.solvers.state import Info, Rules, Scored, State, Step, decide, where_finite
+from funcexplain.solvers.step import Parts
 
 
 class Mapped(NamedTuple):
@@ -24,7 +27,9 @@ class Mapped(NamedTuple):
     key: tuple[Any, ...]
 
 
-def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = False) -> Mapped:
+def map_parts(
+    problem: Problem, parts: Parts | DampedParts, rules: Rules, *, samples: bool = False
+) -> Mapped:
     """Map the parts of a row's step over the rows of a batch.
 
     The network is mapped forwards, or called on its own sample dimension (``samples``), and
@@ -48,6 +53,17 @@ def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = F
 
         return where_finite(decode(z, args), unknown, scored, rows=1)
 
+    step = _descend if isinstance(parts, Parts) else _damped
+    return Mapped(
+        init=torch.func.vmap(parts.init, in_dims=(dims,)),
+        step=step(objective, parts, rules, dims),
+        decode=decode,
+        key=(parts.key, samples, tuple(sorted(dims.items()))),
+    )
+
+
+def _descend(objective: Objective, parts: Any, rules: Rules, dims: Any) -> Step:
+    """The step of an optimizer: one ordinary backward pass for all rows."""
     differentiate = backward_value_and_grad(objective)
     move = torch.func.vmap(parts.move, in_dims=(0, dims, 0))
 
@@ -56,9 +72,17 @@ def map_parts(problem: Problem, parts: Parts, rules: Rules, *, samples: bool = F
         error = parts.criterion.error(evaluated[0][1][1], args["target"], rows=1)
         return decide(rules, state, error, evaluated, move(state, args, evaluated[1]))
 
-    return Mapped(
-        init=torch.func.vmap(parts.init, in_dims=(dims,)),
-        step=step,
-        decode=decode,
-        key=(parts.key, samples, tuple(sorted(dims.items()))),
-    )
+    return step
+
+
+def _damped(objective: Objective, parts: Any, rules: Rules, dims: Any) -> Step:
+    """The step of Levenberg-Marquardt: one batched reverse pass for all rows."""
+    linearize = linearize_rows(objective, parts.measure)
+    advance = torch.func.vmap(parts.advance, in_dims=(0, dims, 0))
+
+    def step(state: State, args: Args) -> tuple[State, Info]:
+        at = linearize(state.z, args)
+        error = parts.criterion.error(at.weights, args["target"], rows=1)
+        return settle(rules, state, error, at, advance(state, args, at))
+
+    return step

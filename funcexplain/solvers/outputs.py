@@ -10,7 +10,7 @@ from torch import Tensor
 from funcexplain.problems.grid import places
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.step import State
+from funcexplain.solvers.state import State
 
 
 class Outputs:

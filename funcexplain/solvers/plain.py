@@ -14,7 +14,8 @@ import torch
 from funcexplain.problems.problem import Args
 from funcexplain.solutions.solution import Status
 from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.step import Info, Iterate, Parts, Rules, State, Step, Trend, norm
+from funcexplain.solvers.state import Info, Iterate, Rules, State, Step, Trend, norm
+from funcexplain.solvers.step import Parts
 
 
 def make_plain_step(parts: Parts, rules: Rules) -> Step:

@@ -26,7 +26,7 @@ from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.mapped import Mapped
 from funcexplain.solvers.outputs import Outputs
 from funcexplain.solvers.progress import Callback, Meter
-from funcexplain.solvers.step import Info, State, Step
+from funcexplain.solvers.state import Info, State, Step
 
 # Rows that have ended are carried along until they are this share of the pool: taking them out costs
 # about as much as a step of all bookkeeping.

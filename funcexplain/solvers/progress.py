@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TextIO, runtime_checkable
 import optree
 
 from funcexplain.problems.checks import check_number
-from funcexplain.solvers.step import Info, State
+from funcexplain.solvers.state import Info, State
 
 
 class Progress(NamedTuple):

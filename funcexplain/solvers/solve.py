@@ -23,22 +23,15 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
 from funcexplain.solvers.compiled import Compile
+from funcexplain.solvers.gauss_newton import LevenbergMarquardt
 from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.plain import make_plain_step
 from funcexplain.solvers.progress import Callback, FirstRow, Meter
 from funcexplain.solvers.rows import Settings, solve_rows
 from funcexplain.solvers.samples import Rows
-from funcexplain.solvers.step import (
-    Info,
-    Init,
-    Keep,
-    Rules,
-    State,
-    Step,
-    check_search,
-    make_parts,
-)
+from funcexplain.solvers.state import Info, Init, Keep, Rules, State, Step
+from funcexplain.solvers.step import check_search, make_parts
 
 
 def solve(
@@ -64,7 +57,8 @@ def solve(
 
     Args:
         problem: the question or grid.
-        method: an optimizer, or any ``(init, update)`` pair (see `as_optimizer`); default ``adam()``.
+        method: an optimizer, any ``(init, update)`` pair (see `as_optimizer`), or
+            `levenberg_marquardt`; default ``adam()``.
         max_steps: most updates of a row, >= 0.
         atol: the target is hit where ``max |weights - target| <= atol``; the search ends there.
         keep: the answer is the ``"last"`` evaluated point, or the ``"best"`` one in value. A hit is
@@ -110,7 +104,7 @@ def solve(
     rules = Rules(atol, keep, patience, rtol)
     if atol is None:
         raise TypeError("solve: atol must be a number >= 0, got NoneType")
-    optimizer = check_search("solve", method, rules)
+    method = check_search("solve", method, rules)
     check_count("solve", "max_steps", max_steps)
     every = history if isinstance(history, bool) else check_positive("solve", "history", history)
     if not isinstance(compile, bool) and compile != "auto":
@@ -127,17 +121,17 @@ def solve(
         if not found.ok:
             warnings.warn(f"solve: {found!r}", stacklevel=2)
     alone = not problem.dims
-    if alone and compile is True:
+    if alone and (compile is True or isinstance(method, LevenbergMarquardt)):
         problem = vmap(problem, seed=problem.args["seed"][None])
         callback = None if callback is None else FirstRow(callback)
     with torch.no_grad(), deferred_interrupts():
-        if problem.dims:
+        if problem.dims or isinstance(method, LevenbergMarquardt):
             settings = Settings(max_steps, int(every), chunk_size, rows, compile, callback)
-            solution = solve_rows(problem, make_parts(problem, optimizer, rules), rules, settings)
+            solution = solve_rows(problem, method, rules, settings)
         else:
             with bound(problem.apply, problem.args["params"]) as apply:
                 question = replace(problem, apply=apply)
-                parts = make_parts(question, optimizer, rules)
+                parts = make_parts(question, method, rules)
                 step = make_plain_step(parts, rules)
                 solution = _solve_one(question, parts.init, step, max_steps, int(every), callback)
         stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)

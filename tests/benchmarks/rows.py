@@ -20,7 +20,8 @@ from funcexplain.problems.grid import take
 from funcexplain.solvers import pool as pool_module
 from funcexplain.solvers import rows as rows_module
 from funcexplain.solvers.mapped import map_parts
-from funcexplain.solvers.step import Rules, make_parts
+from funcexplain.solvers.state import Rules
+from funcexplain.solvers.step import make_parts
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
 
 SHAPE = (CHANNELS, LOOKBACK, ASSETS)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
+from funcexplain.problems.goals import Target
 from tests import helpers
 from tests.helpers import ASSETS, assert_gradient, make_network, make_x0
 
-t = fe.targets
+t: Any = fe.targets  # words that make no sense are tried, too
 NAMES = ("EUR", "JPY", "GBP", "CHF", "SEK")
 TODAY = torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
 WANTED = torch.tensor([0.3, 0.1, 0.2, 0.4, 0.0], dtype=torch.float64)
@@ -31,7 +32,7 @@ def shifted(today: Any, asset: int, delta: float) -> Any:
 
 
 # Every target, with its residual in numpy.
-TARGETS: dict[str, tuple[fe.targets.Target, Callable[[Any], Any]]] = {
+TARGETS: dict[str, tuple[Target, Callable[[Any], Any]]] = {
     "exact": (t.exact(WANTED), lambda w: w - WANTED.numpy()),
     "at_least": (t.at_least(1, 0.4), lambda w: off(w[1:2], lower=0.4)),
     "at_most": (t.at_most(-1, 0.05), lambda w: off(w[4:], upper=0.05)),
@@ -165,6 +166,7 @@ def test_targets_from_today_measure_from_the_reference() -> None:
     torch.testing.assert_close(problem.args["target"][2], held[2] + 0.05)
     torch.testing.assert_close(problem.args["target"].sum(), held.sum())
     windows = torch.stack([x0, x0 + 1.0])
+    stacks: Any
     for stacks in ({"reference": windows}, {"x0": windows, "reference": windows}):
         with pytest.raises(ValueError, match="give each row its own"):
             fe.vmap(problem, **stacks)
@@ -191,7 +193,7 @@ linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 5)).double(
         (t.at_most(0, -0.1), "0.1"),
     ],
 )
-def test_what_no_allocation_can_meet_is_named_beforehand(target: fe.targets.Target, miss: str) -> None:
+def test_what_no_allocation_can_meet_is_named_beforehand(target: Target, miss: str) -> None:
     with pytest.raises(ValueError, match=f"within reach, got .*sum to one.*miss it by {miss}"):
         fe.problem(softmax, target, make_x0())
     problem = fe.problem(softmax, t.top(0), make_x0())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.solvers.step import Keep
+from funcexplain.solvers.state import Keep
 from tests.helpers import (
     NETWORKS,
     OPTIMIZERS,

@@ -13,7 +13,8 @@ import funcexplain as fe
 from funcexplain.networks.functional import Network, bound
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.plain import make_plain_step
-from funcexplain.solvers.step import Keep, Rules, State, make_parts, make_step
+from funcexplain.solvers.state import Keep, Rules, State
+from funcexplain.solvers.step import make_parts, make_step
 from tests.grids import models, x0s
 from tests.helpers import (
     ASSETS,
