@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.problem import Problem as Problem
     from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
+    from funcexplain.problems.sparsity import sparsify as sparsify
     from funcexplain.problems.stacks import asset_masks as asset_masks
     from funcexplain.problems.stacks import one_hot_targets as one_hot_targets
     from funcexplain.problems.stacks import starts as starts
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from funcexplain.solutions.solution import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
+    from funcexplain.solvers.closest import closest as closest
     from funcexplain.solvers.gauss_newton import levenberg_marquardt as levenberg_marquardt
     from funcexplain.solvers.loop import run as run
     from funcexplain.solvers.optimizers import Optimizer as Optimizer
@@ -63,10 +65,12 @@ _NAMES = {
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
     "problems.mapping": ("consensus", "vmap"),
     "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.solution": ("Solution", "Status"),
     "solvers.check": ("GradientCheck", "check_gradient"),
+    "solvers.closest": ("closest",),
     "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),

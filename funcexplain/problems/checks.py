@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -139,6 +140,27 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool
     return value
 
 
+def check_name(where: str, name: Any) -> str:
+    """Refuse what cannot name an entry of ``args``."""
+    if not (isinstance(name, str) and name.isidentifier()) or name == "name":
+        raise TypeError(
+            f"{where}: name must be an identifier other than 'name' (which fe.vmap takes itself), got "
+            f'{name!r}; give one to a penalty that has no name of its own, as in name="proximity"'
+        )
+    return name
+
+
+def check_strength(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
+    """Refuse what is no factor of a penalty, one number >= 0; see `check_datum`."""
+    factor = check_datum(where, "strength", value, x0)
+    if factor.ndim != 0 or bool(factor < 0):
+        raise ValueError(
+            f"{where}: strength must be one number >= 0, got {factor.tolist()}; "
+            f"fe.vmap(problem, {name}=strengths) maps over several"
+        )
+    return factor
+
+
 def check_number(where: str, name: str, value: Any, *, least: float, strict: bool = False) -> float:
     """Refuse what is no finite number, or is below (``strict``: not above) a least value."""
     bound = f"> {least:g}" if strict else f">= {least:g}"
@@ -191,3 +213,14 @@ def check_scale(where: str, scale: Any, x0: Tensor) -> Tensor:
     if bool((sigma < 0).any()):
         raise ValueError(f"{where}: scale must be >= 0, got a least value of {sigma.min():g}")
     return sigma
+
+
+def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
+    """Refuse what a loss or penalty returns if it is no floating scalar tensor."""
+    if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+        name = getattr(function, "__name__", repr(function))
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"shape {tuple(value.shape)}, {value.dtype}"
+        raise TypeError(f"{kind} ({name}) must return a floating scalar tensor, got {got}")
+    return value

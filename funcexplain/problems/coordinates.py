@@ -18,7 +18,7 @@ from torch import Tensor
 
 from funcexplain.problems.checks import check_datum, check_like, check_number, check_shape
 from funcexplain.problems.grid import aligned
-from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
+from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity, lifted
 from funcexplain.problems.transforms import Transform, with_data
 
 
@@ -228,6 +228,7 @@ def _change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
         decode=lambda z, args: problem.decode(decode(z, args), args),
         start=lambda args: encode(problem.start(args), args),
         project=identity if still else _lifted(problem.project, encode, decode),
+        costs=lifted(problem.costs, decode),
     )
 
 

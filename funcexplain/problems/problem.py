@@ -26,13 +26,21 @@ from funcexplain.problems.checks import (
     check_gradients,
     check_like,
     check_mask,
+    check_scalar,
     check_shape,
     check_tensor,
 )
 from funcexplain.problems.criterion import EXACT, Criterion
 from funcexplain.problems.goals import Target
 from funcexplain.problems.grid import RowDim, select
-from funcexplain.problems.stating import check_allocation, refuse_loss, refuse_sum, stated
+from funcexplain.problems.stating import (
+    check_allocation,
+    check_assets,
+    check_params,
+    refuse_loss,
+    refuse_sum,
+    stated,
+)
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -70,6 +78,7 @@ class Problem:
         start: ``args -> z``, where the search begins.
         project: ``(z, args) -> z``, back to the feasible set after an update.
         penalties: functions ``(x, args) -> scalar`` that are added to the loss.
+        costs: functions ``(z, args) -> scalar`` of the search point, which are added, too.
         dims: dimensions of the grid, outermost first; none for one question. An entry of ``args`` leads
             with the sizes of those dimensions along which it varies, in that order.
     """
@@ -82,6 +91,7 @@ class Problem:
     start: Callable[[Args], Tensor] = _from_x0
     project: Map = identity
     penalties: tuple[Map, ...] = ()
+    costs: tuple[Map, ...] = ()
     dims: tuple[RowDim, ...] = ()
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
@@ -180,6 +190,20 @@ class Problem:
         value, (_, weights) = self.evaluate(x, args)
         return value, weights
 
+    def extra(self, z: Tensor, args: Args) -> Tensor:
+        """Sum the penalties and costs of a search point.
+
+        Args:
+            z: search point.
+            args: data of the problem.
+
+        Returns:
+            What is minimized beyond the loss, a scalar.
+        """
+        x = self.decode(z, args)
+        terms = [penalty(x, args) for penalty in self.penalties]
+        return sum(terms + [cost(z, args) for cost in self.costs], start=x.new_zeros(()))
+
     def __repr__(self) -> str:
         x0 = self.args["x0"]
         rows = ", ".join(f"{dim.name}={dim.size}" for dim in self.dims)
@@ -248,7 +272,7 @@ def problem(
         )
     if not isinstance(target, Target):
         target = check_allocation("problem", target, x0)
-    _check_params(params, x0)
+    check_params(params, x0)
     mask = check_mask("problem", mask, x0)
     if reference is None:
         reference = x0.clone()
@@ -261,7 +285,7 @@ def problem(
         "mask": mask,
         "seed": torch.tensor(check_count("problem", "seed", seed), device=x0.device),
     }
-    names, criterion = _check_assets(assets, x0), EXACT
+    names, criterion = check_assets(assets, x0), EXACT
     if isinstance(target, Target):
         stack, criterion = stated("problem", [target], apply, args, names)
         refuse_loss("problem", loss, criterion)
@@ -356,44 +380,10 @@ def _as_function(network: Any) -> tuple[Apply, Any]:
     )
 
 
-def _check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
-    if assets is None:
-        return None
-    names = () if isinstance(assets, str) else tuple(assets)
-    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
-            f"{assets!r}"
-        )
-    return names
-
-
 def _copied(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _check_params(params: Any, x0: Tensor) -> None:
-    leaves = [p for p in optree.tree_leaves(params) if isinstance(p, Tensor)]
-    devices = {p.device for p in leaves} - {x0.device}
-    if devices:
-        raise TypeError(
-            f"problem: network and x0 must be on one device, got {devices.pop()} and {x0.device}; "
-            "move one of them"
-        )
-    dtypes = {p.dtype for p in leaves if p.is_floating_point()}
-    if dtypes and x0.dtype not in dtypes:
-        raise TypeError(
-            f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
-            "x0 and target to the network's, then fe.cast(dtype=...) casts the whole problem"
-        )
-
-
-def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
-    """Refuse what a loss or penalty returns if it is no floating scalar tensor."""
-    if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
-        name = getattr(function, "__name__", repr(function))
-        got = type(value).__name__
-        if isinstance(value, Tensor):
-            got = f"shape {tuple(value.shape)}, {value.dtype}"
-        raise TypeError(f"{kind} ({name}) must return a floating scalar tensor, got {got}")
-    return value
+def lifted(costs: tuple[Map, ...], decode: Map) -> tuple[Map, ...]:
+    """Costs of the decoded point, for a search over another variable."""
+    return tuple(lambda z, args, cost=cost: cost(decode(z, args), args) for cost in costs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -39,6 +40,36 @@ def refuse_sum(where: str, apply: Apply, args: dict[str, Any]) -> None:
                     f"{where}: target must be within reach, got weights that sum to {total:.3g}, where "
                     "those of the network are >= 0 and sum to one whatever its input"
                 )
+
+
+def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+    """Refuse what are no names of x0's assets."""
+    if assets is None:
+        return None
+    names = () if isinstance(assets, str) else tuple(assets)
+    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
+            f"{assets!r}"
+        )
+    return names
+
+
+def check_params(params: Any, x0: Tensor) -> None:
+    """Refuse parameters on another device or of another dtype than x0."""
+    leaves = [p for p in optree.tree_leaves(params) if isinstance(p, Tensor)]
+    devices = {p.device for p in leaves} - {x0.device}
+    if devices:
+        raise TypeError(
+            f"problem: network and x0 must be on one device, got {devices.pop()} and {x0.device}; "
+            "move one of them"
+        )
+    dtypes = {p.dtype for p in leaves if p.is_floating_point()}
+    if dtypes and x0.dtype not in dtypes:
+        raise TypeError(
+            f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
+            "x0 and target to the network's, then fe.cast(dtype=...) casts the whole problem"
+        )
 
 
 def stated(

@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.noise import normal
-from funcexplain.problems.checks import FLOATING, check_datum, check_number, check_scale
+from funcexplain.problems.checks import (
+    FLOATING,
+    check_name,
+    check_number,
+    check_scalar,
+    check_scale,
+    check_strength,
+)
 from funcexplain.problems.penalties import Penalty
-from funcexplain.problems.problem import Args, Problem, check_problem, check_scalar
+from funcexplain.problems.problem import Args, Problem, check_problem
 
 Transform = Callable[[Problem], Problem]
 
@@ -169,12 +176,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
     """
     if not callable(penalty):
         raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
-    key = name if name is not None else getattr(penalty, "__name__", None)
-    if not (isinstance(key, str) and key.isidentifier()) or key == "name":
-        raise TypeError(
-            "penalize: name must be an identifier other than 'name' (which fe.vmap takes itself), got "
-            f'{key!r}; give one to a penalty that has no name of its own, as in name="proximity"'
-        )
+    key = check_name("penalize", name if name is not None else getattr(penalty, "__name__", None))
     if not isinstance(strength, Tensor):
         check_number("penalize", "strength", strength, least=0.0)
 
@@ -184,12 +186,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
 
     def penalized(problem: Problem) -> Problem:
         x0 = check_problem("penalize", problem).args["x0"]
-        factor = check_datum("penalize", "strength", strength, x0)
-        if factor.ndim != 0 or bool(factor < 0):
-            raise ValueError(
-                f"penalize: strength must be one number >= 0, got {factor.tolist()}; "
-                f"fe.vmap(problem, {key}=strengths) maps over several"
-            )
+        factor = check_strength("penalize", key, strength, x0)
         args = with_data("penalize", problem, **{key: factor})
         return replace(problem, args=args, penalties=(*problem.penalties, cost))
 

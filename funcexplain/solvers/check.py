@@ -125,7 +125,8 @@ def check_gradient(
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")
 
     def objective(z: Tensor, args: dict) -> tuple[Tensor, tuple[()]]:
-        return problem.evaluate(problem.decode(z, args), args)[0], ()
+        value, _ = problem.evaluate(problem.decode(z, args), args)
+        return sum((cost(z, args) for cost in problem.costs), start=value), ()
 
     differentiate = backward_value_and_grad(objective)
     own, double = problem.args, cast(dtype=torch.float64)(problem).args

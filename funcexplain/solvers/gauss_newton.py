@@ -34,14 +34,14 @@ Residual = Literal["auto", "weights", "sqrt", "log"]
 
 # Added before logarithms and roots are taken: differences far below it are not told apart.
 _FLOOR = 1e-8
-_WIDE = torch.float64
+WIDE = torch.float64
 _LEAST_DAMPING, _MOST_DAMPING = 1e-8, 1e12
 # Least share of the foretold gain with which a step is taken.
 _LEAST_RATIO = 1e-4
 # A foretold gain below this share of what is minimized is none.
 _LEAST_GAIN = 1e-12
 # Least damping, as a share of the squared slopes: the system stays solvable in float64.
-_LEAST_SHARE = 1e-12
+LEAST_SHARE = 1e-12
 # Projections after which the entries that rest on a bound are known, nearly always.
 _PROJECTIONS = 2
 
@@ -96,7 +96,7 @@ class Advance(NamedTuple):
 
     Attributes:
         z: point to try next.
-        carried: the method's state.
+        carried: what the method carries on, `Damped` or another's own.
         value: what is minimized, at the point that was evaluated.
         best: the same at the best point before it, NaN if there was none.
         misfit: mean of squared residuals at the best point, this one included.
@@ -104,7 +104,7 @@ class Advance(NamedTuple):
     """
 
     z: Tensor
-    carried: Damped
+    carried: Any
     value: Tensor
     best: Tensor
     misfit: Tensor
@@ -195,11 +195,11 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
         def carry(z: Tensor) -> Damped:
             weights = torch.zeros_like(problem.criterion.weights_like(args["target"]))
             measured, entries = measure(weights, args).flatten(), torch.zeros_like(z).flatten()
-            none = z.new_zeros((), dtype=_WIDE)
+            none = z.new_zeros((), dtype=WIDE)
             return Damped(
                 z=z,
                 line=Line(measured, measured, measured[:, None] * entries),
-                cost=Cost(none + torch.nan, entries.to(_WIDE), entries.to(_WIDE)),
+                cost=Cost(none + torch.nan, entries.to(WIDE), entries.to(WIDE)),
                 foretold=none,
                 damping=none + method.damping,
                 growth=none + 2.0,
@@ -218,11 +218,11 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
             positive = (measured > 0.0).all() & (nearest > 0.0).all()
             in_logs = torch.where(first, positive, in_logs & ~(measured < -_FLOOR).any())
         merit, old = (
-            _residual(a_line, method.residual, in_logs)[0].square().sum() + a_cost.value
+            residual_of(a_line, method.residual, in_logs)[0].square().sum() + a_cost.value
             for a_line, a_cost in ((line, cost), (carried.line, carried.cost))
         )
         usable = merit.isfinite() & at.jacobian.isfinite().all() & cost.slope.isfinite().all()
-        ratio = (old - merit) / carried.foretold.clamp_min(torch.finfo(_WIDE).tiny)
+        ratio = (old - merit) / carried.foretold.clamp_min(torch.finfo(WIDE).tiny)
         gains = usable & (merit < old) & (ratio > _LEAST_RATIO)
         takes = first | gains
         fall = (1.0 - (2.0 * ratio.clamp(0.0, 1.5) - 1.0) ** 3).clamp_min(1.0 / 3.0)
@@ -232,14 +232,14 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
         z = torch.where(takes, state.z, carried.z)
         line = Line(*(torch.where(takes, *pair) for pair in zip(line, carried.line, strict=True)))
         cost = Cost(*(torch.where(takes, *pair) for pair in zip(cost, carried.cost, strict=True)))
-        r, jacobian = _residual(line, method.residual, in_logs)
+        r, jacobian = residual_of(line, method.residual, in_logs)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
         step = _step(jacobian, r, cost, lam)
-        following = (z.flatten().to(_WIDE) + step).to(z.dtype).view(z.shape)
+        following = (z.flatten().to(WIDE) + step).to(z.dtype).view(z.shape)
         if problem.project is not identity:
             following = _projected(problem, z, step, jacobian, r, cost, lam, args)
-        step = (following - z).flatten().to(_WIDE)
+        step = (following - z).flatten().to(WIDE)
         grads = 2.0 * jacobian.T @ r + cost.slope
         bent = (jacobian @ step).square().sum() + 0.5 * (cost.curvature * step.square()).sum()
         foretold = -(grads @ step) - bent
@@ -310,11 +310,10 @@ def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
     count = problem.criterion.compare(problem.criterion.weights_like(target), target)[0].numel()
 
     def total(z: Tensor) -> Tensor:
-        x = problem.decode(z, args)
-        return count * sum((penalty(x, args) for penalty in problem.penalties), start=z.new_zeros(()))
+        return count * problem.extra(z, args)
 
-    if not problem.penalties:
-        none = torch.zeros_like(z, dtype=_WIDE).flatten()
+    if not problem.penalties and not problem.costs:
+        none = torch.zeros_like(z, dtype=WIDE).flatten()
         return Cost(none.sum(), none, none)
 
     def summed(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -323,12 +322,12 @@ def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
 
     # The curvature's product with ones: its diagonal where entries do not mix, as those of l2 do not.
     bend, (slope, value) = torch.func.grad(summed, has_aux=True)(z)
-    return Cost(value.to(_WIDE), slope.flatten().to(_WIDE), bend.flatten().clamp_min(0.0).to(_WIDE))
+    return Cost(value.to(WIDE), slope.flatten().to(WIDE), bend.flatten().clamp_min(0.0).to(WIDE))
 
 
-def _residual(line: Line, kind: Residual, in_logs: Tensor) -> tuple[Tensor, Tensor]:
+def residual_of(line: Line, kind: Residual, in_logs: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals ``f(m) - f(n)``, ``(K,)``, and their slopes ``(K, N)``, in float64."""
-    measured, nearest, jacobian = (t.to(_WIDE) for t in line)
+    measured, nearest, jacobian = (t.to(WIDE) for t in line)
     plain = measured - nearest
     if kind == "weights":
         return plain, jacobian
@@ -351,12 +350,12 @@ def _projected(
     args: Args,
 ) -> Tensor:
     """The next point within bounds: entries that would leave rest there, the others make up for them."""
-    point, held = z.flatten().to(_WIDE), torch.zeros_like(z, dtype=torch.bool).flatten()
+    point, held = z.flatten().to(WIDE), torch.zeros_like(z, dtype=torch.bool).flatten()
     for _ in range(_PROJECTIONS):
         aim = (point + step).to(z.dtype)
         rest = problem.project(aim.view(z.shape), args).flatten()
         held = held | ((rest - aim).abs() > 1e2 * torch.finfo(z.dtype).eps * (1.0 + aim.abs()))
-        fixed, free = torch.where(held, rest.to(_WIDE) - point, 0.0), torch.where(held, 0.0, 1.0)
+        fixed, free = torch.where(held, rest.to(WIDE) - point, 0.0), torch.where(held, 0.0, 1.0)
         bent = Cost(cost.value, (cost.slope + cost.curvature * fixed) * free, cost.curvature)
         step = fixed + _step(jacobian * free, r + jacobian @ fixed, bent, lam) * free
     return problem.project((point + step).to(z.dtype).view(z.shape), args)
@@ -364,11 +363,11 @@ def _projected(
 
 def _step(jacobian: Tensor, r: Tensor, cost: Cost, lam: Tensor) -> Tensor:
     """The least of ``|r + J d|**2 + cost(d) + lam |d|**2`` by Woodbury's identity: a (K, K) system."""
-    least = _LEAST_SHARE * jacobian.square().sum() + torch.finfo(_WIDE).tiny
+    least = LEAST_SHARE * jacobian.square().sum() + torch.finfo(WIDE).tiny
     curvature = 0.5 * cost.curvature + torch.maximum(lam, least)
     slope = 0.5 * cost.slope
     weighted = jacobian / curvature
-    system = weighted @ jacobian.T + torch.eye(len(r), dtype=_WIDE, device=r.device)
+    system = weighted @ jacobian.T + torch.eye(len(r), dtype=WIDE, device=r.device)
     factor, failed = torch.linalg.cholesky_ex(system)
     y = torch.cholesky_solve((r - weighted @ slope)[:, None], factor)[:, 0]
     # A system that cannot be factored gives no step, and the damping grows until one can be.

@@ -40,6 +40,7 @@ def map_parts(
     decode = torch.func.vmap(problem.decode, in_dims=(0, dims))
     shape = problem.args["target"].ndim - len(places(problem.dims, "target"))
     evaluate = torch.func.vmap(problem.evaluate, in_dims=(0, dims))
+    costs = [torch.func.vmap(cost, in_dims=(0, dims)) for cost in problem.costs]
     score = torch.func.vmap(problem.score, in_dims=(0, 0, dims))
 
     def objective(z: Tensor, args: Args) -> Scored:
@@ -51,7 +52,8 @@ def map_parts(
                 return evaluate(x, args)
             return score(cast(Network, problem.apply).samples(args["params"], x), x, args)
 
-        return where_finite(decode(z, args), unknown, scored, rows=1)
+        value, rest = where_finite(decode(z, args), unknown, scored, rows=1)
+        return sum((cost(z, args) for cost in costs), start=value), rest
 
     step = _descend if isinstance(parts, Parts) else _damped
     return Mapped(

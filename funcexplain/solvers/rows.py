@@ -15,14 +15,14 @@ from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.chunks import Sizes, choose_chunk_size, say
 from funcexplain.solvers.compiled import Compile, Compiler
-from funcexplain.solvers.gauss_newton import DampedParts, LevenbergMarquardt, make_damped_parts
+from funcexplain.solvers.gauss_newton import DampedParts
 from funcexplain.solvers.mapped import Mapped, map_parts
 from funcexplain.solvers.outputs import Outputs
 from funcexplain.solvers.pool import Driver
 from funcexplain.solvers.progress import Callback, Meter
 from funcexplain.solvers.samples import Rows, refusal
 from funcexplain.solvers.state import Rules, State
-from funcexplain.solvers.step import Method, Parts, make_parts
+from funcexplain.solvers.step import Parts
 
 # Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md).
 _ROWS_PER_MODEL = 64
@@ -43,13 +43,10 @@ class Settings(NamedTuple):
     callback: Callback | None
 
 
-def solve_rows(problem: Problem, method: Method, rules: Rules, settings: Settings) -> Solution:
+def solve_rows(
+    problem: Problem, parts: Parts | DampedParts, rules: Rules, settings: Settings
+) -> Solution:
     """Answer a grid of rows; all settings are checked already (`solve`)."""
-    parts: Parts | DampedParts
-    if isinstance(method, LevenbergMarquardt):
-        parts = make_damped_parts(problem, method, rules)
-    else:
-        parts = make_parts(problem, method, rules)
     outputs = Outputs(problem, settings.max_steps, settings.history_every)
     few = math.prod(problem.shape) <= _FEW_ROWS and settings.callback is None
     compiler = Compiler(settings.compile, unroll=_UNROLLED if few else 1)

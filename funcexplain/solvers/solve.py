@@ -23,7 +23,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.chunks import say
 from funcexplain.solvers.compiled import Compile
-from funcexplain.solvers.gauss_newton import LevenbergMarquardt
+from funcexplain.solvers.gauss_newton import LevenbergMarquardt, make_damped_parts
 from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.plain import make_plain_step
@@ -127,7 +127,12 @@ def solve(
     with torch.no_grad(), deferred_interrupts():
         if problem.dims or isinstance(method, LevenbergMarquardt):
             settings = Settings(max_steps, int(every), chunk_size, rows, compile, callback)
-            solution = solve_rows(problem, method, rules, settings)
+            if isinstance(method, LevenbergMarquardt):
+                solution = solve_rows(
+                    problem, make_damped_parts(problem, method, rules), rules, settings
+                )
+            else:
+                solution = solve_rows(problem, make_parts(problem, method, rules), rules, settings)
         else:
             with bound(problem.apply, problem.args["params"]) as apply:
                 question = replace(problem, apply=apply)

@@ -99,7 +99,8 @@ def make_objective(problem: Problem) -> Objective:
     def objective(z: Tensor, args: Args) -> Scored:
         x = problem.decode(z, args)
         unknown = problem.criterion.weights_like(args["target"])
-        return where_finite(x, unknown, lambda x: problem.evaluate(x, args))
+        value, scored = where_finite(x, unknown, lambda x: problem.evaluate(x, args))
+        return sum((cost(z, args) for cost in problem.costs), start=value), scored
 
     return objective
 
@@ -120,7 +121,7 @@ def begin(problem: Problem, rules: Rules, args: Args, carry: Callable[[Tensor], 
 def function_key(problem: Problem) -> tuple[Any, ...]:
     """What a problem's functions are made of; equal keys mean equal functions."""
     functions = (problem.apply, problem.loss, problem.decode, problem.project)
-    return (*functions, problem.penalties, problem.criterion)
+    return (*functions, problem.penalties, problem.costs, problem.criterion)
 
 
 def decide(
