@@ -139,7 +139,7 @@ def train_allocator(
         optimizer = torch.optim.Adam(network.parameters(), lr=lr)
         for step in range(1, num_steps + 1):
             batch = torch.randint(num_windows, (batch_size,)).to(windows.device)
-            loss = _objective(network(windows[batch]), future_returns[batch], concentration)
+            loss = negative_sharpe(network(windows[batch]), future_returns[batch], concentration)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -148,7 +148,22 @@ def train_allocator(
     return network.eval()
 
 
-def _objective(weights: Tensor, returns: Tensor, concentration: float) -> Tensor:
+def negative_sharpe(weights: Tensor, returns: Tensor, concentration: float) -> Tensor:
+    """What training minimizes: minus the Sharpe ratio of a batch, plus its mean Herfindahl index.
+
+    Args:
+        weights: allocations, ``(N, A)``.
+        returns: of the assets after each window, ``(N, A)``.
+        concentration: strength of the index.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> returns = torch.tensor([[0.01, 0.0], [0.03, 0.0]])
+        >>> negative_sharpe(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), returns, 0.2)
+        tensor(-1.2141)
+    """
     portfolio = (weights * returns).sum(dim=-1)
     # The small constant, a hundredth of a basis point, keeps a riskless batch finite.
     sharpe = portfolio.mean() / (portfolio.std() + 1e-6)

@@ -26,6 +26,7 @@ from funcexplain.solvers.gauss_newton import (
     Line,
     levenberg_marquardt,
     residual_of,
+    sloped,
 )
 from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.jacobian import Linearized
@@ -185,7 +186,7 @@ def _make_parts(problem: Problem, rules: Rules, atol: float) -> DampedParts:
 def _aim(line: Line, point: Tensor, home: Tensor) -> Tensor:
     """Of the points that hit to first order the one nearest to ``home``."""
     in_logs = (line.measured > 0.0).all() & (line.nearest > 0.0).all()
-    r, jacobian = residual_of(line, "auto", in_logs)
+    r, jacobian = residual_of(line, "auto", in_logs), sloped(line, "auto", in_logs)
     # What lies within its bounds ties nothing down.
     jacobian = torch.where((r != 0.0)[:, None], jacobian, 0.0)
     system = jacobian @ jacobian.T

