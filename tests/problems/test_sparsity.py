@@ -40,7 +40,7 @@ def by_subgradients(problem: fe.Problem, strength: float, num_steps: int) -> flo
 def test_the_minimum_is_that_of_a_long_run_of_subgradients(strength: float) -> None:
     problem = linear_problem()
     sparse = fe.sparsify(strength)(problem)
-    solution = fe.solve(sparse, fe.sgd(lr=4.0), max_steps=6000)
+    solution = fe.solve(sparse, fe.sgd(lr=4.0, momentum=0.9), max_steps=3000)
     changes = solution.x - problem.args["x0"]
     value = float(solution.loss + strength * changes.abs().mean())
     twin = by_subgradients(problem, strength, 8000)
