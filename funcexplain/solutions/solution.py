@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import optree
@@ -15,6 +16,13 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import as_index
+from funcexplain.solutions.archive import write_archive
+from funcexplain.solutions.labels import checked_labels
+from funcexplain.solutions.tables import to_dataset, to_frame
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 
 class Status(IntEnum):
@@ -47,6 +55,7 @@ _SENTENCES = {
     Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",
     Status.INTERRUPTED: "The search was interrupted; this is what it had found, NaN if nothing.",
 }
+_WORDS = {int(status): status.name for status in Status}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,6 +236,77 @@ class Solution:
             name: tensor.detach().to("cpu", wide.get(tensor.dtype, tensor.dtype)).numpy()
             for name, tensor in self._tensors().items()
         }
+
+    def to_pandas(self, *, assets: Sequence[str] | None = None) -> pandas.DataFrame:
+        """Make a table with one line per row: status, the row's scalars, and its weights.
+
+        Args:
+            assets: ``A`` names for the columns of the weights. Default: numbers.
+
+        Returns:
+            A ``pandas.DataFrame`` indexed by the row dimensions; `to_xarray` has the windows, too.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: if ``assets`` are too many or too few.
+        """
+        labels = checked_labels("to_pandas", self.x.shape[-3:], assets=assets)
+        return to_frame("to_pandas", self.to_numpy(), self.dims, labels, _WORDS)
+
+    def to_xarray(
+        self,
+        *,
+        assets: Sequence[str] | None = None,
+        channels: Sequence[str] | None = None,
+        dates: Iterable[object] | None = None,
+    ) -> xarray.Dataset:
+        """Make a dataset of all fields, with the row dimensions, ``channel``, ``day`` and ``asset``.
+
+        Args:
+            assets: ``A`` names.
+            channels: ``C`` names.
+            dates: ``L`` days.
+
+        Returns:
+            An ``xarray.Dataset``. Half precision becomes single, which numpy has.
+
+        Raises:
+            ImportError: xarray is not installed.
+            ValueError: for labels that do not fit, or a row dimension called like one of the fields'.
+        """
+        labels = checked_labels(
+            "to_xarray", self.x.shape[-3:], assets=assets, channels=channels, dates=dates
+        )
+        return to_dataset("to_xarray", self.to_numpy(), self.dims, labels, _WORDS)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        assets: Sequence[str] | None = None,
+        channels: Sequence[str] | None = None,
+        dates: Iterable[object] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the answer to one file, which `load` reads; an earlier file stays until it is complete.
+
+        Args:
+            path: the file, such as ``"answer.safetensors"``.
+            assets: ``A`` names, kept with it, as all that follow; see `describe`.
+            channels: ``C`` names.
+            dates: ``L`` days of the window.
+            settings: how the answer was found: text, numbers, bools, None, lists and dicts of these.
+
+        Raises:
+            TypeError: for a path that is none, labels or settings of another kind, or another dtype.
+            ValueError: for labels that do not fit x, or settings that are not finite.
+            OSError: where the file cannot be written.
+        """
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(f"save: settings must be a dict, got {type(settings).__name__}")
+        labels = checked_labels("save", self.x.shape[-3:], assets=assets, channels=channels, dates=dates)
+        notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
+        write_archive("save", path, self._tensors(), notes)
 
     def __iter__(self) -> Iterator[Solution]:
         if not self.dims:

@@ -1,0 +1,306 @@
+"""One file of named tensors and notes about them: safetensors, with checksums, written atomically.
+
+    8 bytes    length of the header, little endian
+    header     JSON: dtype, shape and place of every tensor; the notes under ``__metadata__``
+    the rest   the tensors' bytes, one after another
+
+It is the format of https://github.com/huggingface/safetensors, read and written here in a few lines, so
+that no extra is needed and bfloat16 is kept as it is; that library reads these files, too. Nothing in a
+file is ever executed. The format has no checksums of its own: those of the tensors and of the header are
+kept among the notes, so that a damaged file is refused and never answered with other numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+import funcexplain
+
+FORMAT = 1
+"""Version of the notes and of what the tensors mean. A reader refuses files of a later one."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+def write_archive(
+    where: str, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], notes: Mapping[str, Any]
+) -> None:
+    """Write tensors and notes; the file is there as a whole or, after any trouble, as it was before.
+
+    Args:
+        where: public function that was called.
+        path: file to write.
+        tensors: by name, of any device and layout.
+        notes: what JSON can hold; the format's number and versions of the software are added.
+
+    Raises:
+        TypeError: for a path that is none, a dtype that files do not hold, or notes that JSON cannot.
+        ValueError: for notes with NaN or infinite numbers.
+        OSError: where it cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp(), "tensors.safetensors")
+        >>> write_archive("save", path, {"x": torch.ones(2)}, {"of": "ones"})
+        >>> read_archive("load", path)[0]
+        {'x': tensor([1., 1.])}
+    """
+    file_path = _as_path(where, path)
+    versions = {
+        "funcexplain": funcexplain.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    text = _as_json(where, {"format": FORMAT, "versions": versions, **notes})
+    header: dict[str, Any] = {}
+    blocks, digests, offset = [], {}, 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _CODES:
+            raise TypeError(
+                f"{where}: {name} must be of a dtype among {', '.join(map(str, _CODES))}, got "
+                f"{tensor.dtype}; convert it first"
+            )
+        # Zero-dimensional tensors cannot be viewed as bytes; flat ones can.
+        block = tensor.detach().cpu().flatten().view(torch.uint8).numpy().data
+        end = offset + block.nbytes
+        code, shape = _CODES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
+        digests[name] = hashlib.sha256(block).hexdigest()
+        blocks.append(block)
+        offset = end
+    header["__metadata__"] = {"funcexplain": text, "digests": json.dumps(digests)}
+    header["__metadata__"]["sha256"] = _digest(header)
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned, for readers that map the file
+    with _replaced(where, file_path) as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for block in blocks:
+            file.write(block)
+
+
+def read_archive(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_archive` wrote, bit for bit.
+
+    Args:
+        where: public function that was called.
+        path: the file.
+
+    Returns:
+        Tensors by name, on the CPU, and the notes.
+
+    Raises:
+        TypeError: for a path that is none.
+        ValueError: for a file that is cut off, damaged, of something else, or of a later version.
+        OSError: where it cannot be read.
+    """
+    file_path = _as_path(where, path)
+    with _opened(where, file_path) as file:
+        header, notes = _read_header(where, file_path, file)
+        digests, tensors = json.loads(header["__metadata__"]["digests"]), {}
+        for name, digest in digests.items():
+            place = header[name]
+            begin, end = place["data_offsets"]
+            block = bytearray(end - begin)
+            if file.readinto(block) != len(block):
+                raise _cut_off(where, file_path)
+            if hashlib.sha256(block).hexdigest() != digest:
+                raise _damaged(where, file_path, f"its {name!r} does not match its checksum")
+            dtype = _DTYPES[place["dtype"]]
+            flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(place["shape"])
+    return tensors, notes
+
+
+def read_notes(where: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the notes of a file alone, whatever the size of its tensors; otherwise as `read_archive`."""
+    file_path = _as_path(where, path)
+    with _opened(where, file_path) as file:
+        return _read_header(where, file_path, file)[1]
+
+
+def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header, checked against its digest and the size of the file, and the notes in it."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    first = file.read(1)
+    if len(start) < 8 or first != b"{" or length > _LONGEST_HEADER:
+        raise ValueError(f"{where}: {_shown(path)} is no answer that was saved, {_guess(start, size)}")
+    if 8 + length > size:
+        raise _cut_off(where, path)
+    try:
+        header = json.loads(first + file.read(length - 1))
+        metadata = header["__metadata__"]
+        text = metadata["funcexplain"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(
+            f"{where}: {_shown(path)} is damaged, or tensors of something else; solution.save(path) "
+            "writes the files that can be loaded"
+        ) from None
+    try:
+        genuine = metadata.pop("sha256") == _digest(header)
+        notes = json.loads(text) if genuine else {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        genuine = False
+    if not genuine:
+        raise _damaged(where, path, "its header does not match its checksum")
+    if notes["format"] > FORMAT:
+        raise ValueError(
+            f"{where}: {_shown(path)} was saved by funcexplain {notes['versions']['funcexplain']} in "
+            f"format {notes['format']}, this version reads up to format {FORMAT}; "
+            "pip install -U funcexplain"
+        )
+    try:
+        stored = _stored_bytes(header)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        # The checksum is no secret: a file may be made up as a whole.
+        raise _damaged(where, path, "its header contradicts itself") from None
+    if size < 8 + length + stored:
+        raise _cut_off(where, path)
+    if size > 8 + length + stored:
+        raise _damaged(where, path, "something was appended to it")
+    return header, notes
+
+
+def _stored_bytes(header: dict[str, Any]) -> int:
+    """Check that every tensor begins where the one before ends, and has the bytes of its shape."""
+    digests, offset = json.loads(header["__metadata__"]["digests"]), 0
+    for name in header.keys() - {"__metadata__"} ^ digests.keys():
+        raise LookupError(name)
+    for name in digests:
+        entry = header[name]
+        end = offset + math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        if entry["data_offsets"] != [offset, end] or min(entry["shape"], default=0) < 0:
+            raise ValueError(name)
+        offset = end
+    return offset
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(where: str, notes: dict[str, Any]) -> str:
+    try:
+        return json.dumps(notes, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise TypeError(
+            f"{where}: settings must be what JSON can hold (text, numbers, bools, None, and lists and "
+            f"dicts of these), got a value that is not: {error}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: settings must be finite and without circles, got otherwise: {error}; write such "
+            "values as text"
+        ) from None
+
+
+def _as_path(where: str, path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{where}: path must be a str or a path, got {type(path).__name__}")
+    # Through a link the file behind it is replaced, and not the link.
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a zero byte
+        raise ValueError(f"{where}: path must be that of a file, got {path!r}: {error}") from None
+
+
+@contextmanager
+def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
+    # Asked first: opening a pipe waits for ever.
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise IsADirectoryError(f"{where}: {_shown(path)} is {kind}; name the file in it")
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise _retold(where, "read", path, error) from None
+
+
+@contextmanager
+def _replaced(where: str, path: Path) -> Iterator[BinaryIO]:
+    """A new file in the same folder that takes the place of ``path`` once it is complete on disk."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{where}: {_shown(path)} is a folder; name a file in it")
+    fresh = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            with fresh.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except BaseException:  # Ctrl-C, too, leaves nothing behind
+            with suppress(OSError):
+                fresh.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _retold(where, "write", path, error) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, on systems that can sync a folder."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _retold(where: str, verb: str, path: Path, error: OSError) -> OSError:
+    folder = "" if path.parent.is_dir() else f": there is no folder {_shown(path.parent)}"
+    remedy = "make it first" if folder else f"is it there, and may you {verb} it?"
+    if verb == "write" and not folder:
+        remedy = "choose another folder, or make room in this one; what was there is as it was"
+    reason = folder or f": {error.strerror or error}"
+    return type(error)(f"{where}: cannot {verb} {_shown(path)}{reason}; {remedy}")
+
+
+def _cut_off(where: str, path: Path) -> ValueError:
+    return ValueError(f"{where}: {_shown(path)} is cut off; copy it again, or solve and save again")
+
+
+def _damaged(where: str, path: Path, how: str) -> ValueError:
+    return ValueError(
+        f"{where}: {_shown(path)} is damaged, {how}; copy it again, or solve and save again"
+    )
+
+
+def _guess(start: bytes, size: int) -> str:
+    """What a file that is none of ours may be, and what to do."""
+    if size < 9:
+        return f"it has {size} bytes; copy it again, or solve and save again"
+    kinds = {b"PK": "a zip, as torch.save and numpy.savez write,", b"\x80": "a pickle"}
+    kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
+    return f"but {kind} or damaged; solution.save(path) writes the files that can be loaded"
+
+
+def _shown(path: Path) -> str:
+    return repr(str(path))

@@ -1,0 +1,75 @@
+"""Answers in files: `load` reads what ``solution.save`` wrote, `describe` what was noted with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import Any
+
+from funcexplain.solutions.archive import read_archive, read_notes
+from funcexplain.solutions.solution import Solution, Status
+
+
+def load(path: str | os.PathLike[str]) -> Solution:
+    """Read an answer that ``solution.save(path)`` wrote, bit for bit.
+
+    The file holds numbers and text alone; reading it runs no code from it, whoever wrote it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The solution, on the CPU; ``optree.tree_map(lambda leaf: leaf.cuda(), solution)`` moves it. The
+        labels, settings and versions that were saved with it are read by `describe`.
+
+    Raises:
+        TypeError: for a path that is none.
+        ValueError: for a file that is cut off, damaged, of something else, or of a later version.
+        OSError: where there is no file that can be read.
+
+    Example:
+        >>> import pathlib, tempfile, torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> solution = fe.explain(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "answer.safetensors")
+        >>> solution.save(path)
+        >>> torch.equal(fe.load(path).x, solution.x)
+        True
+    """
+    tensors, notes = read_archive("load", path)
+    expected = {field.name for field in fields(Solution)} - {"dims"}
+    if tensors.keys() != expected or not isinstance(notes.get("dims"), list):
+        raise ValueError(
+            f"load: {str(path)!r} must hold the fields of a solution {sorted(expected)}, got "
+            f"{sorted(tensors)}; it was saved from something else, or by another version"
+        )
+    values: dict[str, Any] = dict(tensors)
+    if not notes["dims"]:
+        values["status"] = Status(int(tensors["status"]))
+    return Solution(**values, dims=tuple(notes["dims"]))
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what was saved with an answer, without its tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A dict of ``dims``, ``labels`` (by the names ``channel``, ``day`` and ``asset``), ``settings``,
+        ``versions`` (of funcexplain, torch and Python) and the number of the ``format``.
+
+    Raises:
+        TypeError, ValueError, OSError: as `load`.
+
+    Example:
+        >>> import pathlib, tempfile, torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> solution = fe.explain(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "answer.safetensors")
+        >>> solution.save(path, assets=["EUR", "JPY"], settings={"max_steps": 100})
+        >>> about = describe(path)
+        >>> about["labels"], about["settings"]
+        ({'asset': ['EUR', 'JPY']}, {'max_steps': 100})
+    """
+    return read_notes("describe", path)

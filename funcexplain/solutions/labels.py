@@ -1,0 +1,63 @@
+"""Names of the assets, channels and days of a window, for files and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+AXES = ("channel", "day", "asset")
+"""Dimensions of a window ``(C, L, A)``."""
+
+
+def checked_labels(
+    where: str,
+    window: Sequence[int],
+    *,
+    assets: Sequence[str] | None = None,
+    channels: Sequence[str] | None = None,
+    dates: Iterable[object] | None = None,
+) -> dict[str, list[str]]:
+    """Read labels as text, by the dimension that they name; those that are not given are left out.
+
+    Args:
+        where: public function that was called.
+        window: ``(C, L, A)``, sizes of a window.
+        assets: ``A`` names.
+        channels: ``C`` names.
+        dates: ``L`` days, as text, dates or ``datetime64``.
+
+    Returns:
+        Labels by the names of `AXES`.
+
+    Raises:
+        TypeError: if some are no sequence.
+        ValueError: if they are too many or too few, or two are the same.
+
+    Example:
+        >>> checked_labels("save", (1, 5, 2), assets=("EUR", "JPY"))
+        {'asset': ['EUR', 'JPY']}
+    """
+    given = {"channels": channels, "dates": dates, "assets": assets}
+    labels = {}
+    for (name, values), axis, size in zip(given.items(), AXES, window, strict=True):
+        if values is None:
+            continue
+        labels[axis] = _as_text(where, name, values)
+        if len(labels[axis]) != size:
+            raise ValueError(
+                f"{where}: {name} must be {size} labels, one per {axis} of x, got {len(labels[axis])}"
+            )
+        if len(set(labels[axis])) != size:
+            raise ValueError(f"{where}: {name} must differ from each other, got {labels[axis]}")
+    return labels
+
+
+def _as_text(where: str, name: str, values: Any) -> list[str]:
+    try:
+        if isinstance(values, str):  # a sequence of letters, which nobody means
+            raise TypeError
+        return [str(value) for value in values]
+    except TypeError:
+        raise TypeError(
+            f"{where}: {name} must be a sequence of labels, got {type(values).__name__}"
+        ) from None
