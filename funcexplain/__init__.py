@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import penalize as penalize
     from funcexplain.problems.transforms import zero_masked as zero_masked
     from funcexplain.solutions.files import load as load
+    from funcexplain.solutions.metrics import evaluate as evaluate
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solutions.solution import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
@@ -70,6 +71,7 @@ _NAMES = {
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.files": ("load",),
+    "solutions.metrics": ("evaluate",),
     "solutions.solution": ("Solution", "Status"),
     "solvers.check": ("GradientCheck", "check_gradient"),
     "solvers.closest": ("closest",),

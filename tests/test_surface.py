@@ -14,7 +14,7 @@ import funcexplain as fe
 ROOT = Path(fe.__file__).parent
 SURFACE = """
     GradientCheck Info Optimizer Problem Progress Solution State Status adam as_optimizer
-    asset_masks box cast check_gradient clip closest consensus explain freeze functionalize
+    asset_masks box cast check_gradient clip closest consensus evaluate explain freeze functionalize
     gradient_wrt_input jitter levenberg_marquardt load losses make_step one_hot_targets opaque
     penalize penalties pipe problem progress prune register_rule reparametrize run sgd solve
     sparsify stack standardize starts targets vmap windows zero_masked
@@ -117,7 +117,8 @@ def test_importing_loads_neither_extras_nor_torch_before_they_are_needed() -> No
         "import sys, funcexplain as fe;"
         "assert 'torch' not in sys.modules;"
         "[getattr(fe, name) for name in fe.__all__];"
-        "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy', 'xarray'};"
+        "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy',"
+        "'xarray'};"
         "assert not extras & set(sys.modules), extras & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,119 @@
+"""What `evaluate` returns: measures by name, with one line on each, printed as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from funcexplain.solutions.tables import require, row_index
+
+if TYPE_CHECKING:
+    import pandas
+
+DESCRIPTIONS = {
+    "hit": "whether the search ended with the target hit",
+    "max_error": "largest deviation of a weight from the target",
+    "total_variation": "share of the portfolio that is not where it should be",
+    "kl": "Kullback-Leibler divergence of the weights from the target, nats",
+    "gap_closed": "share of the gap between today's weights and the target that was closed",
+    "l1": "sum of absolute changes, in units of x",
+    "l2": "Euclidean length of the change, in units of x",
+    "linf": "largest change of an entry, in units of x",
+    "rms_sigmas": "root mean square change, sigmas",
+    "mad_distance": "mean absolute change in median absolute deviations of each feature",
+    "changed_share": "share of entries that change",
+    "assets_touched": "number of assets with a change",
+    "days_touched": "number of days with a change",
+    "channels_touched": "number of channels with a change",
+    "gini": "concentration of the change: 0 all entries alike, near 1 few entries carry it",
+    "turbulence": "how unusual the last day's returns are; 1 is the average of the history",
+    "turbulence_percentile": "share of the history's days that are not more turbulent than the last",
+    "window_turbulence": "how unusual the returns of the window's days are on average",
+    "window_turbulence_percentile": "share of the history's windows that are not more turbulent",
+    "nearest_windows": "mean distance to the nearest windows of the history, sigmas per entry",
+    "in_range": "share of entries within the history's 1 to 99 % range; 0.98 is usual",
+    "volatility_ratio": "volatility of the returns, as a multiple of the history's",
+    "correlation_gap": "mean pair correlation of the returns, less the history's",
+    "kurtosis_gap": "excess kurtosis of the returns, less the history's",
+    "autocorrelation_gap": "autocorrelation of the returns at one day, less the history's",
+    "diversity": "mean distance to the answers from other starts, sigmas per entry",
+    "spread": "standard deviation of the answers over starts, sigmas per entry",
+    "agreement": "overlap of the largest changes with those from other starts, 0 to 1",
+    "noise_error": "mean over noise of the largest deviation from the target",
+    "invalidation": "share of noisy windows at which the target is missed",
+    "ensemble_error": "mean over models of the largest deviation from the target",
+    "ensemble_hit": "share of models that hit the target at this window",
+}
+"""One line on each measure, in the order in which they are listed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Metrics(Mapping[str, Tensor]):
+    """Measures of every row by name: a mapping whose printed form is a table.
+
+    Attributes:
+        measures: tensors of the rows' shape, by name.
+        dims: names of the row dimensions, outermost first; none for one question.
+
+    Example:
+        >>> import torch
+        >>> Metrics({"l1": torch.tensor(7.0)})
+        l1  7  sum of absolute changes, in units of x
+    """
+
+    measures: dict[str, Tensor]
+    dims: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the measures, in order."""
+        return tuple(self.measures)
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """One line on each of them."""
+        return {name: DESCRIPTIONS[name] for name in self.measures}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.measures:
+            raise KeyError(f"no measure {name!r}; there are {', '.join(self.names)}")
+        return self.measures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.measures)
+
+    def __len__(self) -> int:
+        return len(self.measures)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Make a table with one line per row and one column per measure.
+
+        Returns:
+            A ``pandas.DataFrame`` indexed by the row dimensions.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        table = require("to_pandas", "pandas")
+        shape = next(iter(self.values())).shape
+        columns = {name: value.flatten().cpu().numpy() for name, value in self.items()}
+        return table.DataFrame(columns, index=row_index(table, self.dims, tuple(shape)))
+
+    def __repr__(self) -> str:
+        heads = ["", "median", "least", "most", ""] if self.dims else []
+        lines = [heads] if heads else []
+        for name, value in self.items():
+            numbers = value.flatten().double()
+            known = numbers[~numbers.isnan()]
+            known = known if len(known) else numbers[:1]
+            told = [known.quantile(0.5), known.min(), known.max()] if self.dims else [numbers[0]]
+            lines.append([name, *(f"{float(number):.3g}" for number in told), DESCRIPTIONS[name]])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        sides = ["<", *">" * (len(widths) - 2), "<"]
+        return "\n".join(
+            "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
+            for line in lines
+        )

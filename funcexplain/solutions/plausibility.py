@@ -1,0 +1,232 @@
+"""How unusual a window is, measured against a history of the same features.
+
+`summarize` reads a history once; the measures are pure functions of one window and that summary. The
+first channel is taken as returns. What is compared with the history's windows is compared with windows
+of the same length: a kurtosis of 20 days is not that of 20 years.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 22  # numbers in the windows that are in work at once, 32 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What the measures need to know of a history, in float64.
+
+    Attributes:
+        days: the history, ``(C, days, A)``.
+        lookback: days of a window, ``L``.
+        sigma: standard deviation of each channel over days and assets, ``(C, 1, 1)``.
+        mad: median absolute deviation of each channel and asset, ``(C, 1, A)``.
+        lower: 1 % quantile of each channel and asset, ``(C, 1, A)``.
+        upper: 99 % quantile, ``(C, 1, A)``.
+        mean: mean return of each asset, ``(A,)``.
+        whiten: takes returns less their mean to uncorrelated ones of variance one, ``(A, rank)``.
+        turbulence: `turbulence` of every day, ``(days,)``.
+        window_turbulence: its mean over every window, ``(N,)`` with ``N = days - L + 1``.
+        facts: mean of `stylized_facts` over all windows, ``(4,)``.
+    """
+
+    days: Tensor
+    lookback: int
+    sigma: Tensor
+    mad: Tensor
+    lower: Tensor
+    upper: Tensor
+    mean: Tensor
+    whiten: Tensor
+    turbulence: Tensor
+    window_turbulence: Tensor
+    facts: Tensor
+
+
+def summarize(history: Tensor, lookback: int) -> Past:
+    """Read a history once for all measures.
+
+    Args:
+        history: features of every day, ``(C, days, A)``, at least two days and one window long.
+        lookback: days of a window, ``L``.
+
+    Returns:
+        The summary.
+
+    Example:
+        >>> past = summarize(torch.arange(12.0).view(1, 6, 2), lookback=3)
+        >>> past.sigma.flatten(), past.window_turbulence.shape
+        (tensor([3.6056], dtype=torch.float64), torch.Size([4]))
+    """
+    days = history.double()
+    returns = days[0]
+    center = days.median(dim=1, keepdim=True).values
+    # One channel after the other: torch.quantile refuses more than 16 million numbers.
+    ends = torch.tensor([0.01, 0.99], dtype=torch.float64, device=days.device)
+    lower, upper = torch.stack([channel.quantile(ends, dim=0) for channel in days], 1)[:, :, None]
+    mean = returns.mean(0)
+    values, vectors = torch.linalg.eigh(torch.atleast_2d(returns.mT.cov()))
+    # Assets that never move alone have no direction of their own; what is left of it is rounding.
+    real = values > 1e-12 * values[-1]
+    whiten = vectors[:, real] / values[real].sqrt()
+    daily = torch.func.vmap(turbulence, in_dims=(0, None, None))(returns, mean, whiten)
+    facts = [torch.func.vmap(stylized_facts)(part[:, 0]) for part in _windows(days[:1], lookback)]
+    return Past(
+        days=days,
+        lookback=lookback,
+        sigma=days.flatten(1).std(1)[:, None, None],
+        mad=(days - center).abs().median(dim=1, keepdim=True).values,
+        lower=lower,
+        upper=upper,
+        mean=mean,
+        whiten=whiten,
+        turbulence=daily,
+        window_turbulence=daily.unfold(0, lookback, 1).mean(1),
+        facts=torch.cat(facts).nanmean(0),
+    )
+
+
+def turbulence(returns: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
+    """How unusual the returns of one day are, ``(r - mean)' inv(cov) (r - mean) / A``.
+
+    Large moves count, and so do moves against the usual correlations. Over the history it is one on
+    average; the paper does not divide by the number of assets.
+
+    Args:
+        returns: of one day, ``(A,)``.
+        mean: of the history, ``(A,)``.
+        whiten: with ``whiten @ whiten.T = inv(cov)``, ``(A, rank)``.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> turbulence(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.eye(2))
+        tensor(4.5000)
+
+    References:
+        M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
+        https://doi.org/10.2469/faj.v66.n5.3
+    """
+    return ((returns - mean) @ whiten).square().mean()
+
+
+def percentile(value: Tensor, values: Tensor) -> Tensor:
+    """Share of the history's values that are not above a value, ``mean(values <= value)``.
+
+    Args:
+        value: scalar.
+        values: of the history, ``(N,)``.
+
+    Returns:
+        Scalar in ``[0, 1]``; NaN of NaN.
+
+    Example:
+        >>> percentile(torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return torch.where(value.isnan(), torch.nan, (values <= value).double().mean())
+
+
+def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
+    """Mean distance to the ``k`` nearest windows of the history, root mean square in sigmas.
+
+    ``mean_k sqrt(mean(((x - h_k) / sigma)**2))``. An answer that is far from all that has been is one
+    on which the network was not trained.
+
+    Args:
+        x: window, ``(C, L, A)``.
+        past: of the history.
+        sigma: broadcasts to x.
+        k: number of windows; all, where there are fewer.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> past = summarize(torch.arange(12.0).view(1, 6, 2), lookback=3)
+        >>> nearest_windows(past.days[:, 1:4], past, torch.tensor(1.0), k=1)
+        tensor(0., dtype=torch.float64)
+
+    References:
+        S. Dandl, C. Molnar, M. Binder, B. Bischl (2020), Multi-Objective Counterfactual Explanations,
+        https://arxiv.org/abs/2004.11165
+    """
+    x = x.double()
+    point = (x / sigma).flatten()
+    squares = []
+    for part in _windows(past.days / sigma, past.lookback):
+        flat = part.flatten(1)
+        squares.append(flat.square().sum(1) - 2.0 * (flat @ point))  # less |point|**2, the same for all
+    found = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
+    # The product finds them, and is inexact where windows are close: their distances are taken anew.
+    days = found[:, None] + torch.arange(past.lookback, device=x.device)
+    apart = (past.days[:, days].movedim(1, 0) - x) / sigma
+    return apart.flatten(1).square().mean(1).sqrt().mean()
+
+
+def in_range(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Share of entries within the history's 1 to 99 % range, channel by channel and asset by asset.
+
+    Args:
+        x: window, ``(C, L, A)``.
+        lower: 1 % quantiles, ``(C, 1, A)``.
+        upper: 99 % quantiles, ``(C, 1, A)``.
+
+    Returns:
+        Scalar in ``[0, 1]``; about 0.98 for windows of the history.
+
+    Example:
+        >>> in_range(torch.tensor([[[0.0, 5.0]]]), torch.tensor(-1.0), torch.tensor(1.0))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return ((x >= lower) & (x <= upper)).double().mean()
+
+
+def stylized_facts(returns: Tensor) -> Tensor:
+    """Volatility, pair correlation, excess kurtosis and autocorrelation of a window's returns.
+
+    - volatility: ``sqrt(mean_a var_a)``, sample variance over days
+    - correlation: mean over pairs of assets
+    - excess kurtosis: mean over assets of ``m4 / m2**2 - 3``
+    - autocorrelation: mean over assets of ``sum_t d_t d_(t+1) / sum_t d_t**2``, ``d`` less its mean
+
+    Assets that do not move are left out of the last three.
+
+    Args:
+        returns: ``(L, A)``.
+
+    Returns:
+        ``(4,)``; NaN where a number is not defined, as all are for one day.
+
+    Example:
+        >>> stylized_facts(torch.tensor([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0], [-1.0, -2.0]]))
+        tensor([ 1.8257,  1.0000, -2.0000, -0.7500])
+
+    References:
+        R. Cont (2001), Empirical Properties of Asset Returns: Stylized Facts and Statistical Issues,
+        https://doi.org/10.1080/713665670
+    """
+    length, count = returns.shape
+    apart = returns - returns.mean(0)
+    total = apart.square().sum(0)
+    moves = total > 0
+    moving = moves.sum()
+    scaled = torch.where(moves, apart / total.sqrt(), 0.0)  # of length one, or zero
+    # The square of a sum of unit vectors holds every pair twice, and each vector once.
+    pairs = (scaled.sum(1).square().sum() - moving) / (moving * (moving - 1))
+    kurtosis = (length * scaled.pow(4).sum(0) - 3.0).where(moves, torch.zeros_like(total)).sum() / moving
+    lagged = (scaled[:-1] * scaled[1:]).sum() / moving
+    volatility = (total / (length - 1)).sum().div(count).sqrt() if length > 1 else total[0] * torch.nan
+    return torch.stack([volatility, pairs, kurtosis, lagged])
+
+
+def _windows(days: Tensor, lookback: int) -> Iterator[Tensor]:
+    """All windows of a history ``(C, days, A)``, oldest first, in blocks ``(n, C, L, A)``."""
+    size = lookback * days.shape[0] * days.shape[2]
+    view = days.unfold(1, lookback, 1).permute(1, 0, 3, 2)
+    yield from view.split(max(1, _BLOCK // size))

@@ -1,0 +1,175 @@
+"""Whether to trust an answer: do other starts agree, does it survive noise, do other models agree?
+
+`apart`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of one
+question, ``(S, n)`` with one flat row each; rows that are not finite are left out. `errors_under_noise`
+and `errors_of_models` ask the network again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.networks.noise import normal
+from funcexplain.problems.problem import Args, Problem
+
+Errors = Callable[..., Tensor]
+"""``(windows (B, C, L, A), args, shared) -> (B,)``: largest deviation from the target of each window.
+
+``shared`` are names of ``args`` that hold one value for all windows, though they vary in the problem.
+"""
+
+
+def apart(points: Tensor) -> Tensor:
+    """Mean distance of each row to the others, root mean square over entries: the diversity of answers.
+
+    ``mean_(j != i) sqrt(mean((p_i - p_j)**2))``; its mean over rows is the mean pairwise distance.
+
+    Args:
+        points: ``(S, n)``, in sigmas.
+
+    Returns:
+        ``(S,)``; NaN for a row without others.
+
+    Example:
+        >>> apart(torch.tensor([[0.0], [1.0], [3.0]]))
+        tensor([2.0000, 1.5000, 2.5000])
+
+    References:
+        R. K. Mothilal, A. Sharma, C. Tan (2020), Explaining Machine Learning Classifiers through Diverse
+        Counterfactual Explanations, https://arxiv.org/abs/1905.07697
+    """
+    finite = points.isfinite().all(-1)
+    kept = torch.where(finite[:, None], points, 0.0)
+    # Differences, and no product of the points: close answers are the case that matters.
+    distances = torch.stack([(kept - point).square().mean(-1).sqrt() for point in kept])
+    return _mean_over_others(distances, finite)
+
+
+def spread(points: Tensor) -> Tensor:
+    """Standard deviation over rows, root mean square over entries: ``sqrt(mean_n var_S(p))``.
+
+    Args:
+        points: ``(S, n)``, in sigmas.
+
+    Returns:
+        Scalar, the same for the whole group; NaN for fewer than two rows.
+
+    Example:
+        >>> spread(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        tensor(1.)
+    """
+    finite = points.isfinite().all(-1)
+    count = finite.sum()
+    kept = torch.where(finite[:, None], points, 0.0)
+    center = kept.sum(0) / count
+    squares = torch.where(finite[:, None], (kept - center).square(), 0.0).sum(0)
+    return (squares / (count - 1)).mean().sqrt()
+
+
+def agreement(changes: Tensor, top: int) -> Tensor:
+    """Whether rows change the same entries most: mean Jaccard index of the largest changes with others'.
+
+    ``mean_(j != i) |T_i & T_j| / |T_i | T_j|`` with ``T`` the ``top`` entries of largest ``|d|``.
+
+    Args:
+        changes: ``(S, n)``, in sigmas.
+        top: number of entries, at most ``n``.
+
+    Returns:
+        ``(S,)`` in ``[0, 1]``; NaN for a row without others.
+
+    Example:
+        >>> agreement(torch.tensor([[3.0, 2.0, 0.0], [0.0, 2.0, 3.0]]), top=2)
+        tensor([0.3333, 0.3333])
+
+    References:
+        P. Jaccard (1912), The Distribution of the Flora in the Alpine Zone,
+        https://doi.org/10.1111/j.1469-8137.1912.tb05611.x
+    """
+    finite = changes.isfinite().all(-1)
+    sizes = torch.where(finite[:, None], changes, 0.0).abs()
+    largest = sizes.topk(top, dim=-1).indices
+    marks = torch.zeros_like(sizes).scatter(-1, largest, 1.0)
+    common = marks @ marks.mT
+    return _mean_over_others(common / (2 * top - common), finite)
+
+
+def _mean_over_others(values: Tensor, finite: Tensor) -> Tensor:
+    """Mean of each line of ``(S, S)`` over the other finite rows; NaN for rows that are not."""
+    others = finite[:, None] & finite & ~torch.eye(len(finite), dtype=torch.bool, device=finite.device)
+    return torch.where(others, values, 0.0).sum(-1) / others.sum(-1)
+
+
+def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, seeds: Tensor) -> Tensor:
+    """Largest deviation from the target at ``x + scale * noise(seed)``, for every seed.
+
+    Only entries that were free to change are moved. The noise is a function of the seed alone: all rows
+    meet the same, and torch's global generator is not used. The share of misses among the draws is the
+    invalidation rate.
+
+    Args:
+        errors: as `Errors`.
+        x: windows of the rows, ``(B, C, L, A)``.
+        args: data of these rows; ``args["mask"]`` broadcasts with x.
+        scale: standard deviation of the noise, broadcasts to x.
+        seeds: int64, ``(D,)``.
+
+    Returns:
+        ``(D, B)``.
+
+    References:
+        M. Pawelczyk, T. Datta, J. van-den-Heuvel, G. Kasneci, H. Lakkaraju (2022), Probabilistically
+        Robust Recourse, https://arxiv.org/abs/2203.06768
+    """
+    found = []
+    for seed in seeds:
+        moved = x + (scale * normal(seed, x.shape[1:], torch.float64)).to(x.dtype)
+        found.append(errors(torch.where(args["mask"], moved, x), args))
+    return torch.stack(found)
+
+
+def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tensor:
+    """Largest deviation from the target at ``x``, of every model of an ensemble.
+
+    Args:
+        errors: as `Errors`.
+        x: windows of the rows, ``(B, C, L, A)``.
+        args: data of these rows.
+        models: parameters stacked tensor by tensor, as `stack` does.
+
+    Returns:
+        ``(M, B)``.
+
+    References:
+        S. Upadhyay, S. Joshi, H. Lakkaraju (2021), Towards Robust and Reliable Algorithmic Recourse,
+        on answers that a model fitted anew no longer confirms, https://arxiv.org/abs/2102.13620
+    """
+    found = []
+    for model in range(len(optree.tree_leaves(models)[0])):
+        params = optree.tree_map(lambda leaf: leaf[model], models)  # noqa: B023
+        found.append(errors(x, {**args, "params": params}, ("params",)))
+    return torch.stack(found)
+
+
+def check_models(problem: Problem, models: Any) -> None:
+    """Refuse parameters that are not those of the problem's network, stacked."""
+    row = problem[(0,) * len(problem.dims)].args["params"]
+    own, tree = optree.tree_flatten(row)
+    leaves, other = optree.tree_flatten(models)
+    if other != tree or not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(
+            "evaluate: models must be parameters of the problem's network, stacked tensor by tensor, "
+            f"got another structure ({other}, expected {tree}); fe.stack(models)[1] stacks them"
+        )
+    sizes = {tuple(leaf.shape[:1]) for leaf in leaves}
+    fits = all(leaf.shape[1:] == mine.shape for leaf, mine in zip(leaves, own, strict=True))
+    if not fits or len(sizes) > 1 or sizes == {(0,)}:
+        raise ValueError(
+            "evaluate: models must lead with one number of models >= 1 before the shapes of the "
+            "problem's own parameters, got other shapes; fe.stack(models)[1] stacks them"
+        )
