@@ -164,13 +164,15 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     try:
         genuine = metadata.pop("sha256") == _digest(header)
         notes = json.loads(text) if genuine else {}
+        later = genuine and notes["format"] > FORMAT
+        writer = notes["versions"]["funcexplain"] if later else ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         genuine = False
     if not genuine:
         raise _damaged(where, path, "its header does not match its checksum")
-    if notes["format"] > FORMAT:
+    if later:
         raise ValueError(
-            f"{where}: {_shown(path)} was saved by funcexplain {notes['versions']['funcexplain']} in "
+            f"{where}: {_shown(path)} was saved by funcexplain {writer} in "
             f"format {notes['format']}, this version reads up to format {FORMAT}; "
             "pip install -U funcexplain"
         )

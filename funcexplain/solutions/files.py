@@ -6,6 +6,8 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
+
 from funcexplain.solutions.archive import read_archive, read_notes
 from funcexplain.solutions.solution import Solution, Status
 
@@ -38,15 +40,25 @@ def load(path: str | os.PathLike[str]) -> Solution:
     """
     tensors, notes = read_archive("load", path)
     expected = {field.name for field in fields(Solution)} - {"dims"}
-    if tensors.keys() != expected or not isinstance(notes.get("dims"), list):
+    dims: Any = notes.get("dims")
+    if tensors.keys() != expected or not _fits(tensors, dims):
         raise ValueError(
             f"load: {str(path)!r} must hold the fields of a solution {sorted(expected)}, got "
-            f"{sorted(tensors)}; it was saved from something else, or by another version"
+            f"{sorted(tensors)} with rows {dims}; it was saved from something else"
         )
     values: dict[str, Any] = dict(tensors)
-    if not notes["dims"]:
+    if not dims:
         values["status"] = Status(int(tensors["status"]))
-    return Solution(**values, dims=tuple(notes["dims"]))
+    return Solution(**values, dims=tuple(dims))
+
+
+def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
+    """Whether all fields lead with the same rows, and every status is one."""
+    if not isinstance(dims, list) or not all(isinstance(name, str) for name in dims):
+        return False
+    rows = tensors["num_steps"].shape
+    lead = all(tensor.shape[: len(dims)] == rows for tensor in tensors.values())
+    return lead and len(rows) == len(dims) and {*tensors["status"].flatten().tolist()} <= {*Status}
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

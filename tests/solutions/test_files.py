@@ -305,10 +305,32 @@ def test_files_of_a_later_version_say_so(tmp_path: Path, monkeypatch: pytest.Mon
         fe.load(tmp_path / "a")
 
 
-def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
-    archive.write_archive("save", tmp_path / "a", {"x": torch.zeros(2)}, {"dims": []})
+@pytest.mark.parametrize(
+    ("changed", "dims"),
+    [
+        ({}, None),
+        ({}, []),
+        ({}, ["target"]),
+        ({}, ["target", 1]),
+        ({"loss": torch.zeros(3, 2)}, ["target", "start"]),
+        ({"status": torch.full((2, 3), 9)}, ["target", "start"]),
+        ({"more": torch.zeros(2, 3)}, ["target", "start"]),
+    ],
+    ids=repr,
+)
+def test_an_archive_of_something_else_is_refused(
+    tmp_path: Path, changed: dict[str, Any], dims: Any
+) -> None:
+    tensors = {**answers()["grid"]._tensors(), **changed}
+    archive.write_archive("save", tmp_path / "a", tensors, {"dims": dims})
     with pytest.raises(ValueError, match=r"load: .* must hold the fields of a solution"):
         fe.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("notes", [{"format": "new"}, {"format": 9, "versions": None}], ids=repr)
+def test_notes_that_were_made_up_are_refused(tmp_path: Path, notes: dict[str, Any]) -> None:
+    archive.write_archive("save", tmp_path / "a", answers()["grid"]._tensors(), notes)
+    assert_refused(tmp_path / "a", (tmp_path / "a").read_bytes(), match="is damaged")
 
 
 # --- the file system -------------------------------------------------------------------------------
