@@ -18,11 +18,13 @@ from tests.helpers import (
     ASSETS,
     CHANNELS,
     LOOKBACK,
+    NETWORKS,
     assert_close,
     assert_same,
     clone_args,
     make_network,
     make_problem,
+    params,
 )
 
 DAYS = 40
@@ -226,6 +228,16 @@ def test_rows_that_are_not_finite_do_not_touch_others() -> None:
     assert found["max_error"][1].isnan()
     assert found["turbulence_percentile"][1].isnan()
     assert found["invalidation"][1] == 1.0
+
+
+@pytest.mark.parametrize("name", params(NETWORKS))
+def test_answers_of_every_network_are_measured(name: str) -> None:
+    problem = fe.vmap(make_problem(name), target=targets(2))
+    solution = fe.solve(problem, max_steps=1)
+    found = fe.evaluate(solution, problem, history(), draws=1, noise=0.0)
+    errors = (solution.weights - problem.args["target"]).abs().amax(-1)
+    assert_close(found["max_error"], errors)
+    assert_close(found["noise_error"], errors, rtol=1e-10)
 
 
 def test_a_consensus_is_measured_over_its_models() -> None:
