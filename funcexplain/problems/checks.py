@@ -224,3 +224,19 @@ def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
             got = f"shape {tuple(value.shape)}, {value.dtype}"
         raise TypeError(f"{kind} ({name}) must return a floating scalar tensor, got {got}")
     return value
+
+
+def check_covariance(where: str, value: Any) -> Tensor:
+    """Refuse what is no covariance ``(..., A, A)``: square, finite, symmetric and positive definite."""
+    cov = check_tensor(where, "cov", value)
+    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+        raise ValueError(f"{where}: cov must be square, got {tuple(cov.shape)}")
+    # Covariances of daily returns are about 1e-4: a tolerance of torch's own 1e-8 would let much pass.
+    if bool(((cov - cov.mT).abs() > 1e-4 * cov.abs().max()).any()):
+        raise ValueError(f"{where}: cov must be symmetric, got one that is not")
+    if bool(torch.linalg.cholesky_ex(cov.double()).info.any()):
+        raise ValueError(
+            f"{where}: cov must be positive definite, got one that is not; more observations than "
+            "assets, or shrinkage towards a diagonal, make it so"
+        )
+    return cov

@@ -142,20 +142,10 @@ def mahalanobis(cov: Tensor) -> Penalty:
         M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
         https://doi.org/10.2469/faj.v66.n5.3
     """
-    cov = checks.check_tensor("mahalanobis", "cov", cov)
-    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
-        raise ValueError(f"mahalanobis: cov must be square, got {tuple(cov.shape)}")
-    if not torch.allclose(cov, cov.mT, rtol=1e-4):
-        raise ValueError("mahalanobis: cov must be symmetric, got one that is not")
-    factor, failed = torch.linalg.cholesky_ex(cov)
-    if bool(failed.any()):
-        raise ValueError(
-            "mahalanobis: cov must be positive definite, got one that is not; more observations than "
-            "assets, or shrinkage towards a diagonal, make it so"
-        )
+    factor = torch.linalg.cholesky(checks.check_covariance("mahalanobis", cov))
     # One product whitens: the factor is small, and a penalty is evaluated at every step.
     whiten = torch.linalg.solve_triangular(
-        factor, torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device), upper=False
+        factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device), upper=False
     ).mT
 
     def penalty(x: Tensor, reference: Tensor) -> Tensor:
