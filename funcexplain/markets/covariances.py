@@ -1,0 +1,122 @@
+"""Covariances of the assets' returns: of a sample, shrunk, or weighted towards the latest days.
+
+Each maps a history of returns ``(T, A)`` to a covariance ``(A, A)`` per day, of the history's dtype.
+Which one is right is a matter of how many days there are for each asset: with few, the sample's small
+eigenvalues are too small, and a search would find directions that only look likely to be cheap.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from funcexplain.problems.checks import check_number, check_tensor
+
+
+def sample(returns: Tensor) -> Tensor:
+    """Covariance of a sample, ``sum_t (r[t] - m)(r[t] - m)' / (T - 1)`` with the mean ``m``.
+
+    Args:
+        returns: history, shape ``(T, A)``, ``T >= 2``. It is positive definite only for ``T > A``.
+
+    Returns:
+        Covariance ``(A, A)``.
+
+    Raises:
+        TypeError: if ``returns`` is no floating tensor.
+        ValueError: if it is not finite or not of that shape.
+
+    Example:
+        >>> sample(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        tensor([[0.6667, 0.0000],
+                [0.0000, 0.6667]])
+    """
+    returns = _history("sample", returns)
+    centered = returns - returns.mean(0)
+    return centered.mT @ centered / (len(returns) - 1)
+
+
+def ledoit_wolf(returns: Tensor) -> Tensor:
+    """Covariance shrunk towards a multiple of the identity, ``(1 - s) C + s tr(C) / A I``.
+
+    ``C`` is the sample's (divided by ``T``) and ``s`` the shrinkage that is best in mean square, as
+    estimated from the sample. Positive definite also where there are fewer days than assets.
+
+    Args:
+        returns: history, shape ``(T, A)``, ``T >= 2``.
+
+    Returns:
+        Covariance ``(A, A)``.
+
+    Raises:
+        TypeError: if ``returns`` is no floating tensor.
+        ValueError: if it is not finite or not of that shape.
+        ModuleNotFoundError: if scikit-learn is not installed.
+
+    Example:
+        >>> ledoit_wolf(torch.randn(10, 20)).shape  # doctest: +SKIP
+        torch.Size([20, 20])
+
+    References:
+        O. Ledoit, M. Wolf (2004), A Well-Conditioned Estimator for Large-Dimensional Covariance
+        Matrices, https://doi.org/10.1016/S0047-259X(03)00096-4
+    """
+    returns = _history("ledoit_wolf", returns)
+    try:
+        from sklearn.covariance import ledoit_wolf as estimate
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "ledoit_wolf: needs the package scikit-learn; install it with: pip install scikit-learn"
+        ) from error
+    cov, _ = estimate(returns.double().cpu().numpy())
+    return torch.as_tensor(cov).to(returns)
+
+
+def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
+    """Covariance that forgets: the weight of a day falls by the factor ``decay`` with each day of age.
+
+    ``sum_t w[t] (r[t] - m)(r[t] - m)' / (1 - sum_t w[t]^2)`` with ``w[t]`` proportional to
+    ``decay^(T - 1 - t)``, summing to one, and the weighted mean ``m``. The denominator makes it unbiased
+    for independent days; with equal weights it would be the sample's. It rests on about
+    ``(1 + decay) / (1 - decay)`` days (32 by default), which should be more than there are assets.
+
+    Args:
+        returns: history, shape ``(T, A)``, ``T >= 2``, the latest day last.
+        decay: factor in (0, 1).
+
+    Returns:
+        Covariance ``(A, A)``.
+
+    Raises:
+        TypeError: if ``returns`` is no floating tensor or ``decay`` no number.
+        ValueError: if ``returns`` is not finite or not of that shape, or ``decay`` not in (0, 1).
+
+    Example:
+        >>> calm_then_wild = torch.tensor([[0.1], [-0.1], [2.0], [-2.0]])
+        >>> exponential(calm_then_wild, decay=0.5) > sample(calm_then_wild)
+        tensor([[True]])
+
+    References:
+        J. P. Morgan, Reuters (1996), RiskMetrics Technical Document, section 5.2, where the mean is
+        taken as zero; pandas computes the formula above as ``ewm(alpha=1 - decay).cov()``.
+    """
+    returns = _history("exponential", returns)
+    if not check_number("exponential", "decay", decay, least=0.0, strict=True) < 1.0:
+        raise ValueError(f"exponential: decay must be in (0, 1), got {decay!r}; sample weighs all alike")
+    age = torch.arange(len(returns) - 1, -1, -1, device=returns.device)
+    # In float64 first: the powers of a long history span more than float16 does.
+    weights = torch.softmax(age.double() * math.log(decay), 0).to(returns)
+    centered = returns - weights @ returns
+    return (centered * weights[:, None]).mT @ centered / (1 - weights.square().sum())
+
+
+def _history(where: str, returns: Tensor) -> Tensor:
+    returns = check_tensor(where, "returns", returns)
+    if returns.ndim != 2 or len(returns) < 2 or returns.shape[1] < 1:
+        raise ValueError(
+            f"{where}: returns must have shape (days, assets) with at least 2 days and 1 asset, got "
+            f"{tuple(returns.shape)}"
+        )
+    return returns
