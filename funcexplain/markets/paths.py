@@ -1,0 +1,113 @@
+"""The path behind a window: its daily returns, and the way from them to prices and back from channels.
+
+`features` makes the channels of ``L`` days out of the returns of ``L + span - 1`` days, since momentum
+and volatility of the first day look back. `base_returns` cuts these returns out of a history, and
+`invert` reads them off a window.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from funcexplain.markets.features import CHANNELS, log_returns
+from funcexplain.markets.prices import Prices
+from funcexplain.problems.checks import check_positive
+
+
+def base_returns(
+    prices: Prices | Tensor, last_days: Tensor, lookback: int = 20, span: int = 20
+) -> Tensor:
+    """Log returns of which the windows that end on given days are the features.
+
+    Args:
+        prices: a price history, or positive prices of shape ``(T, A)``.
+        last_days: rows of ``prices`` on which windows end, int64, any shape, as from ``windows``.
+        lookback: days per window, ``L``.
+        span: days that momentum and volatility look back, as in `features`.
+
+    Returns:
+        Shape ``(*last_days.shape, L + span - 1, A)``; float64 for `Prices`, else the tensor's dtype.
+
+    Raises:
+        TypeError: if ``last_days`` is no int64 tensor, or ``lookback`` or ``span`` no int.
+        ValueError: for a day that has no window behind it, or prices as in `log_returns`.
+
+    Example:
+        >>> from funcexplain.markets.features import features, windows
+        >>> prices = torch.rand(50, 4, dtype=torch.float64) + 1.0
+        >>> stack, last_days = windows(prices, lookback=10, span=20)
+        >>> returns = base_returns(prices, last_days, lookback=10, span=20)
+        >>> returns.shape, torch.allclose(features(returns[3], span=20), stack[3])
+        (torch.Size([21, 29, 4]), True)
+    """
+    days = check_positive("base_returns", "lookback", lookback)
+    days += check_positive("base_returns", "span", span) - 1
+    kind = last_days.dtype if isinstance(last_days, Tensor) else type(last_days).__name__
+    if kind is not torch.int64:
+        raise TypeError(f"base_returns: last_days must be an int64 tensor of rows of prices, got {kind}")
+    returns = log_returns(prices)
+    if last_days.numel() and not days <= int(last_days.min()) <= int(last_days.max()) <= len(returns):
+        raise ValueError(
+            f"base_returns: last_days must be in {days} ... {len(returns)}, the rows of prices that "
+            f"have {days} returns behind them, got {int(last_days.min())} ... {int(last_days.max())}"
+        )
+    # The return of prices[day] is returns[day - 1].
+    return returns[last_days[..., None] + torch.arange(-days, 0, device=returns.device)]
+
+
+def invert(window: Tensor, returns: Tensor) -> Tensor:
+    """Read the daily log returns off a window; of those that it leaves open, the nearest to given ones.
+
+    Returns of the last ``L`` days are a channel. An earlier one is what a step of the momentum leaves
+    behind, ``r[t] = r[t + span] - (momentum[t + 1] - momentum[t])``, as far as there are steps. Of the
+    ``span - L`` days that are left then, if any, the window knows sum and sum of squares alone: they
+    take the returns nearest to the given ones that have both.
+
+    Args:
+        window: channels as in `features`, shape ``(3, L, A)``.
+        returns: log returns of ``L + span - 1`` days, ``(L + span - 1, A)``, which say what ``span`` is.
+
+    Returns:
+        Log returns, the shape of ``returns``; their `features` are the window, to rounding.
+
+    Example:
+        >>> from funcexplain.markets.features import features
+        >>> returns = 0.01 * torch.randn(24, 3, dtype=torch.float64)
+        >>> window = features(returns, span=20)
+        >>> torch.allclose(features(invert(window, torch.rand_like(returns)), span=20), window)
+        True
+    """
+    assert len(window) == len(CHANNELS), window.shape
+    last, momentum, volatility = window
+    lookback, span = len(last), len(returns) - len(last) + 1
+    known = min(lookback, span) - 1
+    early = last[1 : known + 1] - momentum.diff(dim=0)[:known]
+    num_open = span - 1 - known
+    if num_open == 0:
+        return torch.cat([early, last])
+    seen = torch.cat([early, last[:1]])  # of the first day's span
+    total = momentum[0] - seen.sum(0)
+    squares = (span - 1) * volatility[0].square() + momentum[0].square() / span - seen.square().sum(0)
+    spread = returns[known : span - 1]
+    spread = spread - spread.mean(0)
+    size = spread.square().sum(0)
+    ratio = (squares - total.square() / num_open).clamp_min(0) / torch.where(size > 0, size, 1.0)
+    return torch.cat([early, total / num_open + spread * ratio.sqrt(), last])
+
+
+def prices_of(returns: Tensor, first: Tensor) -> Tensor:
+    """Prices from daily log returns, ``p[t] = p[0] exp(r[1] + ... + r[t])``: positive whatever they are.
+
+    Args:
+        returns: daily log returns, shape ``(D, A)``.
+        first: prices on the day before the first return, positive, ``(A,)``.
+
+    Returns:
+        Prices of ``D + 1`` days, ``(D + 1, A)``, beginning with ``first``.
+
+    Example:
+        >>> prices_of(torch.tensor([[2.0], [0.5]]).log(), torch.tensor([100.0])).flatten()
+        tensor([100., 200., 100.])
+    """
+    return torch.cat([first[None], first * returns.cumsum(0).exp()])
