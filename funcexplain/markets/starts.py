@@ -1,0 +1,128 @@
+"""Starts that happened, or could have: real windows near the target, and resampled history."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcexplain.networks.noise import uniform
+from funcexplain.problems.checks import check_number, check_positive, check_tensor
+from funcexplain.problems.problem import problem
+
+# Windows that go through the network at once: enough to fill its kernels, few enough for the cache.
+_CHUNK = 256
+
+
+class Nearest(NamedTuple):
+    """The windows of `nearest_dates`, nearest first.
+
+    Attributes:
+        places: where the windows are in the stack, int64, ``(k,)``.
+        error: largest ``|weights - target|`` of each, ``(k,)``.
+        weights: allocations that the network holds there, ``(k, A)``.
+    """
+
+    places: Tensor
+    error: Tensor
+    weights: Tensor
+
+
+def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Nearest:
+    """Find the real windows at which the network comes closest to the target.
+
+    Closest in the largest ``|weights - target|``, by which a search is a hit, too. They are the answer
+    that needs no search, and starts for one: ``fe.vmap(problem, x0=windows[nearest.places])``.
+
+    Args:
+        network: as in ``fe.problem``.
+        windows: history of windows, ``(N, C, L, A)``.
+        target: allocation, ``(A,)``.
+        k: how many, at most ``N``.
+
+    Returns:
+        The nearest ones; ties in the order of the stack. Windows at which the weights are not finite
+        come last.
+
+    Raises:
+        TypeError: for another type or dtype; see ``fe.problem``.
+        ValueError: if shapes do not fit, or there are fewer than ``k`` windows.
+
+    Example:
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> windows = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 0.0]]).view(3, 1, 1, 2)
+        >>> nearest_dates(network, windows, torch.tensor([0.7, 0.3]), k=2)
+        Nearest(places=tensor([2, 1]), error=tensor([0.0311, 0.1808]), weights=...)
+    """
+    windows = check_tensor("nearest_dates", "windows", windows)
+    count = check_positive("nearest_dates", "k", k)
+    if windows.ndim != 4 or len(windows) < count:
+        raise ValueError(
+            f"nearest_dates: windows must have shape (N, channels, lookback, assets) with N >= k, got "
+            f"{tuple(windows.shape)} and k = {count}"
+        )
+    question = problem(network, target, windows[0])
+    args = question.args
+
+    def weights_at(x: Tensor) -> Tensor:
+        return question.objective(x, args)[1]
+
+    with torch.no_grad():
+        weights = torch.func.vmap(weights_at, chunk_size=_CHUNK)(windows)
+    error = (weights - args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    places = error.argsort(stable=True)[:count]
+    return Nearest(places, error[places], weights[places])
+
+
+def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:
+    """Draw returns from history in blocks of consecutive days, whole rows of assets.
+
+    The stationary bootstrap: the first day is any day of history; each further one is the day after
+    the one before with probability ``1 - 1 / block``, else any day again. After the last day of history
+    comes its first. Correlations between assets are kept, and those between days within blocks.
+
+    Args:
+        history: returns, ``(T, A)``.
+        num_days: days to draw, such as ``L + span - 1``.
+        seeds: int64, ``(S,)``; a seed's draw does not depend on the others.
+        block: mean length of the blocks, in days, >= 1; at 1 all days are drawn alone.
+
+    Returns:
+        Returns ``(S, num_days, A)``. Their features are starts:
+        ``fe.vmap(problem, x0=torch.func.vmap(features)(draws))``.
+
+    Raises:
+        TypeError: if ``history`` is no floating tensor, seeds are not int64, or a number is none.
+        ValueError: if a shape does not fit, or a number is below one.
+
+    Example:
+        >>> draws = bootstrap(torch.arange(100.0)[:, None], 8, seeds=torch.arange(2), block=4.0)
+        >>> draws[0, :, 0].tolist()
+        [...]
+
+    References:
+        D. N. Politis, J. P. Romano (1994), The Stationary Bootstrap,
+        https://doi.org/10.1080/01621459.1994.10476870
+    """
+    history = check_tensor("bootstrap", "history", history)
+    days = check_positive("bootstrap", "num_days", num_days)
+    check_number("bootstrap", "block", block, least=1.0)
+    if history.ndim != 2 or history.numel() == 0:
+        raise ValueError(
+            f"bootstrap: history must have shape (days, assets), got {tuple(history.shape)}"
+        )
+    kind = seeds.dtype if isinstance(seeds, Tensor) else type(seeds).__name__
+    if kind is not torch.int64:
+        raise TypeError(f"bootstrap: seeds must be an int64 tensor, as torch.arange(8) is, got {kind}")
+    if seeds.ndim != 1:
+        raise ValueError(f"bootstrap: seeds must have shape (S,), got {tuple(seeds.shape)}")
+    if len(seeds) == 0:
+        return history.new_empty((0, days, history.shape[1]))
+    noise = torch.func.vmap(lambda seed: uniform(seed, (2, days)))(seeds.to(history.device))
+    begins = noise[:, 0] < 1.0 / block
+    begins[:, 0] = True
+    day = torch.arange(days, device=history.device)
+    first = torch.where(begins, day, 0).cummax(-1).values  # where the block of each day began
+    drawn = (noise[:, 1] * len(history)).long()
+    return history[(drawn.gather(1, first) + day - first) % len(history)]
