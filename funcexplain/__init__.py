@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
+    from funcexplain.markets import scenarios as scenarios
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -88,6 +89,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
     "losses": "problems.losses",
     "penalties": "problems.penalties",
+    "scenarios": "markets.scenarios",
     "targets": "problems.targets",
 }
 

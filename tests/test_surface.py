@@ -16,8 +16,8 @@ SURFACE = """
     GradientCheck Info Optimizer Problem Progress Solution State Status adam as_optimizer
     asset_masks box cast check_gradient clip closest consensus evaluate explain freeze functionalize
     gradient_wrt_input jitter levenberg_marquardt load losses make_step one_hot_targets opaque
-    penalize penalties pipe problem progress prune register_rule reparametrize run sgd solve
-    sparsify stack standardize starts targets vmap windows zero_masked
+    penalize penalties pipe problem progress prune register_rule reparametrize run scenarios sgd
+    solve sparsify stack standardize starts targets vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = ["networks", "problems", "solutions", "solvers", "markets"]
@@ -118,7 +118,7 @@ def test_importing_loads_neither_extras_nor_torch_before_they_are_needed() -> No
         "assert 'torch' not in sys.modules;"
         "[getattr(fe, name) for name in fe.__all__];"
         "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy',"
-        "'xarray'};"
+        "'xarray', 'sklearn'};"
         "assert not extras & set(sys.modules), extras & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
