@@ -252,7 +252,7 @@ def _of_starts(asked: _Asked, x: Tensor, dims: Sequence[int], top: int, chunk_si
 
 def _compare(problem: Problem) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What a problem's goal measures of weights, and the nearest value that would satisfy it."""
-    criterion = getattr(problem, "criterion", None)
+    criterion = problem.criterion
     return criterion.compare if criterion is not None else lambda weights, target: (weights, target)
 
 
