@@ -7,7 +7,7 @@ The measures themselves are pure functions of one row, in `validity`, `proximity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -173,7 +173,7 @@ def _of_rows(asked: _Asked, x: Tensor, weights: Tensor, rows: Tensor) -> Measure
 
 
 def _valid(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> Measured:
-    compare = _compare(problem)
+    compare = problem.criterion.compare
     measured, nearest = (side.double() for side in compare(weights, target))
     before = validity.total_variation(*(side.double() for side in compare(today, target)))
     now = validity.total_variation(measured, nearest)
@@ -250,15 +250,9 @@ def _of_starts(asked: _Asked, x: Tensor, dims: Sequence[int], top: int, chunk_si
     return {name: value.reshape(shape) for name, value in values.items()}
 
 
-def _compare(problem: Problem) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What a problem's goal measures of weights, and the nearest value that would satisfy it."""
-    criterion = problem.criterion
-    return criterion.compare if criterion is not None else lambda weights, target: (weights, target)
-
-
 def _errors_of(problem: Problem) -> stability.Errors:
     """Largest deviation from the target of each of several windows."""
-    compare, in_dims = _compare(problem), mapped_dims(problem.dims, problem.args)
+    compare, in_dims = problem.criterion.compare, mapped_dims(problem.dims, problem.args)
 
     def error(x: Tensor, args: Args) -> Tensor:
         _, (_, weights) = problem.evaluate(x, args)
