@@ -6,7 +6,7 @@ The targets themselves, in portfolio language, are in `targets`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,12 +50,19 @@ class Target:
     from_today: bool = False
     weights: Callable[[Book], Tensor] | None = None
 
-    def residual(self, weights: Tensor, *, today: Tensor | None = None) -> Tensor:
+    def residual(
+        self,
+        weights: Tensor,
+        *,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
         """How far what is measured lies from where it should, zero exactly where the target is met.
 
         Args:
             weights: allocation, shape ``(A,)``, or several that lead with their rows.
             today: the weights held now, ``(A,)``, where the target is measured from there.
+            assets: names of the assets, where the target calls them by name.
 
         Returns:
             One number for each thing that is measured, ``(K,)``; positive where it is too large.
@@ -71,15 +78,24 @@ class Target:
         """
         check_is_tensor("residual", "weights", weights)
         like = weights.detach()[(0,) * (weights.ndim - 1)]
-        measured, nearest = GOALS.compare(weights, self.rows(Book(like, today=today)))
+        measured, nearest = GOALS.compare(
+            weights, self.rows(Book(like, None if assets is None else tuple(assets), today))
+        )
         return measured - nearest
 
-    def loss(self, weights: Tensor, *, today: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        weights: Tensor,
+        *,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
         """Mean of squared residuals, ``mean(residual**2)``.
 
         Args:
             weights: allocation, shape ``(A,)``.
             today: see `residual`.
+            assets: see `residual`.
 
         Returns:
             Scalar, zero exactly where the target is met.
@@ -89,15 +105,23 @@ class Target:
             >>> fe.targets.at_least(0, 0.5).loss(torch.tensor([0.25, 0.75]))
             tensor(0.0625)
         """
-        return self.residual(weights, today=today).square().mean(-1)
+        return self.residual(weights, today=today, assets=assets).square().mean(-1)
 
-    def hit(self, weights: Tensor, *, atol: float = 1e-3, today: Tensor | None = None) -> Tensor:
+    def hit(
+        self,
+        weights: Tensor,
+        *,
+        atol: float = 1e-3,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
         """Whether the target is met, ``max |residual| <= atol``.
 
         Args:
             weights: allocation, shape ``(A,)``.
             atol: tolerance.
             today: see `residual`.
+            assets: see `residual`.
 
         Returns:
             Bool scalar.
@@ -107,7 +131,7 @@ class Target:
             >>> fe.targets.at_least(0, 0.5).hit(torch.tensor([0.4995, 0.5005]))
             tensor(True)
         """
-        return self.residual(weights, today=today).abs().amax(-1) <= atol
+        return self.residual(weights, today=today, assets=assets).abs().amax(-1) <= atol
 
     def __repr__(self) -> str:
         return self.call
