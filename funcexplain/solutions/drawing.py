@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), and three greys.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 INK, GREY, PALE = "#222222", "#8C8C8C", "#E3E3E3"
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#A67C00", "#56B4E9", INK)
+"""One for each of several lines; yellow, which is not seen on white, is darkened."""
+
+MOST_ROWS = 30
+"""Assets that get a row of their own; more would be too small to read."""
 
 Array = NDArray[Any]
 
@@ -110,7 +115,7 @@ def label_days(
 def plain(values: Tensor | ArrayLike) -> Array:
     """A tensor of any device, or anything like an array, as a float64 array."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().double().cpu().numpy()  # numpy has no bfloat16
     return np.asarray(values, dtype=np.float64)
 
 
@@ -125,3 +130,30 @@ def checked(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Ar
 def short(name: str) -> str:
     """A name that fits its row; both ends are kept, since names often differ in the last letters."""
     return name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}"
+
+
+def apart(values: Array, gap: float) -> Array:
+    """Places for labels as near to their values as at least a gap between neighbours lets them be.
+
+    Example:
+        >>> apart(np.array([1.0, 1.0, 5.0]), 2.0)
+        array([0., 2., 5.])
+    """
+    order = np.argsort(values, kind="stable")
+    groups: list[list[Any]] = []  # of labels that touch: their values, less their place in the group
+    for value in np.asarray(values, dtype=float)[order]:
+        groups.append([value])
+        while len(groups) > 1 and _first(groups[-1], gap) < _first(groups[-2], gap) + gap * len(
+            groups[-2]
+        ):
+            last = groups.pop()
+            groups[-1] = groups[-1] + last
+    placed = [_first(group, gap) + gap * index for group in groups for index in range(len(group))]
+    places = np.empty(len(placed))
+    places[order] = placed
+    return places
+
+
+def _first(group: list[Any], gap: float) -> float:
+    """Place of the first label of a group that is centered on its values."""
+    return float(np.mean(group)) - gap * (len(group) - 1) / 2

@@ -1,0 +1,1 @@
+"""The pictures of an answer by topic, re-exported by `plots`."""
