@@ -17,17 +17,17 @@ import json
 import math
 import os
 import platform
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import funcexplain
+from funcexplain.solutions.writing import as_path, replaced, retold, shown
 
 FORMAT = 1
 """Version of the notes and of what the tensors mean. A reader refuses files of a later one."""
@@ -68,13 +68,8 @@ def write_archive(
         >>> read_archive("load", path)[0]
         {'x': tensor([1., 1.])}
     """
-    file_path = _as_path(where, path)
-    versions = {
-        "funcexplain": funcexplain.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    text = _as_json(where, {"format": FORMAT, "versions": versions, **notes})
+    file_path = as_path(where, path)
+    text = _as_json(where, {"format": FORMAT, "versions": versions(), **notes})
     header: dict[str, Any] = {}
     blocks, digests, offset = [], {}, 0
     for name, tensor in tensors.items():
@@ -95,7 +90,7 @@ def write_archive(
     header["__metadata__"]["sha256"] = _digest(header)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned, for readers that map the file
-    with _replaced(where, file_path) as file:
+    with replaced(where, file_path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for block in blocks:
@@ -117,7 +112,7 @@ def read_archive(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Te
         ValueError: for a file that is cut off, damaged, of something else, or of a later version.
         OSError: where it cannot be read.
     """
-    file_path = _as_path(where, path)
+    file_path = as_path(where, path)
     with _opened(where, file_path) as file:
         header, notes = _read_header(where, file_path, file)
         digests, tensors = json.loads(header["__metadata__"]["digests"]), {}
@@ -137,9 +132,18 @@ def read_archive(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Te
 
 def read_notes(where: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the notes of a file alone, whatever the size of its tensors; otherwise as `read_archive`."""
-    file_path = _as_path(where, path)
+    file_path = as_path(where, path)
     with _opened(where, file_path) as file:
         return _read_header(where, file_path, file)[1]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what an answer depends on."""
+    return {
+        "funcexplain": funcexplain.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,7 +153,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     length = int.from_bytes(start, "little")
     first = file.read(1)
     if len(start) < 8 or first != b"{" or length > _LONGEST_HEADER:
-        raise ValueError(f"{where}: {_shown(path)} is no answer that was saved, {_guess(start, size)}")
+        raise ValueError(f"{where}: {shown(path)} is no answer that was saved, {_guess(start, size)}")
     if 8 + length > size:
         raise _cut_off(where, path)
     try:
@@ -158,7 +162,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
         text = metadata["funcexplain"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(
-            f"{where}: {_shown(path)} is damaged, or tensors of something else; solution.save(path) "
+            f"{where}: {shown(path)} is damaged, or tensors of something else; solution.save(path) "
             "writes the files that can be loaded"
         ) from None
     try:
@@ -172,7 +176,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
         raise _damaged(where, path, "its header does not match its checksum")
     if later:
         raise ValueError(
-            f"{where}: {_shown(path)} was saved by funcexplain {writer} in "
+            f"{where}: {shown(path)} was saved by funcexplain {writer} in "
             f"format {notes['format']}, this version reads up to format {FORMAT}; "
             "pip install -U funcexplain"
         )
@@ -221,77 +225,26 @@ def _as_json(where: str, notes: dict[str, Any]) -> str:
         ) from None
 
 
-def _as_path(where: str, path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{where}: path must be a str or a path, got {type(path).__name__}")
-    # Through a link the file behind it is replaced, and not the link.
-    try:
-        return Path(os.path.realpath(path))
-    except ValueError as error:  # a zero byte
-        raise ValueError(f"{where}: path must be that of a file, got {path!r}: {error}") from None
-
-
 @contextmanager
 def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
     # Asked first: opening a pipe waits for ever.
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
-        raise IsADirectoryError(f"{where}: {_shown(path)} is {kind}; name the file in it")
+        raise IsADirectoryError(f"{where}: {shown(path)} is {kind}; name the file in it")
     try:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise _retold(where, "read", path, error) from None
-
-
-@contextmanager
-def _replaced(where: str, path: Path) -> Iterator[BinaryIO]:
-    """A new file in the same folder that takes the place of ``path`` once it is complete on disk."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{where}: {_shown(path)} is a folder; name a file in it")
-    fresh = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
-    try:
-        try:
-            with fresh.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        except BaseException:  # Ctrl-C, too, leaves nothing behind
-            with suppress(OSError):
-                fresh.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _retold(where, "write", path, error) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power cut, on systems that can sync a folder."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _retold(where: str, verb: str, path: Path, error: OSError) -> OSError:
-    folder = "" if path.parent.is_dir() else f": there is no folder {_shown(path.parent)}"
-    remedy = "make it first" if folder else f"is it there, and may you {verb} it?"
-    if verb == "write" and not folder:
-        remedy = "choose another folder, or make room in this one; what was there is as it was"
-    reason = folder or f": {error.strerror or error}"
-    return type(error)(f"{where}: cannot {verb} {_shown(path)}{reason}; {remedy}")
+        raise retold(where, "read", path, error) from None
 
 
 def _cut_off(where: str, path: Path) -> ValueError:
-    return ValueError(f"{where}: {_shown(path)} is cut off; copy it again, or solve and save again")
+    return ValueError(f"{where}: {shown(path)} is cut off; copy it again, or solve and save again")
 
 
 def _damaged(where: str, path: Path, how: str) -> ValueError:
     return ValueError(
-        f"{where}: {_shown(path)} is damaged, {how}; copy it again, or solve and save again"
+        f"{where}: {shown(path)} is damaged, {how}; copy it again, or solve and save again"
     )
 
 
@@ -302,7 +255,3 @@ def _guess(start: bytes, size: int) -> str:
     kinds = {b"PK": "a zip, as torch.save and numpy.savez write,", b"\x80": "a pickle"}
     kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
     return f"but {kind} or damaged; solution.save(path) writes the files that can be loaded"
-
-
-def _shown(path: Path) -> str:
-    return repr(str(path))

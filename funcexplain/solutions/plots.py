@@ -81,7 +81,7 @@ def plot_overview(
         ['Allocation', 'Change of the market', 'Nothing changes', 'Search']
     """
     rows = max(8, min(len(assets), MOST_ROWS))
-    heights = [2.0 + 0.22 * rows, 3.0, *([3.6] if prices is not None else [])]
+    heights = [2.0 + 0.22 * rows, 3.4, *([3.6] if prices is not None else [])]
     figure = new_figure(12.0, 0.6 + sum(heights))
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     # Each row has columns of its own, whose margins do not depend on the names in the other rows.
