@@ -23,9 +23,9 @@ from funcexplain.problems.checks import (
 from funcexplain.problems.grid import mapped_dims, places, take
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions import plausibility, proximity, stability, validity
+from funcexplain.solutions.answer import Answer
 from funcexplain.solutions.measures import DESCRIPTIONS, Metrics
 from funcexplain.solutions.plausibility import Past
-from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
 
@@ -45,7 +45,7 @@ class _Asked(NamedTuple):
 
 
 def evaluate(
-    solution: Solution,
+    solution: Answer,
     problem: Problem,
     history: Tensor | None = None,
     *,
@@ -305,7 +305,7 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
 
 def _check_answer(solution: Any, problem: Any) -> None:
     check_problem("evaluate", problem)
-    if not isinstance(solution, Solution):
+    if not isinstance(solution, Answer):
         raise TypeError(f"evaluate: solution must be a Solution, got {type(solution).__name__}")
     x0 = problem.args["x0"]
     if solution.shape != problem.shape or solution.x.shape[-3:] != x0.shape[-3:]:
