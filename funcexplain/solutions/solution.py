@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,10 +12,13 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Answer
 from funcexplain.solutions.answer import Status as Status
 from funcexplain.solutions.archive import write_archive
 from funcexplain.solutions.labels import checked_labels
+from funcexplain.solutions.report import write_report
+from funcexplain.solutions.summary import summary
 from funcexplain.solutions.tables import to_dataset, to_frame
 
 if TYPE_CHECKING:
@@ -115,6 +119,67 @@ class Solution(Answer):
         labels = checked_labels("save", self.x.shape[-3:], assets=assets, channels=channels, dates=dates)
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
         write_archive("save", path, self._tensors(), notes)
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        problem: Problem,
+        *,
+        history: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+        channels: Sequence[str] | None = None,
+        dates: Iterable[object] | None = None,
+        scale: float | Tensor | None = None,
+        prices: tuple[Tensor, Tensor] | None = None,
+        models: Any = None,
+        title: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the answer for readers: one HTML file with pictures inside, which needs no network.
+
+        It holds the question in a sentence, a verdict (hit or how near, how unusual, how stable), the
+        pictures of `plots`, the largest changes, every measure of `evaluate` with what it means, and
+        settings, seeds and versions. Of a grid it sums up all rows and shows the best ones in detail.
+        The same arguments make the same file. An earlier file stays until the new one is complete.
+
+        Args:
+            path: the file, such as ``"report.html"``.
+            problem: the question or grid that this answers.
+            history: features of every day, ``(C, days, A)``, which tell how unusual the answer is; as in
+                `evaluate`, like ``scale`` and ``models``.
+            assets: ``A`` names. Default: those of the problem.
+            channels: ``C`` names.
+            dates: ``L`` days of the window.
+            scale: one sigma.
+            prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
+                ``fe.scenarios.prices_of``.
+            models: parameters of other models, asked at each answer.
+            title: headline.
+            settings: how the answer was found, by name.
+
+        Returns:
+            The path.
+
+        Raises:
+            TypeError: for a path that is none, or an argument of another type.
+            ValueError: if the problem's rows are others, or labels, prices or history do not fit.
+            ImportError: matplotlib is not installed.
+            OSError: where the file cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile, torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> path = fe.solve(p).report(pathlib.Path(tempfile.mkdtemp(), "report.html"), p, scale=1.0)
+            >>> path.read_text()[:15]
+            '<!DOCTYPE html>'
+        """
+        shown = {"history": history, "scale": scale, "models": models, "title": title}
+        shown |= {"assets": assets, "channels": channels, "dates": dates}
+        return write_report("report", self, path, problem, prices=prices, settings=settings, **shown)
+
+    def _repr_html_(self) -> str:
+        return summary(self)
 
 
 def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:

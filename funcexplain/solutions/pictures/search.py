@@ -36,6 +36,7 @@ def plot_history(
     *,
     best: int | None = None,
     hit: Tensor | ArrayLike | None = None,
+    rows: str = "start",
     ax: Axes | None = None,
 ) -> Axes:
     """Loss over steps on a logarithmic scale, one line per row; the best row stands out.
@@ -50,6 +51,7 @@ def plot_history(
             such rows of different lengths.
         best: index of the row that the answer comes from. Default: the one with the lowest loss.
         hit: whether each row hit its target, ``(S,)``.
+        rows: what a row is called.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -64,16 +66,16 @@ def plot_history(
         >>> len(ax.lines)
         2
     """
-    rows = _rows(history)
-    flags = None if hit is None else checked("hit", hit, (len(rows),)) > 0
+    lines = _rows(history)
+    flags = None if hit is None else checked("hit", hit, (len(lines),)) > 0
     if best is None:
-        best = min(range(len(rows)), key=lambda index: np.nanmin(rows[index], initial=np.inf))
+        best = min(range(len(lines)), key=lambda index: np.nanmin(lines[index], initial=np.inf))
     ax = ax or new_axes(6.0, 3.2)
-    others = [row for index, row in enumerate(rows) if index != best]
+    others = [row for index, row in enumerate(lines) if index != best]
     if others:
         # All of them are one line with gaps: a thousand artists would take seconds to draw.
         steps, losses = zip(*map(_thinned, others), strict=True)
-        name = "other starts" if len(others) > 1 else "other start"
+        name = f"other {rows}s" if len(others) > 1 else f"other {rows}"
         faint = max(0.15, 0.7 / (1 + len(others) / 40))
         ax.plot(
             np.concatenate(steps),
@@ -83,18 +85,18 @@ def plot_history(
             alpha=faint,
             label=name,
         )
-    ax.plot(rows[best], color=BLUE, linewidth=2.0, label="best start" if others else "loss")
-    if np.isfinite(rows[best]).any():
-        step = int(np.nanargmin(rows[best]))
-        loss = rows[best][step]
+    ax.plot(lines[best], color=BLUE, linewidth=2.0, label=f"best {rows}" if others else "loss")
+    if np.isfinite(lines[best]).any():
+        step = int(np.nanargmin(lines[best]))
+        loss = lines[best][step]
         ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
     else:
         note = ax.text(0.5, 0.5, "no step was taken, or no loss is positive", color=INK, fontsize=9)
         note.set(ha="center", va="center", transform=ax.transAxes)
     if flags is not None:
-        _mark_ends(ax, rows, flags)
+        _mark_ends(ax, lines, flags)
     dress(ax, "Search", pad=8.0 if flags is None else 22.0)
-    if any(np.isfinite(row).any() for row in rows):
+    if any(np.isfinite(row).any() for row in lines):
         ax.set_yscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel("loss", color=INK, fontsize=9)

@@ -1,0 +1,131 @@
+"""One HTML page out of elements: everything that is no element is text, and escaped.
+
+The page needs nothing from anywhere: style and pictures stand inside, it has no scripts, and its policy
+tells the browser to load nothing. It fits phones, desktops and paper; tables and pictures that are wider
+than the screen scroll by themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PIXELS = 150
+"""Per inch of a picture: sharp on screens of twice the usual density, and on paper."""
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem; max-width: 60rem; background: #fff; color: #222;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
+p { margin: .4rem 0; }
+.lead { font-size: 1.1rem; }
+.note { color: #555; font-size: .9rem; }
+.cards { display: grid; gap: .8rem; margin: 1.2rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
+.card { border: 1px solid #ddd; border-left: 5px solid #0072B2; border-radius: 4px;
+  padding: .7rem .9rem; }
+.card.bad { border-left-color: #D55E00; }
+.card.open { border-left-color: #8C8C8C; }
+.card b { display: block; font-size: 1.15rem; }
+.card span { color: #555; font-size: .85rem; }
+.scroll { overflow-x: auto; max-width: 100%; }
+figure { margin: 1.2rem 0; }
+figure img { display: block; width: 100%; min-width: 32rem; max-width: 52rem; height: auto; }
+figcaption { color: #555; font-size: .9rem; margin-top: .3rem; }
+table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e3e3e3;
+  vertical-align: top; overflow-wrap: normal; }
+th { white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+@page { margin: 15mm; }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;
+    -webkit-print-color-adjust: exact; }
+  .scroll { overflow: visible; }
+  figure img { min-width: 0; }
+  figure, .card, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+}
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+class Html(str):
+    """Text that is HTML already; any other text is escaped where it is put into an element."""
+
+    __slots__ = ()
+
+
+def element(name: str, *content: str, **attributes: str) -> Html:
+    """An element around its content; text in it and in attributes is escaped.
+
+    Example:
+        >>> element("p", "R&D ", element("b", "<script>"), class_="note")
+        '<p class="note">R&amp;D <b>&lt;script&gt;</b></p>'
+    """
+    told = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
+    return Html(f"<{name}{told}>{joined(content)}</{name}>")
+
+
+def joined(parts: Iterable[str]) -> Html:
+    """Parts one after another, those that are no HTML escaped."""
+    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:
+    """A table that scrolls by itself; columns of ``numbers`` are aligned to the right."""
+
+    def line(cells: Sequence[str], kind: str) -> Html:
+        return element(
+            "tr",
+            *(
+                element(kind, cell, **({"class_": "number"} if place in numbers else {}))
+                for place, cell in enumerate(cells)
+            ),
+        )
+
+    head = [element("thead", line(heads, "th"))] if heads else []
+    body = element("tbody", *(line(cells, "td") for cells in lines))
+    return element("div", element("table", *head, body), class_="scroll")
+
+
+def picture(ax: Axes, told: str) -> Html:
+    """The figure of some axes as a picture inside the page, with what it shows in words."""
+    buffer = BytesIO()
+    figure = cast("Figure", ax.figure)
+    figure.savefig(buffer, format="png", dpi=PIXELS)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    image = Html(f'<img alt="{escape(told)}" src="data:image/png;base64,{data}">')
+    scrolled = element("div", image, class_="scroll")
+    return element("figure", scrolled, element("figcaption", told))
+
+
+def page(title: str, *content: str) -> str:
+    """The whole document.
+
+    Example:
+        >>> page("A & B", element("p", "text")).count("A &amp; B")
+        1
+    """
+    head = (
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        # Without an icon of its own a browser would ask the server for one.
+        Html('<link rel="icon" href="data:,">'),
+        element("title", title),
+        Html(f"<style>{_STYLE}</style>"),
+    )
+    document = element("html", element("head", *head), element("body", *content), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"
