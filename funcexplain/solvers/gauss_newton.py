@@ -62,7 +62,7 @@ class Line(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The penalties' value, slope ``(N,)`` and curvature (its diagonal), ``(N,)``, in float64."""
+    """The penalties' value, slope ``(N,)`` and curvature (its diagonal); without any, zeros ``()``."""
 
     value: Tensor
     slope: Tensor
@@ -186,7 +186,7 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
 
 def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules) -> DampedParts:
     """Make the functions of one row's step."""
-    compare = problem.criterion.compare
+    compare, costs = problem.criterion.compare, bool(problem.penalties or problem.costs)
 
     def measure(weights: Tensor, args: Args) -> Tensor:
         return compare(weights, args["target"])[0]
@@ -199,7 +199,7 @@ def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules
             return Damped(
                 z=z,
                 line=Line(measured, measured, measured[:, None] * entries),
-                cost=Cost(none + torch.nan, entries.to(WIDE), entries.to(WIDE)),
+                cost=Cost(none + torch.nan, *(2 * [entries.to(WIDE) if costs else none])),
                 foretold=none,
                 damping=none + method.damping,
                 growth=none + 2.0,
@@ -315,8 +315,8 @@ def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
         return count * problem.extra(z, args)
 
     if not problem.penalties and not problem.costs:
-        none = torch.zeros_like(z, dtype=WIDE).flatten()
-        return Cost(none.sum(), none, none)
+        none = z.new_zeros((), dtype=WIDE)
+        return Cost(none, none, none)
 
     def summed(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         slope, value = torch.func.grad_and_value(total)(z)
@@ -376,12 +376,18 @@ def _projected(
 
 def _step(jacobian: Tensor, r: Tensor, cost: Cost, lam: Tensor) -> Tensor:
     """The least of ``|r + J d|**2 + cost(d) + lam |d|**2`` by Woodbury's identity: a (K, K) system."""
-    least = LEAST_SHARE * jacobian.square().sum() + torch.finfo(WIDE).tiny
-    curvature = 0.5 * cost.curvature + torch.maximum(lam, least)
-    slope = 0.5 * cost.slope
+    products = jacobian @ jacobian.T
+    least = LEAST_SHARE * products.diagonal().sum() + torch.finfo(WIDE).tiny
+    slope, curvature = 0.5 * cost.slope, 0.5 * cost.curvature + torch.maximum(lam, least)
+    if curvature.ndim == 0:  # no penalties: what is large is passed over as rarely as possible
+        return -jacobian.T @ (_solved(products / curvature, r) / curvature)
     weighted = jacobian / curvature
-    system = weighted @ jacobian.T + torch.eye(len(r), dtype=WIDE, device=r.device)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    y = torch.cholesky_solve((r - weighted @ slope)[:, None], factor)[:, 0]
+    y = _solved(weighted @ jacobian.T, r - weighted @ slope)
+    return -(slope / curvature + weighted.T @ y)
+
+
+def _solved(products: Tensor, lines: Tensor) -> Tensor:
+    """``(products + I)^-1 lines``."""
+    factor, failed = torch.linalg.cholesky_ex(products + torch.eye(len(lines)).to(products))
     # A system that cannot be factored gives no step, and the damping grows until one can be.
-    return -(slope / curvature + weighted.T @ torch.where(failed == 0, y, 0.0))
+    return torch.where(failed == 0, torch.cholesky_solve(lines[:, None], factor)[:, 0], 0.0)
