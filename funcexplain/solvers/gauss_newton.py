@@ -168,7 +168,7 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
         >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
         >>> fe.solve(p, fe.levenberg_marquardt(), atol=1e-6).num_steps
-        tensor(4)
+        tensor(5)
 
     References:
         K. Levenberg (1944), https://doi.org/10.1090/qam/10666; D. W. Marquardt (1963),

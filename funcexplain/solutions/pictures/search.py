@@ -170,7 +170,7 @@ def plot_tradeoff(
     positive = miss[known & (miss > 0)]
     if positive.size and positive.max() > 30 * positive.min():
         ax.set_yscale("symlog", linthresh=float(positive.min()))
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=0, top=3.0 * float(positive.max()))  # room for the name of the topmost row
     if labels is not None and front.size:
         _name_rows(
             ax, far, miss, front[np.unique(np.linspace(0, front.size - 1, 8).astype(int))], labels

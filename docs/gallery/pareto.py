@@ -1,0 +1,40 @@
+"""What does nearness cost? A Pareto path: one question, mapped over the strength of a penalty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from setting import make_setting
+
+import funcexplain as fe
+from funcexplain.solutions.plots import plot_tradeoff
+
+
+def main(out: Path, *, quick: bool = False) -> fe.Solution:
+    """Draw how far the allocation stays from its target against how little the market changes."""
+    network, _, _, x0, _ = make_setting(quick=quick)
+    with torch.no_grad():
+        today = network(x0[None])[0]
+    target = 0.6 * today
+    target[int(today.argmin())] += 0.4  # 40 % in the asset that is held least
+
+    problem = fe.pipe(
+        fe.problem(network, target, x0),
+        fe.standardize(network.mean, network.std),
+        fe.penalize(fe.penalties.scaled(fe.penalties.l2, network.std), strength=1.0, name="proximity"),
+    )
+    strengths = torch.logspace(-2, 2, 6 if quick else 24)
+    path = fe.vmap(problem, proximity=strengths)
+    solution = fe.solve(path, fe.levenberg_marquardt(), max_steps=60, patience=5)
+
+    change = ((solution.x - x0) / network.std).square().mean((1, 2, 3)).sqrt()
+    axes = plot_tradeoff(
+        change, solution.error, labels=[f"strength {s:.3g}" for s in strengths.tolist()]
+    )
+    axes.figure.savefig(out / "pareto.png", dpi=200)
+    return solution
+
+
+if __name__ == "__main__":
+    main(Path(__file__).parent.parent / "images")
