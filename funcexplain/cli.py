@@ -1,4 +1,4 @@
-"""The command line: ``funcexplain demo``.
+"""The command line: ``funcexplain demo``, ``run``, ``check`` and ``report``.
 
 Everything but argparse is imported when a command runs, so that ``--help`` answers at once. What the
 user got wrong is one line on stderr and exit code 2; ``--debug`` lets the traceback through.
@@ -7,13 +7,29 @@ user got wrong is one line on stderr and exit code 2; ``--debug`` lets the trace
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, NoReturn
 
 DEMO = """\
 Train a small allocator on real prices, then ask what the market would have to look like for it to hold
 another portfolio. Prints both as tables and saves DIR/overview.png; takes less than a minute.
+"""
+RUN = """\
+Ask your own network about your own prices, as a config says, and write the answer to the config's
+folder: the solution, tables of weights and metrics, a picture, a report. Exit code 0 if the network
+holds the target on every date, 1 if not, 2 if something is wrong with the input.
+"""
+CHECK = """\
+Try everything that a config names without solving it: keys, network, weights, prices, features, target,
+folder, and whether the network's gradient is right. Exit code 0 if all is well, else 2.
+"""
+REPORT = """\
+Write the report of a run again, from what is in its folder and the network and prices that it names.
+Run it where the run was started.
 """
 
 
@@ -31,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name. Default: those of this process.
 
     Returns:
-        0 for success; 2 for a user's error, of which one line is printed to stderr.
+        0 for success (of ``run``: the target is hit), 1 if it is not reached, 2 for a user's error, of
+        which one line is printed to stderr, 130 after Ctrl-C.
 
     Raises:
         SystemExit: with code 0 after ``--help`` and ``--version``.
@@ -43,12 +60,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = _parser().parse_args(argv)
-        return int(arguments.command(arguments))
-    except (ValueError, OSError, ImportError) as error:
+        with _warnings_in_a_line(getattr(arguments, "quiet", False)):
+            return int(arguments.command(arguments))
+    except Exception as error:
         if "--debug" in argv:
             raise
-        print(f"funcexplain: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = _message(error)
+        print(f"funcexplain: error: {message}", file=sys.stderr)
+        if "--json" in argv:
+            print(json.dumps({"exit_code": 2, "error": message}))
         return 2
+    except KeyboardInterrupt:
+        print("funcexplain: interrupted", file=sys.stderr)
+        return 130
+
+
+def _message(error: Exception) -> str:
+    """What is wrong, on one line. Errors of other kinds than ours are not the user's: they say so."""
+    words = " ".join(str(error).split())
+    if isinstance(error, ValueError | TypeError | OSError | ImportError) and words:
+        return words
+    return f"{type(error).__name__}: {words or 'no message'}; --debug shows where it comes from"
+
+
+@contextmanager
+def _warnings_in_a_line(quiet: bool) -> Iterator[None]:
+    """Show each warning once and as one line, or none of them."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        del place, more
+        print(f"funcexplain: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "default")
+        warnings.showwarning = show
+        yield
 
 
 def parse_target(text: str) -> dict[str, float]:
@@ -110,6 +156,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     demo.set_defaults(command=_demo)
+    for name, command, short, text, place in (
+        ("run", _run, "ask your own network, as a config says", RUN, "CONFIG.toml"),
+        ("check", _check, "try a config without solving it", CHECK, "CONFIG.toml"),
+        ("report", _report, "write the report of a run again", REPORT, "DIR"),
+    ):
+        own = commands.add_parser(name, help=short, description=text)
+        own.add_argument("path", metavar=place)
+        own.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+        own.add_argument(
+            "--trust-model",
+            action="store_true",
+            help="load a .pt2 file, which runs code from it; only if you trust who made it",
+        )
+        own.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        own.set_defaults(command=command)
     return parser
 
 
@@ -125,3 +187,43 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     run_demo(arguments.data, target, seed=arguments.seed, out=arguments.out)
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from funcexplain.commands.run import run
+
+    quiet, trust = arguments.quiet, arguments.trust_model
+    return _told(arguments, lambda say: run(arguments.path, trust_model=trust, quiet=quiet, say=say))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from funcexplain.commands.run import check
+
+    return _told(
+        arguments, lambda say: check(arguments.path, trust_model=arguments.trust_model, say=say)
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from funcexplain.commands.run import report
+
+    return _told(
+        arguments, lambda say: report(arguments.path, trust_model=arguments.trust_model, say=say)
+    )
+
+
+def _told(arguments: argparse.Namespace, command: Callable[[Any], dict[str, Any]]) -> int:
+    """Run a command and print what it says: lines, one JSON object, or nothing."""
+    silent = arguments.quiet or arguments.json
+
+    def say(line: str) -> None:
+        if not silent:
+            print(line, flush=True)
+
+    if arguments.json:
+        with redirect_stdout(sys.stderr):  # what the user's network prints is no part of the object
+            found = command(say)
+        print(json.dumps(found, allow_nan=False))
+    else:
+        found = command(say)
+    return int(found["exit_code"])

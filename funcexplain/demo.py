@@ -81,7 +81,7 @@ def run_demo(
     assets, dates = prices.assets, prices.dates
     say(f"{len(assets)} assets, {len(dates)} days, {dates[0]} to {dates[-1]}: {prices.source}")
     _check(prices, wanted)
-    folder = _writable(Path(out))
+    folder = writable(Path(out))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is so small that more threads only wait for each other
@@ -165,7 +165,22 @@ def _check(prices: Prices, wanted: Mapping[str, float] | None) -> None:
         raise ValueError(
             f"the history is too short: the demo needs at least {need} days of prices, got {num_days}"
         )
-    wanted = wanted or {}
+    check_wanted(wanted or {}, assets)
+
+
+def check_wanted(wanted: Mapping[str, float], assets: Sequence[str]) -> None:
+    """Refuse weights by asset that `fill_target` cannot make an allocation of.
+
+    Args:
+        wanted: weights by asset.
+        assets: ``A`` names.
+
+    Raises:
+        ValueError: an asset is unknown, a weight not in [0, 1], or all of them do not go together.
+
+    Example:
+        >>> check_wanted({"EUR": 0.5}, ["EUR", "JPY"])
+    """
     for name, weight in wanted.items():
         if name not in assets:
             raise ValueError(f"target: no asset {name!r}; choose among {', '.join(assets)}")
@@ -181,7 +196,7 @@ def _check(prices: Prices, wanted: Mapping[str, float] | None) -> None:
         )
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """The folder, made and tried out before any work is done for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""The commands run, report and check: from a config file and a user's own network to files in a folder."""
+"""The commands run, check and report: from a config and a user's own network to files in a folder."""

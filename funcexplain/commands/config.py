@@ -33,7 +33,7 @@ from funcexplain.commands.entries import (
 MOST_ROWS = 10**6
 
 # Settings of each method, and what they are if they are not given. Those of adam are for a search in
-# sigmas, as the demo has them: an eps as large as a typical gradient leaves entries alone that hardly matter.
+# sigmas, as the demo has them: an eps as large as a typical gradient leaves alone what hardly matters.
 METHODS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03},
     "sgd": {"lr": 0.1, "momentum": 0.0},
@@ -299,14 +299,18 @@ def checked(table: dict[str, Any]) -> Config:
     if network.factory is None and not exported:
         raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
     if exported and (network.factory or network.arguments):
-        raise ValueError("network.factory: a .pt2 file is the whole network; leave factory and arguments out")
+        raise ValueError(
+            "network.factory: a .pt2 file is the whole network; leave out factory, arguments"
+        )
     if not any(getattr(question, word) is not None for word in WORDS):
         raise ValueError(f"question: nothing is asked for; give at least one of {', '.join(WORDS)}")
     if question.shift is not None and len(question.shift) > 1:
-        raise ValueError("question.shift: one asset is shifted, funded by all others; use target for several")
+        raise ValueError(
+            "question.shift: one asset is shifted, funded by all others; use target for several"
+        )
     if question.search == "scenario" and (question.free.channels or question.frozen.channels):
         raise ValueError(
-            "question.frozen: a scenario computes all channels from the same returns, so none can be held; "
+            "question.frozen: a scenario computes all channels from the same returns: none can be held; "
             'freeze assets or days, or take search = "features"'
         )
     return config

@@ -58,7 +58,9 @@ def read_table(kind: type[T], where: str, value: Any) -> T:
     for name, place in known.items():
         if place.default is MISSING and name not in value:
             raise ValueError(f"{inside(where, name)}: missing; give one")
-    return kind(**{name: known[name].metadata["read"](inside(where, name), value[name]) for name in value})
+    return kind(
+        **{name: known[name].metadata["read"](inside(where, name), value[name]) for name in value}
+    )
 
 
 def inside(where: str, key: str) -> str:

@@ -27,7 +27,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Method):
         entries = {place.name: getattr(value, place.name) for place in fields(value)}
-        return plain({**entries, **entries.pop("settings")})
+        settings = entries.pop("settings")
+        return plain({**entries, **settings})
     if is_dataclass(value):
         value = {place.name: getattr(value, place.name) for place in fields(value)}
     if isinstance(value, Mapping):

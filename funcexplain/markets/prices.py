@@ -1,4 +1,4 @@
-"""Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own csv.
+"""Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own csv or parquet.
 
 A price history is a table with one row per trading day and one column per asset. Whatever the
 source, it arrives as the same frozen `Prices`, checked cell by cell: positive, finite, without gaps,
@@ -12,7 +12,7 @@ import datetime
 import gzip
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,17 +46,18 @@ class Prices:
 
 
 def load(name_or_path: str | Path) -> Prices:
-    """Prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv file.
+    """Prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv or parquet file.
 
     Args:
-        name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, anything else for `read_csv`.
+        name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, a path that ends in ``.parquet`` for
+            `read_parquet`, anything else for `read_csv`.
 
     Returns:
         The prices.
 
     Raises:
         FileNotFoundError: it is neither a known name nor a file.
-        ModuleNotFoundError: ``"sp500"`` without the package that carries it.
+        ModuleNotFoundError: ``"sp500"`` without the package that carries it, or parquet without pyarrow.
         ValueError: the file is no price history (see `read_csv`).
 
     Example:
@@ -69,9 +70,9 @@ def load(name_or_path: str | Path) -> Prices:
     if not Path(name_or_path).is_file():
         raise FileNotFoundError(
             f"load: no price history {str(name_or_path)!r}; expected 'ecb', 'sp500' or the path "
-            "of a csv file with a date column and one column of prices per asset"
+            "of a csv or parquet file with a date column and one column of prices per asset"
         )
-    return read_csv(name_or_path)
+    return (read_parquet if Path(name_or_path).suffix == ".parquet" else read_csv)(name_or_path)
 
 
 def ecb() -> Prices:
@@ -165,7 +166,54 @@ def read_csv(path: str | Path) -> Prices:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"read_csv: no such file: {path}")
-    numbered = _rows(path)
+    return _checked(path, _rows(path))
+
+
+def read_parquet(path: str | Path) -> Prices:
+    """Prices from a parquet file: a column of dates, then one column of numbers per asset.
+
+    Args:
+        path: the file. The column of dates is the first that holds dates or timestamps (where pandas
+            keeps its index), else the first; the cells are held to what `read_csv` says.
+
+    Returns:
+        The prices, in the order of the file.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+        FileNotFoundError: no such file.
+        ValueError: it is no parquet file, or as in `read_csv`; the header is line 1.
+
+    Example:
+        >>> read_parquet("mine.parquet")  # doctest: +SKIP
+        Prices(...)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"read_parquet: no such file: {path}")
+    try:
+        from pyarrow import ArrowException, parquet, types
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"read_parquet: {path} needs pyarrow; install it with: pip install pyarrow, or save csv"
+        ) from error
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not readable as parquet ({error}); save it again") from None
+    places = [place for place, column in enumerate(table.schema) if types.is_temporal(column.type)]
+    names = list(table.column_names)
+    names.insert(0, names.pop(places[0] if places else 0))
+    columns = [table.columns[table.column_names.index(name)].to_pylist() for name in names]
+    rows = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)]
+    midnight = re.compile(r"[ T]00:00:00(\+00:00)?$")
+    dated = [[midnight.sub("", row[0]), *row[1:]] for row in rows]
+    return _checked(path, enumerate([names, *dated], start=1))
+
+
+def _checked(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> Prices:
+    """Prices from rows of text, the header first, each with its line number."""
+    numbered = iter(numbered)
     _, header = next(numbered, (0, []))
     assets = _assets(path, header)
     dates: list[datetime.date] = []

@@ -255,3 +255,60 @@ def _guess(start: bytes, size: int) -> str:
     kinds = {b"PK": "a zip, as torch.save and numpy.savez write,", b"\x80": "a pickle"}
     kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
     return f"but {kind} or damaged; solution.save(path) writes the files that can be loaded"
+
+
+def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read any file of safetensors, such as a network's weights; there are no checksums to hold it to.
+
+    Args:
+        where: public function that was called.
+        path: the file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        TypeError: for a path that is none.
+        ValueError: for a file that is cut off, contradicts itself, or is of something else.
+        OSError: where it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "weights.safetensors")
+        >>> write_archive("save", path, {"bias": torch.ones(2)}, {})
+        >>> read_safetensors("load", path)
+        {'bias': tensor([1., 1.])}
+    """
+    file_path = as_path(where, path)
+    with _opened(where, file_path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 10 or 8 + length > size or length > _LONGEST_HEADER:
+            raise ValueError(f"{where}: {shown(file_path)} is no file of safetensors, or cut off")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            places = {name: _place(entry, size - 8 - length) for name, entry in header.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{where}: {shown(file_path)} is no file of safetensors, or damaged ({error}); "
+                "safetensors.torch.save_file(network.state_dict(), path) writes one"
+            ) from None
+        tensors = {}
+        for name, (dtype, shape, begin, end) in places.items():
+            file.seek(8 + length + begin)
+            block = bytearray(file.read(end - begin))
+            flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(shape)
+    return tensors
+
+
+def _place(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
+    """Dtype, shape, begin and end of a tensor in a file, checked against each other."""
+    codes = {**_DTYPES, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+    dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
+    begin, end = map(int, entry["data_offsets"])
+    whole = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
+    if not (whole and 0 <= begin <= end <= stored):
+        raise ValueError(f"a tensor of shape {shape} does not lie within the file")
+    return dtype, shape, begin, end
