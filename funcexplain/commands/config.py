@@ -62,10 +62,10 @@ def _factory(where: str, value: Any) -> str:
     return value
 
 
-def _arguments(where: str, value: Any) -> dict[str, Any]:
+def _arguments(where: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise refused(where, "a table of keyword arguments, such as {n_assets = 16}", value)
-    return value
+    return value or None
 
 
 def _days(where: str, value: Any) -> Days:

@@ -1,0 +1,161 @@
+"""Configs: what is read, what is refused with the nearest known key, and the way back to text."""
+
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from funcexplain.commands.config import METHODS, Range, checked, read_config
+from funcexplain.commands.toml import plain, to_toml
+
+LEAST: dict[str, Any] = {
+    "network": {"factory": "mine:make"},
+    "prices": {"file": "ecb"},
+    "question": {"top": "EUR"},
+}
+
+
+def with_entry(table: str, **entries: Any) -> dict[str, Any]:
+    return {**LEAST, table: {**LEAST.get(table, {}), **entries}}
+
+
+def test_defaults_are_those_of_the_demo() -> None:
+    config = checked(LEAST)
+    assert config.method.name == "adam"
+    assert config.method.settings == {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03}
+    assert (config.features.lookback, config.features.span, config.method.atol) == (20, 20, 1e-3)
+    assert config.question.date == "last"
+
+
+@pytest.mark.parametrize(
+    ("table", "entries", "message"),
+    [
+        ("netwrk", {}, "netwrk: no such key; did you mean 'network'?"),
+        ("network", {"factroy": "a:b"}, "network.factroy: no such key; did you mean 'factory'?"),
+        ("network", {"factory": "mine.make"}, 'text such as "package.module:make", got \'mine.make\''),
+        ("network", {"factory": "mine:make()"}, "got 'mine:make()'"),
+        ("network", {"arguments": 3}, "a table of keyword arguments"),
+        ("prices", {"fil": "a"}, "prices.fil: no such key; did you mean 'file'?"),
+        ("prices", {"file": ""}, "prices.file: expected text in quotes, got ''"),
+        ("prices", {"start": "soon"}, "a date such as 2024-01-31, got 'soon'"),
+        ("prices", {"assets": ["EUR", "EUR"]}, "'EUR' is named twice"),
+        ("features", {"lookback": 0}, "features.lookback: expected a whole number in 1 ..."),
+        ("features", {"lookback": True}, "got True"),
+        ("question", {"targets": {"EUR": 0.4}}, "did you mean 'target'?"),
+        ("question", {"target": 0.4}, "a table of numbers by asset, such as {EUR = 0.4}, got 0.4"),
+        ("question", {"target": {"EUR": "40%"}}, "question.target.EUR: expected a number, got '40%'"),
+        ("question", {"target": {"EUR": float("nan")}}, "expected a number, got nan"),
+        ("question", {"target": {"EUR": 10**400}}, "expected a number, got 1000"),
+        ("question", {"search": "scenarios"}, "no such choice: 'scenarios'; did you mean 'scenario'?"),
+        ("question", {"date": "yesterday"}, "question.date: expected a date such as 2024-01-31"),
+        ("question", {"date": {"evry": 2}}, "question.date.evry: no such key; did you mean 'every'?"),
+        ("question", {"date": []}, "a list of dates, none twice"),
+        ("question", {"group": {"assets": ["EUR"]}}, "give either weight, or at_least and at_most"),
+        ("question", {"shift": {"EUR": 0.1, "JPY": 0.1}}, "one asset is shifted"),
+        ("question", {"search": "scenario", "frozen": {"channels": ["return"]}}, "none can be held"),
+        ("method", {"name": "adm"}, "no such choice: 'adm'; did you mean 'adam'?"),
+        ("method", {"learning_rate": 0.1}, "method.learning_rate: adam has no such setting; choose"),
+        ("method", {"name": "sgd", "betas": [0.9, 0.9]}, "method.betas: sgd has no such setting"),
+        ("method", {"starts": {"number": 0}}, "method.starts.number: expected a whole number in 1"),
+        ("method", {"starts": 3}, "method.starts: expected a table, got 3"),
+        ("output", {"picture": "yes"}, "output.picture: expected true or false, got 'yes'"),
+    ],
+)
+def test_what_is_wrong_is_named(table: str, entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (held to the message below)
+        checked(with_entry(table, **entries))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (("network",), "network: missing"),
+        (("network", "factory"), "network.factory: missing"),
+        (("prices", "file"), "prices.file: missing"),
+        (("question", "top"), "question: nothing is asked for; give at least one of target, at_least"),
+    ],
+)
+def test_what_is_missing_is_named(removed: tuple[str, ...], message: str) -> None:
+    table = {name: dict(entries) for name, entries in LEAST.items()}
+    place: Any = table
+    for name in removed[:-1]:
+        place = place[name]
+    del place[removed[-1]]
+    with pytest.raises(ValueError, match=message):
+        checked(table)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('"last"', "last"),
+        ('"all"', Range()),
+        ("2024-01-31", (date(2024, 1, 31),)),
+        ('"2024-01-31"', (date(2024, 1, 31),)),
+        ("[2024-01-31, 2024-02-01]", (date(2024, 1, 31), date(2024, 2, 1))),
+        ("{every = 5, end = 2024-01-31}", Range(None, date(2024, 1, 31), 5)),
+    ],
+)
+def test_dates_are_read(written: str, read: Any) -> None:
+    table = tomllib.loads(f"date = {written}")
+    assert checked(with_entry("question", **table)).question.date == read
+
+
+def test_a_folder_and_what_is_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; name a config file"):
+        read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no config file"):
+        read_config(tmp_path / "none.toml")
+    path = tmp_path / "config.toml"
+    for content in (b"\xff\xfe", b"a = [" * 10_000, b"no toml", b"a = 1\na = 2"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no TOML file"):
+            read_config(path)
+
+
+NAMES = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() and "\0" not in text)
+NUMBERS = st.floats(-10, 10)
+DAYS = st.dates(date(1990, 1, 1), date(2030, 1, 1))
+TABLES = st.fixed_dictionaries(
+    {
+        "network": st.fixed_dictionaries(
+            {"factory": st.just("mine:make")},
+            optional={
+                "weights": NAMES.map(lambda name: f"{name}.pt"),
+                "arguments": st.dictionaries(NAMES, NUMBERS | NAMES | st.booleans() | st.lists(NAMES)),
+            },
+        ),
+        "prices": st.fixed_dictionaries({"file": NAMES}, optional={"start": DAYS, "end": DAYS}),
+        "question": st.fixed_dictionaries(
+            {"top": NAMES},
+            optional={
+                "target": st.dictionaries(NAMES, NUMBERS, min_size=1),
+                "exit": st.lists(NAMES, min_size=1, unique=True),
+                "date": st.lists(DAYS, min_size=1, unique=True)
+                | st.fixed_dictionaries({}, optional={"start": DAYS, "every": st.integers(1, 9)}),
+                "group": st.fixed_dictionaries(
+                    {"assets": st.lists(NAMES, min_size=1, unique=True), "at_least": NUMBERS}
+                ),
+                "frozen": st.fixed_dictionaries({}, optional={"last_days": st.integers(1, 9)}),
+            },
+        ),
+        "method": st.sampled_from(sorted(METHODS)).map(lambda name: {"name": name}),
+    }
+)
+
+
+@given(TABLES)
+@settings(max_examples=60, deadline=None)
+def test_a_config_reads_back_from_its_text(table: dict[str, Any]) -> None:
+    config = checked(table)
+    text = to_toml(config)
+    assert checked(tomllib.loads(text)) == config, text
+    assert tomllib.loads(text) == {
+        name: {key: value for key, value in entries.items() if value != {}}
+        for name, entries in plain(config).items()
+    }

@@ -1,0 +1,273 @@
+"""Runs from a config to files and back, on small networks."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import funcexplain as fe
+from funcexplain.cli import main
+from funcexplain.solutions.archive import write_archive
+from funcexplain.solutions.files import describe
+from tests.cli.workplace import ASSETS, furnish, market, table, write
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """The folder that commands run in, and the module of its networks."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, furnish(tmp_path)
+
+
+def found(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The one JSON object on stdout."""
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_writes_what_it_says(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    path = write(folder, table(module, output={"picture": True}))
+    assert main(["run", path]) == 0
+    shown = capsys.readouterr().out
+    assert "for the network to hold 50% OIL?" in shown
+    assert "Reached: missed by" in shown
+    out = folder / "out"
+    answer = json.loads((out / "summary.json").read_text())
+    assert {file.name for file in out.iterdir()} == set(answer["files"])
+    assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+    solution = fe.load(out / "solution.safetensors")
+    assert solution.dims == ("start",)
+    about = describe(out / "solution.safetensors")
+    assert about["labels"]["asset"] == list(ASSETS)
+    assert len(about["labels"]["day"]) == 4
+    assert about["settings"]["config"]["method"]["name"] == "adam"
+    with (out / "weights.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["HIT", "HIT"]
+    assert sum(int(row["best"]) for row in rows) == 1
+    weights = [[float(row[f"weight_{name}"]) for name in ASSETS] for row in rows]
+    torch.testing.assert_close(torch.tensor(weights), solution.weights)
+    with (out / "metrics.csv").open() as file:
+        assert {"rms_sigmas", "turbulence", "spread"} <= set(next(csv.DictReader(file)))
+
+
+def test_the_written_config_asks_the_same_though_prices_were_added(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    whole = table(module, question={"date": {"every": 20}})
+    assert main(["run", write(folder, whole), "--quiet"]) == 0
+    before = fe.load(folder / "out" / "solution.safetensors")
+    lines = market(80)
+    lines[1:61] = market()[1:]
+    (folder / "market.csv").write_text("\n".join(lines))
+    assert main(["run", str(folder / "out" / "config.toml"), "--quiet"]) == 0
+    assert torch.equal(fe.load(folder / "out" / "solution.safetensors").x, before.x)
+    assert capsys.readouterr() == ("", "")
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"target": {"OIL": 0.5}},
+    {"target": None, "at_least": {"OIL": 0.5}, "at_most": {"GOLD": 0.2}},
+    {"target": None, "top": "RICE"},
+    {"target": None, "shift": {"GOLD": 0.05}},
+    {"target": None, "shift": {"GOLD": -0.02}, "turnover": 0.1},
+    {"target": None, "exit": "RICE", "concentration": 0.9},
+    {"target": None, "group": {"assets": ["OIL", "RICE"], "weight": 0.5}},
+    {"target": None, "group": [{"assets": ["OIL", "RICE"], "at_least": 0.5, "at_most": 0.7}]},
+    {"frozen": {"assets": ["GOLD"], "last_days": 1, "channels": ["volatility"]}},
+    {"free": {"assets": ["OIL", "RICE"], "last_days": 2}},
+    {"search": "scenario", "frozen": {"assets": ["GOLD"]}},
+    {"search": "scenario", "free": {"last_days": 6}, "covariance": "exponential"},
+    {"loss": "mse"},
+]
+
+
+@pytest.mark.parametrize("date", ["last", {"every": 20}], ids=["last", "every"])
+@pytest.mark.parametrize("asked", QUESTIONS, ids=str)
+def test_every_question_can_be_asked(
+    place: tuple[Path, str], asked: dict[str, Any], date: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    # At the bound of what a softmax reaches, an exit is missed by its least weight.
+    whole = table(
+        module,
+        network={"factory": f"{module}:sharp", "weights": None},
+        question={**asked, "date": date},
+        method={"name": "levenberg_marquardt", "atol": 0.03, "max_steps": 400},
+    )
+    assert main(["run", write(folder, whole), "--json"]) == 0
+    answer = found(capsys)
+    assert answer["dates"] == answer["dates_hit"] == (1 if date == "last" else 3)
+
+
+def test_frozen_parts_are_those_that_were_named(place: tuple[Path, str]) -> None:
+    folder, module = place
+    for search in ("features", "scenario"):
+        whole = table(module, question={"search": search, "frozen": {"assets": ["GOLD"]}})
+        assert main(["run", write(folder, whole), "--quiet"]) == 0
+        x = fe.load(folder / "out" / "solution.safetensors").x
+        assert torch.equal(x[0, ..., 0], x[1, ..., 0])
+        assert not torch.equal(x[0, ..., 1], x[1, ..., 1])
+        assert (x[:, 2] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "levenberg_marquardt"])
+def test_every_method_can_be_asked_for(
+    place: tuple[Path, str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    assert main(["run", write(folder, table(module, method={"name": name})), "--json"]) in (0, 1)
+    assert found(capsys)["searches"] == 2
+
+
+def test_what_is_not_reached_is_exit_1(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    whole = table(module, method={"max_steps": 0, "atol": 0.0})
+    assert main(["run", write(folder, whole)]) == 1
+    assert "Not reached: missed by" in capsys.readouterr().out
+    assert main(["run", write(folder, whole), "--json"]) == 1
+    answer = found(capsys)
+    assert (answer["exit_code"], answer["hits"]) == (1, 0)
+
+
+def test_json_is_all_of_stdout_though_the_network_prints(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    whole = table(module, network={"factory": f"{module}:Loud", "weights": None})
+    for command in ("check", "run"):
+        main([command, write(folder, whole), "--json"])
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["exit_code"] in (0, 1)
+        assert "forward!" in captured.err
+
+
+def test_check_solves_and_writes_nothing(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    path = write(folder, table(module))
+    assert main(["check", path]) == 0
+    assert "The gradient agrees with central differences" in capsys.readouterr().out
+    assert not (folder / "out").exists()
+
+
+def test_weights_are_read_from_safetensors(place: tuple[Path, str]) -> None:
+    folder, module = place
+    assert main(["run", write(folder, table(module)), "--quiet"]) == 0
+    state = torch.load(folder / "w.pt", weights_only=True)
+    write_archive("save", folder / "w.safetensors", state, {})
+    before = fe.load(folder / "out" / "solution.safetensors")
+    whole = table(module, network={"weights": "w.safetensors"})
+    assert main(["run", write(folder, whole), "--quiet"]) == 0
+    assert torch.equal(fe.load(folder / "out" / "solution.safetensors").x, before.x)
+
+
+def test_the_dtype_is_that_of_the_weights(place: tuple[Path, str]) -> None:
+    folder, module = place
+    state = torch.load(folder / "w.pt", weights_only=True)
+    torch.save({name: tensor.double() for name, tensor in state.items()}, folder / "w.pt")
+    assert main(["run", write(folder, table(module)), "--quiet"]) == 0
+    assert fe.load(folder / "out" / "solution.safetensors").x.dtype is torch.float64
+
+
+def test_an_exported_program_runs_only_if_it_is_trusted(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3), torch.nn.Softmax(-1))
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        network.eval(), (torch.zeros(2, 3, 4, 3),), dynamic_shapes=({0: batch},)
+    )
+    torch.export.save(program, folder / "w.pt2")
+    whole = table(module, network={"factory": None, "weights": "w.pt2"})
+    path = write(folder, whole)
+    assert main(["run", path]) == 2
+    assert "runs code from it; if you trust who made it, add --trust-model" in capsys.readouterr().err
+    assert main(["run", path, "--trust-model", "--json"]) in (0, 1)
+    assert found(capsys)["searches"] == 2
+    (folder / "w.pt2").write_bytes(b"nothing")
+    assert main(["run", path, "--trust-model"]) == 2
+    assert "cannot be loaded as a program" in capsys.readouterr().err
+
+
+def test_nothing_of_the_callers_changes(place: tuple[Path, str]) -> None:
+    folder, module = place
+    path = write(folder, table(module, method={"threads": 2}))
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002 (the state that must not move)
+
+    def state() -> tuple[Any, ...]:
+        numbers = np.random.get_state()[1]  # noqa: NPY002
+        return torch.get_rng_state().tolist(), random.getstate(), numbers.tolist(), Path.cwd()
+
+    import sys
+
+    before, path_before, threads = state(), list(sys.path), torch.get_num_threads()
+    assert main(["run", path, "--quiet"]) == 0
+    assert (state(), sys.path, torch.get_num_threads()) == (before, path_before, threads)
+
+
+class Reported:
+    """Stands in for `Solution.report`, and keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, solution: fe.Solution, path: Path, problem: fe.Problem, **more: Any) -> None:
+        assert solution.shape == problem.shape
+        path.write_text("<html>")
+        self.calls.append(more)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> Reported:
+    stand_in = Reported()
+    monkeypatch.setattr(
+        fe.Solution, "report", lambda self, *args, **more: stand_in(self, *args, **more), raising=False
+    )
+    return stand_in
+
+
+@pytest.mark.parametrize("date", ["last", {"every": 20}], ids=["last", "every"])
+def test_a_report_is_made_again_from_the_folder(
+    place: tuple[Path, str], reported: Reported, date: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    path = write(folder, table(module, question={"date": date}))
+    assert main(["run", path, "--quiet"]) == 0
+    page = folder / "out" / "report.html"
+    page.unlink()
+    assert main(["report", "out", "--json"]) == 0
+    assert found(capsys)["files"] == ["report.html"]
+    assert page.read_text() == "<html>"
+    first, second = reported.calls
+    assert first.keys() == second.keys()
+    for name in ("assets", "channels", "dates", "title", "settings"):
+        assert first[name] == second[name]
+    assert torch.equal(first["history"], second["history"])
+
+    (folder / "market.csv").write_text("\n".join(market(seed=1)))
+    assert main(["report", "out"]) == 2
+    assert "the network and the prices changed since the run" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_has_no_report(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".", "nowhere", "market.csv"):
+        assert main(["report", name]) == 2
+        assert "is no folder of a run" in capsys.readouterr().err
