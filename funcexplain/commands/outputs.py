@@ -93,11 +93,12 @@ def write_tables(folder: Path, answer: Answer, asked: Asked, assets: Sequence[st
 
 def write_picture(folder: Path, answer: Answer, asked: Asked, history: History) -> str:
     """Draw the best answer of the last date, and return the name of the file."""
-    starts, row = len(asked.seeds), answer.best[-1]
+    starts, row, problem = len(asked.seeds), answer.best[-1], asked.problem
     first, best = row - row % starts, answer.solution[row]
+    question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
     plot_overview(
         asked.today[-1],
-        _wanted(asked, best.weights),
+        question.args["target"],
         best.weights,
         best.x,
         history.windows[asked.places[-1]],
@@ -107,6 +108,7 @@ def write_picture(folder: Path, answer: Answer, asked: Asked, history: History) 
         channels=history.channels,
         dates=history.window_days(asked.places[-1]),
         best=row - first,
+        hit=answer.solution.hit[first : first + starts],
         title=asked.sentence,
     ).savefig(folder / PICTURE)
     return PICTURE
@@ -196,24 +198,3 @@ def _in_rows(solution: fe.Solution) -> fe.Solution:
     }
     rows = {name: t.flatten(0, num - 1) if num else t[None] for name, t in values.items()}
     return fe.Solution(**rows, dims=("row",))
-
-
-def _wanted(asked: Asked, weights: Tensor) -> Tensor:
-    """The allocation to compare an answer of the last date with, for a picture.
-
-    Where goals name single assets, these weights as near as they have to be; what goals leave open is
-    as it was reached.
-    """
-    problem = asked.problem
-    row = problem[(-1,) * len(problem.dims)] if problem.dims else problem
-    target = row.args["target"]
-    if target.ndim == 1:
-        return target
-    measured, nearest = problem.criterion.compare(weights, target)
-    wanted = weights.clone()
-    for place in range(len(weights)):
-        unit = torch.eye(len(weights), dtype=weights.dtype)[place]
-        for goal in range(len(target)):
-            if torch.equal(target[goal, : len(unit)], unit) and bool(measured[goal] == weights[place]):
-                wanted[place] = nearest[goal]
-    return wanted

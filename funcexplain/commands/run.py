@@ -19,6 +19,7 @@ from funcexplain.commands import outputs
 from funcexplain.commands.config import Config, Method, read_config
 from funcexplain.commands.history import History, load_history
 from funcexplain.commands.network import load_network
+from funcexplain.commands.outputs import has_returns
 from funcexplain.commands.question import Asked, ask, pinned
 from funcexplain.commands.toml import plain, to_toml
 from funcexplain.demo import writable
@@ -67,7 +68,7 @@ def run(path: str | Path, *, trust_model: bool = False, quiet: bool = False, say
         ValueError, TypeError, OSError, ImportError: the input is bad; the message says what to do.
     """
     config = read_config(path)
-    if config.output.picture:
+    if config.output.picture or config.output.report:
         require_matplotlib()
     with _threads(config.method):
         ready = load(config, trust_model=trust_model)
@@ -85,7 +86,7 @@ def run(path: str | Path, *, trust_model: bool = False, quiet: bool = False, say
         files = outputs.write_tables(folder, answer, ready.asked, ready.history.prices.assets)
         if config.output.picture:
             files.append(outputs.write_picture(folder, answer, ready.asked, ready.history))
-        if config.output.report and hasattr(solution, "report"):
+        if config.output.report:
             files.append(write_report(folder, ready, solution))
     found = outputs.summary(answer, ready.asked, ready.history.prices.assets)
     found |= {"seconds": round(seconds, 3), "folder": str(folder)}
@@ -113,7 +114,7 @@ def check(path: str | Path, *, trust_model: bool = False, say: Say = print) -> d
         ValueError, TypeError, OSError, ImportError: the input is bad; the message says what to do.
     """
     config = read_config(path)
-    if config.output.picture:
+    if config.output.picture or config.output.report:
         require_matplotlib()
     _would_be_writable(Path(config.output.folder))
     with _threads(config.method):
@@ -155,8 +156,6 @@ def report(folder: str | Path, *, trust_model: bool = False, say: Say = print) -
             f"{outputs.SOLUTION}; funcexplain run CONFIG.toml makes one"
         )
     config, solution = read_config(folder / outputs.CONFIG), fe.load(folder / outputs.SOLUTION)
-    if not hasattr(solution, "report"):
-        raise ValueError("report: this version of funcexplain writes none; pip install -U funcexplain")
     with _threads(config.method):
         ready = load(config, trust_model=trust_model)
         then, now = describe(folder / outputs.SOLUTION)["settings"].get("digest", {}), digest(ready)
@@ -210,17 +209,17 @@ def digest(ready: Ready) -> dict[str, str]:
 def write_report(folder: Path, ready: Ready, solution: fe.Solution) -> str:
     """Write the report of a solution, and return the name of its file."""
     history, asked, output = ready.history, ready.asked, ready.config.output
-    solution.report(  # type: ignore[attr-defined]  # comes with solutions/report.py
+    solution.report(
         folder / outputs.REPORT,
         asked.problem,
-        history=history.days.to(history.windows.dtype) if outputs.has_returns(history) else None,
+        history=history.days.to(history.windows.dtype) if has_returns(history) else None,
         assets=history.prices.assets,
         channels=history.channels,
         dates=history.window_days(asked.places[0]) if len(asked.places) == 1 else None,
         scale=history.std,
         title=output.title or asked.sentence,
         settings=outputs.as_json(plain(ready.config)),
-        prices=history.prices,
+        prices=_paths(ready, solution),
     )
     return outputs.REPORT
 
@@ -239,6 +238,21 @@ def _solve(ready: Ready, quiet: bool) -> fe.Solution:
     )
 
 
+def _paths(ready: Ready, solution: fe.Solution) -> tuple[Tensor, Tensor] | None:
+    """Prices over the window's days, actual and as its returns make them; None where there are none."""
+    history, asked = ready.history, ready.asked
+    if not has_returns(history) or not bool(solution.x.isfinite().all()):
+        return None
+    last = history.last_days[asked.places]
+    days = last[:, None] + torch.arange(-history.lookback, 1)
+    actual = torch.as_tensor(history.prices.values)[days]  # (dates, L + 1, A)
+    rows = solution.x[..., 0, :, :].double().reshape(len(last), len(asked.seeds), *solution.x.shape[-2:])
+    scenario = torch.func.vmap(torch.func.vmap(fe.scenarios.prices_of, (0, None)))(rows, actual[:, 0])
+    actual = actual[:, None].expand_as(scenario)
+    shape = (*solution.shape, *actual.shape[-2:])
+    return actual.reshape(shape), scenario.reshape(shape)
+
+
 def _method(method: Method) -> Any:
     """The method with its settings, which it checks itself."""
     try:
@@ -253,7 +267,7 @@ def _measured(ready: Ready, solution: fe.Solution) -> Any:
     return fe.evaluate(
         solution,
         ready.asked.problem,
-        days if outputs.has_returns(history) and days.shape[1] > history.lookback else None,
+        days if has_returns(history) and days.shape[1] > history.lookback else None,
         scale=history.std,
         atol=ready.config.method.atol,
     )

@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_demo() -> None:
     [
         ("netwrk", {}, "netwrk: no such key; did you mean 'network'?"),
         ("network", {"factroy": "a:b"}, "network.factroy: no such key; did you mean 'factory'?"),
-        ("network", {"factory": "mine.make"}, 'text such as "package.module:make", got \'mine.make\''),
+        ("network", {"factory": "mine.make"}, "text such as \"package.module:make\", got 'mine.make'"),
         ("network", {"factory": "mine:make()"}, "got 'mine:make()'"),
         ("network", {"arguments": 3}, "a table of keyword arguments"),
         ("prices", {"fil": "a"}, "prices.fil: no such key; did you mean 'file'?"),

@@ -81,7 +81,7 @@ def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
         "features": {"lookback": 4, "span": 5},
         "question": {"target": {"OIL": 0.5}},
         "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 2}},
-        "output": {"folder": "out", "picture": False},
+        "output": {"folder": "out", "picture": False, "report": False},
     }
     for name, entries in parts.items():
         kept = {**whole.get(name, {}), **entries}
