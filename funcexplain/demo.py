@@ -1,8 +1,8 @@
 """The demo: train a small allocator on real prices, then ask it for a portfolio that it does not hold.
 
-Prices become features, features train a network, and the network's last real window is changed until
-it holds the target. The answer is printed as two tables and saved as one picture. `run_demo`, read from
-top to bottom, is all of it.
+Prices become features, features train a network, and the returns behind the network's last real window
+are shocked until it holds the target. The answer is printed as two tables and saved as a picture and a
+report. `run_demo`, read from top to bottom, is all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
-from funcexplain.markets.features import CHANNELS, forward_returns, windows
+from funcexplain.markets.covariances import sample
+from funcexplain.markets.features import CHANNELS, forward_returns, log_returns, windows
+from funcexplain.markets.paths import base_returns, prices_of
 from funcexplain.markets.prices import Prices, load
 from funcexplain.solutions.drawing import require_matplotlib
 from funcexplain.solutions.plots import plot_overview
@@ -27,6 +29,7 @@ DEFAULT_WEIGHT = 0.4
 ATOL = 1e-3
 ROUNDING = 1e-9
 SHOWN_CHANGES = 8
+COVARIANCE_DAYS = 500
 
 Say = Callable[[str], object]
 
@@ -38,23 +41,23 @@ def run_demo(
     seed: int = 0,
     out: str | Path = "demo",
     training_steps: int = 100,
-    max_steps: int = 1000,
+    max_steps: int = 100,
     num_starts: int = 4,
     say: Say = print,
 ) -> fe.Solution:
-    """Train, ask, answer, report, and save ``overview.png``.
+    """Train, ask, answer, and save ``overview.png`` and ``report.html``.
 
-    The search runs in units of each channel's standard deviation, keeps volatilities from becoming
-    negative, and is repeated from several jittered starts. Among those that hit the target (every
-    weight within 0.001) the one with the smallest change is the answer, else the one with the lowest
-    loss.
+    The search is over shocks to the daily returns behind the window, in sigmas and correlated as in
+    the history, so that all channels agree with one path of prices; it is repeated from several
+    jittered starts. Among those that hit the target (every weight within 0.001) the one with the
+    smallest shocks is the answer, else the one with the lowest loss.
 
     Args:
         data: ``"ecb"``, ``"sp500"`` or the path of a csv file; see `load`.
         wanted: weights by asset, each in [0, 1], together at most 1; the other assets share the rest
             in the proportions that they have today. Default: 0.4 for the asset held least.
         seed: decides the network and the starts, >= 0.
-        out: folder for the picture; made if missing.
+        out: folder for the picture and the report; made if missing.
         training_steps: steps of training.
         max_steps: most steps of each search.
         num_starts: number of searches, at least 1.
@@ -86,7 +89,8 @@ def run_demo(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is so small that more threads only wait for each other
     try:
-        network, x0 = _trained(prices, seed, training_steps, say)
+        network, windows = _trained(prices, seed, training_steps, say)
+        x0 = windows[-1].clone()
         with torch.no_grad():
             today = network(x0[None])[0]
         if wanted is None:
@@ -95,13 +99,16 @@ def run_demo(
         question = _question(wanted, dates[-1])
         say(f"\n{question}")
         seeds = seed * num_starts + torch.arange(num_starts)
-        solutions = _answer(network, target, x0, seeds, max_steps)
-        for start, solution in enumerate(solutions, start=1):
-            say(f"  start {start} of {num_starts}: {_outcome(solution, target, x0, network)}")
+        problem = _ask(network, target, windows, prices, seeds)
+        solutions = fe.solve(problem, fe.levenberg_marquardt(), max_steps=max_steps, atol=ATOL)
+        size = torch.stack([_size(row, problem[start]) for start, row in enumerate(solutions)])
+        for start, solution in enumerate(solutions):
+            outcome = _outcome(solution, size[start])
+            say(f"  start {start + 1} of {num_starts}: {outcome}")
+        path = _write_report(folder, solutions, problem, prices, windows, network, question)
     finally:
         torch.set_num_threads(threads)
 
-    size = torch.stack([_size(solution, x0, network) for solution in solutions])
     rank = torch.where(solutions.hit, size, size.amax() + 1.0 + solutions.loss)
     chosen = int(rank.nan_to_num(nan=torch.inf).argmin())
     best = solutions[chosen]
@@ -111,7 +118,8 @@ def run_demo(
     for line in _changes_table(x0, best.x, network.std, assets, days):
         say(line)
     verdict = "The network holds the target" if best.status is fe.Status.HIT else "Not reached"
-    say(f"\n{verdict}: {_outcome(best, target, x0, network)}.")
+    say(f"\n{verdict}: {_outcome(best, size[chosen])}.")
+    say(f"Report: {path}")
     path = folder / "overview.png"
     plot_overview(
         today,
@@ -125,6 +133,8 @@ def run_demo(
         channels=CHANNELS,
         dates=days,
         best=chosen,
+        hit=solutions.hit,
+        prices=_paths(prices, best.x),
         title=question,
     ).savefig(path)
     say(f"Picture: {path}")
@@ -209,7 +219,7 @@ def writable(folder: Path) -> Path:
 
 
 def _trained(prices: Prices, seed: int, num_steps: int, say: Say) -> tuple[ConvAllocator, Tensor]:
-    """The trained network and the last window of the history, ``(C, L, A)``."""
+    """The trained network, and all windows of the history, ``(N, C, L, A)``."""
     stack, last_days = windows(prices, LOOKBACK, SPAN)
     stack = stack.float()
     known = stack[:-HORIZON]  # the windows whose future is known
@@ -220,39 +230,67 @@ def _trained(prices: Prices, seed: int, num_steps: int, say: Say) -> tuple[ConvA
         if step % 25 == 0 or step == num_steps:
             say(f"  step {step} of {num_steps}: loss {loss:+.3f}")
 
-    network = train_allocator(known, future, seed=seed, num_steps=num_steps, callback=report)
-    return network, stack[-1].clone()
+    return train_allocator(known, future, seed=seed, num_steps=num_steps, callback=report), stack
 
 
-def _answer(
-    network: ConvAllocator, target: Tensor, x0: Tensor, seeds: Tensor, max_steps: int
-) -> fe.Solution:
-    """One search from each of several jittered starts."""
-    # Only volatility, the last channel, is bounded: a negative one would be no market at all.
-    lowest = torch.full_like(network.mean, -torch.inf)
-    lowest[CHANNELS.index("volatility")] = 0.0
+def _ask(
+    network: ConvAllocator, target: Tensor, windows: Tensor, prices: Prices, seeds: Tensor
+) -> fe.Problem:
+    """The question, from several jittered starts."""
+    x0, last_day = windows[-1], torch.tensor(len(prices.dates) - 1)
+    returns = base_returns(prices, last_day, LOOKBACK, SPAN).to(x0)
+    cov = sample(log_returns(prices)[-COVARIANCE_DAYS:])
+    # Shrunk a little towards equal variances, so that a short history will do.
+    cov = 0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(len(cov))
     problem = fe.pipe(
-        fe.problem(network, target, x0, loss=fe.losses.kl),
-        fe.standardize(network.mean, network.std),
+        fe.problem(network, target, x0, loss=fe.losses.kl, assets=prices.assets),
+        fe.scenarios.scenario(returns, cov.to(x0)),
         fe.jitter(0.05),
-        fe.clip(lowest, torch.inf),
     )
-    # With the usual eps of 1e-8 Adam moves all entries about equally. One as large as a typical
-    # gradient leaves those alone that hardly matter: a smaller change, and one that can be read.
-    method = fe.adam(lr=0.2, betas=(0.5, 0.999), eps=0.03)
-    return fe.solve(fe.vmap(problem, seed=seeds), method, max_steps=max_steps, atol=ATOL, keep="best")
+    return fe.vmap(problem, seed=seeds, name="start")
 
 
-def _size(solution: fe.Solution, x0: Tensor, network: ConvAllocator) -> Tensor:
-    """Root mean square change, in sigmas."""
-    return ((solution.x - x0) / network.std).square().mean().sqrt()
+def _size(solution: fe.Solution, problem: fe.Problem) -> Tensor:
+    """Root mean square shock, in daily sigmas."""
+    return fe.scenarios.shocks(solution, problem).square().mean().sqrt()
 
 
-def _outcome(solution: fe.Solution, target: Tensor, x0: Tensor, network: ConvAllocator) -> str:
-    miss = 100 * float((solution.weights - target).abs().max())
+def _outcome(solution: fe.Solution, size: Tensor) -> str:
     return (
-        f"largest miss {miss:.2f} percentage points, {int(solution.num_steps)} steps, "
-        f"root mean square change {_size(solution, x0, network):.2f} sigmas"
+        f"largest miss {100 * float(solution.error):.2f} percentage points, "
+        f"{int(solution.num_steps)} steps, root mean square shock {float(size):.2f} sigmas a day"
+    )
+
+
+def _paths(prices: Prices, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Prices over the window's days, actual and as its returns make them."""
+    actual = torch.as_tensor(prices.values[-LOOKBACK - 1 :])
+    returns = x[..., CHANNELS.index("return"), :, :].double()
+    rows = returns.reshape(-1, *returns.shape[-2:])
+    scenario = torch.stack([prices_of(row, actual[0]) for row in rows])
+    return actual, scenario.view(*x.shape[:-3], *actual.shape)
+
+
+def _write_report(
+    folder: Path,
+    solutions: fe.Solution,
+    problem: fe.Problem,
+    prices: Prices,
+    windows: Tensor,
+    network: ConvAllocator,
+    question: str,
+) -> Path:
+    return solutions.report(
+        folder / "report.html",
+        problem,
+        # Of each window its last day: the features of every day.
+        history=windows[:, :, -1].movedim(0, 1),
+        channels=CHANNELS,
+        dates=prices.dates[-LOOKBACK:].tolist(),
+        scale=network.std,
+        prices=_paths(prices, solutions.x),
+        title=question,
+        settings={"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source},
     )
 
 

@@ -210,7 +210,7 @@ def test_nothing_of_the_callers_changes(place: tuple[Path, str]) -> None:
     np.random.seed(5)  # noqa: NPY002 (the state that must not move)
 
     def state() -> tuple[Any, ...]:
-        numbers = np.random.get_state()[1]  # noqa: NPY002
+        numbers: Any = np.random.get_state()[1]  # type: ignore[index]  # noqa: NPY002
         return torch.get_rng_state().tolist(), random.getstate(), numbers.tolist(), Path.cwd()
 
     import sys
