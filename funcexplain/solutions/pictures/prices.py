@@ -86,7 +86,7 @@ def plot_prices(
     _name_ends(ax, after[-1], [short(assets[index]) for index in order], high - low + 2 * margin)
     ax.set_ylabel("price, first day = 100", color=INK, fontsize=9)
     if dates is None:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
         ax.set_xlabel("days before the last day")
     else:
         ends = [0] if days == 1 else [0, (days - 1) // 2, days - 1] if days > 4 else [0, days - 1]

@@ -1,0 +1,38 @@
+"""How few entries of the window have to change? Sparse searches, and what a hit can spare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from setting import make_setting
+
+import funcexplain as fe
+from funcexplain.solutions.plots import plot_changes
+
+
+def main(out: Path, *, quick: bool = False) -> dict[str, fe.Solution]:
+    """Draw the few changes after which the network holds 30 % of the asset that it holds least."""
+    network, prices, _, x0, channels = make_setting(quick=quick)
+    with torch.no_grad():
+        today = network(x0[None])[0]
+    goal = fe.targets.at_least(int(today.argmin()), 0.3)
+    problem = fe.pipe(
+        fe.problem(network, goal, x0, assets=prices.assets),
+        fe.standardize(network.mean, network.std),
+    )
+    dense = fe.solve(problem, fe.levenberg_marquardt(), max_steps=60, atol=1e-3)
+    sparse = fe.sparsify(strength=0.02)(problem)
+    method = fe.adam(lr=0.05)
+    found = fe.solve(sparse, method, max_steps=20 if quick else 1000, atol=1e-3)
+    pruned = fe.prune(found, sparse, atol=1e-3)
+
+    axes = plot_changes(pruned.x, x0, scale=network.std, assets=prices.assets, channels=channels)
+    axes.figure.savefig(out / "sparse.png", dpi=120)
+    return {"dense": dense, "sparse": found, "pruned": pruned}
+
+
+if __name__ == "__main__":
+    for name, solution in main(Path(__file__).parent.parent / "images").items():
+        x0 = make_setting().x0
+        print(name, int((solution.x != x0).sum()), solution.message)
