@@ -70,23 +70,26 @@ def ask(config: Config, network: nn.Module, history: History) -> Asked:
     today = held(network, windows, history)
     targets = [_target(question, history, now) for now in (today if _of_today(question) else today[:1])]
     mask, transforms, stacks = _search(question, starts, history, at)
-    problem = fe.problem(
-        network,
-        targets[0],
-        windows[0],
-        loss=_loss(question, targets[0]),
-        mask=mask,
-        seed=_seeds(starts)[0],
-        assets=history.prices.assets,
-    )
-    problem = fe.pipe(problem, *transforms)
-    if starts.number > 1:
-        problem = fe.vmap(problem, seed=torch.tensor(_seeds(starts)), name="start")
-    if len(at) > 1:
-        stacks |= {"x0": windows, "reference": windows}
-        if len(targets) > 1:
-            stacks["target"] = targets
-        problem = fe.vmap(problem, name="date", **stacks)
+    try:
+        problem = fe.problem(
+            network,
+            targets[0],
+            windows[0],
+            loss=_loss(question, targets[0]),
+            mask=mask,
+            seed=_seeds(starts)[0],
+            assets=history.prices.assets,
+        )
+        problem = fe.pipe(problem, *transforms)
+        if starts.number > 1:
+            problem = fe.vmap(problem, seed=torch.tensor(_seeds(starts)), name="start")
+        if len(at) > 1:
+            stacks |= {"x0": windows, "reference": windows}
+            if len(targets) > 1:
+                stacks["target"] = targets
+            problem = fe.vmap(problem, name="date", **stacks)
+    except ValueError as error:
+        raise ValueError(f"question: {error}") from None
     dates = [history.ends[place] for place in at]
     return Asked(problem, at, dates, _seeds(starts), today, sentence(question, dates))
 

@@ -124,8 +124,10 @@ def check(path: str | Path, *, trust_model: bool = False, say: Say = print) -> d
         found = fe.check_gradient(
             problem[(0,) * len(problem.dims)] if problem.dims else problem, rtol=0.05
         )
-        if not found.ok:
-            raise ValueError(f"network: {found.verdict} Make every layer differentiable")
+        if not found.ok or all(slope.gradient == 0.0 for slope in found.slopes):
+            raise ValueError(
+                f"network: {found.verdict} A search by gradients needs every layer differentiable"
+            )
         say(found.verdict)
     say(f"{path} is fine; funcexplain run {path} solves it")
     today = dict(zip(ready.history.prices.assets, ready.asked.today[-1].tolist(), strict=True))

@@ -63,14 +63,15 @@ def to_toml(config: Config) -> str:
 def _lines(table: Mapping[str, Any]) -> Iterator[str]:
     for name, value in table.items():
         if value != {}:
-            yield f"{_key(name)} = {_value(value)}"
+            yield f"{_key(name)} = {as_value(value)}"
 
 
-def _value(value: Any) -> str:
+def as_value(value: Any) -> str:
+    """One value as it stands behind the key: a table or list on one line, text, a number or a date."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(name)} = {_value(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(name)} = {as_value(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ", ".join(map(as_value, value)) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -81,4 +82,4 @@ def _value(value: Any) -> str:
 
 def _key(name: str) -> str:
     bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else _value(name)
+    return name if bare else as_value(name)

@@ -1,0 +1,239 @@
+"""Bad input: each kind ends in one line on stderr that says what to do, and exit code 2."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from funcexplain.cli import main
+from tests.cli.workplace import furnish, market, table, write
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """The folder that commands run in, and the module of its networks."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, furnish(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], path: str) -> str:
+    """The one line with which both commands refuse a config."""
+    capsys.readouterr()
+    for command in ("check", "run"):
+        assert main([command, path, "--quiet"]) == 2
+        out, message = capsys.readouterr()
+        assert out == ""
+        assert message.startswith("funcexplain: error: ")
+        assert message.count("\n") == 1, message
+    assert not Path("out").exists()
+    return message
+
+
+def without_a_price(lines: list[str]) -> list[str]:
+    date, _, *rest = lines[5].split(",")
+    return [*lines[:5], ",".join([date, "", *rest]), *lines[6:]]
+
+
+def with_a_price(text: str) -> Any:
+    def changed(lines: list[str]) -> list[str]:
+        date, _, *rest = lines[5].split(",")
+        return [*lines[:5], ",".join([date, text, *rest]), *lines[6:]]
+
+    return changed
+
+
+def shuffled(lines: list[str]) -> list[str]:
+    body = lines[1:]
+    random.Random(0).shuffle(body)
+    return [lines[0], *body]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_price, "column 'GOLD': expected a price, got a gap ('')"),
+        (with_a_price("0"), "expected a finite price above zero, got '0'"),
+        (with_a_price("-3.0"), "expected a finite price above zero"),
+        (with_a_price("closed"), "expected a number with a decimal point, got 'closed'"),
+        (lambda lines: [*lines[:6], lines[5], *lines[6:]], "appears twice; sort the days"),
+        (shuffled, "sort the days, oldest first, each once"),
+        (lambda lines: lines[:9], "the history is too short: expected prices of at least span + look"),
+        (lambda lines: [lines[0].replace("OIL", "GOLD"), *lines[1:]], "'GOLD' has two columns"),
+        (lambda lines: [], "expected a header row such as 'date,EUR,JPY', got an empty file"),
+        (lambda lines: ["\x00\x01"], "expected a date column"),
+    ],
+)
+def test_prices(
+    place: tuple[Path, str], change: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    (folder / "market.csv").write_text("\n".join(change(market())))
+    assert message in refused(capsys, write(folder, table(module)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"prices": {"file": "none.csv"}}, "expected 'ecb', 'sp500' or the path of a csv or parquet"),
+        ({"prices": {"assets": ["GOLD", "OYL"]}}, "prices.assets: there is no 'OYL' in the data"),
+        ({"prices": {"assets": ["GOLD", "OIL"]}}, "the network does not take windows of 3 channels"),
+        ({"question": {"target": {"oil": 0.5}}}, "there is no 'oil' in the data; did you mean 'OIL'?"),
+        ({"question": {"target": {"OIL": 1.5}}}, "the weight of OIL in 0 ... 1, got 1.5"),
+        ({"question": {"target": {"OIL": 0.6, "GOLD": 0.6}}}, "sum to at most 1, got 1.2"),
+        ({"question": {"exit": "SILVER"}}, "question.exit: there is no 'SILVER' in the data; choose"),
+        ({"question": {"target": None, "at_least": {"OIL": 1.2}}}, "target must be within reach"),
+        ({"question": {"target": None, "top": "OIL", "loss": "kl"}}, "compares whole allocations"),
+        ({"question": {"date": "2023-01-01"}}, "the first day with 9 days behind it is 2024-01-09"),
+        ({"question": {"date": "2025-01-01"}}, "no window ends on 2025-01-01; the trading day before"),
+        ({"question": {"date": {"start": "2030-01-01"}}}, "no window ends between start and end"),
+        ({"question": {"frozen": {"assets": ["TIN"]}}}, "question.frozen.assets: there is no 'TIN'"),
+        ({"question": {"frozen": {"last_days": 4}}}, "nothing is left that may move"),
+        ({"question": {"free": {"last_days": 5}}}, "question.free.last_days: expected at most 4, got 5"),
+        ({"features": {"lookback": 5}}, "the network does not take windows of 3 channels"),
+        ({"features": {"channels": ["return"]}}, "the network does not take windows of 1 channels"),
+        ({"features": {"channels": ["returns"]}}, "no 'returns' in the data; did you mean 'return'?"),
+        ({"features": {"lookback": 10**6}}, "the history is too short"),
+        ({"method": {"lr": -1.0}}, "method: adam: lr must be finite and >= 0, got -1"),
+        ({"method": {"name": "levenberg_marquardt", "damping": 0.0}}, "damping must be finite and > 0"),
+        (
+            {"method": {"name": "levenberg_marquardt", "residual": "logs"}},
+            "residual must be 'auto', 'weights'",
+        ),
+    ],
+)
+def test_entries_that_do_not_go_together(
+    place: tuple[Path, str],
+    parts: dict[str, Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, module = place
+    assert message in refused(capsys, write(folder, table(module, **parts)))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("nowhere:make", "no module 'nowhere', neither installed nor in the current folder"),
+        ("torch.nowhere:make", "no module 'torch.nowhere'"),
+        ("broken:make", "importing 'broken' raised SyntaxError"),
+        ("needy:make", "importing 'needy' raised ModuleNotFoundError: No module named 'not_there'"),
+        ("{}:mak", "has no 'mak'; name a function that is in it"),
+        ("{}:fails", "fails raised ZeroDivisionError: one line and another; is network.arguments"),
+        ("{}:leaves", "leaves raised SystemExit: 7"),
+        ("{}:number", "number must return a torch.nn.Module, got int"),
+        ("{}:torch", "torch must be a function, got module"),
+        ("{}:Rounded", "does not depend on the input near its start"),
+    ],
+)
+def test_factories(
+    place: tuple[Path, str], factory: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    (folder / "broken.py").write_text("def make(:")
+    (folder / "needy.py").write_text("import not_there")
+    whole = table(module, network={"factory": factory.format(module), "weights": None})
+    path = write(folder, whole)
+    if factory.endswith("Rounded"):  # which can be run, though nothing comes of it
+        assert main(["check", path, "--quiet"]) == 2
+        assert message in capsys.readouterr().err
+        assert main(["run", path]) == 1
+        assert "funcexplain: warning: solve: no gradient reaches the input" in capsys.readouterr().err
+    else:
+        assert message in refused(capsys, path)
+
+
+def test_arguments_that_a_factory_does_not_take(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    whole = table(module, network={"arguments": {"asset": 3}})
+    assert "unexpected keyword argument 'asset'" in refused(capsys, write(folder, whole))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights(place: tuple[Path, str], suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from funcexplain.solutions.archive import write_archive
+
+    folder, module = place
+    name = f"other.{suffix}"
+    path = write(folder, table(module, network={"weights": name}))
+    assert name in refused(capsys, path)  # is not there
+
+    def save(state: dict[str, torch.Tensor]) -> None:
+        if suffix == "pt":
+            torch.save(state, folder / name)
+        else:
+            write_archive("save", folder / name, state, {})
+
+    save({"1.weight": torch.zeros(4, 36), "1.bias": torch.zeros(4)})
+    assert "holds the weights of another network than" in refused(capsys, path)
+    save({"weight": torch.zeros(3)})
+    assert "holds the weights of another network than" in refused(capsys, path)
+    save({"1.weight": torch.full((3, 36), float("nan")), "1.bias": torch.zeros(3)})
+    assert "weights that are not finite" in refused(capsys, path)
+    whole = (folder / name).read_bytes()
+    for content in (b"", b"1234567", whole[: len(whole) // 2], whole[:20], b"\x80\x02" + whole):
+        (folder / name).write_bytes(content)
+        assert name in refused(capsys, path)
+
+
+def test_weights_that_would_run_code_or_hold_none(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    path = write(folder, table(module))
+    torch.save(torch.nn.Linear(2, 2), folder / "w.pt")
+    assert "write one with torch.save(network.state_dict(), path)" in refused(capsys, path)
+    torch.save([1, 2], folder / "w.pt")
+    assert "must hold a state_dict" in refused(capsys, path)
+    path = write(folder, table(module, network={"weights": "w.bin"}))
+    assert "expected a file .safetensors, .pt or .pt2, got 'w.bin'" in refused(capsys, path)
+
+
+def test_what_is_no_toml(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = place
+    (folder / "config.toml").write_text("[network\nfactory")
+    assert "is no TOML file: Expected ']'" in refused(capsys, "config.toml")
+    assert "there is no config file 'none.toml'" in refused(capsys, "none.toml")
+    assert "is a folder" in refused(capsys, ".")
+
+
+def test_folders_that_cannot_be_written(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    for name in ("market.csv", "market.csv/inside", "n" * 300):
+        path = write(folder, table(module, output={"folder": name}))
+        assert f"cannot write to the folder '{name}'" in refused(capsys, path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folders(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, module = place
+    (folder / "locked").mkdir(mode=0o500)
+    path = write(folder, table(module, output={"folder": "locked"}))
+    assert "cannot write to the folder 'locked'" in refused(capsys, path)
+
+
+def test_errors_are_json_where_that_is_asked_for(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "none.toml", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "exit_code": 2,
+        "error": err.removeprefix("funcexplain: error: ").strip(),
+    }
+
+
+def test_debug_shows_where_it_comes_from(place: tuple[Path, str]) -> None:
+    folder, module = place
+    path = write(folder, table(module, network={"factory": f"{module}:fails", "weights": None}))
+    with pytest.raises(ValueError, match="ZeroDivisionError") as error:
+        main(["check", path, "--debug"])
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
