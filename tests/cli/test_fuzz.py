@@ -31,9 +31,36 @@ NUMBERS = st.one_of(
     st.sampled_from([float("nan"), float("inf"), -float("inf")]),
 )
 WORDS = st.sampled_from(
-    [*ASSETS, "", " ", "last", "all", "features", "scenario", "return", "volatility", "kl", "mse"]
-    + ["adam", "sgd", "levenberg_marquardt", "market.csv", "w.pt", "w.safetensors", "w.pt2", ".", "\\"]
-    + ["out", "2024-02-01", "torch:zeros", "torch.nn:ReLU", "torch.nn:Linear", "json:loads", "é☃", "\t"]
+    [
+        *ASSETS,
+        "",
+        " ",
+        "last",
+        "all",
+        "features",
+        "scenario",
+        "return",
+        "volatility",
+        "kl",
+        "mse",
+        "adam",
+        "sgd",
+        "levenberg_marquardt",
+        "market.csv",
+        "w.pt",
+        "w.safetensors",
+        "w.pt2",
+        ".",
+        "\\",
+        "out",
+        "2024-02-01",
+        "torch:zeros",
+        "torch.nn:ReLU",
+        "torch.nn:Linear",
+        "json:loads",
+        "é☃",
+        "\t",
+    ]
 )
 DAYS = st.dates().filter(lambda day: day.year >= 1000)
 VALUES = st.recursive(
