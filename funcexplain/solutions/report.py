@@ -28,6 +28,7 @@ from funcexplain.solutions.measures import Metrics
 from funcexplain.solutions.metrics import evaluate
 from funcexplain.solutions.overview import best_first, overview
 from funcexplain.solutions.page import Html, element, page, picture, table
+from funcexplain.solutions.precedents import Precedents, precedents
 from funcexplain.solutions.summary import number, quantiles, single
 from funcexplain.solutions.writing import as_path, replaced
 
@@ -84,6 +85,9 @@ def write_report(
     if not answer.dims:
         ax = plots.plot_history(answer.history)
         content.append(picture(ax, "Loss of the search over its steps, on a logarithmic scale."))
+    if history is not None and history.shape[1] >= window[-2]:
+        best = problem[order[0]] if order[0] else problem
+        content += _history(precedents(best, history, 1.0 if sigma is None else sigma), unit)
     content += [
         element("h2", "Measures"),
         _measures(metrics, order[0]),
@@ -128,6 +132,24 @@ def _verdict(answer: Answer, metrics: Metrics, index: tuple[int, ...]) -> Html:
         ),
         class_="cards",
     )  # fmt: skip
+
+
+def _history(found: Precedents, unit: str) -> list[Html]:
+    """The nearest real windows: what the answer is to be compared with."""
+    told = (
+        f"Of {found.total} real windows the nearest to the target misses it by "
+        f"{100 * float(found.error[0]):.2f} percentage points."
+    )
+    lines = [
+        (f"{int(days)} days", f"{100 * float(error):.2f} points", f"{float(change):.2f}")
+        for days, error, change in zip(*found[:3], strict=True)
+    ]
+    heads = ("ends before the history's last day", "misses the target by", f"distance, {unit}")
+    return [
+        element("h2", "What history offers"),
+        element("p", told),
+        table(heads, lines, numbers=(0, 1, 2)),
+    ]
 
 
 def _measures(metrics: Metrics, index: tuple[int, ...]) -> Html:

@@ -32,7 +32,7 @@ from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.jacobian import Linearized
 from funcexplain.solvers.rows import Settings, solve_rows
 from funcexplain.solvers.solve import solve
-from funcexplain.solvers.state import Rules, State, begin, function_key, make_objective
+from funcexplain.solvers.state import Rules, State, begin, function_key, make_objective, where_rows
 
 # Newton's corrections of a step: two double the digits twice.
 _CORRECTIONS = 2
@@ -202,10 +202,7 @@ def _aim(line: Line, point: Tensor, home: Tensor) -> Tensor:
 def _merged(found: Solution, near: Solution, atol: float) -> Solution:
     """Of rows that hit the closest point, of others what was found."""
     closer = found.hit & (near.error <= atol)
-
-    def pick(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(closer.view(closer.shape + (1,) * (new.ndim - closer.ndim)), new, old)
-
     names = ("x", "weights", "loss", "error")
-    fields: Any = {name: pick(getattr(near, name), getattr(found, name)) for name in names}
+    pairs = ((getattr(near, name), getattr(found, name)) for name in names)
+    fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
     return replace(found, **fields, num_steps=found.num_steps + near.num_steps)

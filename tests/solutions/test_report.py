@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.solutions.precedents import precedents
 from tests.grids import targets, x0s
 from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
 
@@ -70,9 +71,27 @@ def test_it_holds_the_answer_and_needs_nothing_else(tmp_path: Path) -> None:
     for told in (*NAMES, *CHANNEL_NAMES, "levenberg_marquardt", torch.__version__, DAYS[-1]):
         assert told in page.text, told
     assert "Reached" in page.text
+    assert "Of 75 real windows the nearest to the target misses it by" in page.text
     for name in fe.evaluate(solution, problem, scale=1.0).names:
         assert name.replace("_", " ") in page.text.replace("_", " "), name
     assert write(tmp_path / "again.html", solution, problem, history=None) != text
+
+
+def test_precedents_are_those_of_a_loop() -> None:
+    _, problem = one_answer()
+    history = torch.randn(CHANNELS, 40, ASSETS, dtype=torch.float64)
+    found = precedents(problem, history, 2.0, count=4)
+    misses = []
+    for end in range(LOOKBACK, 41):
+        window = history[:, end - LOOKBACK : end]
+        _, weights = problem.objective(window, problem.args)
+        misses.append(float((weights - problem.args["target"]).abs().max()))
+    order = sorted(range(len(misses)), key=misses.__getitem__)[:4]
+    assert found.total == len(misses)
+    assert found.days_ago.tolist() == [len(misses) - 1 - place for place in order]
+    torch.testing.assert_close(
+        found.error, torch.tensor([misses[place] for place in order], dtype=torch.float64)
+    )
 
 
 def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""What history offers: the real windows whose allocation comes closest to a target, as a baseline."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcexplain.problems.problem import Problem
+from funcexplain.problems.stacks import windows
+
+_AT_ONCE = 256  # windows in one call of the network
+
+
+class Precedents(NamedTuple):
+    """Real windows, the nearest to the target first.
+
+    Attributes:
+        days_ago: days from the end of the history to the last day of each, ``(k,)``.
+        error: how far each is from the target, as `Solution.error`, ``(k,)``.
+        change: root mean square distance of each from the reference, in sigmas, ``(k,)``.
+        total: windows that the history has.
+    """
+
+    days_ago: Tensor
+    error: Tensor
+    change: Tensor
+    total: int
+
+
+def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: int = 3) -> Precedents:
+    """Ask the network at every window of the history, and keep those nearest to the target.
+
+    Args:
+        problem: one question.
+        history: features of every day, ``(C, days, A)``.
+        scale: one sigma.
+        count: windows to keep.
+
+    Returns:
+        At most ``count`` windows; those at which the network is not finite come last.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> history = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [1.0, 0.0]]])
+        >>> precedents(p, history, 1.0, count=2).days_ago
+        tensor([2, 0])
+    """
+    args = problem.args
+    stack = windows(history.to(args["x0"]), args["x0"].shape[-2])
+
+    def error(x: Tensor) -> Tensor:
+        _, (_, weights) = problem.evaluate(x, args)
+        return problem.criterion.error(weights, args["target"])
+
+    with torch.no_grad():
+        errors = torch.func.vmap(error, chunk_size=_AT_ONCE)(stack).nan_to_num(nan=torch.inf)
+    nearest = errors.argsort(stable=True)[:count]
+    change = ((stack[nearest] - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
+    return Precedents(len(stack) - 1 - nearest, errors[nearest], change, len(stack))
