@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -89,36 +89,41 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
 
 @cache  # equal settings are one optimizer: code that was compiled with it serves again
 def _adam(lr: float, b1: float, b2: float, eps: float) -> Optimizer:
-    def init(z: Tensor) -> AdamState:
-        none = torch.zeros((), dtype=torch.int64, device=z.device)
-        # Squares of small gradients vanish in half precision; the means are kept in single, at least.
-        wide = torch.promote_types(z.dtype, torch.float32)
-        return AdamState(none, torch.zeros_like(z, dtype=wide), torch.zeros_like(z, dtype=wide))
+    # Not closures: an optimizer is pickled when it goes to another process.
+    return Optimizer(_adam_init, partial(_adam_update, lr=lr, b1=b1, b2=b2, eps=eps))
 
-    def update(grads: Tensor, state: AdamState, z: Tensor) -> tuple[Tensor, AdamState]:
-        grads = grads.to(state.mu.dtype)
-        num_updates = state.num_updates + 1
-        mu = torch.lerp(state.mu, grads, 1.0 - b1)
-        nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
-        # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
-        # floats; in float32, 1 - b2**t loses half its digits to cancellation.
-        step_size: float | Tensor
-        root_correction: float | Tensor
-        if num_updates.ndim == 0 and is_readable(num_updates):
-            time = int(num_updates)
-            step_size, root_correction = lr / (1.0 - b1**time), math.sqrt(1.0 - b2**time)
-        else:
-            correction, root_correction = (c.to(grads.dtype) for c in _corrections(num_updates, b1, b2))
-            step_size = lr * correction
-        if isinstance(step_size, float) and eps > 0.0 and not torch.is_grad_enabled():
-            updates = (mu * -step_size).div_(nu.sqrt().div_(root_correction).add_(eps))
-        else:
-            # The smallest normal number leaves the root as it is, and its derivative finite at zero.
-            root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
-            updates = -step_size * mu / (root / root_correction + eps)
-        return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
-    return Optimizer(init, update)
+def _adam_init(z: Tensor) -> AdamState:
+    none = torch.zeros((), dtype=torch.int64, device=z.device)
+    # Squares of small gradients vanish in half precision; the means are kept in single, at least.
+    wide = torch.promote_types(z.dtype, torch.float32)
+    return AdamState(none, torch.zeros_like(z, dtype=wide), torch.zeros_like(z, dtype=wide))
+
+
+def _adam_update(
+    grads: Tensor, state: AdamState, z: Tensor, *, lr: float, b1: float, b2: float, eps: float
+) -> tuple[Tensor, AdamState]:
+    grads = grads.to(state.mu.dtype)
+    num_updates = state.num_updates + 1
+    mu = torch.lerp(state.mu, grads, 1.0 - b1)
+    nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
+    # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
+    # floats; in float32, 1 - b2**t loses half its digits to cancellation.
+    step_size: float | Tensor
+    root_correction: float | Tensor
+    if num_updates.ndim == 0 and is_readable(num_updates):
+        time = int(num_updates)
+        step_size, root_correction = lr / (1.0 - b1**time), math.sqrt(1.0 - b2**time)
+    else:
+        correction, root_correction = (c.to(grads.dtype) for c in _corrections(num_updates, b1, b2))
+        step_size = lr * correction
+    if isinstance(step_size, float) and eps > 0.0 and not torch.is_grad_enabled():
+        updates = (mu * -step_size).div_(nu.sqrt().div_(root_correction).add_(eps))
+    else:
+        # The smallest normal number leaves the root as it is, and its derivative finite at zero.
+        root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
+        updates = -step_size * mu / (root / root_correction + eps)
+    return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
 
 def _corrections(num_updates: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor]:
@@ -167,15 +172,19 @@ def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
 
 @cache
 def _sgd(lr: float, momentum: float) -> Optimizer:
-    def init(z: Tensor) -> SgdState:
-        return SgdState(torch.zeros_like(z))
+    return Optimizer(_sgd_init, partial(_sgd_update, lr=lr, momentum=momentum))
 
-    def update(grads: Tensor, state: SgdState, z: Tensor) -> tuple[Tensor, SgdState]:
-        del z
-        velocity = momentum * state.velocity + grads
-        return -lr * velocity, SgdState(velocity)
 
-    return Optimizer(init, update)
+def _sgd_init(z: Tensor) -> SgdState:
+    return SgdState(torch.zeros_like(z))
+
+
+def _sgd_update(
+    grads: Tensor, state: SgdState, z: Tensor, *, lr: float, momentum: float
+) -> tuple[Tensor, SgdState]:
+    del z
+    velocity = momentum * state.velocity + grads
+    return -lr * velocity, SgdState(velocity)
 
 
 def as_optimizer(pair: Any) -> Optimizer:
