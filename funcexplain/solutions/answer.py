@@ -28,6 +28,7 @@ class Status(IntEnum):
     MAX_STEPS = 2
     NONFINITE = 3
     INTERRUPTED = 4
+    FAILED = 5
 
     def __str__(self) -> str:
         return self.name
@@ -44,6 +45,7 @@ _SENTENCES = {
     Status.MAX_STEPS: "The budget of max_steps was used up before the target was hit.",
     Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",
     Status.INTERRUPTED: "The search was interrupted; this is what it had found, NaN if nothing.",
+    Status.FAILED: "The row failed again and again, and is NaN; the run holds the error.",
 }
 
 
