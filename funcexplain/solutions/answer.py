@@ -117,6 +117,17 @@ class Answer:
             IndexError: if there is no such row or dimension.
             TypeError: for anything else.
         """
+        names, tensors = list(self.dims), self._tensors()
+        for place, item in reversed(list(enumerate(self._items(index)))):
+            picks_one = picks_one_row(item)
+            key = (*[slice(None)] * place, item)
+            tensors = {name: tensor[key] for name, tensor in tensors.items()}
+            if picks_one:
+                del names[place]
+        return self._of(tensors, tuple(names))
+
+    def _items(self, index: Any) -> list[Any]:
+        """An index for each of the leading dimensions."""
         items = list(index) if isinstance(index, tuple) else [index]
         dots = [place for place, item in enumerate(items) if item is Ellipsis]
         if len(dots) > 1 or len(items) - len(dots) > len(self.dims):
@@ -126,14 +137,28 @@ class Answer:
         if dots:
             missing = len(self.dims) - len(items) + 1
             items[dots[0] : dots[0] + 1] = [slice(None)] * missing
-        names, tensors = list(self.dims), self._tensors()
-        for place, item in reversed(list(enumerate(items))):
-            picks_one = _checked_item(item)
-            key = (*[slice(None)] * place, item)
-            tensors = {name: tensor[key] for name, tensor in tensors.items()}
-            if picks_one:
-                del names[place]
-        return self._of(tensors, tuple(names))
+        return items
+
+    def flat(self, rows: Tensor) -> Self:
+        """Pick rows by their numbers in row-major order, whatever the dimensions; one question is row 0.
+
+        Args:
+            rows: numbers, int64, ``(B,)``.
+
+        Returns:
+            The solution of these rows, with one dimension ``row``.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> grid = fe.vmap(fe.vmap(p, x0=torch.zeros(3, 1, 1, 2)), target=fe.one_hot_targets(2))
+            >>> fe.solve(grid, max_steps=1).flat(torch.tensor([0, 5])).shape
+            (2,)
+        """
+        lead = len(self.dims)
+        tensors = {n: t.reshape(-1, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
+        return self._of(tensors, ("row",))
 
     def isel(self, **items: Any) -> Self:
         """Pick rows by the names of dimensions.
@@ -252,7 +277,7 @@ class Answer:
         raise ValueError(f"best: expected a dimension among {self.dims} or its number, got {dim!r}")
 
 
-def _checked_item(item: Any) -> bool:
+def picks_one_row(item: Any) -> bool:
     """Whether an index picks one row and takes its dimension away; refuses what is no index."""
     if isinstance(item, slice) or (isinstance(item, Tensor) and item.ndim == 1):
         return False

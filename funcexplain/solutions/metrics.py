@@ -130,23 +130,20 @@ def evaluate(
     check_positive("evaluate", "chunk_size", chunk_size)
     check_positive("evaluate", "top", top)
     dims = _dims_of_starts(problem, along)
-    window, total = x0.shape[-3:], solution.num_steps.numel()
-    x = solution.x.reshape(total, *window)
-    weights = solution.weights.reshape(total, *solution.weights.shape[len(solution.dims) :])
     values = {"hit": solution.hit}
     with torch.no_grad():
-        parts = torch.arange(total, device=x0.device).split(chunk_size)
-        found = [_of_rows(asked, x[rows], weights[rows], rows) for rows in parts]
+        parts = torch.arange(math.prod(problem.shape), device=x0.device).split(chunk_size)
+        found = [_of_rows(asked, solution.flat(rows), rows) for rows in parts]
         for name in found[0]:
             values[name] = torch.cat([measured[name] for measured in found]).reshape(solution.shape)
         if dims and _in_sigmas(asked):
-            values |= _of_starts(asked, x, dims, min(top, window.numel()), chunk_size)
+            values |= _of_starts(asked, solution, dims, min(top, x0.shape[-3:].numel()), chunk_size)
     return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
 
 
-def _of_rows(asked: _Asked, x: Tensor, weights: Tensor, rows: Tensor) -> Measured:
+def _of_rows(asked: _Asked, answer: Answer, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
-    problem = asked.problem
+    problem, x, weights = asked.problem, answer.x, answer.weights
     args, in_dims = take(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
     sigma = _sigma(asked, args)
 
@@ -224,12 +221,18 @@ def _plausible(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
     }
 
 
-def _of_starts(asked: _Asked, x: Tensor, dims: Sequence[int], top: int, chunk_size: int) -> Measured:
+def _of_starts(
+    asked: _Asked, answer: Answer, dims: Sequence[int], top: int, chunk_size: int
+) -> Measured:
     """Measures of each row against the others along dimensions, of the rows' shape."""
     problem, shape = asked.problem, asked.problem.shape
     kept = [place for place in range(len(shape)) if place not in dims]
     # Numbers of the rows, a line for each group.
-    numbers = torch.arange(len(x), device=x.device).reshape(shape).permute(*kept, *dims)
+    numbers = (
+        torch.arange(math.prod(shape), device=problem.args["x0"].device)
+        .reshape(shape)
+        .permute(*kept, *dims)
+    )
     groups = numbers.reshape(-1, math.prod(shape[place] for place in dims))
 
     def of_group(changes: Tensor) -> Measured:
@@ -243,10 +246,12 @@ def _of_starts(asked: _Asked, x: Tensor, dims: Sequence[int], top: int, chunk_si
     for part in groups.split(max(1, chunk_size // groups.shape[1])):
         rows = part.flatten()
         args = take(problem.dims, problem.args, rows)
-        changes = proximity.in_units(x[rows].double() - args["reference"].double(), _sigma(asked, args))
+        changes = proximity.in_units(
+            answer.flat(rows).x.double() - args["reference"].double(), _sigma(asked, args)
+        )
         found = torch.func.vmap(of_group)(changes.reshape(*part.shape, -1))
         for name, value in found.items():
-            values.setdefault(name, value.new_empty(len(x)))[rows] = value.flatten()
+            values.setdefault(name, value.new_empty(math.prod(shape)))[rows] = value.flatten()
     return {name: value.reshape(shape) for name, value in values.items()}
 
 
@@ -308,18 +313,20 @@ def _check_answer(solution: Any, problem: Any) -> None:
     if not isinstance(solution, Answer):
         raise TypeError(f"evaluate: solution must be a Solution, got {type(solution).__name__}")
     x0 = problem.args["x0"]
-    if solution.shape != problem.shape or solution.x.shape[-3:] != x0.shape[-3:]:
+    # One row tells of all: of an answer in files, no more is read.
+    some = solution.flat(torch.arange(0 if 0 in solution.shape else 1)).x
+    if solution.shape != problem.shape or some.shape[-3:] != x0.shape[-3:]:
         raise ValueError(
             f"evaluate: solution must have the rows {problem.shape} and windows "
             f"{tuple(x0.shape[-3:])} of the problem, got {solution.shape} and "
-            f"{tuple(solution.x.shape[-3:])}; pick the same rows of both"
+            f"{tuple(some.shape[-3:])}; pick the same rows of both"
         )
     if 0 in problem.shape:
         raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
-    if (solution.x.dtype, solution.x.device) != (x0.dtype, x0.device):
+    if (some.dtype, some.device) != (x0.dtype, x0.device):
         raise TypeError(
             f"evaluate: solution must be of the problem's dtype and device ({x0.dtype}, {x0.device}), "
-            f"got {solution.x.dtype}, {solution.x.device}; fe.cast moves a problem"
+            f"got {some.dtype}, {some.device}; fe.cast moves a problem"
         )
 
 

@@ -46,7 +46,7 @@ def test_a_solution_is_frozen_and_says_what_it_is() -> None:
 
 def test_every_status_is_a_sentence() -> None:
     sentences = {status.sentence for status in fe.Status}
-    assert len(sentences) == len(fe.Status) == 5
+    assert len(sentences) == len(fe.Status) == 6
     assert all(sentence.endswith(".") for sentence in sentences)
 
 
