@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from funcexplain import clusters as clusters
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.networks.functional import functionalize as functionalize
@@ -88,6 +89,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
+    "clusters": "clusters",
     "losses": "problems.losses",
     "penalties": "problems.penalties",
     "scenarios": "markets.scenarios",

@@ -1,0 +1,270 @@
+"""The answers of a run, read from its files when they are asked for, and never all at once unasked."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.clusters.folder import Failures, Folder, Manifest
+from funcexplain.clusters.tables import write_parquet
+from funcexplain.problems.grid import RowDim, numbers
+from funcexplain.solutions.answer import Status, picks_one_row
+from funcexplain.solutions.solution import Solution
+
+
+class Failure(NamedTuple):
+    """Rows that failed together.
+
+    Attributes:
+        rows: their numbers in row-major order.
+        error: what was raised in the last attempt.
+    """
+
+    rows: range
+    error: str
+
+
+class ChunkedSolution(Solution):
+    """A `Solution` whose fields lie in the files of a run.
+
+    It is asked like any other. What picks rows (an index, `isel`, `best`, `flat`, iterating) reads only
+    the chunks that hold them and returns a `Solution` in memory; `fe.evaluate` works chunk by chunk. A
+    field, such as ``solution.x``, is read for all rows, each time it is asked for: of very many rows,
+    take `chunks`, or the scalars. ``solution[...]`` is all of it in memory. Rows that are not there yet
+    are NaN and INTERRUPTED, those of chunks that failed NaN and FAILED.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest, failures: Failures) -> None:
+        values = {"_folder": folder, "_manifest": manifest, "_failed": failures}
+        for name, value in {**values, "_latest": {}, "dims": manifest.dims}.items():
+            object.__setattr__(self, name, value)
+
+    _folder: Folder
+    _manifest: Manifest
+    _failed: Failures
+    _latest: dict[int, dict[str, Tensor]]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._manifest.fields:
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        parts = [part[name] for _, part in self._parts(name)]
+        whole = torch.cat(parts) if parts else self._manifest.unanswered(0, Status.FAILED, (name,))[name]
+        return whole.reshape(*self.shape, *whole.shape[1:])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the row dimensions."""
+        return self._manifest.shape
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Chunks that failed, with their errors; a second call of `solve` tries them again."""
+        failed = sorted(self._failed.items())
+        return [Failure(self._manifest.span(number), error) for number, error in failed]
+
+    def chunks(self) -> Iterator[Solution]:
+        """All rows, file by file, in row-major order.
+
+        Yields:
+            Solutions of one dimension, ``row``.
+        """
+        for _, tensors in self._parts():
+            yield Solution(**cast(Any, tensors), dims=("row",))
+
+    def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # rows that are read lie in memory
+        """Pick rows by their numbers in row-major order; reads the chunks that hold them.
+
+        Args:
+            rows: numbers, int64, ``(B,)``.
+
+        Returns:
+            The solution of these rows, with one dimension ``row``.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        rows, manifest = rows.cpu(), self._manifest
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < manifest.rows:
+            raise IndexError(f"solution: rows must be within 0 ... {manifest.rows - 1}")
+        tensors = {
+            name: torch.empty(len(rows), *trailing, dtype=getattr(torch, code))
+            for name, (code, trailing) in manifest.fields.items()
+        }
+        owner = rows // manifest.chunk_size
+        order = owner.argsort(stable=True)
+        owners, counts = owner[order].unique_consecutive(return_counts=True)
+        for number, places in zip(owners.tolist(), order.split(counts.tolist()), strict=True):
+            chunk = self._read(number)
+            within = rows[places] - manifest.span(number).start
+            for name, tensor in tensors.items():
+                tensor[places] = chunk[name][within]
+        return Solution(**cast(Any, tensors), dims=("row",))
+
+    def __getitem__(self, index: Any) -> Solution:  # type: ignore[override]
+        items = self._items(index)
+        items += [slice(None)] * (len(self.dims) - len(items))
+        rows, names = torch.zeros((), dtype=torch.int64), []
+        for name, size, item in zip(self.dims, self.shape, items, strict=True):
+            one = picks_one_row(item)
+            own = torch.arange(size)[item]
+            rows = (rows if one else rows[..., None]) * size + own
+            names += [] if one else [name]
+        return self._shaped(rows, tuple(names))
+
+    def best(self, *dims: str | int, by: Tensor | None = None) -> Solution:  # type: ignore[override]
+        """Pick the best row along dimensions, as `Solution.best`; ranks are read chunk by chunk."""
+        if 0 in self.shape or by is not None:
+            # Whoever holds a number for every row has the memory for the ranks of all of them.
+            ranked = Solution(**cast(Any, self._ranked()), dims=self.dims).best(*dims, by=by)
+            return self._shaped(ranked.num_steps, ranked.dims)
+        places = {self._place(dim) for dim in dims} if dims else {*range(len(self.dims))}
+        kept = [place for place in range(len(self.dims)) if place not in places]
+        grid = [RowDim(n, size, frozenset()) for n, size in zip(self.dims, self.shape, strict=True)]
+        shape = [self.shape[place] for place in kept]
+        groups = int(torch.tensor(shape).prod()) if shape else 1
+        best = _Best.of_none(groups)
+        for number, part in self._parts("loss", "status"):
+            rows = torch.arange(self._manifest.span(number).start, self._manifest.span(number).stop)
+            best = best.with_rows(numbers(grid, kept, rows), rows, part["status"], part["loss"])
+        return self._shaped(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
+
+    def to_parquet(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        windows: bool = False,
+        assets: Sequence[str] | None = None,
+    ) -> None:
+        """Write a table with one line per row, chunk by chunk; an earlier file stays until it is whole.
+
+        Args:
+            path: the file, such as ``"answers.parquet"``.
+            windows: whether x is written, too, as a list of its numbers in row-major order.
+            assets: ``A`` names for the columns of the weights. Default: numbers.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            ValueError: if ``assets`` are too many or too few.
+            OSError: where it cannot be written.
+        """
+        write_parquet(path, self.chunks(), self.dims, self.shape, self._manifest.fields, windows, assets)
+
+    def __repr__(self) -> str:
+        manifest, counts = self._manifest, Counter[int]()
+        for number in range(manifest.chunks):
+            status = Status.FAILED if number in self._failed else Status.INTERRUPTED
+            missing = {int(status): len(manifest.span(number))}
+            counts.update(self._folder.counts(manifest, number) or missing)
+        told = ", ".join(f"{Status(code)} {count}" for code, count in sorted(counts.items()))
+        rows = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
+        code, window = manifest.fields["x"]
+        return (
+            f"ChunkedSolution(rows=({rows}), chunks={manifest.chunks}, status=({told}), "
+            f"x={window} torch.{code})"
+        )
+
+    def _parts(self, *names: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Fields of every chunk, by its number."""
+        wanted = names or tuple(self._manifest.fields)
+        for number in range(self._manifest.chunks):
+            yield number, self._folder.read(self._manifest, number, number in self._failed, wanted)
+
+    def _read(self, number: int) -> dict[str, Tensor]:
+        """A chunk; the latest is kept, as rows are asked for in order."""
+        if number not in self._latest:
+            tensors = self._folder.read(self._manifest, number, number in self._failed)
+            self._latest.clear()
+            self._latest[number] = tensors
+        return self._latest[number]
+
+    def _shaped(self, rows: Tensor, names: tuple[str, ...]) -> Solution:
+        """The solution of some rows, in the shape of their numbers."""
+        found = self.flat(rows.flatten())
+        if not names:
+            return found[0]
+        tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in found._tensors().items()}
+        return Solution(**cast(Any, tensors), dims=names)
+
+    def _ranked(self) -> dict[str, Tensor]:
+        """Losses and statuses, and in place of all else the numbers of the rows."""
+        rows = torch.arange(self._manifest.rows).reshape(self.shape)
+        ranks: dict[str, Any] = {"loss": self.loss, "status": self.status}
+        return dict.fromkeys(self._manifest.fields, rows) | ranks
+
+
+class _Best(NamedTuple):
+    """The best row of each group so far, its rank, and whether it hit."""
+
+    row: Tensor
+    loss: Tensor
+    hit: Tensor
+
+    @classmethod
+    def of_none(cls, groups: int) -> _Best:
+        """Before the first row: worse than any, as a row that is not finite comes before none."""
+        worst = torch.full((groups,), torch.inf, dtype=torch.float64)
+        return cls(torch.full((groups,), -1), worst, torch.zeros(groups, dtype=torch.bool))
+
+    def with_rows(self, group: Tensor, rows: Tensor, status: Tensor, loss: Tensor) -> _Best:
+        """Take more rows into account; among equals the first stays."""
+        hit, loss = status == Status.HIT, loss.double().nan_to_num(nan=torch.inf)
+        # Sorted by group, hits before others, then by loss: the first of each group stands for it.
+        for key in (loss, (~hit).to(torch.int8), group):
+            order = key.argsort(stable=True)
+            group, rows, hit, loss = (t[order] for t in (group, rows, hit, loss))
+        first = torch.cat([torch.ones(min(1, len(group)), dtype=torch.bool), group[1:] != group[:-1]])
+        group, rows, hit, loss = (t[first] for t in (group, rows, hit, loss))
+        old_hit, old_loss = self.hit[group], self.loss[group]
+        better = (self.row[group] < 0) | (hit & ~old_hit) | ((hit == old_hit) & (loss < old_loss))
+        for kept, new in zip(self, (rows, loss, hit), strict=True):
+            kept[group[better]] = new[better]
+        return self
+
+
+def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (of its module)
+    """Open the answers of a run, finished or not.
+
+    Args:
+        directory: what `solve` was given.
+
+    Returns:
+        The solution, which reads its chunks when it is asked for rows.
+
+    Raises:
+        TypeError: for a path that is none.
+        ValueError: if its manifest is damaged or of a later version.
+        OSError: if there is none that can be read.
+
+    Example:
+        >>> import tempfile, funcexplain as fe
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from funcexplain.clusters.example import build
+        >>> folder = tempfile.mkdtemp()
+        >>> with ThreadPoolExecutor(1) as pool:
+        ...     run = fe.clusters.solve(build, executor=pool, directory=folder, atol=0.1, max_steps=50)
+        >>> fe.clusters.open(folder).best().status
+        <Status.HIT: 0>
+    """
+    folder = Folder("clusters.open", directory)
+    return ChunkedSolution(folder, folder.manifest(), folder.failures())
+
+
+def _flatten(solution: Any) -> Any:
+    return optree.tree_flatten_one_level(solution[...])[:3]
+
+
+def _unflatten(dims: Any, leaves: Any) -> Any:
+    values: list[Any] = [*leaves, dims]
+    return Solution(*values)
+
+
+# Mapped as a tree, it becomes a solution in memory.
+optree.register_pytree_node(
+    cast(Any, ChunkedSolution), _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
+)

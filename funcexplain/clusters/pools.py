@@ -1,0 +1,93 @@
+"""Executors that are made, and made anew when one of their workers is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+
+from funcexplain.problems.checks import check_positive
+
+Source = Executor | Callable[[], Executor]
+
+
+def processes(workers: int) -> Callable[[], Executor]:
+    """Make process pools of this machine, each worker with one torch thread.
+
+    Small networks lose by more threads. Workers are spawned, not forked: a fork of a process that has
+    used torch can hang.
+
+    Args:
+        workers: processes, at least one.
+
+    Returns:
+        A function for ``solve(..., executor=...)`` that makes a pool, and a new one where a killed
+        worker broke it.
+
+    Raises:
+        TypeError, ValueError: if ``workers`` is no whole number above zero.
+
+    Example:
+        >>> make = processes(2)
+        >>> with make() as pool:
+        ...     type(pool).__name__
+        'ProcessPoolExecutor'
+    """
+    return partial(_pool, check_positive("processes", "workers", workers))
+
+
+def _pool(workers: int) -> Executor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def checked_source(where: str, executor: Any) -> Source:
+    """Refuse what neither is an executor nor makes one."""
+    if isinstance(executor, type) or not (isinstance(executor, Executor) or callable(executor)):
+        raise TypeError(
+            f"{where}: executor must be a concurrent.futures.Executor or a function that makes one, got "
+            f"{getattr(executor, '__name__', type(executor).__name__)}; fe.clusters.processes(2) and "
+            "dask.distributed.Client(...).get_executor() are such"
+        )
+    return executor
+
+
+class Held:
+    """The executor in use: the caller's own, or one that is made here, again where it breaks."""
+
+    def __init__(self, source: Source) -> None:
+        self._make = None if isinstance(source, Executor) else source
+        self.executor = source if isinstance(source, Executor) else self._made()
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks that keep it busy: two per process; elsewhere more, as its size is not known."""
+        workers = getattr(self.executor, "_max_workers", None)
+        return 2 * workers if isinstance(workers, int) else 1024
+
+    def remake(self) -> bool:
+        """Make a new one in place of a broken one; False where the caller's own cannot be."""
+        if self._make is None:
+            return False
+        self.close()
+        self.executor = self._made()
+        return True
+
+    def close(self) -> None:
+        """End an executor that was made here, once its running chunks have ended."""
+        if self._make is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def _made(self) -> Executor:
+        assert self._make is not None
+        executor = self._make()
+        if not isinstance(executor, Executor):
+            raise TypeError(
+                "clusters.solve: the function given as executor must return a "
+                f"concurrent.futures.Executor, got {type(executor).__name__}"
+            )
+        return executor

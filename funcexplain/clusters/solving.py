@@ -1,0 +1,228 @@
+"""`solve`: a grid of rows in chunks on any executor, from the first one or from where a run was left."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import Any
+
+import torch
+
+from funcexplain.clusters.answers import ChunkedSolution
+from funcexplain.clusters.chunk import WHERE, Task, made_method, solve_chunk, solve_rows_alone
+from funcexplain.clusters.fingerprint import fingerprint
+from funcexplain.clusters.folder import Failures, Folder, Manifest, missing
+from funcexplain.clusters.pools import Held, checked_source
+from funcexplain.clusters.recipes import as_recipe, build_problem, pickled
+from funcexplain.clusters.scheduling import Scheduler
+from funcexplain.problems.checks import check_count, check_positive
+from funcexplain.problems.problem import Problem
+from funcexplain.solutions.answer import Status
+from funcexplain.solutions.solution import Solution
+from funcexplain.solvers.chunks import say
+from funcexplain.solvers.optimizers import adam
+from funcexplain.solvers.progress import Callback, Meter
+from funcexplain.solvers.samples import refusal
+from funcexplain.solvers.solve import solve as solve_here
+
+_CHUNK_SIZE = 1024
+# What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
+_SETTINGS = ("max_steps", "atol", "keep", "patience", "rtol", "history", "rows", "compile")
+
+
+def solve(
+    build: Callable[..., Problem] | tuple[Callable[..., Problem], Mapping[str, Any]],
+    method: Any = None,
+    *,
+    executor: Executor | Callable[[], Executor],
+    directory: str | os.PathLike[str],
+    chunk_size: int | None = None,
+    retries: int = 2,
+    in_flight: int | None = None,
+    callback: Callback | None = None,
+    **settings: Any,
+) -> ChunkedSolution:
+    """Answer a grid of rows by the workers of an executor, and keep every answer in a directory.
+
+    The rows are cut into chunks. A chunk is solved by one worker, which writes one file, as a whole or
+    not at all. Called again with the same directory, only chunks without a sound file are solved: after
+    Ctrl-C, a lost machine or a full disk, call again. The workers must see the directory under the same
+    path.
+
+    A chunk that raises is tried again, and so are the chunks that a killed worker held. One that fails
+    every time leaves rows that are NaN and FAILED, its error in ``solution.failures``, and all others
+    are answered.
+
+    Answers are those of ``fe.solve(build(), method, ...)``, to rounding, whatever the chunks, their
+    order and the number of workers. For that, what `fe.solve` decides by the number of rows or by time is
+    decided here once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. A run of
+    many minutes wants ``compile=True``.
+
+    Args:
+        build: function that workers can import, or ``(function, kwargs)``; it returns the grid, and the
+            same one in every process. No network is sent: it loads or makes its own.
+        method: as in `fe.solve`: ``fe.adam(lr=0.1)``, ``fe.levenberg_marquardt()``; of what cannot be
+            pickled, ``(function, kwargs)`` that make it.
+        executor: any ``concurrent.futures`` executor, or a function that makes one, which is called
+            again where a killed worker broke it: a process pool cannot be used any more then. See
+            `processes`; Dask's is ``client.get_executor()``. One that is made here is ended here.
+        directory: folder of the run; made if missing.
+        chunk_size: rows per file; default 1024, or what the directory has. Workers hold these at once.
+        retries: times that a chunk is tried again.
+        in_flight: most chunks that wait in the executor or run. Default: two per process, else 1024.
+        callback: as in `fe.solve`; only its ``report`` is called, when chunks have ended.
+        settings: of `fe.solve`: ``max_steps``, ``atol``, ``keep``, ``patience``, ``rtol``, ``history``,
+            ``rows``, ``compile``. Losses take a place for every step: ``history=False`` saves it.
+
+    Returns:
+        The solution, which reads its chunks when it is asked for rows. After Ctrl-C, or when an executor
+        broke that cannot be made anew, rows that are missing are INTERRUPTED.
+
+    Raises:
+        TypeError: for an argument of another type, or what cannot be pickled.
+        ValueError: if the directory holds answers to something else (what differs is named), or for a
+            setting out of range.
+        OSError: if the directory cannot be written.
+
+    Example:
+        >>> import tempfile, funcexplain as fe
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from funcexplain.clusters.example import build
+        >>> folder = tempfile.mkdtemp()
+        >>> with ThreadPoolExecutor(1) as pool:
+        ...     fe.clusters.solve((build, {"rows": 10}), fe.adam(lr=0.1), executor=pool,
+        ...                       directory=folder, chunk_size=4, atol=0.1)
+        ChunkedSolution(rows=(target=10), chunks=3, status=(HIT 10), x=(1, 1, 2) torch.float32)
+        >>> fe.clusters.open(folder)[3].status
+        <Status.HIT: 0>
+    """
+    recipe = as_recipe(WHERE, "build", build)
+    if isinstance(method, tuple) and len(method) == 2 and isinstance(method[1], Mapping):
+        method = as_recipe(WHERE, "method", method)
+    method = adam() if method is None else method
+    source = checked_source(WHERE, executor)
+    check_count(WHERE, "retries", retries)
+    for name, size in {"chunk_size": chunk_size, "in_flight": in_flight}.items():
+        if size is not None:
+            check_positive(WHERE, name, size)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"{WHERE}: callback must be callable, got {type(callback).__name__}")
+    problem, settings = build_problem(WHERE, recipe), _all_settings(settings)
+    settings = _decided(problem, settings)
+    made = made_method(method)
+    # The answer to no rows checks the settings, and shows what fields there will be.
+    empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), made, settings)
+    folder = Folder(WHERE, directory)
+    wanted = Manifest(
+        parts=fingerprint(problem, made, settings),
+        dims=tuple(dim.name for dim in problem.dims),
+        shape=problem.shape,
+        chunk_size=chunk_size or _CHUNK_SIZE,
+        fields=_kinds(empty),
+    )
+    task = Task(recipe, method, settings, os.path.abspath(folder.path), wanted.key)
+    payload = pickled(WHERE, "method", task)
+    manifest = folder.begin(wanted, chunk_size)
+    del problem, empty
+    failures = _run(folder, manifest, payload, Held(source), retries, in_flight, callback)
+    return ChunkedSolution(folder, manifest, failures)
+
+
+def _run(
+    folder: Folder,
+    manifest: Manifest,
+    payload: bytes,
+    held: Held,
+    retries: int,
+    in_flight: int | None,
+    callback: Callback | None,
+) -> Failures:
+    """Solve what is missing; returns the errors of chunks that failed."""
+    run, failures, found = secrets.token_hex(4), Failures(), Counter[int]()
+    attempts, meter = iter(range(1 << 62)), Meter(callback, manifest.rows)
+    folder.clean()
+    scheduler = Scheduler(
+        held,
+        lambda engine, number: engine.submit(solve_chunk, payload, number, f"{run}-{next(attempts)}"),
+        lambda number: _check_file(folder, manifest, number),
+        retries,
+        in_flight,
+    )
+    try:
+        todo = list(missing(folder, manifest, found))
+        meter.begin(manifest.chunk_size)
+        if found:
+            meter.add(found.total(), found[Status.HIT])
+        for number, counts, error in scheduler.run(todo):
+            if error is not None:
+                failures[number] = error
+                counts = {int(Status.FAILED): len(manifest.span(number))}
+                say(f"chunk {number} failed: {error.splitlines()[0]}", urgent=True)
+            meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
+    except KeyboardInterrupt:
+        say("interrupted: running chunks are finished, the others are left; call again", urgent=True)
+    finally:
+        scheduler.cancel()
+        held.close()
+        folder.clean()
+        _note(folder, failures)
+        meter.end()
+    if scheduler.given_up is not None:
+        say(
+            f"the executor broke ({scheduler.given_up.splitlines()[0]}), and what is left is not "
+            "solved; give a function that makes one, such as fe.clusters.processes(2), and call again",
+            urgent=True,
+        )
+    return failures
+
+
+def _check_file(folder: Folder, manifest: Manifest, number: int) -> None:
+    """Refuse a chunk whose file the coordinator cannot see."""
+    if folder.counts(manifest, number) is None:
+        raise FileNotFoundError(
+            f"{WHERE}: the worker wrote chunk {number}, but {str(folder.file(number))!r} is not there "
+            "or not whole; workers must share the directory under the same path"
+        )
+
+
+def _note(folder: Folder, failures: Failures) -> None:
+    try:
+        folder.note(failures)
+    except OSError as error:  # a full disk: the errors are still in the solution that is returned
+        say(str(error), urgent=True)
+
+
+def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `fe.solve` with its defaults; refuses others."""
+    unknown = sorted(given.keys() - {*_SETTINGS})
+    if unknown:
+        raise TypeError(
+            f"{WHERE}: settings must be among {', '.join(_SETTINGS)}, got {', '.join(unknown)}"
+        )
+    known = inspect.signature(solve_here).parameters
+    return {name: given.get(name, known[name].default) for name in _SETTINGS}
+
+
+def _decided(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
+    """Decide once what otherwise depends on how many rows are solved together, or on time."""
+    rows = settings["rows"]
+    if rows in ("auto", "samples") and 0 not in problem.shape:
+        few = torch.arange(min(3, torch.Size(problem.shape).numel()), device=problem.args["x0"].device)
+        reason = refusal(problem, few)
+        if reason and rows == "samples":
+            raise ValueError(f"{WHERE}: rows='samples' needs independent samples, but {reason}")
+        rows = "vmap" if reason else "samples"
+    compiled = False if settings["compile"] == "auto" else settings["compile"]
+    return settings | {"rows": rows, "compile": compiled}
+
+
+def _kinds(empty: Solution) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and trailing shape of each field."""
+    return {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
+        for name, tensor in empty._tensors().items()
+    }
