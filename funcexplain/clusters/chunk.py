@@ -118,7 +118,7 @@ def _by_model(problem: Problem, rows: Tensor) -> Iterator[tuple[Problem, Tensor]
     dims, args = problem.dims, problem.args
     along = places(dims, "params")
     models = numbers(dims, along, rows) if along else rows
-    if not along or len(rows) < _ROWS_PER_MODEL * len(models.unique()):
+    if not along or len(rows) < _ROWS_PER_MODEL * max(1, len(models.unique())):
         yield _taken(problem, rows), torch.arange(len(rows), device=rows.device)
         return
     shared, last = tuple(d._replace(varying=d.varying - {"params"}) for d in dims), len(along) - 1

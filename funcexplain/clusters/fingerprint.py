@@ -24,7 +24,7 @@ from funcexplain.problems.problem import Problem
 Fingerprint = dict[str, str]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_LONGEST = 120  # characters that are shown as they are; of what is longer, the digest
+_LONGEST = 240  # characters that are shown as they are; of what is longer, the digest
 
 
 def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> Fingerprint:
@@ -95,13 +95,13 @@ def described(value: Any, inside: tuple[int, ...] = ()) -> str:
     if isinstance(value, nn.Module):
         return _ADDRESS.sub("", repr(value))
     if isinstance(value, Mapping):
-        return "{" + ", ".join(sorted(parts(item) for item in value.items())) + "}"
+        return ", ".join(sorted(f"{key}={described(item, inside)}" for key, item in value.items()))
     if isinstance(value, set | frozenset):
         return "{" + ", ".join(sorted(described(part, inside) for part in value)) + "}"
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({parts(value)})"
     if isinstance(value, partial):
-        return f"partial({parts((value.func, value.args, value.keywords))})"
+        return f"partial({parts((value.func, *value.args, value.keywords))})"
     if isinstance(value, MethodType):
         return f"{described(value.__self__, inside)}.{value.__name__}"
     if isinstance(value, FunctionType):
@@ -117,7 +117,7 @@ def described(value: Any, inside: tuple[int, ...] = ()) -> str:
 def _function(function: FunctionType, parts: Any) -> str:
     """A function by its name and what it captures; one of the caller's also by what it does."""
     name = f"{function.__module__}.{function.__qualname__}"
-    captured = []
+    captured: list[Any] = []
     for cell in function.__closure__ or ():
         try:
             captured.append(cell.cell_contents)
@@ -125,8 +125,8 @@ def _function(function: FunctionType, parts: Any) -> str:
             continue
     if not name.startswith("funcexplain."):
         captured.append(_code(function.__code__))
-    captured += [function.__defaults__, function.__kwdefaults__]
-    return f"{name}({parts(captured)})"
+    captured += [default for default in (function.__defaults__, function.__kwdefaults__) if default]
+    return f"{name}({parts(captured)})" if captured else name
 
 
 def _code(code: CodeType) -> str:

@@ -58,9 +58,9 @@ def solve(
     are answered.
 
     Answers are those of ``fe.solve(build(), method, ...)``, to rounding, whatever the chunks, their
-    order and the number of workers. For that, what `fe.solve` decides by the number of rows or by time is
-    decided here once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. A run of
-    many minutes wants ``compile=True``.
+    order and the number of workers. For that, what `fe.solve` decides by the number of rows or by time
+    is decided here once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. A run
+    of many minutes wants ``compile=True``.
 
     Args:
         build: function that workers can import, or ``(function, kwargs)``; it returns the grid, and the

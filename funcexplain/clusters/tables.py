@@ -28,7 +28,8 @@ def write_parquet(
     assets: Sequence[str] | None,
 ) -> None:
     """Write all chunks as row groups of one file; see `ChunkedSolution.to_parquet`."""
-    arrow, parquet = require(_WHERE, "pyarrow"), require(_WHERE, "pyarrow.parquet")
+    arrow = require(_WHERE, "pyarrow", "parquet")
+    parquet = require(_WHERE, "pyarrow.parquet", "parquet")
     file_path, window = as_path(_WHERE, path), fields["x"][1]
     names = checked_labels(_WHERE, window, assets=assets).get("asset")
     begun, writer = 0, None

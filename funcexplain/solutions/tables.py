@@ -117,11 +117,11 @@ def to_dataset(
     return dataset
 
 
-def require(where: str, package: str) -> Any:
-    """Import a package of the extra ``tables``, or say how to get it."""
+def require(where: str, package: str, extra: str = "tables") -> Any:
+    """Import a package of an extra, or say how to get it."""
     try:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f'{where}: needs {package}; install it with: pip install "funcexplain[tables]"'
+            f'{where}: needs {package}; install it with: pip install "funcexplain[{extra}]"'
         ) from error

@@ -1,0 +1,122 @@
+"""The lazy solution answers as one in memory does, and reads no more than it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optree
+import pytest
+import torch
+
+import funcexplain as fe
+from funcexplain.clusters.folder import Folder
+from tests.clusters import builds
+from tests.clusters.conftest import assert_same
+from tests.helpers import assert_close
+
+Solve = Callable[..., fe.clusters.ChunkedSolution]
+INDICES: list[Any] = [
+    0, (1, 2), (-1, -1), slice(1, 3), (slice(None), 4), ..., (..., 2), torch.tensor([2, 0]),
+    (torch.tensor([True, False, True, True]), slice(0, 6, 2)), slice(3, 1),
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(here: Solve) -> fe.clusters.ChunkedSolution:
+    return here()
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_rows_are_picked_as_of_a_tensor(
+    run: fe.clusters.ChunkedSolution, expected: fe.Solution, index: Any
+) -> None:
+    assert_same(run[index], expected[index])
+    assert type(run[index]) is fe.Solution
+
+
+def test_wrong_indices_are_refused(run: fe.clusters.ChunkedSolution) -> None:
+    with pytest.raises(IndexError):
+        run[4]
+    with pytest.raises(IndexError, match="got the index"):
+        run[0, 0, 0]
+    with pytest.raises(TypeError, match="picked by int"):
+        run["a"]
+    with pytest.raises(IndexError, match=r"within 0 ... 23"):
+        run.flat(torch.tensor([24]))
+    with pytest.raises(AttributeError, match="no attribute 'losses'"):
+        run.losses  # noqa: B018
+
+
+@pytest.mark.parametrize("dims", [(), ("start",), ("target",), (0, 1)])
+def test_best_rows(
+    run: fe.clusters.ChunkedSolution, expected: fe.Solution, dims: tuple[Any, ...]
+) -> None:
+    assert_same(run.best(*dims), expected.best(*dims))
+    by = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+    assert_same(run.best(*dims, by=by), expected.best(*dims, by=by))
+
+
+def test_best_counts_no_row_that_is_nan_before_others(here: Solve, faults: Path) -> None:
+    (faults / "raise-0").touch()
+    builds.arrange(faults)
+    partial = here(retries=0)
+    assert partial.hit.any()
+    assert_same(partial.best(), partial[...].best())
+    assert_same(partial.best("start"), partial[...].best("start"))
+
+
+def test_best_reads_ranks_alone(
+    run: fe.clusters.ChunkedSolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, whole = Folder.read, []
+
+    def read(self: Folder, manifest: Any, number: int, *rest: Any) -> Any:
+        tensors = inner(self, manifest, number, *rest)
+        whole.extend([number] if "x" in tensors else [])
+        return tensors
+
+    monkeypatch.setattr(Folder, "read", read)
+    run.best()
+    assert len(whole) == 1
+
+
+def test_it_is_a_solution(run: fe.clusters.ChunkedSolution, expected: fe.Solution) -> None:
+    assert isinstance(run, fe.Solution)
+    assert run.message == expected.message
+    assert torch.equal(run.hit, expected.hit)
+    assert_same(run.isel(start=2), expected.isel(start=2))
+    for row, wanted in zip(run, expected, strict=True):
+        assert_same(row, wanted)
+    tree: Any = run
+    mapped: Any = optree.tree_map(lambda leaf: leaf, tree)
+    assert_same(mapped, expected)
+    assert run.to_pandas().equals(run[...].to_pandas())
+    assert "chunks=5" in repr(run)
+    assert [len(part.num_steps) for part in run.chunks()] == [5, 5, 5, 5, 4]
+
+
+def test_measures_work_chunk_by_chunk(run: fe.clusters.ChunkedSolution, expected: fe.Solution) -> None:
+    problem = builds.grid()
+    got, wanted = (fe.evaluate(s, problem, scale=1.0, chunk_size=7) for s in (run, expected))
+    assert got.names == wanted.names
+    for name in wanted:
+        assert_close(got[name], wanted[name], rtol=1e-7, atol=1e-9)
+
+
+def test_a_table_in_parquet(run: fe.clusters.ChunkedSolution, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run.to_parquet(tmp_path / "all.parquet", windows=True, assets=["A", "B", "C", "D"])
+    file = parquet.ParquetFile(tmp_path / "all.parquet")
+    assert file.num_row_groups == 5
+    columns = file.read().to_pydict()
+    assert columns["start"][:7] == [0, 1, 2, 3, 4, 5, 0]
+    assert columns["status"] == [
+        str(fe.Status(code)) for code in torch.as_tensor(run.status).flatten().tolist()
+    ]
+    assert columns["weight B"] == run.weights[..., 1].flatten().tolist()
+    assert columns["x"] == run.x.flatten(0, 1).flatten(1).tolist()
+    with pytest.raises(ValueError, match="to_parquet: assets must be 4"):
+        run.to_parquet(tmp_path / "none.parquet", assets=["A"])
+    assert not (tmp_path / "none.parquet").exists()

@@ -1,0 +1,92 @@
+"""The scheduler alone, with an engine whose every step is decided here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Any
+
+import pytest
+
+from funcexplain.clusters.pools import Held
+from funcexplain.clusters.scheduling import Scheduler
+
+
+class Engine(Executor):
+    """Ends everything at once; what breaks it breaks all that follows."""
+
+    def __init__(self, killers: set[int], raising: Counter[int]) -> None:
+        self.killers, self.raising, self.broken = killers, raising, False
+
+    def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        self.broken |= number in self.killers
+        if self.broken:
+            future.set_exception(BrokenExecutor("killed"))
+        elif self.raising[number]:
+            self.raising[number] -= 1
+            future.set_exception(ArithmeticError("no"))
+        else:
+            future.set_result(-number)
+        return future
+
+
+def run(
+    killers: set[int], raising: dict[int, int], make: Callable[[], Executor] | None = None
+) -> tuple[dict[int, Any], dict[int, str], Scheduler]:
+    counts = Counter(raising)
+    held = Held(make or (lambda: Engine(killers, counts)))
+    scheduler = Scheduler(
+        held, lambda engine, number: engine.submit(number), lambda number: None, 2, 4  # type: ignore[arg-type]
+    )  # fmt: skip
+    outcomes = list(scheduler.run(range(30)))
+    assert len({outcome.number for outcome in outcomes}) == len(outcomes)
+    results = {number: result for number, result, error in outcomes if error is None}
+    return results, {number: error for number, _, error in outcomes if error is not None}, scheduler
+
+
+def test_every_chunk_ends_once() -> None:
+    results, errors, _ = run(set(), {})
+    assert results == {number: -number for number in range(30)}
+    assert errors == {}
+
+
+def test_what_raises_is_tried_again() -> None:
+    results, errors, _ = run(set(), {3: 2, 7: 3})
+    assert sorted(results) == [number for number in range(30) if number != 7]
+    assert errors == {7: "ArithmeticError: no"}
+
+
+@pytest.mark.parametrize("killers", [{0}, {29}, {4, 5}, {1, 2, 3, 4, 20}])
+def test_only_chunks_that_break_the_executor_alone_fail(killers: set[int]) -> None:
+    results, errors, _ = run(killers, {3: 1})
+    assert sorted(errors) == sorted(killers)
+    assert sorted(results) == [number for number in range(30) if number not in killers]
+
+
+def test_an_executor_that_always_breaks_is_given_up() -> None:
+    _, errors, scheduler = run({*range(30)}, {})
+    assert scheduler.given_up is not None
+    assert len(errors) < 30
+
+
+def test_what_an_engine_cancels_is_tried_again() -> None:
+    class Cancelling(Engine):
+        cancelled = 0
+
+        def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if self.cancelled < 2:
+                self.cancelled += 1
+                future = Future[Any]()
+                future.cancel()
+                future.set_running_or_notify_cancel()
+                return future
+            return super().submit(number)
+
+    results, _, _ = run(set(), {}, lambda: Cancelling(set(), Counter()))
+    assert len(results) == 30
+
+
+def test_how_many_chunks_keep_an_executor_busy() -> None:
+    assert Held(Engine(set(), Counter())).in_flight == 1024
