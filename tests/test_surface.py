@@ -119,7 +119,7 @@ def test_importing_loads_neither_extras_nor_torch_before_they_are_needed() -> No
         "assert 'torch' not in sys.modules;"
         "[getattr(fe, name) for name in fe.__all__];"
         "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy',"
-        "'xarray', 'sklearn'};"
+        "'xarray', 'sklearn', 'dask', 'distributed', 'pyarrow'};"
         "assert not extras & set(sys.modules), extras & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -19,7 +19,6 @@ from funcexplain.problems.grid import RowDim, numbers, places, take
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
-from funcexplain.solvers.samples import refusal
 from funcexplain.solvers.solve import solve
 
 WHERE = "clusters.solve"
@@ -102,11 +101,9 @@ def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict
 
 
 def _solved(problem: Problem, method: Any, settings: dict[str, Any]) -> Solution:
-    if settings["rows"] == "samples" and 0 not in problem.shape:
-        # Chosen for all rows; those of a chunk that are odd, as with a start that is NaN, are mapped.
-        odd = refusal(problem, torch.arange(problem.shape[0], device=problem.args["x0"].device))
-        settings = {**settings, "rows": "vmap" if odd else "samples"}
-    return solve(problem, method, **settings)
+    # Chosen for all rows; a chunk whose rows are odd, as with a start that is NaN, is mapped.
+    rows = "auto" if settings["rows"] == "samples" else settings["rows"]
+    return solve(problem, method, **settings | {"rows": rows})
 
 
 def _by_model(problem: Problem, rows: Tensor) -> Iterator[tuple[Problem, Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -90,7 +91,9 @@ class Folder:
     """
 
     def __init__(self, where: str, path: Any) -> None:
-        self.where, self.path = where, as_path(where, path)
+        as_path(where, path)  # refuses what is none
+        # Links are not followed: another machine may have them elsewhere.
+        self.where, self.path = where, Path(os.path.abspath(path))
         self._manifest, self._failures = self.path / "manifest.json", self.path / "failures.json"
 
     def file(self, number: int) -> Path:

@@ -29,7 +29,9 @@ from funcexplain.solvers.progress import Callback, Meter
 from funcexplain.solvers.samples import refusal
 from funcexplain.solvers.solve import solve as solve_here
 
-_CHUNK_SIZE = 1024
+# Long enough that a chunk's own cost, some 40 ms, is a few percent of a search of 50 steps; short enough
+# that large tensors are not taken anew from the system in every step (docs/clusters.md).
+_CHUNK_SIZE = 512
 # What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
 _SETTINGS = ("max_steps", "atol", "keep", "patience", "rtol", "history", "rows", "compile")
 
@@ -71,7 +73,7 @@ def solve(
             again where a killed worker broke it: a process pool cannot be used any more then. See
             `processes`; Dask's is ``client.get_executor()``. One that is made here is ended here.
         directory: folder of the run; made if missing.
-        chunk_size: rows per file; default 1024, or what the directory has. Workers hold these at once.
+        chunk_size: rows per file; default 512, or what the directory has. Workers hold these at once.
         retries: times that a chunk is tried again.
         in_flight: most chunks that wait in the executor or run. Default: two per process, else 1024.
         callback: as in `fe.solve`; only its ``report`` is called, when chunks have ended.
@@ -124,7 +126,7 @@ def solve(
         chunk_size=chunk_size or _CHUNK_SIZE,
         fields=_kinds(empty),
     )
-    task = Task(recipe, method, settings, os.path.abspath(folder.path), wanted.key)
+    task = Task(recipe, method, settings, str(folder.path), wanted.key)
     payload = pickled(WHERE, "method", task)
     manifest = folder.begin(wanted, chunk_size)
     del problem, empty

@@ -237,6 +237,11 @@ class Answer:
         tensors = self._tensors() if not places else {n: picked(t) for n, t in self._tensors().items()}
         return self._of(tensors, tuple(self.dims[place] for place in kept))
 
+    @property
+    def sample(self) -> Self:
+        """The first row, with a dimension ``row``: it tells the window, dtype and device of all."""
+        return self.flat(torch.arange(min(1, math.prod(self.shape))))
+
     def __iter__(self) -> Iterator[Self]:
         if not self.dims:
             raise TypeError("solution: expected a grid of rows to iterate over, got one question's")

@@ -19,6 +19,8 @@ from funcexplain.solutions.summary import QUANTILES, number, quantiles, rows_of
 
 BEST_ROWS = 10
 """Rows of a grid that are listed."""
+MOST_DRAWN = 500
+"""Rows of a grid whose losses are drawn; of more, no eye follows one."""
 
 
 def best_first(answer: Answer, metrics: Metrics) -> list[tuple[int, ...]]:
@@ -49,9 +51,11 @@ def overview(
     flat = [tensor.flatten().cpu() for tensor in (distance, answer.error, answer.hit)]
     tradeoff = plots.plot_tradeoff(*flat[:2], hit=flat[2], labels=_strengths(problem), unit=unit)
     best = int(np.ravel_multi_index(order[0], answer.shape))
+    drawn = _drawn(math.prod(answer.shape), best)
     losses = plots.plot_history(
-        answer.history.flatten(0, len(answer.dims) - 1), best=best, hit=flat[2], rows="row"
+        answer.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
     )
+    told = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
     lines = []
     for index in order[:BEST_ROWS]:
         cells = [str(Status(int(torch.as_tensor(answer.status)[index])))]
@@ -64,12 +68,18 @@ def overview(
         table((), rows_of(answer), numbers=(1,)),
         table(heads, ([name, *quantiles(v)] for name, v in spread), range(1, 1 + len(QUANTILES))),
         picture(tradeoff, "Every row: its distance from today's market and how near it comes."),
-        picture(losses, "Loss of every row over the steps of its search, on a logarithmic scale."),
+        picture(losses, f"Loss of {told} over the steps of its search, on a logarithmic scale."),
         element("h2", f"The best {len(lines)} rows"),
         element("p", "Hits come first, the nearest to today's market before others; then misses by "
                 "their error. Rows are counted from 0.", class_="note"),
         table(heads_of_rows, lines, range(size + 1, size + 4)),
     ]  # fmt: skip
+
+
+def _drawn(rows: int, best: int) -> Tensor:
+    """Numbers of the rows whose losses are drawn: all, or some that lie evenly, and the best."""
+    some = torch.linspace(0, rows - 1, min(rows, MOST_DRAWN), dtype=torch.float64).round().long()
+    return torch.cat([some, torch.tensor([best])]).unique()
 
 
 def _strengths(problem: Problem) -> list[str] | None:

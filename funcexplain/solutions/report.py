@@ -60,7 +60,7 @@ def write_report(
     file_path = as_path(where, path)
     told = _settings(where, settings)
     metrics = _measured(where, answer, problem, history, scale=scale, models=models)
-    window = answer.x.shape[-3:]
+    window = answer.sample.x.shape[-3:]
     given = checked_labels(
         where, window, assets=assets or problem.assets, channels=channels, dates=dates
     )
@@ -169,13 +169,14 @@ def _origin(answer: Answer, problem: Problem, settings: Sequence[tuple[str, str]
     """Settings, seeds and versions."""
     seed = torch.as_tensor(problem.args["seed"]).flatten()
     seeds = str(int(seed[0])) if len(seed) == 1 else f"{len(seed)} from {seed.min()} to {seed.max()}"
+    sample = answer.sample
     varying = [f"{dim.name} ({dim.size}): {', '.join(sorted(dim.varying))}" for dim in problem.dims]
     lines = [*settings, ("seed of the problem", seeds)]
     lines += [("rows vary in", told) for told in varying]
     lines += [] if answer.dims else single(answer)[2:4]
     lines += [
-        ("window (channels, days, assets)", str(tuple(answer.x.shape[-3:]))),
-        ("numbers", f"{answer.x.dtype} on {answer.x.device}"),
+        ("window (channels, days, assets)", str(tuple(sample.x.shape[-3:]))),
+        ("numbers", f"{sample.x.dtype} on {sample.x.device}"),
         ("stability measured with", f"noise of {NOISE:g} sigmas, {DRAWS} draws, seed 0, atol {ATOL:g}"),
         *versions().items(),
     ]
@@ -216,7 +217,7 @@ def _prices(where: str, prices: Any, answer: Answer) -> tuple[np.ndarray, np.nda
             f"{type(prices).__name__}"
         )
     tables = [np.atleast_2d(plain(path)) for path in prices]
-    size, lead = answer.x.shape[-1], answer.shape
+    size, lead = answer.sample.x.shape[-1], answer.shape
     allowed = {"actual": ((), lead), "scenario": (lead,)}
     for (name, leads), prices_ in zip(allowed.items(), tables, strict=True):
         fits = prices_.ndim >= 2 and prices_.shape[-2:] == (tables[0].shape[-2], size)

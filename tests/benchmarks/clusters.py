@@ -24,7 +24,7 @@ import funcexplain as fe
 from funcexplain.demo import _trained
 from funcexplain.markets.prices import load
 
-ROWS, CHUNK, STEPS = 20_000, 1024, 20
+ROWS, CHUNK, STEPS = 20_000, 512, 50
 METHOD = fe.adam(lr=0.2, betas=(0.5, 0.999), eps=0.03)
 SETTINGS: dict[str, Any] = {"max_steps": STEPS, "history": False}
 
@@ -80,16 +80,13 @@ def speed() -> None:
         train(path)
         recipe = (clusters.build, {"path": str(path), "rows": ROWS})
         pools = {n: warm(fe.clusters.processes(n), n) for n in (1, 2)}
-        times: dict[str, list[float]] = {
-            "one process, fe.solve": [],
-            "one worker": [],
-            "two workers": [],
-        }
-        for repetition in range(3):
+        alone = f"fe.solve, chunk_size={CHUNK}"
+        times: dict[str, list[float]] = {alone: [], "one worker": [], "two workers": []}
+        for repetition in range(2):
             problem = build(str(path), ROWS)
             began = time.perf_counter()
-            fe.solve(problem, METHOD, rows="samples", compile=False, **SETTINGS)
-            times["one process, fe.solve"].append(time.perf_counter() - began)
+            fe.solve(problem, METHOD, rows="samples", compile=False, chunk_size=CHUNK, **SETTINGS)
+            times[alone].append(time.perf_counter() - began)
             for workers, name in ((1, "one worker"), (2, "two workers")):
                 began = time.perf_counter()
                 fe.clusters.solve(

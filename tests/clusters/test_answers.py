@@ -105,6 +105,23 @@ def test_measures_work_chunk_by_chunk(run: fe.clusters.ChunkedSolution, expected
         assert_close(got[name], wanted[name], rtol=1e-7, atol=1e-9)
 
 
+def test_the_report_reads_single_rows_of_x_and_history(
+    run: fe.clusters.ChunkedSolution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    inner = fe.clusters.ChunkedSolution.__getattr__
+
+    def scalars(self: fe.clusters.ChunkedSolution, name: str) -> Any:
+        assert name not in ("x", "weights", "history")
+        return inner(self, name)
+
+    problem = builds.grid()
+    run[...].report(tmp_path / "whole.html", problem, scale=1.0)
+    monkeypatch.setattr(fe.clusters.ChunkedSolution, "__getattr__", scalars)
+    run.report(tmp_path / "run.html", problem, scale=1.0)
+    assert (tmp_path / "run.html").read_text() == (tmp_path / "whole.html").read_text()
+
+
 def test_a_table_in_parquet(run: fe.clusters.ChunkedSolution, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     run.to_parquet(tmp_path / "all.parquet", windows=True, assets=["A", "B", "C", "D"])
