@@ -70,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in argv:
             print(json.dumps({"exit_code": 2, "error": message}))
         return 2
-    except KeyboardInterrupt:
-        print("funcexplain: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        told = f": {interrupt}" if str(interrupt) else ""
+        print(f"funcexplain: interrupted{told}", file=sys.stderr)
         return 130
 
 
@@ -172,12 +173,31 @@ def _parser() -> argparse.ArgumentParser:
         )
         own.add_argument("--debug", action="store_true", help="show the traceback of an error")
         own.set_defaults(command=command)
+    engine = commands.choices["run"].add_mutually_exclusive_group()
+    engine.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="share the searches among N processes; what is answered is kept, and the same command goes "
+        "on after Ctrl-C",
+    )
+    engine.add_argument(
+        "--dask",
+        metavar="tcp://HOST:PORT",
+        help="share them among the workers of a Dask scheduler that see this folder",
+    )
     return parser
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number in 0 ... {2**32 - 1}, got {text!r}")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -192,8 +212,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from funcexplain.commands.run import run
 
-    quiet, trust = arguments.quiet, arguments.trust_model
-    return _told(arguments, lambda say: run(arguments.path, trust_model=trust, quiet=quiet, say=say))
+    names = ("workers", "dask", "trust_model", "quiet")
+    settings = {name: getattr(arguments, name) for name in names}
+    return _told(arguments, lambda say: run(arguments.path, say=say, **settings))
 
 
 def _check(arguments: argparse.Namespace) -> int:

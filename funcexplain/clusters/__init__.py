@@ -7,6 +7,7 @@ one file. `solve` hands chunks to an executor that exists already (a process poo
 """
 
 from funcexplain.clusters.answers import ChunkedSolution as ChunkedSolution
+from funcexplain.clusters.answers import Failure as Failure
 from funcexplain.clusters.answers import open as open  # noqa: A004  (never without its module)
 from funcexplain.clusters.pools import processes as processes
 from funcexplain.clusters.solving import solve as solve

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import connection
 from threading import Thread
@@ -45,12 +47,37 @@ def processes(workers: int) -> Callable[[], Executor]:
 
 def _pool(workers: int) -> Executor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_begin)
+    return Pool(workers, context, initializer=_begin)
+
+
+class Pool(ProcessPoolExecutor):
+    """Processes that end the chunks they have begun, though Ctrl-C reaches all that a terminal runs."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand a call to a process; those that are missing begin here, and inherit what is blocked."""
+        if not hasattr(signal, "pthread_sigmask"):  # Windows, where Ctrl-C ends them
+            return super().submit(fn, *args, **kwargs)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes once they are done; a second Ctrl-C ends them at once."""
+        running = [*(self._processes or {}).values()]
+        try:
+            super().shutdown(wait=wait, cancel_futures=cancel_futures)
+        except KeyboardInterrupt:
+            for process in running:
+                process.kill()
+            raise
 
 
 def _begin() -> None:
     """Set a worker up: one thread, and an end when the process that it works for has ended."""
     torch.set_num_threads(1)
+    sys.stdout = sys.stderr  # what networks print is not what the coordinator says
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed coordinator would leave it waiting for ever
         Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
@@ -80,10 +107,22 @@ class Held:
         self.executor = source if isinstance(source, Executor) else self._made()
 
     @property
+    def workers(self) -> int:
+        """Chunks that it works on at once; zero where that is not known."""
+        own = getattr(self.executor, "_max_workers", 0)  # of the standard library
+        client = getattr(self.executor, "_client", None)  # of Dask, whose workers come and go
+        if client is None:
+            return own
+        try:
+            return sum(client.nthreads().values())
+        except OSError:  # a scheduler that is gone; its chunks say so themselves
+            return 0
+
+    @property
     def in_flight(self) -> int:
-        """Chunks that keep it busy: two per process; elsewhere more, as its size is not known."""
-        workers = getattr(self.executor, "_max_workers", None)
-        return 2 * workers if isinstance(workers, int) else 1024
+        """Chunks that keep it busy: two per process; of a cluster more, as it may grow."""
+        own = getattr(self.executor, "_max_workers", None)
+        return 2 * own if isinstance(own, int) else 1024
 
     def remake(self) -> bool:
         """Make a new one in place of a broken one; False where the caller's own cannot be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import secrets
 from collections import Counter
@@ -29,9 +30,10 @@ from funcexplain.solvers.progress import Callback, Meter
 from funcexplain.solvers.samples import refusal
 from funcexplain.solvers.solve import solve as solve_here
 
-# Long enough that a chunk's own cost, some 40 ms, is a few percent of a search of 50 steps; short enough
-# that large tensors are not taken anew from the system in every step (docs/clusters.md).
-_CHUNK_SIZE = 512
+# Rows per chunk: so many chunks that workers end at about the same time, within bounds. The least is
+# long enough that a chunk's own cost, some 40 ms, is small beside its search; the most so short that
+# large tensors are not taken anew from the system in every step (docs/clusters.md).
+_CHUNKS, _LEAST_ROWS, _MOST_ROWS = 64, 64, 512
 # What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
 _SETTINGS = ("max_steps", "atol", "keep", "patience", "rtol", "history", "rows", "compile")
 
@@ -73,7 +75,8 @@ def solve(
             again where a killed worker broke it: a process pool cannot be used any more then. See
             `processes`; Dask's is ``client.get_executor()``. One that is made here is ended here.
         directory: folder of the run; made if missing.
-        chunk_size: rows per file; default 512, or what the directory has. Workers hold these at once.
+        chunk_size: rows per file, which a worker holds at once. Default: what the directory has; of a
+            new one such that there are 64 chunks, but at least 64 and at most 512 rows.
         retries: times that a chunk is tried again.
         in_flight: most chunks that wait in the executor or run. Default: two per process, else 1024.
         callback: as in `fe.solve`; only its ``report`` is called, when chunks have ended.
@@ -123,7 +126,7 @@ def solve(
         parts=fingerprint(problem, made, settings),
         dims=tuple(dim.name for dim in problem.dims),
         shape=problem.shape,
-        chunk_size=chunk_size or _CHUNK_SIZE,
+        chunk_size=chunk_size or _chunk_size(math.prod(problem.shape)),
         fields=_kinds(empty),
     )
     task = Task(recipe, method, settings, str(folder.path), wanted.key)
@@ -145,7 +148,8 @@ def _run(
 ) -> Failures:
     """Solve what is missing; returns the errors of chunks that failed."""
     run, failures, found = secrets.token_hex(4), Failures(), Counter[int]()
-    attempts, meter = iter(range(1 << 62)), Meter(callback, manifest.rows)
+    attempts = iter(range(1 << 62))
+    meter = Meter(callback, manifest.rows, lambda: held.workers)
     folder.clean()
     scheduler = Scheduler(
         held,
@@ -156,9 +160,7 @@ def _run(
     )
     try:
         todo = list(missing(folder, manifest, found))
-        meter.begin(manifest.chunk_size)
-        if found:
-            meter.add(found.total(), found[Status.HIT])
+        meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
         for number, counts, error in scheduler.run(todo):
             if error is not None:
                 failures[number] = error
@@ -166,10 +168,15 @@ def _run(
                 say(f"chunk {number} failed: {error.splitlines()[0]}", urgent=True)
             meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
     except KeyboardInterrupt:
-        say("interrupted: running chunks are finished, the others are left; call again", urgent=True)
+        say(
+            "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for the rest",
+            urgent=True,
+        )
     finally:
-        scheduler.cancel()
-        held.close()
+        try:
+            scheduler.cancel()
+        finally:
+            held.close()
         folder.clean()
         _note(folder, failures)
         meter.end()
@@ -180,6 +187,10 @@ def _run(
             urgent=True,
         )
     return failures
+
+
+def _chunk_size(rows: int) -> int:
+    return min(_MOST_ROWS, max(_LEAST_ROWS, -(-rows // _CHUNKS)))
 
 
 def _check_file(folder: Folder, manifest: Manifest, number: int) -> None:

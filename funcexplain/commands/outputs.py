@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,28 @@ from funcexplain.commands.question import Asked
 from funcexplain.solutions.plots import plot_overview
 
 CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
+ANSWERS = "answers"
+"""Folder of the answers of a run whose searches were shared by workers."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 
 _SHOWN = 12  # assets in the table for people
+_BLOCK = 4096  # rows that are read at once from a solution that may lie in files
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A solution in rows ``(dates, starts)``, and the best start of each date.
+    """A solution, and the best start of each date.
 
     Attributes:
-        solution: rows in order, dates outermost, ``(dates * starts,)`` leading.
+        solution: rows in row-major order are dates, outermost, times starts.
         metrics: measures by name, one number for each row.
+        hit: whether a row hit, for each.
         best: the row of each date with the smallest change among hits, else with the least loss.
     """
 
     solution: fe.Solution
     metrics: dict[str, Tensor]
+    hit: Tensor
     best: list[int]
 
 
@@ -48,7 +53,7 @@ def has_returns(history: History) -> bool:
 def save(
     folder: Path, solution: fe.Solution, asked: Asked, history: History, settings: Mapping[str, Any]
 ) -> None:
-    """Save the solution with its labels; the days of the window where there is one date."""
+    """Save a solution in memory with its labels; the days of the window where there is one date."""
     days = history.window_days(asked.places[0]) if len(asked.places) == 1 else None
     solution.save(
         folder / SOLUTION,
@@ -60,29 +65,35 @@ def save(
 
 
 def answer_of(solution: fe.Solution, metrics: Mapping[str, Tensor], asked: Asked) -> Answer:
-    """Bring rows in order and choose the best start of each date."""
-    rows, starts = _in_rows(solution), len(asked.seeds)
+    """Choose the best start of each date."""
+    hit, loss = (torch.as_tensor(t).flatten() for t in (solution.hit, solution.loss))
+    starts = len(asked.seeds)
     flat = {name: values.flatten().double() for name, values in metrics.items()}
     size = flat["rms_sigmas"].nan_to_num(nan=torch.inf)
     largest = size[size.isfinite()].max() if bool(size.isfinite().any()) else size.new_zeros(())
-    rank = torch.where(rows.hit, size, largest + 1.0 + rows.loss.double())
+    rank = torch.where(hit, size, largest + 1.0 + loss.double())
     best = rank.nan_to_num(nan=torch.inf).view(-1, starts).argmin(dim=1)
-    return Answer(rows, flat, (best + torch.arange(len(best)) * starts).tolist())
+    return Answer(solution, flat, hit, (best + torch.arange(len(best)) * starts).tolist())
 
 
 def write_tables(folder: Path, answer: Answer, asked: Asked, assets: Sequence[str]) -> list[str]:
     """Write weights and metrics as csv, one line for each search, and return the names of the files."""
-    rows, best = answer.solution, set(answer.best)
+    best = set(answer.best)
     keys = [(day, start) for day in asked.dates for start in range(len(asked.seeds))]
-    words = [str(fe.Status(code)) for code in torch.as_tensor(rows.status).tolist()]
-    scalars = [t.tolist() for t in (rows.error.double(), rows.loss.double(), rows.num_steps)]
     head = ["date", "start", "best", "status", "error", "loss", "num_steps"]
     with (folder / WEIGHTS).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *(f"weight_{name}" for name in assets)])
-        for row, (key, weights) in enumerate(zip(keys, rows.weights.double().tolist(), strict=True)):
-            told = [int(row in best), words[row], *(column[row] for column in scalars)]
-            writer.writerow([*key, *told, *weights])
+        for numbers in torch.arange(len(keys)).split(_BLOCK):
+            rows = answer.solution.flat(numbers)
+            scalars = (rows.error.double(), rows.loss.double(), rows.num_steps)
+            columns = [
+                values.tolist()
+                for values in (torch.as_tensor(rows.status), *scalars, rows.weights.double())
+            ]
+            for number, status, *told, weights in zip(numbers.tolist(), *columns, strict=True):
+                known = [int(number in best), str(fe.Status(status)), *told]
+                writer.writerow([*keys[number], *known, *weights])
     with (folder / METRICS).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["date", "start", *answer.metrics])
@@ -94,7 +105,9 @@ def write_tables(folder: Path, answer: Answer, asked: Asked, assets: Sequence[st
 def write_picture(folder: Path, answer: Answer, asked: Asked, history: History) -> str:
     """Draw the best answer of the last date, and return the name of the file."""
     starts, row, problem = len(asked.seeds), answer.best[-1], asked.problem
-    first, best = row - row % starts, answer.solution[row]
+    first = row - row % starts
+    rows = answer.solution.flat(torch.arange(first, first + starts))
+    best = rows[row - first]
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
     plot_overview(
         asked.today[-1],
@@ -102,13 +115,13 @@ def write_picture(folder: Path, answer: Answer, asked: Asked, history: History) 
         best.weights,
         best.x,
         history.windows[asked.places[-1]],
-        answer.solution.history[first : first + starts],
+        rows.history,
         scale=history.std,
         assets=history.prices.assets,
         channels=history.channels,
         dates=history.window_days(asked.places[-1]),
         best=row - first,
-        hit=answer.solution.hit[first : first + starts],
+        hit=rows.hit,
         title=asked.sentence,
     ).savefig(folder / PICTURE)
     return PICTURE
@@ -116,11 +129,10 @@ def write_picture(folder: Path, answer: Answer, asked: Asked, history: History) 
 
 def summary(answer: Answer, asked: Asked, assets: Sequence[str]) -> dict[str, Any]:
     """What was found, as JSON has it: counts, and the best answer of each date."""
-    rows = answer.solution
-    hits = rows.hit[answer.best].tolist()
+    rows = answer.solution.flat(torch.tensor(answer.best))
     answers = []
     for place, row in enumerate(answer.best):
-        one = rows[row]
+        one = rows[place]
         answers.append(
             {
                 "date": asked.dates[place],
@@ -136,10 +148,10 @@ def summary(answer: Answer, asked: Asked, assets: Sequence[str]) -> dict[str, An
         )
     found = {
         "question": asked.sentence,
-        "searches": len(rows.num_steps),
-        "hits": int(rows.hit.sum()),
+        "searches": len(answer.hit),
+        "hits": int(answer.hit.sum()),
         "dates": len(asked.dates),
-        "dates_hit": sum(hits),
+        "dates_hit": int(rows.hit.sum()),
         "answers": answers,
     }
     return as_json(found)
@@ -147,14 +159,11 @@ def summary(answer: Answer, asked: Asked, assets: Sequence[str]) -> dict[str, An
 
 def told(answer: Answer, asked: Asked, assets: Sequence[str]) -> Iterator[str]:
     """What was found, in lines for people: a table for one date, counts for many."""
-    rows, hits = answer.solution, int(answer.solution.hit[answer.best].sum())
+    searches, all_hits, hits = len(answer.hit), int(answer.hit.sum()), int(answer.hit[answer.best].sum())
     if len(asked.dates) > 1:
-        yield (
-            f"Reached on {hits} of {len(asked.dates)} dates; {int(rows.hit.sum())} of "
-            f"{len(rows.num_steps)} searches hit."
-        )
+        yield (f"Reached on {hits} of {len(asked.dates)} dates; {all_hits} of {searches} searches hit.")
         return
-    best = rows[answer.best[0]]
+    best = answer.solution.flat(torch.tensor(answer.best))[0]
     width = max(6, *map(len, assets))
     yield f"\n{'Weights':{width}}  {'today':>8}  {'reached':>8}"
     moved = (best.weights - asked.today[0]).abs().nan_to_num().argsort(descending=True, stable=True)
@@ -168,7 +177,7 @@ def told(answer: Answer, asked: Asked, assets: Sequence[str]) -> Iterator[str]:
     yield (
         f"\n{verdict}: missed by {100 * float(best.error):.2f} percentage points at most, after "
         f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
-        f"{int(rows.hit.sum())} of {len(rows.num_steps)} starts hit."
+        f"{all_hits} of {searches} starts hit."
     )
 
 
@@ -186,15 +195,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.isoformat() if isinstance(value, date) else value
-
-
-def _in_rows(solution: fe.Solution) -> fe.Solution:
-    """All row dimensions as one; one question as one row."""
-    num = len(solution.dims)
-    values = {
-        place.name: torch.as_tensor(getattr(solution, place.name))
-        for place in fields(solution)
-        if place.name != "dims"
-    }
-    rows = {name: t.flatten(0, num - 1) if num else t[None] for name, t in values.items()}
-    return fe.Solution(**rows, dims=("row",))

@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands import outputs
-from funcexplain.commands.config import Config, Method, read_config
-from funcexplain.commands.history import History, load_history
-from funcexplain.commands.network import load_network
+from funcexplain.commands.config import Method, read_config
+from funcexplain.commands.engine import engine, solve
 from funcexplain.commands.outputs import has_returns
-from funcexplain.commands.question import Asked, ask, pinned
+from funcexplain.commands.ready import Ready, digest, load, method_of, search_settings
 from funcexplain.commands.toml import plain, to_toml
 from funcexplain.demo import writable
 from funcexplain.solutions.drawing import require_matplotlib
-from funcexplain.solutions.files import describe
 
 HIT, NOT_REACHED = 0, 1
 
 Say = Callable[[str], object]
 
-# Losses that are kept of a search: enough for its curve, also where there are thousands of them.
-_KEPT_LOSSES = 250
 
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """Everything that a config names, loaded and checked.
-
-    Attributes:
-        config: the config, with its days written out.
-        network: the network.
-        history: the windows.
-        asked: the question.
-    """
-
-    config: Config
-    network: nn.Module
-    history: History
-    asked: Asked
-
-
-def run(path: str | Path, *, trust_model: bool = False, quiet: bool = False, say: Say = print) -> dict:
+def run(
+    path: str | Path,
+    *,
+    workers: int | None = None,
+    dask: str | None = None,
+    trust_model: bool = False,
+    quiet: bool = False,
+    say: Say = print,
+) -> dict:
     """Solve what a config asks, and write the answer to its folder.
 
     Args:
         path: the config file.
+        workers: processes of this machine that share the searches. Default: this one has all.
+        dask: address of a Dask scheduler whose workers share them.
         trust_model: whether a ``.pt2`` file may run its code.
         quiet: whether no progress is shown.
         say: called with each line for people.
@@ -66,21 +53,32 @@ def run(path: str | Path, *, trust_model: bool = False, quiet: bool = False, say
 
     Raises:
         ValueError, TypeError, OSError, ImportError: the input is bad; the message says what to do.
+        KeyboardInterrupt: after Ctrl-C, where workers share the searches; the next call goes on.
     """
     config = read_config(path)
     if config.output.picture or config.output.report:
         require_matplotlib()
-    with _threads(config.method):
+    with _threads(config.method), engine(workers, dask) as executor:
         ready = load(config, trust_model=trust_model)
         folder = writable(Path(config.output.folder))
         _tell(ready, say)
-        began = time.monotonic()
-        solution = _solve(ready, quiet)
+        began, bar = time.monotonic(), None if quiet else fe.progress()
+        saved, failed = folder / outputs.SOLUTION, list[fe.clusters.Failure]()
+        if executor is None or not ready.asked.problem.dims:
+            method = method_of(config.method)
+            solution = fe.solve(
+                ready.asked.problem, method, callback=bar, **search_settings(config.method)
+            )
+            settings = {"config": outputs.as_json(plain(ready.config)), "dates": ready.asked.dates}
+            outputs.save(folder, solution, ready.asked, ready.history, settings)
+        else:
+            shared = solve(
+                ready, executor, folder / outputs.ANSWERS, trust_model=trust_model, callback=bar
+            )
+            saved.unlink(missing_ok=True)  # the answers to an earlier question
+            solution, saved, failed = shared, folder / outputs.ANSWERS, shared.failures
         seconds = time.monotonic() - began
-        settings = {"config": outputs.as_json(plain(ready.config)), "digest": digest(ready)}
-        settings["dates"] = ready.asked.dates
         (folder / outputs.CONFIG).write_text(to_toml(ready.config), encoding="utf-8")
-        outputs.save(folder, solution, ready.asked, ready.history, settings)
         metrics = _measured(ready, solution)
         answer = outputs.answer_of(solution, metrics, ready.asked)
         files = outputs.write_tables(folder, answer, ready.asked, ready.history.prices.assets)
@@ -89,12 +87,20 @@ def run(path: str | Path, *, trust_model: bool = False, quiet: bool = False, say
         if config.output.report:
             files.append(write_report(folder, ready, solution))
     found = outputs.summary(answer, ready.asked, ready.history.prices.assets)
-    found |= {"seconds": round(seconds, 3), "folder": str(folder)}
-    found["files"] = [outputs.CONFIG, outputs.SOLUTION, *files, outputs.SUMMARY]
+    found |= {"seconds": round(seconds, 3), "folder": str(folder), "digest": digest(ready)}
+    found["failed"] = [
+        {"first": chunk.rows.start, "last": chunk.rows.stop - 1, "error": chunk.error}
+        for chunk in failed
+    ]
+    found["files"] = [outputs.CONFIG, saved.name, *files, outputs.SUMMARY]
     found["exit_code"] = HIT if found["dates_hit"] == found["dates"] else NOT_REACHED
     outputs.write_json(folder / outputs.SUMMARY, found)
     for line in outputs.told(answer, ready.asked, ready.history.prices.assets):
         say(line)
+    for chunk in failed:
+        say(
+            f"Searches {chunk.rows.start} to {chunk.rows.stop - 1} failed: {chunk.error.splitlines()[0]}"
+        )
     say(f"{folder}: {', '.join(found['files'])}")
     return found
 
@@ -152,15 +158,20 @@ def report(folder: str | Path, *, trust_model: bool = False, say: Say = print) -
             has changed since.
     """
     folder = Path(folder)
-    if not (folder / outputs.CONFIG).is_file() or not (folder / outputs.SOLUTION).is_file():
+    saved, shared = folder / outputs.SOLUTION, folder / outputs.ANSWERS
+    try:
+        config = read_config(folder / outputs.CONFIG)
+        then = json.loads((folder / outputs.SUMMARY).read_text(encoding="utf-8"))["digest"]
+        solution = fe.load(saved) if saved.is_file() else fe.clusters.open(shared)
+    except (FileNotFoundError, NotADirectoryError, KeyError):
         raise FileNotFoundError(
-            f"{str(folder)!r} is no folder of a run, which holds {outputs.CONFIG} and "
-            f"{outputs.SOLUTION}; funcexplain run CONFIG.toml makes one"
-        )
-    config, solution = read_config(folder / outputs.CONFIG), fe.load(folder / outputs.SOLUTION)
+            f"{str(folder)!r} is no folder of a run that has ended, which holds {outputs.CONFIG}, "
+            f"{outputs.SUMMARY} and {outputs.SOLUTION} or {outputs.ANSWERS}; funcexplain run "
+            "CONFIG.toml makes one"
+        ) from None
     with _threads(config.method):
         ready = load(config, trust_model=trust_model)
-        then, now = describe(folder / outputs.SOLUTION)["settings"].get("digest", {}), digest(ready)
+        now = digest(ready)
         changed = [name for name in now if now[name] != then.get(name)]
         if changed or solution.shape != ready.asked.problem.shape:
             raise ValueError(
@@ -170,42 +181,6 @@ def report(folder: str | Path, *, trust_model: bool = False, say: Say = print) -
         name = write_report(writable(folder), ready, solution)
     say(f"{folder / name}")
     return {"exit_code": HIT, "folder": str(folder), "files": [name]}
-
-
-def load(config: Config, *, trust_model: bool = False) -> Ready:
-    """Load what a config names.
-
-    Args:
-        config: the config.
-        trust_model: whether a ``.pt2`` file may run its code.
-
-    Returns:
-        The network, the windows, the question, and the config with its days written out.
-
-    Raises:
-        ValueError, TypeError, OSError, ImportError: the input is bad; the message says what to do.
-    """
-    _method(config.method)
-    network = load_network(config.network, trust_model=trust_model)
-    floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    history = load_history(config.prices, config.features, floats[0] if floats else torch.float32)
-    return Ready(pinned(config, history), network, history, ask(config, network, history))
-
-
-def digest(ready: Ready) -> dict[str, str]:
-    """Short hashes of the network's numbers and of the prices, by which a change is noticed."""
-
-    def of(*tensors: Tensor) -> str:
-        whole = hashlib.sha256()
-        for tensor in tensors:
-            whole.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return whole.hexdigest()[:16]
-
-    return {
-        # What it holds today stands for the code, which is not in the numbers.
-        "network": of(*ready.network.state_dict().values(), ready.asked.today),
-        "prices": of(torch.as_tensor(ready.history.prices.values)),
-    }
 
 
 def write_report(folder: Path, ready: Ready, solution: fe.Solution) -> str:
@@ -226,41 +201,20 @@ def write_report(folder: Path, ready: Ready, solution: fe.Solution) -> str:
     return outputs.REPORT
 
 
-def _solve(ready: Ready, quiet: bool) -> fe.Solution:
-    method, problem = ready.config.method, ready.asked.problem
-    return fe.solve(
-        problem,
-        _method(method),
-        max_steps=method.max_steps,
-        atol=method.atol,
-        keep="best",
-        patience=method.patience,
-        history=max(1, -(-method.max_steps // _KEPT_LOSSES)),
-        callback=None if quiet else fe.progress(),
-    )
-
-
-def _paths(ready: Ready, solution: fe.Solution) -> tuple[Tensor, Tensor] | None:
-    """Prices over the window's days, actual and as its returns make them; None where there are none."""
+def _paths(ready: Ready, solution: fe.Solution) -> Callable[..., Any] | None:
+    """Prices over a row's window, actual and as its returns make them; None where there are none."""
     history, asked = ready.history, ready.asked
-    if not has_returns(history) or not bool(solution.x.isfinite().all()):
+    if not has_returns(history):
         return None
-    last = history.last_days[asked.places]
-    days = last[:, None] + torch.arange(-history.lookback, 1)
-    actual = torch.as_tensor(history.prices.values)[days]  # (dates, L + 1, A)
-    rows = solution.x[..., 0, :, :].double().reshape(len(last), len(asked.seeds), *solution.x.shape[-2:])
-    scenario = torch.func.vmap(torch.func.vmap(fe.scenarios.prices_of, (0, None)))(rows, actual[:, 0])
-    actual = actual[:, None].expand_as(scenario)
-    shape = (*solution.shape, *actual.shape[-2:])
-    return actual.reshape(shape), scenario.reshape(shape)
 
+    def of_row(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
+        date = index[solution.dims.index("date")] if "date" in solution.dims else 0
+        last = int(history.last_days[asked.places[date]])
+        actual = torch.as_tensor(history.prices.values[last - history.lookback : last + 1])
+        x = (solution[index] if index else solution).x
+        return (actual, fe.scenarios.prices_of(x[0].double(), actual[0])) if x.isfinite().all() else None
 
-def _method(method: Method) -> Any:
-    """The method with its settings, which it checks itself."""
-    try:
-        return getattr(fe, method.name)(**method.settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"method: {error}") from None
+    return of_row
 
 
 def _measured(ready: Ready, solution: fe.Solution) -> Any:

@@ -156,8 +156,8 @@ class Answer:
             >>> fe.solve(grid, max_steps=1).flat(torch.tensor([0, 5])).shape
             (2,)
         """
-        lead = len(self.dims)
-        tensors = {n: t.reshape(-1, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
+        lead, total = len(self.dims), math.prod(self.shape)
+        tensors = {n: t.reshape(total, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
         return self._of(tensors, ("row",))
 
     def isel(self, **items: Any) -> Self:

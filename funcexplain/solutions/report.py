@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ DETAILED_ROWS = 3
 NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
 """What `evaluate` measures stability with; stands in the report."""
 
+Paths = tuple[np.ndarray, np.ndarray]
+
 
 def write_report(
     where: str,
@@ -50,7 +52,7 @@ def write_report(
     channels: Sequence[str] | None = None,
     dates: Iterable[object] | None = None,
     scale: float | Tensor | None = None,
-    prices: tuple[Tensor, Tensor] | None = None,
+    prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     models: Any = None,
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -65,7 +67,7 @@ def write_report(
         where, window, assets=assets or problem.assets, channels=channels, dates=dates
     )
     labels = _labels(given, window)
-    paths = None if prices is None else _prices(where, prices, answer)
+    paths = None if prices is None else _paths(where, prices, answer)
     sigma, unit = _sigma(problem, history, scale)
     order = best_first(answer, metrics)
     shown = [row_of(answer, problem, index, sigma, unit) for index in order[:DETAILED_ROWS]]
@@ -80,7 +82,7 @@ def write_report(
         content.append(element("h2", f"Row in detail: {row.name}" if row.name else "The answer"))
         if row is not shown[0]:
             content.append(element("p", _question(row, labels, given)))
-        content += pictures_of(row, labels, given.get("day"), paths and _at(paths, index))
+        content += pictures_of(row, labels, given.get("day"), paths and paths(index))
         content += [element("h3", "Largest changes"), changes_of(row, labels)]
     if not answer.dims:
         ax = plots.plot_history(answer.history)
@@ -209,15 +211,28 @@ def _labels(given: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
     )
 
 
-def _prices(where: str, prices: Any, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-    """Actual and scenario prices, of one row or of all."""
+def _paths(where: str, prices: Any, answer: Answer) -> Callable[[tuple[int, ...]], Paths | None]:
+    """Actual and scenario prices of a row, by its index."""
+    size = answer.sample.x.shape[-1]
+    if callable(prices):
+
+        def of_row(index: tuple[int, ...]) -> Paths | None:
+            found = prices(index)
+            return None if found is None else _prices(where, found, (), size)
+
+        return of_row
+    actual, scenario = _prices(where, prices, answer.shape, size)
+    return lambda index: (actual[index] if actual.ndim > 2 else actual, scenario[index])
+
+
+def _prices(where: str, prices: Any, lead: tuple[int, ...], size: int) -> Paths:
+    """Actual and scenario prices of rows ``lead``; actual ones may be the same for all."""
     if not isinstance(prices, tuple | list) or len(prices) != 2:
         raise TypeError(
-            f"{where}: prices must be a pair (actual, scenario) of prices (days, A), got "
-            f"{type(prices).__name__}"
+            f"{where}: prices must be a pair (actual, scenario) of prices (days, A), or a function that "
+            f"returns that of a row, got {type(prices).__name__}"
         )
     tables = [np.atleast_2d(plain(path)) for path in prices]
-    size, lead = answer.sample.x.shape[-1], answer.shape
     allowed = {"actual": ((), lead), "scenario": (lead,)}
     for (name, leads), prices_ in zip(allowed.items(), tables, strict=True):
         fits = prices_.ndim >= 2 and prices_.shape[-2:] == (tables[0].shape[-2], size)
@@ -227,12 +242,6 @@ def _prices(where: str, prices: Any, answer: Answer) -> tuple[np.ndarray, np.nda
                 f"path for each row, got {prices_.shape}; fe.scenarios.prices_of makes them of returns"
             )
     return tables[0], tables[1]
-
-
-def _at(paths: tuple[np.ndarray, np.ndarray], index: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The prices of a row; actual ones may be the same for all."""
-    actual, scenario = paths
-    return actual[index] if actual.ndim > 2 else actual, scenario[index]
 
 
 def _settings(where: str, settings: Any) -> list[tuple[str, str]]:

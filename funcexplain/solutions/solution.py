@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -130,7 +130,7 @@ class Solution(Answer):
         channels: Sequence[str] | None = None,
         dates: Iterable[object] | None = None,
         scale: float | Tensor | None = None,
-        prices: tuple[Tensor, Tensor] | None = None,
+        prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
         models: Any = None,
         title: str | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -152,7 +152,8 @@ class Solution(Answer):
             dates: ``L`` days of the window.
             scale: one sigma.
             prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
-                ``fe.scenarios.prices_of``.
+                ``fe.scenarios.prices_of``. Of very many rows, a function that takes the index of one and
+                returns its pair, or None; it is called for the rows that are shown.
             models: parameters of other models, asked at each answer.
             title: headline.
             settings: how the answer was found, by name.

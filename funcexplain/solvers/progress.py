@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ class Progress(NamedTuple):
         hits: rows that hit their target.
         chunk_size: most rows in work at once.
         seconds: time since the search began.
+        workers: processes that share the rows, as many as there are now; zero where this one has all.
+        known: rows that were answered before the search began, as in a run that is taken up again.
         over: whether the search is over; after Ctrl-C it is before all rows have ended.
     """
 
@@ -30,6 +33,8 @@ class Progress(NamedTuple):
     hits: int
     chunk_size: int
     seconds: float
+    workers: int = 0
+    known: int = 0
     over: bool = False
 
     @property
@@ -40,7 +45,13 @@ class Progress(NamedTuple):
     @property
     def rate(self) -> float:
         """Rows per second; zero as long as none has ended."""
-        return self.done / self.seconds if self.done and self.seconds > 0 else 0.0
+        return (self.done - self.known) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Time that the rows left will take at this rate; infinite as long as none has ended."""
+        left = self.rows - self.done
+        return left / self.rate if left and self.rate else math.inf if left else 0.0
 
 
 Callback = Callable[[State, Info], object]
@@ -79,19 +90,27 @@ class FirstRow:
 
 
 class Meter:
-    """Counts ended rows, and tells a callback that listens."""
+    """Counts ended rows, and tells a callback that listens.
 
-    def __init__(self, callback: Any, rows: int) -> None:
+    Args:
+        callback: of the search.
+        rows: rows in all.
+        workers: called for the number of processes that share the rows.
+    """
+
+    def __init__(self, callback: Any, rows: int, workers: Callable[[], int] = int) -> None:
         self._listener = callback if isinstance(callback, Reporter) else None
+        self._workers, self._known = workers, 0
         self._began, self._begun = time.monotonic(), False
         self._rows, self._done, self._hits, self.chunk_size = rows, 0, 0, 0
 
-    def begin(self, chunk_size: int) -> None:
-        """Report that the search begins, the first time."""
+    def begin(self, chunk_size: int, known: int = 0, hits: int = 0) -> None:
+        """Report that the search begins, the first time, and what is known by then."""
         self.chunk_size = chunk_size
         if not self._begun:
             self._begun = True
-            self._report()
+            self._known, self._done, self._hits = known, known, hits
+            self._report(over=0 < self._rows == known)
 
     def add(self, done: int, hits: int) -> None:
         """Count rows that have ended, and report."""
@@ -106,12 +125,12 @@ class Meter:
     def _report(self, *, over: bool = False) -> None:
         if self._listener is not None:
             seconds = time.monotonic() - self._began
-            now = Progress(self._rows, self._done, self._hits, self.chunk_size, seconds, over)
-            self._listener.report(now)
+            counts = (self._rows, self._done, self._hits, self.chunk_size)
+            self._listener.report(Progress(*counts, seconds, self._workers(), self._known, over))
 
 
 def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar:
-    """Show rows done, hit rate and rows per second while a search runs.
+    """Show rows done, hit rate, workers, rows per second and the time left while a search runs.
 
     A bar of tqdm (extra ``progress``) on a terminal; elsewhere, or where tqdm is not installed, a plain
     line now and then, which log files can hold.
@@ -157,24 +176,42 @@ class ProgressBar:
         """Redraw the bar, or write a line if it is time for one."""
         stream = self._stream or sys.stderr
         if not self._running:
-            self._bar, self._next_line = _bar(stream, progress.rows), self._every
+            self._bar, self._next_line = _bar(stream, progress), self._every
         self._running = not progress.over
+        workers = f", {progress.workers} workers" if progress.workers else ""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"hit {progress.hit_rate:.0%}", refresh=False)
+            self._bar.set_postfix_str(f"hit {progress.hit_rate:.0%}{workers}", refresh=False)
             self._bar.update(progress.done - self._bar.n)
             if progress.over:
                 self._bar.close()
         elif progress.over or progress.seconds >= self._next_line:
             self._next_line = progress.seconds + self._every
+            left = "" if progress.over else f", {_clock(progress.seconds_left)} left"
             print(
-                f"{progress.done} of {progress.rows} rows done, hit {progress.hit_rate:.0%}, "
-                f"{progress.rate:.3g} rows/s, {progress.seconds:.0f} s",
+                f"{progress.done} of {progress.rows} rows done, hit {progress.hit_rate:.0%}{workers}, "
+                f"{progress.rate:.3g} rows/s, {_clock(progress.seconds)}{left}",
                 file=stream,
                 flush=True,
             )
 
 
-def _bar(stream: TextIO, rows: int) -> Any:
+def _clock(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> [_clock(seconds) for seconds in (7.4, 125.0, 7505.0, math.inf)]
+        ['7 s', '2:05', '2:05:05', '?']
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _bar(stream: TextIO, progress: Progress) -> Any:
     """A bar of tqdm on a terminal, or None."""
     if not stream.isatty():
         return None
@@ -182,4 +219,5 @@ def _bar(stream: TextIO, rows: int) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=rows, file=stream, unit="row", dynamic_ncols=True)
+    rows, known = progress.rows, progress.known
+    return tqdm(total=rows, initial=known, file=stream, unit="row", dynamic_ncols=True)

@@ -11,6 +11,9 @@ from funcexplain.commands.toml import to_toml
 
 ASSETS = ("GOLD", "OIL", "RICE")
 NETWORKS = """
+import multiprocessing
+import os
+
 import torch
 
 def make(assets=3, channels=3, lookback=4):
@@ -30,6 +33,27 @@ class Loud(torch.nn.Module):
         self.inner = make()
     def forward(self, x):
         print("forward!")
+        return self.inner(x)
+
+class Held(torch.nn.Module):
+    "In a worker, waits until whoever has opened the pipe for writing closes it."
+    def __init__(self):
+        super().__init__()
+        self.inner = sharp()
+    def forward(self, x):
+        if multiprocessing.parent_process() is not None and os.path.exists("hold"):
+            with open("hold") as pipe:
+                pipe.read()
+        return self.inner(x)
+
+class Poisoned(torch.nn.Module):
+    "Fails in a worker, once it is in the midst of its search."
+    def __init__(self):
+        super().__init__()
+        self.inner = sharp()
+    def forward(self, x):
+        if multiprocessing.parent_process() is not None and torch.is_grad_enabled():
+            raise ZeroDivisionError("not here")
         return self.inner(x)
 
 class Rounded(torch.nn.Module):

@@ -90,7 +90,8 @@ def test_progress_is_told_for_every_chunk(here: Solve) -> None:
     assert told[-1].hits == int(solution.hit.sum())
     told.clear()
     here(callback=Listener())
-    assert [now.done for now in told] == [0, 24]
+    assert [(now.done, now.known, now.over) for now in told] == [(24, 24, True)]
+    assert told[0].workers == 1
     lines = io.StringIO()
     here(callback=fe.progress(stream=lines))
     assert lines.getvalue().startswith("24 of 24 rows done")

@@ -177,6 +177,18 @@ def test_what_is_no_index_is_refused(item: Any, error: type[Exception], message:
         answer()[item]
 
 
+@pytest.mark.parametrize("history", [True, False])
+def test_rows_are_picked_by_their_numbers(history: bool) -> None:
+    grid = fe.vmap(fe.vmap(make_problem(), x0=x0s(3), name="start"), target=targets(2))
+    solution = fe.solve(grid, max_steps=3, history=history)
+    picked = solution.flat(torch.tensor([5, 0, 4]))
+    assert picked.dims == ("row",)
+    for row, index in zip(picked, [(1, 2), (0, 0), (1, 1)], strict=True):
+        assert_same(row, solution[index])
+    assert_same(solution[1, 2].flat(torch.tensor([0]))[0], solution[1, 2])
+    assert solution.sample.shape == (1,)
+
+
 def test_iterating_goes_along_the_first_dimension() -> None:
     rows = list(answer())
     assert [row.dims for row in rows] == [("target", "start")] * 2

@@ -94,6 +94,32 @@ def test_rates_are_of_rows_that_have_ended() -> None:
     assert fe.Progress(8, 4, 1, 4, 2.0).hit_rate == 0.25
     assert fe.Progress(8, 4, 1, 4, 2.0).rate == 2.0
     assert fe.Progress(8, 4, 1, 4, 0.0).rate == 0.0
+    assert fe.Progress(8, 6, 1, 4, 2.0, known=4).rate == 1.0
+
+
+def test_the_time_left_is_told_from_the_rate() -> None:
+    assert fe.Progress(8, 6, 1, 4, 3.0, known=4).seconds_left == 3.0
+    assert fe.Progress(8, 4, 1, 4, 3.0, known=4).seconds_left == float("inf")
+    assert fe.Progress(8, 8, 1, 4, 3.0, known=8).seconds_left == 0.0
+    lines = io.StringIO()
+    bar = fe.progress(stream=lines, every=0)
+    for done, over in ((10, False), (20, False), (30, True)):
+        bar.report(fe.Progress(30, done, 5, 10, 60.0, 2, 10, over))
+    assert lines.getvalue().splitlines() == [
+        "10 of 30 rows done, hit 50%, 2 workers, 0 rows/s, 1:00, ? left",
+        "20 of 30 rows done, hit 25%, 2 workers, 0.167 rows/s, 1:00, 1:00 left",
+        "30 of 30 rows done, hit 17%, 2 workers, 0.333 rows/s, 1:00",
+    ]
+
+
+def test_a_bar_begins_where_an_earlier_run_was_left() -> None:
+    stream = Terminal()
+    bar = fe.progress(stream=stream)
+    bar.report(fe.Progress(30, 10, 5, 10, 0.0, 2, 10))
+    bar.report(fe.Progress(30, 30, 5, 10, 4.0, 2, 10, over=True))
+    assert "10/30" in stream.getvalue()
+    assert "30/30" in stream.getvalue()
+    assert "hit 17%, 2 workers" in stream.getvalue()
 
 
 def test_a_log_gets_plain_lines() -> None:

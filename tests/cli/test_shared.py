@@ -1,0 +1,195 @@
+"""Runs whose searches are shared by workers: the same answers, and a folder that is taken up again."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import funcexplain as fe
+from funcexplain.cli import main
+from tests.cli.workplace import furnish, table, write
+
+ROOT = Path(__file__).parents[2]
+# Workers of small networks have much to import and little to do: few of them are started.
+SHARED: dict[str, Any] = {
+    "question": {"date": {"every": 20}},
+    "method": {"name": "levenberg_marquardt", "atol": 0.01, "max_steps": 50, "starts": {"number": 3}},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """The folder that commands run in, and the module of its networks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path, furnish(tmp_path)
+
+
+def config(folder: Path, module: str, network: str = "sharp", **parts: Any) -> str:
+    maker = {"factory": f"{module}:{network}", "weights": None}
+    return write(folder, table(module, network=maker, **{**SHARED, **parts}))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_answers(got: Path, wanted: Path) -> None:
+    """Compare two folders: tables to rounding, and what the summaries say of the answers."""
+    for name in ("weights.csv", "metrics.csv"):
+        for one, other in zip(rows(got / name), rows(wanted / name), strict=True):
+            assert one.keys() == other.keys()
+            for key, value in one.items():
+                if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", value):
+                    assert float(value) == pytest.approx(float(other[key]), rel=1e-4, abs=1e-6)
+                else:
+                    assert value == other[key]
+    one, other = (json.loads((folder / "summary.json").read_text()) for folder in (got, wanted))
+    for key in ("question", "searches", "hits", "dates", "dates_hit", "digest", "failed"):
+        assert one[key] == other[key]
+
+
+@pytest.mark.cluster
+def test_workers_find_the_same_answers_and_keep_them(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    whole: dict[str, Any] = {"output": {"report": True, "picture": True}}
+    assert main(["run", config(folder, module, **whole), "--quiet"]) == 0
+    os.rename(folder / "out", folder / "alone")
+    path = config(folder, module, **whole)
+    assert main(["run", path, "--workers", "1"]) == 0
+    assert "9 of 9 rows done, hit 100%, 1 workers" in capsys.readouterr().err
+    out = folder / "out"
+    assert_answers(out, folder / "alone")
+    found = json.loads((out / "summary.json").read_text())
+    assert {file.name for file in out.iterdir()} == set(found["files"])
+    assert fe.clusters.open(out / "answers").hit.shape == (3, 3)
+    # The report is written again from the answers, which the next call takes as they are.
+    pages = [(out / "report.html").read_bytes()]
+    assert main(["report", "out"]) == 0
+    pages.append((out / "report.html").read_bytes())
+    times = [file.stat().st_mtime_ns for file in (out / "answers" / "chunks").rglob("*.*")]
+    assert main(["run", path, "--workers", "2"]) == 0
+    pages.append((out / "report.html").read_bytes())
+    assert len({*pages}) == 1
+    assert times == [file.stat().st_mtime_ns for file in (out / "answers" / "chunks").rglob("*.*")]
+
+
+@pytest.mark.cluster
+def test_what_a_network_prints_in_a_worker_is_no_part_of_the_object(place: tuple[Path, str]) -> None:
+    folder, module = place
+    command = [sys.executable, "-m", "funcexplain", "run", config(folder, module, "Loud"), "--json"]
+    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout)["searches"] == 9
+    assert "forward!" in done.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_a_terminal(place: tuple[Path, str], times: int) -> None:
+    folder, module = place
+    path = config(folder, module, "Held", method={**SHARED["method"], "starts": {"number": 100}})
+    os.mkfifo(folder / "hold")
+    command = [sys.executable, "-m", "funcexplain", "run", path, "--workers", "1"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as coordinator:
+        assert coordinator.stderr is not None
+        with (folder / "hold").open("w"):  # from here on, the worker is in its work
+            os.unlink(folder / "hold")
+            os.killpg(coordinator.pid, signal.SIGINT)  # of a terminal, it reaches all
+            for line in coordinator.stderr:
+                if line.startswith("interrupted"):
+                    break
+            if times == 2:
+                os.killpg(coordinator.pid, signal.SIGINT)
+                assert coordinator.wait(60) == 130  # though the worker would wait for ever
+        rest = coordinator.stderr.read()
+        assert coordinator.wait(60) == 130
+    assert "Traceback" not in rest
+    assert rest.splitlines()[-1].startswith("funcexplain: interrupted")
+    answered = int(fe.clusters.open(folder / "out" / "answers").hit.sum())
+    assert answered in ([64, 128] if times == 1 else [0])  # what the worker held, of 300
+    assert f"{answered} of 300 searches are answered" in rest or times == 2
+    assert not (folder / "out" / "summary.json").exists()
+    assert main(["report", "out"]) == 2
+    assert main(["run", path, "--workers", "1", "--quiet"]) == 0
+
+
+@pytest.mark.cluster
+def test_searches_that_fail_are_told_and_the_rest_is_written(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    path = config(folder, module, "Poisoned", output={"report": True, "picture": True})
+    assert main(["run", path, "--workers", "1"]) == 1
+    shown = capsys.readouterr()
+    assert "Searches 0 to 8 failed: ZeroDivisionError: not here" in shown.out
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    (failed,) = summary["failed"]
+    assert (failed["first"], failed["last"]) == (0, 8)
+    assert {row["status"] for row in rows(folder / "out" / "weights.csv")} == {"FAILED"}
+    assert "FAILED" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")  # of distributed's own parts
+def test_workers_of_dask(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    distributed = pytest.importorskip("distributed")
+    folder, module = place
+    path = config(folder, module)
+    assert main(["run", path, "--quiet"]) == 0
+    os.rename(folder / "out", folder / "alone")
+    # Workers need not stand in the folder of the run.
+    settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster:
+        assert main(["run", path, "--dask", cluster.scheduler_address]) == 0
+    assert "9 of 9 rows done, hit 100%, 1 workers" in capsys.readouterr().err
+    assert_answers(folder / "out", folder / "alone")
+
+
+def test_another_question_is_refused(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    (folder / "out" / "answers").mkdir(parents=True)
+    (folder / "out" / "answers" / "mine.txt").touch()
+    assert main(["run", config(folder, module), "--workers", "1"]) == 2
+    assert "must be new, empty, or that of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "0"], "--workers: expected a whole number of at least 1, got '0'"),
+        (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
+        (["--dask", "nowhere"], "--dask: expected an address such as tcp://127.0.0.1:8786"),
+        (["--dask", "tcp://127.0.0.1:1", "--workers", "2"], "not allowed with"),
+    ],
+    ids=" ".join,
+)
+def test_bad_engines(
+    place: tuple[Path, str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    assert main(["run", config(folder, module), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_dask_that_is_not_installed(
+    place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert main(["run", config(folder, module), "--dask", "tcp://127.0.0.1:1"]) == 2
+    assert 'pip install "funcexplain[dask]"' in capsys.readouterr().err
