@@ -1,6 +1,7 @@
 """Configs: what is read, what is refused with the nearest known key, and the way back to text."""
 
 import tomllib
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funcexplain.commands.config import METHODS, Range, checked, read_config
+from funcexplain.commands.config import (
+    METHODS,
+    Features,
+    Group,
+    Market,
+    Method,
+    Network,
+    Output,
+    Parts,
+    Question,
+    Range,
+    Starts,
+    checked,
+    read_config,
+)
 from funcexplain.commands.toml import plain, to_toml
 
 LEAST: dict[str, Any] = {
@@ -116,6 +131,15 @@ def test_a_folder_and_what_is_no_text_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is no TOML file"):
             read_config(path)
+
+
+def test_the_guide_names_every_entry() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    reference = guide[guide.index("## Every entry of a config") :]
+    parts = (Network, Market, Features, Question, Method, Output, Starts, Parts, Range, Group)
+    names = {place.name for part in parts for place in fields(part)} - {"settings"}
+    names = names.union(*METHODS.values())  # which stand in place of it
+    assert {name for name in names if name not in reference} == set()
 
 
 NAMES = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() and "\0" not in text)
