@@ -39,8 +39,8 @@ def processes(workers: int) -> Callable[[], Executor]:
     Example:
         >>> make = processes(2)
         >>> with make() as pool:
-        ...     type(pool).__name__
-        'ProcessPoolExecutor'
+        ...     pool.submit(sum, [1, 2]).result()
+        3
     """
     return partial(_pool, check_positive("processes", "workers", workers))
 

@@ -1,0 +1,212 @@
+"""What a value is, as text that is equal in every process that has made it alike.
+
+Numbers are told by their digests; functions by name, code, and what they capture or refer to; objects by
+type and attributes; networks by their layers. Of libraries the names are enough, as their versions are
+told apart. Of what belongs to another package than its owner, too: what it keeps for itself, such as
+numbers that it counts, may differ from process to process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic)
+_LIBRARIES = sys.stdlib_module_names | {"funcexplain", "numpy", "optree", "torch"}
+# What torch keeps in every module; layers and hooks are described by themselves, numbers are `params`.
+_OF_TORCH = vars(nn.Module()).keys() - {"training"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+def described(value: Any) -> str:
+    """Describe a function, a network or a setting.
+
+    Args:
+        value: anything.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> described({"lr": 0.1, "residual": None})
+        'lr=0.1, residual=None'
+    """
+    return _Description().of(value, "")
+
+
+def digest_of_tree(value: Any) -> str:
+    """Describe tensors by one digest of their dtypes, shapes and numbers.
+
+    Args:
+        value: a tree of tensors.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> digest_of_tree(torch.zeros(2))
+        'torch.float32 (2,) 689a7733ca64bc8b'
+    """
+    digest, leaves = hashlib.sha256(), optree.tree_leaves(value)
+    for path, leaf in zip(optree.tree_paths(value), leaves, strict=True):
+        digest.update(repr(path).encode())
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+        else:
+            digest.update(described(leaf).encode())
+    one = leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None
+    kind = f"{len(leaves)} tensors" if one is None else f"{one.dtype} {tuple(one.shape)}"
+    return f"{kind} {_short(digest)}"
+
+
+class _Description:
+    """One description; what occurs in it twice is described once."""
+
+    def __init__(self) -> None:
+        # With the values: they live as long as their ids are asked for.
+        self._known: dict[int, tuple[Any, str]] = {}
+
+    def of(self, value: Any, home: str) -> str:
+        """Describe a part; ``home`` is the package that it belongs to, empty for any."""
+        if isinstance(value, _PLAIN):
+            return repr(value)
+        if isinstance(value, Tensor):
+            return digest_of_tree(value)
+        if isinstance(value, np.ndarray):
+            return f"{value.dtype} {value.shape} {_short(hashlib.sha256(value.tobytes()))}"
+        if id(value) not in self._known:
+            self._known[id(value)] = (value, "itself")
+            self._known[id(value)] = (value, self._whole(value, home))
+        return self._known[id(value)][1]
+
+    def _all(self, values: Iterable[Any], home: str) -> str:
+        return ", ".join(self.of(value, home) for value in values)
+
+    def _named(self, values: Mapping[Any, Any], home: str) -> str:
+        named = {str(key): value for key, value in values.items()}
+        return ", ".join(f"{name}={self.of(named[name], home)}" for name in sorted(named))
+
+    def _whole(self, value: Any, home: str) -> str:
+        if isinstance(value, Mapping):
+            return self._named(value, home)
+        if isinstance(value, set | frozenset):
+            return "{" + ", ".join(sorted(self.of(part, home) for part in value)) + "}"
+        if isinstance(value, list | tuple):
+            return f"{type(value).__name__}({self._all(value, home)})"
+        if isinstance(value, partial):
+            return f"partial({self._all((value.func, *value.args, value.keywords), home)})"
+        if isinstance(value, MethodType):
+            return f"{self.of(value.__self__, home)}.{self.of(value.__func__, home)}"
+        if isinstance(value, FunctionType):
+            inside = self._all(self._inside(value), home)
+            return f"{_name(value)}({inside})" if inside else _name(value)
+        if isinstance(value, BuiltinFunctionType):
+            return _name(value)
+        if isinstance(value, type):
+            members = self._named(dict(_own_members(value)), _package(value))
+            return f"{_name(value)}({members})" if members else _name(value)
+        return self._object(value, home)
+
+    def _object(self, value: Any, home: str) -> str:
+        kind, package = type(value), _package(type(value))
+        library, foreign = package in _LIBRARIES, home not in ("", package)
+        if isinstance(value, nn.Module):
+            attributes = _of_module(value, plain_alone=foreign and not library)
+        elif dataclasses.is_dataclass(value) or package == "funcexplain" or not (library or foreign):
+            attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        else:
+            return _name(kind)
+        return f"{self.of(kind, home)}({self._named(attributes, home if library else package)})"
+
+    def _inside(self, function: FunctionType) -> Iterator[Any]:
+        """What a function captures; of the caller's also what it does and refers to."""
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # a name that has no value yet
+                yield cell.cell_contents
+        yield from (default for default in (function.__defaults__, function.__kwdefaults__) if default)
+        package = _package(function)
+        if package in _LIBRARIES:
+            return
+        yield self._code(function.__code__)
+        for name in sorted({*_names(function.__code__)} & function.__globals__.keys()):
+            value = function.__globals__[name]
+            if isinstance(value, FunctionType | type):
+                if _package(value) == package:
+                    yield value
+            elif isinstance(value, (*_PLAIN, Tensor, np.ndarray)) and not name.startswith("__"):
+                yield value
+
+    def _code(self, code: CodeType) -> str:
+        """A digest of instructions and constants, without the lines and file they stand in."""
+        constants = [
+            self._code(c) if isinstance(c, CodeType) else self.of(c, "") for c in code.co_consts
+        ]
+        return _short(hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()))
+
+
+def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods and constants of a class and its bases, as far as they are no library's."""
+    for base in reversed(kind.__mro__):
+        if _package(base) in _LIBRARIES:
+            continue
+        for name, member in vars(base).items():
+            if isinstance(member, staticmethod | classmethod):
+                yield name, member.__func__
+            elif isinstance(member, property):
+                yield name, member.fget
+            elif isinstance(member, FunctionType) or (
+                isinstance(member, _PLAIN) and not name.startswith("__")
+            ):
+                yield name, member
+
+
+def _of_module(module: nn.Module, *, plain_alone: bool) -> dict[str, Any]:
+    """Attributes of a module, its hooks and layers, and its code if that was generated."""
+    attributes = {name: part for name, part in vars(module).items() if name not in _OF_TORCH}
+    if plain_alone:
+        numbers = (*_PLAIN, Tensor, np.ndarray)
+        attributes = {name: part for name, part in attributes.items() if isinstance(part, numbers)}
+    attributes |= {name: [*getattr(module, name).values()] for name in _HOOKS}
+    return attributes | {"layers": dict(module.named_children()), "code": _generated(module)}
+
+
+def _generated(module: nn.Module) -> str | None:
+    """The code of a module that was traced or exported."""
+    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
+        with suppress(RuntimeError, AttributeError):  # a part without a forward of its own
+            return str(module.code)
+    return None
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that code refers to, functions inside it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _name(value: Any) -> str:
+    # The module of a script has another name in the processes that it starts.
+    module = str(getattr(value, "__module__", None)).replace("__mp_main__", "__main__")
+    return f"{module}.{value.__qualname__}"
+
+
+def _package(value: Any) -> str:
+    return str(getattr(value, "__module__", None) or "builtins").partition(".")[0]
+
+
+def _short(digest: Any) -> str:
+    return str(digest.hexdigest()[:16])
