@@ -132,10 +132,12 @@ def evaluate(
     dims = _dims_of_starts(problem, along)
     values = {"hit": solution.hit}
     with torch.no_grad():
-        parts = torch.arange(math.prod(problem.shape), device=x0.device).split(chunk_size)
-        found = [_of_rows(asked, solution.flat(rows), rows) for rows in parts]
-        for name in found[0]:
-            values[name] = torch.cat([measured[name] for measured in found]).reshape(solution.shape)
+        total = math.prod(problem.shape)
+        for rows in torch.arange(total, device=x0.device).split(chunk_size):
+            for name, value in _of_rows(asked, solution.flat(rows), rows).items():
+                # Copied: what a chunk measured may be a view of all that it was measured with.
+                values.setdefault(name, value.new_empty(total))[rows] = value
+        values = {name: value.reshape(problem.shape) for name, value in values.items()}
         if dims and _in_sigmas(asked):
             values |= _of_starts(asked, solution, dims, min(top, x0.shape[-3:].numel()), chunk_size)
     return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)

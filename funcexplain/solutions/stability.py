@@ -17,6 +17,8 @@ from torch import Tensor
 from funcexplain.networks.noise import normal
 from funcexplain.problems.problem import Args, Problem
 
+_PAIRS = 1 << 20  # that are compared at once
+
 Errors = Callable[..., Tensor]
 """``(windows (B, C, L, A), args, shared) -> (B,)``: largest deviation from the target of each window.
 
@@ -45,8 +47,16 @@ def apart(points: Tensor) -> Tensor:
     """
     finite = points.isfinite().all(-1)
     kept = torch.where(finite[:, None], points, 0.0)
-    # Differences, and no product of the points: close answers are the case that matters.
-    distances = torch.stack([(kept - point).square().mean(-1).sqrt() for point in kept])
+    # Products of matrices for all pairs. They are taken about the center, so that what rounds away is
+    # small against how far the points lie apart, however close they are, and with it in the mean.
+    around = torch.where(finite[:, None], points - kept.sum(0) / finite.sum(), 0.0)
+    squares = around.square().sum(-1)
+
+    def distances(lines: Tensor) -> Tensor:
+        products = around[lines] @ around.mT
+        gaps = squares[lines][:, None] + squares - 2.0 * products
+        return (gaps.clamp_min(0.0) / points.shape[-1]).sqrt()
+
     return _mean_over_others(distances, finite)
 
 
@@ -95,14 +105,22 @@ def agreement(changes: Tensor, top: int) -> Tensor:
     sizes = torch.where(finite[:, None], changes, 0.0).abs()
     largest = sizes.topk(top, dim=-1).indices
     marks = torch.zeros_like(sizes).scatter(-1, largest, 1.0)
-    common = marks @ marks.mT
-    return _mean_over_others(common / (2 * top - common), finite)
+
+    def jaccard(lines: Tensor) -> Tensor:
+        common = marks[lines] @ marks.mT
+        return common / (2 * top - common)
+
+    return _mean_over_others(jaccard, finite)
 
 
-def _mean_over_others(values: Tensor, finite: Tensor) -> Tensor:
-    """Mean of each line of ``(S, S)`` over the other finite rows; NaN for rows that are not."""
-    others = finite[:, None] & finite & ~torch.eye(len(finite), dtype=torch.bool, device=finite.device)
-    return torch.where(others, values, 0.0).sum(-1) / others.sum(-1)
+def _mean_over_others(values: Callable[[Tensor], Tensor], finite: Tensor) -> Tensor:
+    """Mean over the other finite rows of lines of ``(S, S)``, some at once; NaN for rows that are not."""
+    numbers = torch.arange(len(finite), device=finite.device)
+    means = []
+    for lines in numbers.split(max(1, _PAIRS // max(1, len(finite)))):
+        others = finite[lines][:, None] & finite & (lines[:, None] != numbers)
+        means.append(torch.where(others, values(lines), 0.0).sum(-1) / others.sum(-1))
+    return torch.cat(means)
 
 
 def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, seeds: Tensor) -> Tensor:

@@ -153,6 +153,12 @@ def test_measures_do_not_depend_on_the_chunk(chunk_size: int) -> None:
         assert_close(again[name].double(), measured()[name].double(), rtol=1e-10, atol=1e-10)
 
 
+def test_measures_hold_no_more_memory_than_they_are() -> None:
+    for name in set(measured()) - {"spread"}:  # one number for all starts
+        value = measured()[name]
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), name
+
+
 def test_one_question_is_measured_as_its_row() -> None:
     alone = fe.evaluate(answer()[1, 0, 2], grid()[1, 0, 2], history(), models=models(3), **SETTINGS)
     over_starts = {"diversity", "spread", "agreement"}

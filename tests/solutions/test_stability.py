@@ -62,6 +62,19 @@ def test_close_answers_are_told_apart() -> None:
     np.testing.assert_allclose(stability.apart(points), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("pairs", [1, 20, 1 << 20])
+def test_groups_are_compared_piece_by_piece(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(9, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points[4, 2] = math.inf
+    kept = torch.arange(9) != 4
+    monkeypatch.setattr(stability, "_PAIRS", pairs)
+    others = torch.cdist(points[kept], points[kept]) / 30**0.5
+    torch.testing.assert_close(stability.apart(points)[kept], others.sum(-1) / 7)
+    same = stability.agreement(points, 5)
+    assert same.isnan().tolist() == (~kept).tolist()
+    torch.testing.assert_close(same[kept], stability.agreement(points[kept], 5))
+
+
 def test_rows_without_others_have_nothing_to_be_compared_with() -> None:
     one = torch.ones(1, 4)
     assert stability.apart(one).isnan().all()
