@@ -114,7 +114,7 @@ def agreement(changes: Tensor, top: int) -> Tensor:
 
 
 def _mean_over_others(values: Callable[[Tensor], Tensor], finite: Tensor) -> Tensor:
-    """Mean over the other finite rows of lines of ``(S, S)``, some at once; NaN for rows that are not."""
+    """Mean of lines of ``(S, S)`` over other finite rows, some at once; NaN for those that are not."""
     numbers = torch.arange(len(finite), device=finite.device)
     means = []
     for lines in numbers.split(max(1, _PAIRS // max(1, len(finite)))):
