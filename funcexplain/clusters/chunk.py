@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from funcexplain.solvers.solve import solve
 WHERE = "clusters.solve"
 # Rows of one model from which on they share its matrices, as in a grid that is solved as a whole.
 _ROWS_PER_MODEL = 64
+_PROCESS = os.getpid()  # that imported this
 
 
 class Task(NamedTuple):
@@ -59,6 +61,9 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
         How many rows ended how.
     """
     del attempt
+    if os.getpid() != _PROCESS:
+        # A fork has the caller's settings but none of its threads, and more than one would hang.
+        torch.set_num_threads(1)
     job = _job(task)
     span = job.manifest.span(number)
     rows = torch.arange(span.start, span.stop, device=job.problem.args["x0"].device)

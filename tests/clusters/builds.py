@@ -45,6 +45,16 @@ def grid(targets: int = 4, starts: int = 6) -> fe.Problem:
     return fe.vmap(fe.vmap(p, x0=_noise(3, starts, 2, 3, 4), name="start"), target=goals)
 
 
+def wide() -> fe.Problem:
+    """Rows whose windows are large enough to be shared among threads."""
+    linear = torch.nn.Linear(400, 4)
+    torch.nn.init.constant_(linear.weight, 0.01)
+    torch.nn.init.zeros_(linear.bias)
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear, torch.nn.Softmax(-1))
+    p = fe.problem(network, torch.full((4,), 0.25), torch.zeros(1, 100, 4))
+    return fe.vmap(p, x0=_noise(3, 300, 1, 100, 4).float())
+
+
 def ensemble(models: int, starts: int, *, models_inside: bool = False) -> fe.Problem:
     """Rows ``(models, starts)``, or the other way round."""
     networks = [network(seed) for seed in range(models)]

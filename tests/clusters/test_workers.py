@@ -48,6 +48,22 @@ def test_a_worker_that_is_killed_in_the_middle(
     assert {*builds.solved(faults)} == {0, 5, 10, 15, 20}
 
 
+def test_forks_of_a_process_with_many_threads(tmp_path: Path) -> None:
+    script = """if True:
+        import sys, torch, funcexplain as fe
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        from tests.clusters import builds
+        torch.set_num_threads(2)
+        torch.randn(4000, 4000).relu_().sum()  # from here on there are threads, which no fork has
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            solution = fe.clusters.solve(builds.wide, executor=pool, directory=sys.argv[1], max_steps=2)
+        assert not solution.failures
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    subprocess.run(command, cwd=ROOT, timeout=60, check=True)
+
+
 def test_a_chunk_that_kills_every_worker_is_found(
     tmp_path: Path, faults: Path, expected: fe.Solution
 ) -> None:
