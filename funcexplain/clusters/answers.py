@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,14 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.folder import Failures, Folder, Manifest
+from funcexplain.clusters.folder import Failures, Folder, opened
+from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.tables import write_parquet
 from funcexplain.problems.grid import RowDim, numbers
 from funcexplain.solutions.answer import Status, picks_one_row
 from funcexplain.solutions.solution import Solution
+
+_REMEMBERED = 32 << 20  # bytes of chunks that were read last
 
 
 class Failure(NamedTuple):
@@ -40,22 +44,21 @@ class ChunkedSolution(Solution):
     are NaN and INTERRUPTED, those of chunks that failed NaN and FAILED.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, failures: Failures) -> None:
-        values = {"_folder": folder, "_manifest": manifest, "_failed": failures}
-        for name, value in {**values, "_latest": {}, "dims": manifest.dims}.items():
+    def __init__(self, folder: Folder, failures: Failures) -> None:
+        manifest = folder.manifest
+        values = {"_folder": folder, "_manifest": manifest, "_errors": failures, "_read_last": {}}
+        for name, value in {**values, "dims": manifest.dims}.items():
             object.__setattr__(self, name, value)
 
     _folder: Folder
     _manifest: Manifest
-    _failed: Failures
-    _latest: dict[int, dict[str, Tensor]]
+    _errors: Failures
+    _read_last: dict[int, dict[str, Tensor]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._manifest.fields:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-        parts = [part[name] for _, part in self._parts(name)]
-        whole = torch.cat(parts) if parts else self._manifest.unanswered(0, Status.FAILED, (name,))[name]
-        return whole.reshape(*self.shape, *whole.shape[1:])
+        return self._whole(name)[name]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,8 +68,8 @@ class ChunkedSolution(Solution):
     @property
     def failures(self) -> list[Failure]:
         """Chunks that failed, with their errors; a second call of `solve` tries them again."""
-        failed = sorted(self._failed.items())
-        return [Failure(self._manifest.span(number), error) for number, error in failed]
+        failed = {number: self._errors[number] for number in sorted(self._errors)}
+        return [Failure(self._manifest.span(number), error) for number, error in failed.items()]
 
     def chunks(self) -> Iterator[Solution]:
         """All rows, file by file, in row-major order.
@@ -74,7 +77,7 @@ class ChunkedSolution(Solution):
         Yields:
             Solutions of one dimension, ``row``.
         """
-        for _, tensors in self._parts():
+        for _, tensors in self._parts(*self._manifest.fields):
             yield Solution(**cast(Any, tensors), dims=("row",))
 
     def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # rows that are read lie in memory
@@ -119,19 +122,16 @@ class ChunkedSolution(Solution):
 
     def best(self, *dims: str | int, by: Tensor | None = None) -> Solution:  # type: ignore[override]
         """Pick the best row along dimensions, as `Solution.best`; ranks are read chunk by chunk."""
-        if 0 in self.shape or by is not None:
-            # Whoever holds a number for every row has the memory for the ranks of all of them.
-            ranked = Solution(**cast(Any, self._ranked()), dims=self.dims).best(*dims, by=by)
-            return self._shaped(ranked.num_steps, ranked.dims)
-        places = {self._place(dim) for dim in dims} if dims else {*range(len(self.dims))}
+        places = self._places_of_best(dims, by)
         kept = [place for place in range(len(self.dims)) if place not in places]
         grid = [RowDim(n, size, frozenset()) for n, size in zip(self.dims, self.shape, strict=True)]
         shape = [self.shape[place] for place in kept]
-        groups = int(torch.tensor(shape).prod()) if shape else 1
-        best = _Best.of_none(groups)
-        for number, part in self._parts("loss", "status"):
-            rows = torch.arange(self._manifest.span(number).start, self._manifest.span(number).stop)
-            best = best.with_rows(numbers(grid, kept, rows), rows, part["status"], part["loss"])
+        best = _Best.of_none(math.prod(shape))
+        for number, part in self._parts("status") if by is not None else self._parts("loss", "status"):
+            span = self._manifest.span(number)
+            rank = part["loss"] if by is None else by.flatten()[span.start : span.stop]
+            rows = torch.arange(span.start, span.stop)
+            best.update(numbers(grid, kept, rows), rows, part["status"], rank)
         return self._shaped(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
 
     def to_parquet(
@@ -150,17 +150,19 @@ class ChunkedSolution(Solution):
 
         Raises:
             ImportError: pyarrow is not installed.
-            ValueError: if ``assets`` are too many or too few.
+            ValueError: if ``assets`` are too many or too few, or a row dimension is named like a column.
             OSError: where it cannot be written.
         """
-        write_parquet(path, self.chunks(), self.dims, self.shape, self._manifest.fields, windows, assets)
+        none = self.flat(torch.arange(0))
+        write_parquet(path, self.chunks(), none, self.dims, self.shape, windows, assets)
 
     def __repr__(self) -> str:
         manifest, counts = self._manifest, Counter[int]()
         for number in range(manifest.chunks):
-            status = Status.FAILED if number in self._failed else Status.INTERRUPTED
-            missing = {int(status): len(manifest.span(number))}
-            counts.update(self._folder.counts(manifest, number) or missing)
+            try:
+                counts.update(self._folder.counts(number))
+            except (OSError, ValueError):
+                counts[int(self._without(number))] += len(manifest.span(number))
         told = ", ".join(f"{Status(code)} {count}" for code, count in sorted(counts.items()))
         rows = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
         code, window = manifest.fields["x"]
@@ -169,19 +171,45 @@ class ChunkedSolution(Solution):
             f"x={window} torch.{code})"
         )
 
+    def _tensors(self) -> dict[str, Tensor]:
+        # In one pass: a run that goes on must not answer between one field and the next.
+        return self._whole(*self._manifest.fields)
+
+    def _whole(self, *names: str) -> dict[str, Tensor]:
+        """Fields of all rows."""
+        parts = [part for _, part in self._parts(*names)]
+        parts = parts or [self._manifest.unanswered(0, Status.FAILED, names)]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in names}
+        return {name: tensor.reshape(*self.shape, *tensor.shape[1:]) for name, tensor in whole.items()}
+
     def _parts(self, *names: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Fields of every chunk, by its number."""
-        wanted = names or tuple(self._manifest.fields)
         for number in range(self._manifest.chunks):
-            yield number, self._folder.read(self._manifest, number, number in self._failed, wanted)
+            yield number, self._fields(number, names)
+
+    def _fields(self, number: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Fields of a chunk; of one that is not there they say so."""
+        try:
+            return self._folder.read(number, names)
+        except FileNotFoundError:
+            rows = len(self._manifest.span(number))
+            return self._manifest.unanswered(rows, self._without(number), names)
+
+    def _without(self, number: int) -> Status:
+        """How the rows of a chunk ended that has no file."""
+        return Status.FAILED if number in self._errors else Status.INTERRUPTED
 
     def _read(self, number: int) -> dict[str, Tensor]:
-        """A chunk; the latest is kept, as rows are asked for in order."""
-        if number not in self._latest:
-            tensors = self._folder.read(self._manifest, number, number in self._failed)
-            self._latest.clear()
-            self._latest[number] = tensors
-        return self._latest[number]
+        """A chunk, which may be asked for again soon, as rows are often asked for in order."""
+        if number not in self._read_last:
+            tensors = self._fields(number, tuple(self._manifest.fields))
+            if bool((tensors["status"] == Status.INTERRUPTED).all()):
+                return tensors  # it may come yet
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            while self._read_last and size * (1 + len(self._read_last)) > _REMEMBERED:
+                del self._read_last[next(iter(self._read_last))]
+            self._read_last[number] = tensors
+        return self._read_last[number]
 
     def _shaped(self, rows: Tensor, names: tuple[str, ...]) -> Solution:
         """The solution of some rows, in the shape of their numbers."""
@@ -190,12 +218,6 @@ class ChunkedSolution(Solution):
             return found[0]
         tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in found._tensors().items()}
         return Solution(**cast(Any, tensors), dims=names)
-
-    def _ranked(self) -> dict[str, Tensor]:
-        """Losses and statuses, and in place of all else the numbers of the rows."""
-        rows = torch.arange(self._manifest.rows).reshape(self.shape)
-        ranks: dict[str, Any] = {"loss": self.loss, "status": self.status}
-        return dict.fromkeys(self._manifest.fields, rows) | ranks
 
 
 class _Best(NamedTuple):
@@ -211,20 +233,21 @@ class _Best(NamedTuple):
         worst = torch.full((groups,), torch.inf, dtype=torch.float64)
         return cls(torch.full((groups,), -1), worst, torch.zeros(groups, dtype=torch.bool))
 
-    def with_rows(self, group: Tensor, rows: Tensor, status: Tensor, loss: Tensor) -> _Best:
+    def update(self, group: Tensor, rows: Tensor, status: Tensor, rank: Tensor) -> None:
         """Take more rows into account; among equals the first stays."""
-        hit, loss = status == Status.HIT, loss.double().nan_to_num(nan=torch.inf)
+        hit, loss = status == Status.HIT, rank.double().nan_to_num(nan=torch.inf)
         # Sorted by group, hits before others, then by loss: the first of each group stands for it.
-        for key in (loss, (~hit).to(torch.int8), group):
-            order = key.argsort(stable=True)
-            group, rows, hit, loss = (t[order] for t in (group, rows, hit, loss))
-        first = torch.cat([torch.ones(min(1, len(group)), dtype=torch.bool), group[1:] != group[:-1]])
+        order = loss.argsort(stable=True)
+        for key in ((~hit).to(torch.int8), group):
+            order = order[key[order].argsort(stable=True)]
+        group, rows, hit, loss = (t[order] for t in (group, rows, hit, loss))
+        first = torch.ones(len(group), dtype=torch.bool)
+        first[1:] = group[1:] != group[:-1]
         group, rows, hit, loss = (t[first] for t in (group, rows, hit, loss))
         old_hit, old_loss = self.hit[group], self.loss[group]
         better = (self.row[group] < 0) | (hit & ~old_hit) | ((hit == old_hit) & (loss < old_loss))
         for kept, new in zip(self, (rows, loss, hit), strict=True):
             kept[group[better]] = new[better]
-        return self
 
 
 def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (of its module)
@@ -251,8 +274,8 @@ def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (
         >>> fe.clusters.open(folder).best().status
         <Status.HIT: 0>
     """
-    folder = Folder("clusters.open", directory)
-    return ChunkedSolution(folder, folder.manifest(), folder.failures())
+    folder = opened("clusters.open", directory)
+    return ChunkedSolution(folder, folder.failures())
 
 
 def _flatten(solution: Any) -> Any:

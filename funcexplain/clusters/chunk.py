@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+import traceback
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import differences, fingerprint, key_of
-from funcexplain.clusters.folder import Folder, Manifest
+from funcexplain.clusters.fingerprint import differences, fingerprint
+from funcexplain.clusters.folder import Folder
+from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
-from funcexplain.problems.grid import RowDim, numbers, places, take
+from funcexplain.clusters.scheduling import WorkerError
+from funcexplain.problems.grid import RowDim, by_model, take
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
+from funcexplain.solvers.rows import ROWS_PER_MODEL
 from funcexplain.solvers.solve import solve
 
 WHERE = "clusters.solve"
-# Rows of one model from which on they share its matrices, as in a grid that is solved as a whole.
-_ROWS_PER_MODEL = 64
 _PROCESS = os.getpid()  # that imported this
 
 
@@ -34,8 +36,8 @@ class Task(NamedTuple):
     build: Recipe
     method: Any
     settings: dict[str, Any]
-    directory: str
-    key: str
+    directory: Path
+    manifest: Manifest
 
 
 class Job(NamedTuple):
@@ -45,7 +47,6 @@ class Job(NamedTuple):
     method: Any
     settings: dict[str, Any]
     folder: Folder
-    manifest: Manifest
 
 
 def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
@@ -59,33 +60,47 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
 
     Returns:
         How many rows ended how.
+
+    Raises:
+        WorkerError: whatever went wrong, as text.
     """
     del attempt
     if os.getpid() != _PROCESS:
         # A fork has the caller's settings but none of its threads, and more than one would hang.
         torch.set_num_threads(1)
-    job = _job(task)
-    span = job.manifest.span(number)
-    rows = torch.arange(span.start, span.stop, device=job.problem.args["x0"].device)
-    solution = solve_rows_alone(job.problem, rows, job.method, job.settings)
-    if bool((torch.as_tensor(solution.status) == Status.INTERRUPTED).any()):
-        raise InterruptedError(f"{WHERE}: Ctrl-C reached the worker of chunk {number}")
-    return dict(job.folder.publish(job.manifest, number, solution))
+    try:
+        job = _job(task)
+        span = job.folder.manifest.span(number)
+        rows = torch.arange(span.start, span.stop, device=job.problem.args["x0"].device)
+        solution = solve_rows_alone(job.problem, rows, job.method, job.settings)
+        if bool((torch.as_tensor(solution.status) == Status.INTERRUPTED).any()):
+            raise InterruptedError(f"{WHERE}: Ctrl-C reached the worker of chunk {number}")
+        return dict(job.folder.publish(number, solution))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the caller's code: not each of them can travel
+        told, place = traceback.format_exception_only(error), traceback.format_tb(error.__traceback__)
+        raise WorkerError("".join([*told, *place])) from None
 
 
 @lru_cache(maxsize=1)  # a worker serves one run at a time; building may take seconds
 def _job(task: bytes) -> Job:
-    build, recipe, settings, directory, key = pickle.loads(task)
-    folder, problem = Folder(WHERE, directory), build_problem(WHERE, build)
-    manifest, method = folder.manifest(), made_method(recipe)
+    try:
+        build, recipe, settings, directory, manifest = pickle.loads(task)
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            f"{WHERE}: build and method must be what workers can import, got {error} in a worker; "
+            "define them at the top of a module that is installed there, not in a notebook or shell"
+        ) from None
+    problem, method = build_problem(WHERE, build), made_method(recipe)
     parts = fingerprint(problem, method, settings)
-    if key_of(parts) != key:
+    if parts != manifest.parts:
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
             f"{differences(manifest.parts, parts)}; seed what it draws, and load what it trains from a "
             "file"
         )
-    return Job(problem, method, settings, folder, manifest)
+    return Job(problem, method, settings, Folder(WHERE, directory, manifest))
 
 
 def made_method(method: Any) -> Any:
@@ -94,13 +109,16 @@ def made_method(method: Any) -> Any:
 
 
 def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict[str, Any]) -> Solution:
-    """Solve some rows of a grid, in one dimension, as if they were all there are."""
-    parts = [(places_, _solved(part, method, settings)) for part, places_ in _by_model(problem, rows)]
+    """Solve some rows of a grid, ascending, in one dimension, as if they were all there are."""
+    parts = [
+        (_solved(_taken(replace(problem, dims=dims, args=args), some), method, settings), some)
+        for dims, args, some in by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)
+    ]
     if len(parts) == 1:
-        return parts[0][1]
+        return parts[0][0]
     # In the order of the rows again.
-    order = torch.cat([places_ for places_, _ in parts]).argsort()
-    leaves: Any = [part for _, part in parts]
+    order = torch.cat([some for _, some in parts]).argsort()
+    leaves: Any = [part for part, _ in parts]
     together: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *leaves)
     return together
 
@@ -109,26 +127,6 @@ def _solved(problem: Problem, method: Any, settings: dict[str, Any]) -> Solution
     # Chosen for all rows; a chunk whose rows are odd, as with a start that is NaN, is mapped.
     rows = "auto" if settings["rows"] == "samples" else settings["rows"]
     return solve(problem, method, **settings | {"rows": rows})
-
-
-def _by_model(problem: Problem, rows: Tensor) -> Iterator[tuple[Problem, Tensor]]:
-    """Problems of one dimension, and the places of their rows among ``rows``.
-
-    Taking rows out of a grid gives each of them parameters of its own. Where rows share a model, they
-    are solved together with the one set that they have.
-    """
-    dims, args = problem.dims, problem.args
-    along = places(dims, "params")
-    models = numbers(dims, along, rows) if along else rows
-    if not along or len(rows) < _ROWS_PER_MODEL * max(1, len(models.unique())):
-        yield _taken(problem, rows), torch.arange(len(rows), device=rows.device)
-        return
-    shared, last = tuple(d._replace(varying=d.varying - {"params"}) for d in dims), len(along) - 1
-    for model in models.unique():
-        params = optree.tree_map(lambda leaf: leaf.flatten(0, last)[model], args["params"])  # noqa: B023
-        of_model = (models == model).nonzero()[:, 0]
-        one = replace(problem, dims=shared, args={**args, "params": params})
-        yield _taken(one, rows[of_model]), of_model
 
 
 def _taken(problem: Problem, rows: Tensor) -> Problem:

@@ -7,7 +7,6 @@ again together, and those that were there too often one by one: what breaks a po
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
@@ -18,6 +17,7 @@ from concurrent.futures import (
     Future,
     wait,
 )
+from traceback import format_exception_only
 from typing import Any, NamedTuple
 
 from funcexplain.clusters.pools import Held
@@ -25,7 +25,13 @@ from funcexplain.clusters.pools import Held
 _LONGEST_ERROR = 4000  # characters
 # Without one chunk that ends between them, it is not a chunk that breaks executors.
 _MOST_BREAKS = 20
+# Without one that succeeds, it is not the chunks that fail.
+_MOST_FAILURES = 100
 Submit = Callable[[Executor, int], "Future[Any]"]
+
+
+class WorkerError(Exception):
+    """What went wrong in a worker, told as text, which travels where an exception may not."""
 
 
 class Outcome(NamedTuple):
@@ -42,7 +48,7 @@ class Scheduler:
     Args:
         held: the executor.
         submit: hands a chunk to an executor.
-        check: called where a worker says that a chunk is done; raises an OSError if it is not.
+        check: called where a worker says that a chunk is done; raises OSError or ValueError if not.
         retries: times that a chunk is tried again.
         in_flight: most chunks that are submitted and have not ended.
     """
@@ -61,9 +67,10 @@ class Scheduler:
         self._again, self._suspects = deque[int](), deque[int]()
         self._errors, self._breaks = Counter[int](), Counter[int]()
         self._alone: int | None = None
-        self._breaks_in_a_row = 0
+        self._breaks_in_a_row, self._failures_in_all = 0, 0
+        self._succeeded = False
         self.given_up: str | None = None
-        """Why chunks were left, where the executor is broken and cannot be remade."""
+        """Why chunks were left: the executor broke and cannot be remade, or every chunk fails."""
 
     def run(self, numbers: Iterable[int]) -> Iterator[Outcome]:
         """Yield the end of every chunk, in the order in which they end."""
@@ -85,7 +92,13 @@ class Scheduler:
                 self._alone = None
                 self._breaks_in_a_row += 1
                 if self._breaks_in_a_row > _MOST_BREAKS or not self._held.remake():
-                    self.given_up = broken
+                    self.given_up = (
+                        f"the executor broke ({broken.splitlines()[0]}); give a function that makes "
+                        "one, such as fe.clusters.processes(2), in a script below the line "
+                        "if __name__ == '__main__'"
+                    )
+            elif self._failures_in_all >= _MOST_FAILURES and not self._succeeded:
+                self.given_up = f"the first {self._failures_in_all} chunks failed, all of them"
 
     def cancel(self) -> None:
         """Take back what has not begun."""
@@ -106,7 +119,7 @@ class Scheduler:
                 number = found
             try:
                 self._flying[self._submit(self._held.executor, number)] = number
-            except BrokenExecutor as error:
+            except RuntimeError as error:  # broken, or shut down by somebody
                 self._again.appendleft(number)
                 return _told(error)
         return None
@@ -119,7 +132,7 @@ class Scheduler:
             alone = self._alone == number
             error = self._error_of(future, number)
             if error is None:
-                self._breaks_in_a_row = 0
+                self._breaks_in_a_row, self._succeeded = 0, True
                 outcomes.append(Outcome(number, future.result(), None))
             elif isinstance(error, KeyboardInterrupt):
                 raise error  # Ctrl-C reaches all processes of a terminal
@@ -135,6 +148,7 @@ class Scheduler:
             else:
                 self._errors[number] += 1
                 if self._errors[number] > self._retries:
+                    self._failures_in_all += 1
                     outcomes.append(Outcome(number, None, _told(error)))
                 else:
                     self._again.append(number)
@@ -149,13 +163,12 @@ class Scheduler:
         if error is None:
             try:
                 self._check(number)
-            except OSError as trouble:
+            except (OSError, ValueError) as trouble:
                 return trouble
         return error
 
 
 def _told(error: BaseException) -> str:
-    """An error as it is kept: its last line, and where it was raised in the worker."""
-    told = "".join(traceback.format_exception_only(error)).strip()
-    cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
-    return f"{told}{cause}"[:_LONGEST_ERROR]
+    """An error as it is kept: what was raised, and where in the worker."""
+    alone = str(error) if isinstance(error, WorkerError) else "".join(format_exception_only(error))
+    return alone.strip()[:_LONGEST_ERROR]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
+import pickle
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
 import torch
 
 from funcexplain.clusters.answers import ChunkedSolution
 from funcexplain.clusters.chunk import WHERE, Task, made_method, solve_chunk, solve_rows_alone
 from funcexplain.clusters.fingerprint import fingerprint
-from funcexplain.clusters.folder import Failures, Folder, Manifest, missing
+from funcexplain.clusters.folder import Failures, Folder, begin
+from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import Held, checked_source
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickled
 from funcexplain.clusters.scheduling import Scheduler
@@ -121,7 +125,6 @@ def solve(
     made = made_method(method)
     # The answer to no rows checks the settings, and shows what fields there will be.
     empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), made, settings)
-    folder = Folder(WHERE, directory)
     wanted = Manifest(
         parts=fingerprint(problem, made, settings),
         dims=tuple(dim.name for dim in problem.dims),
@@ -129,43 +132,44 @@ def solve(
         chunk_size=chunk_size or _chunk_size(math.prod(problem.shape)),
         fields=_kinds(empty),
     )
-    task = Task(recipe, method, settings, str(folder.path), wanted.key)
-    payload = pickled(WHERE, "method", task)
-    manifest = folder.begin(wanted, chunk_size)
+    pickled(WHERE, "method", method)
     del problem, empty
-    failures = _run(folder, manifest, payload, Held(source), retries, in_flight, callback)
-    return ChunkedSolution(folder, manifest, failures)
+    folder = begin(WHERE, directory, wanted, chunk_size)
+    task = Task(recipe, method, settings, folder.path, folder.manifest)
+    failures = _run(folder, pickle.dumps(task), Held(source), retries, in_flight, callback)
+    return ChunkedSolution(folder, failures)
 
 
 def _run(
     folder: Folder,
-    manifest: Manifest,
-    payload: bytes,
+    task: bytes,
     held: Held,
     retries: int,
     in_flight: int | None,
     callback: Callback | None,
 ) -> Failures:
-    """Solve what is missing; returns the errors of chunks that failed."""
-    run, failures, found = secrets.token_hex(4), Failures(), Counter[int]()
-    attempts = iter(range(1 << 62))
+    """Solve what is missing; returns the errors of chunks that failed, in this run or before."""
+    manifest, found = folder.manifest, Counter[int]()
+    run, attempts = secrets.token_hex(4), itertools.count()
     meter = Meter(callback, manifest.rows, lambda: held.workers)
-    folder.clean()
+    failures = folder.failures()
     scheduler = Scheduler(
         held,
-        lambda engine, number: engine.submit(solve_chunk, payload, number, f"{run}-{next(attempts)}"),
-        lambda number: _check_file(folder, manifest, number),
+        lambda engine, number: engine.submit(solve_chunk, task, number, f"{run}-{next(attempts)}"),
+        lambda number: _check_file(folder, number),
         retries,
         in_flight,
     )
     try:
-        todo = list(missing(folder, manifest, found))
+        folder.clean()
+        todo = list(folder.unsound(found))
         meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
         for number, counts, error in scheduler.run(todo):
+            failures.pop(number, None)
             if error is not None:
                 failures[number] = error
                 counts = {int(Status.FAILED): len(manifest.span(number))}
-                say(f"chunk {number} failed: {error.splitlines()[0]}", urgent=True)
+                _note(folder, number, error)
             meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
     except KeyboardInterrupt:
         say(
@@ -177,36 +181,33 @@ def _run(
             scheduler.cancel()
         finally:
             held.close()
-        folder.clean()
-        _note(folder, failures)
         meter.end()
     if scheduler.given_up is not None:
-        say(
-            f"the executor broke ({scheduler.given_up.splitlines()[0]}), and what is left is not "
-            "solved; give a function that makes one, such as fe.clusters.processes(2), and call again",
-            urgent=True,
-        )
+        say(f"given up: {scheduler.given_up}; call again for what is left", urgent=True)
     return failures
+
+
+def _check_file(folder: Folder, number: int) -> None:
+    """Refuse a chunk whose file the coordinator does not see whole."""
+    try:
+        folder.counts(number)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"{error}; a worker wrote it: workers must share the directory under the same path"
+        ) from None
+
+
+def _note(folder: Folder, number: int, error: str) -> None:
+    """Tell an error and keep it, also where there is no room for it on the disk."""
+    say(f"chunk {number} failed: {error.splitlines()[0]}", urgent=True)
+    try:
+        folder.note(number, error)
+    except OSError as trouble:
+        say(str(trouble), urgent=True)
 
 
 def _chunk_size(rows: int) -> int:
     return min(_MOST_ROWS, max(_LEAST_ROWS, -(-rows // _CHUNKS)))
-
-
-def _check_file(folder: Folder, manifest: Manifest, number: int) -> None:
-    """Refuse a chunk whose file the coordinator cannot see."""
-    if folder.counts(manifest, number) is None:
-        raise FileNotFoundError(
-            f"{WHERE}: the worker wrote chunk {number}, but {str(folder.file(number))!r} is not there "
-            "or not whole; workers must share the directory under the same path"
-        )
-
-
-def _note(folder: Folder, failures: Failures) -> None:
-    try:
-        folder.note(failures)
-    except OSError as error:  # a full disk: the errors are still in the solution that is returned
-        say(str(error), urgent=True)
 
 
 def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +218,13 @@ def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
             f"{WHERE}: settings must be among {', '.join(_SETTINGS)}, got {', '.join(unknown)}"
         )
     known = inspect.signature(solve_here).parameters
-    return {name: given.get(name, known[name].default) for name in _SETTINGS}
+    every = {name: given.get(name, known[name].default) for name in _SETTINGS}
+    # Equal settings are told alike, whatever they were given as.
+    every = {n: value.item() if isinstance(value, np.generic) else value for n, value in every.items()}
+    return {
+        name: float(value) if name in ("atol", "rtol") and type(value) is int else value
+        for name, value in every.items()
+    }
 
 
 def _decided(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
 
 
 def by_model(
-    dims: tuple[RowDim, ...], args: dict[str, Any], least: int
+    dims: tuple[RowDim, ...], args: dict[str, Any], rows: Tensor, least: int
 ) -> Iterator[tuple[tuple[RowDim, ...], dict[str, Any], Tensor]]:
-    """Split a grid whose params vary into its models, if each has at least ``least`` rows.
+    """Split rows of a grid whose params vary by their models, if these have ``least`` rows on average.
 
     Rows of one model share its matrices, and a product with one matrix costs a fraction of a batch of
     products; with few rows per model the batch of all models is better.
@@ -93,15 +93,14 @@ def by_model(
     Yields:
         Dimensions and data in which params do not vary, and the numbers of the rows that they are for.
     """
-    rows = torch.arange(math.prod(dim.size for dim in dims), device=args["x0"].device)
     along = places(dims, "params")
-    models = math.prod(dims[place].size for place in along)
-    if not along or len(rows) < least * models:
+    number, last = numbers(dims, along, rows), len(along) - 1
+    models = number.unique()
+    if not along or not len(rows) or len(rows) < least * len(models):
         yield dims, args, rows
         return
     shared = tuple(dim._replace(varying=dim.varying - {"params"}) for dim in dims)
-    number, last = numbers(dims, along, rows), len(along) - 1
-    for model in range(models):
+    for model in models:
         params = optree.tree_map(lambda leaf: leaf.flatten(0, last)[model], args["params"])  # noqa: B023
         yield shared, {**args, "params": params}, rows[number == model]
 

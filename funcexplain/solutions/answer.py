@@ -210,13 +210,7 @@ class Answer:
         """
         if not self.dims and not dims:
             return self
-        places = sorted({self._place(dim) for dim in dims} if dims else range(len(self.dims)))
-        if by is not None and not isinstance(by, Tensor):
-            raise TypeError(f"best: by must be a torch.Tensor, got {type(by).__name__}")
-        if by is not None and tuple(by.shape) != self.shape:
-            raise ValueError(f"best: by must have the rows' shape {self.shape}, got {tuple(by.shape)}")
-        if any(self.shape[place] == 0 for place in places):
-            raise ValueError(f"best: expected rows along every dimension, got the shape {self.shape}")
+        places = self._places_of_best(dims, by)
         kept = [place for place in range(len(self.dims)) if place not in places]
         rank = (self.loss if by is None else by).double().nan_to_num(nan=math.inf)
         # All dimensions to pick along become one, behind those that stay.
@@ -236,6 +230,17 @@ class Answer:
 
         tensors = self._tensors() if not places else {n: picked(t) for n, t in self._tensors().items()}
         return self._of(tensors, tuple(self.dims[place] for place in kept))
+
+    def _places_of_best(self, dims: tuple[str | int, ...], by: Any) -> list[int]:
+        """Numbers of the dimensions to pick along; refuses what `best` cannot pick by."""
+        places = sorted({self._place(dim) for dim in dims} if dims else range(len(self.dims)))
+        if by is not None and not isinstance(by, Tensor):
+            raise TypeError(f"best: by must be a torch.Tensor, got {type(by).__name__}")
+        if by is not None and tuple(by.shape) != self.shape:
+            raise ValueError(f"best: by must have the rows' shape {self.shape}, got {tuple(by.shape)}")
+        if any(self.shape[place] == 0 for place in places):
+            raise ValueError(f"best: expected rows along every dimension, got the shape {self.shape}")
+        return places
 
     @property
     def sample(self) -> Self:

@@ -22,8 +22,11 @@ def as_path(where: str, path: Any) -> Path:
 
 
 @contextmanager
-def replaced(where: str, path: Path) -> Iterator[BinaryIO]:
-    """A new file in the same folder that takes the place of ``path`` once it is complete on disk."""
+def replaced(where: str, path: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
+    """A new file in the same folder that takes the place of ``path`` once it is complete on disk.
+
+    If ``exclusive``, a file that is there already stays, and a FileExistsError is raised.
+    """
     if path.is_dir():
         raise IsADirectoryError(f"{where}: {shown(path)} is a folder; name a file in it")
     fresh = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
@@ -33,7 +36,10 @@ def replaced(where: str, path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(fresh, path)
+            if exclusive and _linked(fresh, path):
+                fresh.unlink()
+            else:
+                os.replace(fresh, path)
         except BaseException:  # Ctrl-C, too, leaves nothing behind
             with suppress(OSError):
                 fresh.unlink()
@@ -41,6 +47,17 @@ def replaced(where: str, path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     except OSError as error:
         raise retold(where, "write", path, error) from None
+
+
+def _linked(fresh: Path, path: Path) -> bool:
+    """Give a file a second name, if there is no such file; False where the system has no links."""
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

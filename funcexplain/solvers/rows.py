@@ -24,8 +24,8 @@ from funcexplain.solvers.samples import Rows, refusal
 from funcexplain.solvers.state import Rules, State
 from funcexplain.solvers.step import Parts
 
-# Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md).
-_ROWS_PER_MODEL = 64
+ROWS_PER_MODEL = 64
+"""Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md)."""
 # Where rows are few, several compiled steps in one call save the overhead of the call.
 _FEW_ROWS, _UNROLLED = 4, 5
 # Rows from which on it is worth trying whether they can lie on the sample dimension.
@@ -53,7 +53,8 @@ def solve_rows(
     sizes = None if settings.chunk_size is None else Sizes(settings.chunk_size, settings.chunk_size)
     meter = Meter(settings.callback, len(outputs.status))
     try:
-        for dims, args, rows in by_model(problem.dims, problem.args, _ROWS_PER_MODEL):
+        every = torch.arange(len(outputs.status), device=problem.args["x0"].device)
+        for dims, args, rows in by_model(problem.dims, problem.args, every, ROWS_PER_MODEL):
             if not len(rows):
                 break
             grid = replace(problem, dims=dims, args=args)

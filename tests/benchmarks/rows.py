@@ -200,18 +200,18 @@ def chunks(count: int = 2048, repetitions: int = 3) -> None:
 def ensembles(repetitions: int = 3, steps: int = 10) -> None:
     """Rows of mapped models: in one batch of matrices, and in batches of each model's own."""
     print("| models x rows | one batch | a batch per model |\n|---|---|---|")
-    least = rows_module._ROWS_PER_MODEL
+    least = rows_module.ROWS_PER_MODEL
     for models, count in ((8, 128), (8, 64), (8, 16), (64, 1)):
         net, target, x0s = make(mlp, count)
         stacked = fe.stack([net, *(mlp() for _ in range(models - 1))])[1]
         grid = fe.vmap(fe.vmap(fe.problem(net, target, x0s[0]), x0=x0s), params=stacked)
         times: dict[int, list[float]] = {1_000_000: [], 1: []}
         for _ in range(repetitions):
-            for rows_module._ROWS_PER_MODEL, column in times.items():
+            for rows_module.ROWS_PER_MODEL, column in times.items():
                 column.append(timed(lambda: fe.solve(grid, ADAM, max_steps=steps)))  # noqa: B023
         one, each = (1e6 * statistics.median(t) / models / count / (steps + 1) for t in times.values())
         print(f"| {models} x {count} | {one:.1f} us | {each:.1f} us |", flush=True)
-    rows_module._ROWS_PER_MODEL = least
+    rows_module.ROWS_PER_MODEL = least
 
 
 PARTS = {f.__name__: f for f in (against, scale, compaction, overhead, chunks, ensembles)}

@@ -45,6 +45,18 @@ def grid(targets: int = 4, starts: int = 6) -> fe.Problem:
     return fe.vmap(fe.vmap(p, x0=_noise(3, starts, 2, 3, 4), name="start"), target=goals)
 
 
+def named_like_a_column() -> fe.Problem:
+    p = fe.problem(network(), torch.full((4,), 0.25, dtype=F64), _noise(2, 2, 3, 4))
+    return fe.vmap(p, x0=_noise(3, 3, 2, 3, 4), name="loss")
+
+
+class StrangeError(Exception):
+    """An exception that cannot be unpickled."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
 def wide() -> fe.Problem:
     """Rows whose windows are large enough to be shared among threads."""
     linear = torch.nn.Linear(400, 4)
@@ -102,6 +114,8 @@ def meet(folder: Path, first: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if (folder / f"raise-{first}").exists():
         raise ArithmeticError(f"poisoned at {first}")
+    if (folder / f"strange-{first}").exists():
+        raise StrangeError("strange at", str(first))
     if (folder / f"memory-{first}").exists():
         (folder / f"memory-{first}").unlink()
         raise MemoryError("no memory for the chunk")
@@ -110,7 +124,7 @@ def meet(folder: Path, first: int) -> None:
     def no_room(where: str, path: Path) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    archive.replaced = no_room if full else _replaced
+    archive.replaced = no_room if full else _replaced  # type: ignore[assignment]
 
 
 def solved(folder: Path) -> list[int]:

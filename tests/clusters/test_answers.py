@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.clusters.answers import _Best
 from funcexplain.clusters.folder import Folder
+from funcexplain.problems.grid import RowDim
+from funcexplain.problems.grid import numbers as number_rows
 from tests.clusters import builds
 from tests.clusters.conftest import assert_same
 from tests.helpers import assert_close
@@ -58,6 +61,29 @@ def test_best_rows(
     assert_same(run.best(*dims, by=by), expected.best(*dims, by=by))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_best_rows_of_any_answers(seed: int) -> None:
+    """Ranks with ties, NaN and every status, in chunks of every size, as in memory."""
+    noise = torch.Generator().manual_seed(seed)
+    shape = [(4, 3, 5), (12,), (2, 9)][seed % 3]
+    rank = torch.randint(0, 6, shape, generator=noise).double()
+    rank[rank == 5.0] = torch.nan
+    status = torch.randint(0, len(fe.Status), shape, generator=noise)
+    numbers = torch.arange(rank.numel()).reshape(shape)
+    dims = ("a", "b", "c")[: len(shape)]
+    leaves = dict.fromkeys(("x", "weights", "history", "num_steps", "error"), numbers)
+    whole = fe.Solution(**leaves, loss=rank, status=status, dims=dims)
+    for chunk_size in (1, 2, 7, 100):
+        for kept in [()] if len(shape) == 1 else [(), (0,), (len(shape) - 1,)]:
+            grid = [RowDim(n, size, frozenset()) for n, size in zip(dims, shape, strict=True)]
+            best = _Best.of_none(int(torch.Size([shape[place] for place in kept]).numel()))
+            for rows in numbers.flatten().split(chunk_size):
+                flat = (status.flatten()[rows], rank.flatten()[rows])
+                best.update(number_rows(grid, [*kept], rows), rows, *flat)
+            picked = [place for place in range(len(shape)) if place not in kept]
+            assert best.row.tolist() == whole.best(*picked).num_steps.flatten().tolist()
+
+
 def test_best_counts_no_row_that_is_nan_before_others(here: Solve, faults: Path) -> None:
     (faults / "raise-0").touch()
     builds.arrange(faults)
@@ -72,8 +98,8 @@ def test_best_reads_ranks_alone(
 ) -> None:
     inner, whole = Folder.read, []
 
-    def read(self: Folder, manifest: Any, number: int, *rest: Any) -> Any:
-        tensors = inner(self, manifest, number, *rest)
+    def read(self: Folder, number: int, *rest: Any) -> Any:
+        tensors = inner(self, number, *rest)
         whole.extend([number] if "x" in tensors else [])
         return tensors
 
@@ -120,6 +146,39 @@ def test_the_report_reads_single_rows_of_x_and_history(
     monkeypatch.setattr(fe.clusters.ChunkedSolution, "__getattr__", scalars)
     run.report(tmp_path / "run.html", problem, scale=1.0)
     assert (tmp_path / "run.html").read_text() == (tmp_path / "whole.html").read_text()
+
+
+def test_answers_that_come_while_a_run_is_read(
+    here: Solve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = here()
+    path = tmp_path / "run" / "chunks" / "000000" / "000000001.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    assert run[0, 5].status is fe.Status.INTERRUPTED
+    inner = Folder.read
+
+    def read(self: Folder, number: int, *rest: Any) -> Any:
+        try:
+            return inner(self, number, *rest)
+        finally:
+            if number == 2:
+                path.write_bytes(content)
+
+    monkeypatch.setattr(Folder, "read", read)
+    torn = run[...]  # as it was, in all fields
+    assert (torn[0, 5].status, bool(torn[0, 5].x.isnan().all())) == (fe.Status.INTERRUPTED, True)
+    assert run[0, 5].status is not fe.Status.INTERRUPTED
+
+
+def test_a_table_without_rows_and_with_columns_of_one_name(here: Solve, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    none = here((builds.grid, {"starts": 0}))
+    none.to_parquet(tmp_path / "none.parquet", windows=True)
+    assert parquet.read_table(tmp_path / "none.parquet").shape[0] == 0
+    twice = here(builds.named_like_a_column, directory=tmp_path / "twice")
+    with pytest.raises(ValueError, match="must not be named like columns, got 'loss'"):
+        twice.to_parquet(tmp_path / "twice.parquet")
 
 
 def test_a_table_in_parquet(run: fe.clusters.ChunkedSolution, tmp_path: Path) -> None:

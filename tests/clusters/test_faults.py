@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.clusters import folder as folder_module
 from funcexplain.clusters import scheduling
+from funcexplain.clusters.folder import Folder
 from funcexplain.solutions import writing
 from tests.clusters import builds
 from tests.clusters.conftest import assert_same
@@ -61,7 +66,7 @@ def test_a_poisoned_chunk_is_reported_and_the_rest_arrives(
     (faults / "raise-5").unlink()
     cured = here()
     assert cured.failures == []
-    assert not (tmp_path / "run" / "failures.json").exists()
+    assert not list((tmp_path / "run").rglob("*.error"))
     assert_same(cured, expected)
     assert builds.solved(faults) == [0, 5, 10, 15, 20]
 
@@ -87,9 +92,7 @@ def test_a_full_disk_fails_its_chunks_and_leaves_nothing_behind(
 def test_a_disk_that_is_full_for_the_errors_too(
     here: Solve, faults: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from funcexplain.clusters.folder import Folder
-
-    def note(self: Folder, failures: dict[int, str]) -> None:
+    def note(self: Folder, number: int, error: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Folder, "note", note)
@@ -99,6 +102,109 @@ def test_a_disk_that_is_full_for_the_errors_too(
         solution = here(retries=0)
     assert len(solution.failures) == 1
     assert "No space left" in caplog.text
+
+
+def test_errors_are_kept_until_their_chunk_is_answered(
+    here: Solve, faults: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (faults / "raise-5").touch()
+    builds.arrange(faults)
+    inner, seen = Folder.note, list[list[str]]()
+
+    def note(self: Folder, number: int, error: str) -> None:
+        inner(self, number, error)
+        seen.append([failure.error for failure in fe.clusters.open(tmp_path / "run").failures])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "note", note)
+        here(retries=0)
+    ((error,),) = seen  # at once: whoever is killed afterwards has told
+    assert error.startswith("ArithmeticError: poisoned at 5")
+    assert 'raise ArithmeticError(f"poisoned' in error  # and where
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduling, "wait", interrupt)
+        solution = here(retries=0)  # Ctrl-C before the chunk is tried again
+    assert [failure.error for failure in solution.failures] == [error]
+    assert (torch.as_tensor(solution.status).flatten()[5:10] == fe.Status.FAILED).all()
+    (faults / "raise-5").unlink()
+    here()
+    assert fe.clusters.open(tmp_path / "run").failures == []
+
+
+def interrupt(*args: Any, **more: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_files_that_were_exchanged(here: Solve, tmp_path: Path, expected: fe.Solution) -> None:
+    solution = here()
+    one, other = (chunk_file(tmp_path / "run", number) for number in (0, 1))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(ValueError, match="holds other rows, or those of another run"):
+        fe.clusters.open(tmp_path / "run").loss  # noqa: B018
+    assert "INTERRUPTED 10" in repr(solution)
+    assert_same(here(), expected)
+
+
+def test_a_directory_that_was_made_again(here: Solve, tmp_path: Path, expected: fe.Solution) -> None:
+    here()
+    shutil.rmtree(tmp_path / "run")
+    assert_same(here(chunk_size=7), expected)  # a worker that remembers the run takes the new chunks
+
+
+def test_two_questions_that_begin_at_once(
+    here: Solve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = folder_module.replaced
+
+    def replaced(where: str, path: Path, **more: Any) -> Any:
+        monkeypatch.setattr(folder_module, "replaced", inner)
+        here(atol=0.5)  # the other one is quicker
+        return inner(where, path, **more)
+
+    monkeypatch.setattr(folder_module, "replaced", replaced)
+    with pytest.raises(ValueError, match=r"settings.atol \(0.5 there, 0.02 here\)"):
+        here()
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_systems_without_links(
+    here: Solve, monkeypatch: pytest.MonkeyPatch, expected: fe.Solution
+) -> None:
+    def link(*args: Any) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    assert_same(here(), expected)
+    assert_same(here(), expected)
+
+
+def test_a_run_in_which_everything_fails_is_given_up(
+    here: Solve, faults: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scheduling, "_MOST_FAILURES", 2)
+    for first in range(0, 24, 5):
+        (faults / f"raise-{first}").touch()
+    builds.arrange(faults)
+    with caplog.at_level(logging.WARNING, "funcexplain"):
+        solution = here(retries=0, in_flight=1)
+    assert "given up: the first 2 chunks failed, all of them" in caplog.text
+    status = torch.as_tensor(solution.status).flatten().tolist()
+    assert status == [fe.Status.FAILED] * 10 + [fe.Status.INTERRUPTED] * 14
+
+
+def test_an_executor_that_was_shut_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: fe.Solution
+) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with caplog.at_level(logging.WARNING, "funcexplain"):
+        solution = fe.clusters.solve(
+            builds.grid, builds.METHOD, executor=pool, directory=tmp_path / "run", **builds.SETTINGS
+        )
+    assert "the executor broke (RuntimeError: cannot schedule" in caplog.text
+    assert (torch.as_tensor(solution.status) == fe.Status.INTERRUPTED).all()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "of another run", "appended"])
@@ -125,6 +231,9 @@ def test_what_killed_workers_left_is_taken_away(here: Solve, tmp_path: Path) -> 
     here()
     left = chunk_file(tmp_path / "run", 0).with_name(".000000009.safetensors.abc.tmp")
     left.write_bytes(b"half")
+    here()
+    assert left.exists()  # somebody may be writing it now
+    os.utime(left, (0, 0))
     here()
     assert not left.exists()
 
@@ -193,11 +302,18 @@ def test_another_question_is_refused_and_what_differs_is_named(here: Solve, tmp_
     manifest.write_text(text.replace('"format": 1', '"format": 9'))
     with pytest.raises(ValueError, match="is of format 9, this version reads up to 1"):
         fe.clusters.open(tmp_path / "run")
-    told = json.loads(text)
-    told["fields"].pop("x")
-    manifest.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="is damaged or no manifest"):
-        here()
+    damaged = [json.dumps({**json.loads(text), "chunk_size": size}).encode() for size in (0, "4", 6)]
+    for content in (*damaged, b"\xff\x00", b"", b"[" * 100_000, b"3", b"{}", text[:-20].encode()):
+        manifest.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or no manifest"):
+            here()
+
+
+def test_equal_settings_are_the_same_question(here: Solve, expected: fe.Solution, faults: Path) -> None:
+    assert_same(here(atol=np.float64(0.02), max_steps=np.int64(12), rtol=0), expected)
+    builds.arrange(faults)
+    here(rtol=0.0)
+    assert builds.solved(faults) == []
 
 
 def test_a_manifest_that_was_lost_is_written_again(
@@ -244,9 +360,7 @@ def test_wrong_calls_are_refused(here: Solve, tmp_path: Path) -> None:
 
 
 def test_workers_that_do_not_share_the_directory(here: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from funcexplain.clusters.folder import Folder
-
-    def elsewhere(self: Folder, manifest: Any, number: int, solution: Any) -> dict[int, int]:
+    def elsewhere(self: Folder, number: int, solution: Any) -> dict[int, int]:
         return {0: 5}
 
     monkeypatch.setattr(Folder, "publish", elsewhere)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import funcexplain as fe
-from funcexplain.clusters import solving
+from funcexplain.clusters.folder import Folder
 from tests.clusters import builds
 from tests.clusters.conftest import assert_same
 
@@ -27,14 +27,14 @@ def test_answers_are_those_of_one_process(here: Solve, expected: fe.Solution, ch
 def test_answers_do_not_depend_on_the_order(
     here: Solve, expected: fe.Solution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = solving.missing
+    inner = Folder.unsound
 
     def shuffled(*args: Any) -> list[int]:
         numbers = list(inner(*args))
         random.Random(0).shuffle(numbers)
         return numbers
 
-    monkeypatch.setattr(solving, "missing", shuffled)
+    monkeypatch.setattr(Folder, "unsound", shuffled)
     assert_same(here(), expected)
 
 

@@ -76,6 +76,15 @@ def test_a_chunk_that_kills_every_worker_is_found(
     assert_same(solution.flat(rest), expected.flat(rest))
 
 
+def test_an_exception_that_cannot_travel(tmp_path: Path, faults: Path) -> None:
+    (faults / "strange-5").touch()
+    solution = solve(tmp_path / "run", faults, fe.clusters.processes(1), retries=0)
+    (failure,) = solution.failures
+    assert failure.rows == range(5, 10)
+    assert failure.error.startswith("tests.clusters.builds.StrangeError: strange at 5")
+    assert builds.solved(faults) == [0, 10, 15, 20]  # nobody else was harmed
+
+
 def test_a_pool_of_the_callers_that_breaks(
     tmp_path: Path, faults: Path, expected: fe.Solution, caplog: pytest.LogCaptureFixture
 ) -> None:

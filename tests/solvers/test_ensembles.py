@@ -57,7 +57,7 @@ def test_models_one_by_one_and_together_agree(
     problem = GRIDS[grid]()
     together = fe.solve(problem, method(), **SETTINGS)
     listener = Listener()
-    monkeypatch.setattr(rows_module, "_ROWS_PER_MODEL", 1)
+    monkeypatch.setattr(rows_module, "ROWS_PER_MODEL", 1)
     apart = fe.solve(problem, method(), **SETTINGS, chunk_size=chunk_size, callback=listener)
     assert apart.dims == together.dims
     assert_close(without_nan(apart), without_nan(together), rtol=1e-9)
@@ -81,7 +81,7 @@ def test_a_large_ensemble_is_solved_as_its_rows_are() -> None:
 def test_an_interruption_ends_all_models(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rows_module, "_ROWS_PER_MODEL", 1)
+    monkeypatch.setattr(rows_module, "ROWS_PER_MODEL", 1)
     whole = fe.solve(outside(), method(), **SETTINGS)
 
     class Interrupts(Listener):
