@@ -13,6 +13,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -112,6 +113,8 @@ class _Description:
         if isinstance(value, FunctionType):
             inside = self._all(self._inside(value), home)
             return f"{_name(value)}({inside})" if inside else _name(value)
+        if isinstance(value, Enum):
+            return f"{_name(type(value))}.{value.name}={self.of(value.value, home)}"
         if isinstance(value, BuiltinFunctionType):
             return _name(value)
         if isinstance(value, type):
@@ -125,7 +128,7 @@ class _Description:
         if isinstance(value, nn.Module):
             attributes = _of_module(value, plain_alone=foreign and not library)
         elif dataclasses.is_dataclass(value) or package == "funcexplain" or not (library or foreign):
-            attributes = dict(vars(value)) if hasattr(value, "__dict__") else {}
+            attributes = _attributes(value)
         else:
             return _name(kind)
         return f"{self.of(kind, home)}({self._named(attributes, home if library else package)})"
@@ -170,6 +173,13 @@ def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
                 isinstance(member, _PLAIN) and not name.startswith("__")
             ):
                 yield name, member
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds, also in slots."""
+    slots = (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()))
+    held = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
+    return held | getattr(value, "__dict__", {})
 
 
 def _of_module(module: nn.Module, *, plain_alone: bool) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from funcexplain.clusters.describing import described, digest_of_tree
 from funcexplain.problems.problem import Problem
 
 Fingerprint = dict[str, str]
-_LONGEST = 240  # characters that are shown as they are; of what is longer, the digest
+_LONGEST = 240  # characters that are kept as they are; of what is longer, the digest
+_LONGEST_SHOWN = 200  # characters that a message shows
 
 
 def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> Fingerprint:
@@ -60,17 +61,20 @@ def key_of(parts: Fingerprint) -> str:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Say which parts differ, for a message.
+    """Say which parts differ, for a message: settings and data first, and what is short as it is.
 
     Example:
         >>> differences({"settings.atol": "0.0"}, {"settings.atol": "0.1"})
         'settings.atol (0.0 there, 0.1 here)'
     """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    none = "nothing"
-    return ", ".join(
-        f"{name} ({before.get(name, none)} there, {now.get(name, none)} here)" for name in names
-    )
+    names.sort(key=lambda name: "." not in name)
+    told = []
+    for name in names:
+        there, here = before.get(name, "nothing"), now.get(name, "nothing")
+        short = max(len(there), len(here)) <= _LONGEST_SHOWN
+        told.append(f"{name} ({there} there, {here} here)" if short else name)
+    return ", ".join(told)
 
 
 def _shortened(text: str) -> str:

@@ -91,14 +91,19 @@ def solve(
     """
     method = ready.config.method
     asked = {"config": to_toml(ready.config), "folder": str(Path.cwd()), "trust_model": trust_model}
-    solution = fe.clusters.solve(
-        (build, asked),
-        (getattr(fe, method.name), method.settings),
-        executor=executor,
-        directory=directory,
-        callback=callback,
-        **search_settings(method),
-    )
+    try:
+        solution = fe.clusters.solve(
+            (build, asked),
+            (getattr(fe, method.name), method.settings),
+            executor=executor,
+            directory=directory,
+            callback=callback,
+            **search_settings(method),
+        )
+    except ValueError as error:
+        raise ValueError(
+            str(error).replace("name another directory", "name another output.folder")
+        ) from None
     left = int((torch.as_tensor(solution.status) == fe.Status.INTERRUPTED).sum())
     if left:
         rows = solution.num_steps.numel()

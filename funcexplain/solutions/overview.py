@@ -45,10 +45,11 @@ def overview(
 ) -> list[Html]:
     """All rows in numbers and pictures, and the best of them line by line."""
     distance, unit = _distance(metrics)
-    spread = [("largest error", answer.error), (f"distance from today's market, {unit}", distance),
-              ("steps", answer.num_steps)]  # fmt: skip
+    error, steps = answer.error, answer.num_steps  # read once: an answer may lie in files
+    spread = [("largest error", error), (f"distance from today's market, {unit}", distance),
+              ("steps", steps)]  # fmt: skip
     heads = ["over rows", *("least", "25%", "median", "75%", "95%", "most")]
-    flat = [tensor.flatten().cpu() for tensor in (distance, answer.error, answer.hit)]
+    flat = [tensor.flatten().cpu() for tensor in (distance, error, answer.hit)]
     tradeoff = plots.plot_tradeoff(*flat[:2], hit=flat[2], labels=_strengths(problem), unit=unit)
     best = int(np.ravel_multi_index(order[0], answer.shape))
     drawn = _drawn(math.prod(answer.shape), best)
@@ -56,12 +57,10 @@ def overview(
         answer.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
     )
     told = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
-    lines = []
+    status, lines = torch.as_tensor(answer.status), []
     for index in order[:BEST_ROWS]:
-        cells = [str(Status(int(torch.as_tensor(answer.status)[index])))]
-        cells += [number(value[index]) for value in (answer.error, distance)]
-        cells.append(str(int(answer.num_steps[index])))
-        lines.append([*map(str, index), *cells])
+        cells = [str(Status(int(status[index]))), *(number(value[index]) for value in (error, distance))]
+        lines.append([*map(str, index), *cells, str(int(steps[index]))])
     heads_of_rows, size = [*answer.dims, "status", "largest error", unit, "steps"], len(answer.dims)
     return [
         element("h2", "All rows"),
