@@ -31,8 +31,8 @@ SETTINGS: dict[str, Any] = {"max_steps": STEPS, "history": False}
 
 def train(path: Path) -> None:
     """Train the network of the demo once; workers load it."""
-    network, x0 = _trained(load("ecb"), 0, 100, lambda line: None)
-    torch.save((network, x0), path)
+    network, windows = _trained(load("ecb"), 0, 100, lambda line: None)
+    torch.save((network, windows[-1].clone()), path)
 
 
 def build(path: str, rows: int) -> fe.Problem:
