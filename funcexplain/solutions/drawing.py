@@ -129,7 +129,12 @@ def checked(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Ar
 
 def short(name: str) -> str:
     """A name that fits its row; both ends are kept, since names often differ in the last letters."""
-    return name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}"
+    return literal(name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}")
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is: between two dollars it would read a formula."""
+    return text.replace("$", r"\$")
 
 
 def apart(values: Array, gap: float) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from funcexplain.solutions.drawing import INK, Array, new_figure
+from funcexplain.solutions.drawing import INK, Array, literal, new_figure
 from funcexplain.solutions.drawing import MOST_ROWS as MOST_ROWS
 from funcexplain.solutions.pictures.changes import plot_changes as plot_changes
 from funcexplain.solutions.pictures.changes import plot_cumulative as plot_cumulative
@@ -99,6 +99,6 @@ def plot_overview(
         plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
     if title:
         figure.suptitle(
-            fill(title, width=105), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
+            literal(fill(title, width=105)), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
         )
     return figure

@@ -170,6 +170,12 @@ def test_history_marks_the_lowest_loss_of_the_best_start() -> None:
     ]
 
 
+def test_names_are_no_formulas() -> None:
+    data = made(2, channels=2) | {"assets": ["A$x_$B", r"$\frac"], "channels": ["$^$", "$a$"]}
+    drawn(plot_overview(**data, title="US$ and A$_"))
+    assert row_names(changes(data)) == [r"\$\frac", r"A\$x_\$B"]
+
+
 def test_history_skips_what_a_logarithm_cannot_show() -> None:
     ax = plot_history([torch.tensor([1.0, float("nan"), -0.5, 0.25, 0.0])])
     np.testing.assert_allclose(np.asarray(ax.lines[0].get_ydata()), [1, np.nan, np.nan, 0.25, np.nan])
