@@ -2,110 +2,39 @@
 
 import builtins
 import sys
-from io import BytesIO
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from funcexplain.solutions.plots import (
     MOST_ROWS,
-    plot_changes,
+    plot_cumulative,
     plot_history,
     plot_overview,
-    plot_weights,
+    plot_prices,
+    plot_tradeoff,
 )
-
-CHANNELS = ["return", "momentum", "volatility"]
-
-
-def made(assets: int, channels: int = 3, lookback: int = 20) -> dict[str, Any]:
-    """Everything that an overview shows; asset 1 of the names changes most."""
-    rng = np.random.default_rng(0)
-    today = rng.dirichlet(np.ones(assets))
-    reference = 0.01 * rng.normal(size=(channels, lookback, assets))
-    change = 0.001 * rng.normal(size=reference.shape)
-    change[..., 1] *= 50
-    return {
-        "today": today,
-        "target": np.roll(today, 1),
-        "reached": 0.9 * np.roll(today, 1) + 0.1 / assets,
-        "x": reference + change,
-        "reference": reference,
-        "history": [np.geomspace(1, 1e-4, 30), np.geomspace(1, 1e-2, 40)],
-        "scale": np.full((channels, 1, 1), 0.01),
-        "assets": [f"the asset {index}" for index in range(assets)],
-        "channels": [CHANNELS[index % 3] for index in range(channels)],
-        "dates": np.datetime64("2026-10-01") + np.arange(lookback),
-    }
-
-
-def changes(data: dict[str, Any], **more: Any) -> Axes:
-    names = ("x", "reference", "scale", "assets", "channels", "dates")
-    return plot_changes(**{name: data[name] for name in names} | more)
-
-
-def weights(data: dict[str, Any], **more: Any) -> Axes:
-    return plot_weights(**{name: data[name] for name in ("today", "target", "reached", "assets")} | more)
-
-
-def drawn(figure: Any) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def row_names(ax: Axes) -> list[str]:
-    return [label.get_text() for label in ax.get_yticklabels()]
-
-
-def meshes(ax: Axes) -> list[QuadMesh]:
-    return [child for child in ax.get_children() if isinstance(child, QuadMesh)]
-
-
-def labels_out_of_view(ax: Axes) -> set[Text]:
-    """Labels of ticks beyond the limits of the axes, and of minor ticks: never drawn."""
-    labels: set[Text] = set()
-    for axis in (ax.xaxis, ax.yaxis):
-        low, high = sorted(axis.get_view_interval())
-        places = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-        labels |= {label for place, label in places if not low <= place <= high}
-        labels |= set(axis.get_minorticklabels())
-    return labels
-
-
-def assert_no_overlap(ax: Axes) -> None:
-    """No two texts of the picture with these axes cover each other."""
-    figure = ax.figure
-    drawn(figure)
-    hidden = {label for ax in figure.axes for label in labels_out_of_view(ax)}
-    texts = [
-        (item.get_text(), item.get_window_extent())
-        for item in figure.findobj(Text)
-        if isinstance(item, Text) and item not in hidden and item.get_text().strip()
-    ]
-    assert len(texts) > 10
-    for index, (text, box) in enumerate(texts):
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= figure.bbox.x1, text
-        assert box.y1 <= figure.bbox.y1, text
-        for other, other_box in texts[:index]:
-            width = min(box.x1, other_box.x1) - max(box.x0, other_box.x0)
-            height = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
-            # A pixel of the empty margin round the letters may be shared.
-            assert width <= 1 or height <= 1, (text, other)
+from tests.solutions.pictures import (
+    assert_no_overlap,
+    changes,
+    drawn,
+    legend_of,
+    made,
+    meshes,
+    paths,
+    row_names,
+    weights,
+)
 
 
 @pytest.mark.parametrize("assets", [2, 16, 20, 100])
 def test_overview_is_legible(assets: int) -> None:
-    figure = plot_overview(**made(assets), title="What would it take? " * 8)
+    data, hit = made(assets), [True, False]
+    figure = plot_overview(**data, hit=hit, prices=paths(assets), title="What would it take? " * 8)
     assert figure.get_figwidth() * figure.dpi == 1200
     assert_no_overlap(figure.axes[0])
     for ax in figure.axes:
@@ -161,13 +90,7 @@ def test_history_marks_the_lowest_loss_of_the_best_start() -> None:
     np.testing.assert_allclose(np.asarray(ax.collections[0].get_offsets()), [[1, 0.1]])
     chosen = plot_history(rows, best=2)
     np.testing.assert_allclose(np.asarray(chosen.collections[0].get_offsets()), [[2, 0.8]], rtol=1e-6)
-    legend = ax.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "other starts",
-        "best start",
-        "lowest: 0.1",
-    ]
+    assert legend_of(ax) == ["other starts", "best start", "lowest: 0.1"]
 
 
 def test_names_are_no_formulas() -> None:
@@ -203,8 +126,11 @@ def test_given_axes_are_drawn_on_and_returned() -> None:
     for plot in (weights, changes):
         ax = Figure().add_subplot()
         assert plot(data, ax=ax) is ax
-    ax = Figure().add_subplot()
-    assert plot_history(data["history"], ax=ax) is ax
+    one, two, three, four = Figure().subplots(4)
+    assert plot_history(data["history"], ax=one) is one
+    assert plot_tradeoff([0.1], [0.1], ax=two) is two
+    assert plot_prices(*paths(2), assets=["A", "B"], ax=three) is three
+    assert plot_cumulative(data["x"], data["x"], scale=1.0, assets=data["assets"], ax=four) is four
 
 
 def test_global_state_of_matplotlib_is_untouched() -> None:

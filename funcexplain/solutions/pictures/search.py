@@ -16,10 +16,10 @@ from funcexplain.solutions.drawing import (
     ORANGE,
     PALE,
     Array,
-    apart,
     checked,
     dress,
     legend,
+    literal,
     new_axes,
     plain,
 )
@@ -123,7 +123,7 @@ def plot_tradeoff(
         distance: from today's market, such as ``metrics["rms_sigmas"]``, ``(R,)``.
         error: from the target, such as ``solution.error``, as a share of the portfolio, ``(R,)``.
         hit: whether each row hit its target, ``(R,)``.
-        labels: ``R`` names, of which those of efficient rows are written beside them, at most 8.
+        labels: ``R`` names; those of efficient rows are written beside them, where there is room.
         unit: of the distance.
         ax: axes to draw on. Default: those of a new figure.
 
@@ -170,11 +170,9 @@ def plot_tradeoff(
     positive = miss[known & (miss > 0)]
     if positive.size and positive.max() > 30 * positive.min():
         ax.set_yscale("symlog", linthresh=float(positive.min()))
-        ax.set_ylim(bottom=0, top=3.0 * float(positive.max()))  # room for the name of the topmost row
+        ax.set_ylim(0, 1.6 * float(positive.max()))
     if labels is not None and front.size:
-        _name_rows(
-            ax, far, miss, front[np.unique(np.linspace(0, front.size - 1, 8).astype(int))], labels
-        )
+        _name_rows(ax, far, miss, front, labels)
     ax.set_xlabel(f"distance from today's market, {unit}")
     ax.set_ylabel("largest miss of a weight, percentage points", color=INK, fontsize=9)
     ax.grid(color=PALE, linewidth=0.8)
@@ -199,21 +197,35 @@ def _mark_ends(ax: Axes, rows: list[Array], flags: Array) -> None:
             )
 
 
-def _name_rows(ax: Axes, far: Array, miss: Array, chosen: Array, labels: Sequence[str]) -> None:
-    """Names of some rows beside their points, higher than these and apart from each other."""
-    to_screen = ax.transData.transform
-    points = to_screen(np.stack([far[chosen], miss[chosen]], axis=1))
-    height = ax.transAxes.transform((0.0, 1.0))[1] - ax.transAxes.transform((0.0, 0.0))[1]
-    places = apart(points[:, 1], 0.065 * height)
-    for index, place, point in zip(chosen, places, points, strict=True):
-        ax.annotate(
-            labels[index],
-            xy=(far[index], miss[index]),
-            xytext=(7, (place - point[1]) * 72.0 / ax.figure.dpi + 5),
-            textcoords="offset points",
-            color=INK,
-            fontsize=8.5,
-        )
+def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence[str]) -> None:
+    """Names of efficient rows, to the lower left of their points: no row lies there, and no line.
+
+    The ends of the line come first; a name is left out where there is no room for it.
+    """
+    low, high = float(far[front].min()), ax.get_xlim()[1]
+    ax.set_xlim(low - 0.3 * (high - low), high)
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= high])  # no distance is negative
+    pixels = ax.figure.dpi / 72.0
+    corners = ax.transData.transform(np.stack([far[front], miss[front]], axis=1))
+    edge = ax.transAxes.transform((0.0, 0.0))[0]
+    taken: list[tuple[float, float, float]] = []
+    for place in dict.fromkeys([0, len(front) - 1, *range(len(front))]):
+        (right, top), label = corners[place], labels[front[place]]
+        left, height = right - (6.0 + 5.5 * len(label)) * pixels, 14.0 * pixels
+        if left > edge and all(
+            abs(top - other) >= height or right <= start or left >= end for start, end, other in taken
+        ):
+            taken.append((left, right, top))
+            ax.annotate(
+                literal(label),
+                xy=(far[front[place]], miss[front[place]]),
+                xytext=(-6, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                color=INK,
+                fontsize=8.5,
+            )
 
 
 def _efficient(far: Array, miss: Array, known: Array) -> Array:
