@@ -16,10 +16,13 @@ MOST_NAMED = 3
 """Assets or goals that a question names; the others are counted."""
 
 RARE, UNUSUAL = 0.95, 0.75
-"""Shares of the history's windows below which a window is called so."""
+"""Shares of the history's windows that are no more turbulent, from which on a window is called so."""
+
+IN_RANGE = 0.9
+"""Share of entries within the history's range below which a window is not called ordinary."""
 
 STEADY, FRAGILE = 0.01, 0.05
-"""Mean errors under noise up to which an answer is called steady, and from which on fragile."""
+"""What noise adds to the error on average: up to the first steady, from the second on fragile."""
 
 
 class Judgement(NamedTuple):
@@ -96,12 +99,12 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
         'Moved by 0.4 sigmas'
     """
     about = "How unusual would it be?"
-    moved = measured.get("rms_sigmas")
-    size = "" if moved is None else f"The root mean square change is {moved:.2g} sigmas."
+    moved = measured.get("rms_sigmas", math.nan)
+    size = "" if math.isnan(moved) else f"The root mean square change is {moved:.2g} sigmas."
     share = measured.get("window_turbulence_percentile")
     if share is None:
         missing = "No history was given that would tell how unusual that is."
-        head = "Unknown" if moved is None else f"Moved by {moved:.2g} sigmas"
+        head = "Unknown" if math.isnan(moved) else f"Moved by {moved:.2g} sigmas"
         return Judgement(about, head, f"{size} {missing}".strip(), "open")
     text = (
         f"{_percent(share)} of the history's windows are no more turbulent on average, and "
@@ -111,6 +114,8 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
     )
     grades = (("Beyond history", 1.0), ("Rare", RARE), ("Unusual", UNUSUAL), ("Ordinary", -1.0))
     head = next((name for name, least in grades if share >= least), "Unknown")
+    if head == "Ordinary" and measured["in_range"] < IN_RANGE:
+        head = "Unusual"  # days that are calm together may each hold values that never were
     mood = {"Ordinary": "good", "Unusual": "good", "Unknown": "open"}.get(head, "bad")
     return Judgement(about, head, text, mood)
 
@@ -125,8 +130,10 @@ def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgemen
     about, parts, head, mood = "How stable is it?", [], "Unknown", "open"
     error = measured.get("noise_error", math.nan)
     if math.isfinite(error):
-        heads = ("Steady", "good") if error <= STEADY else ("Fragile", "bad")
-        head, mood = heads if not STEADY < error < FRAGILE else ("Moves a little", "good")
+        # Not the error itself: an answer that misses without noise may yet stand still under it.
+        more = error - measured.get("max_error", 0.0)
+        heads = ("Steady", "good") if more <= STEADY else ("Fragile", "bad")
+        head, mood = heads if not STEADY < more < FRAGILE else ("Moves a little", "good")
         parts.append(
             f"Under noise of {noise:g} sigmas the target is missed by {_points(error)} on average, and "
             f"in {_percent(measured['invalidation'])} of cases by more than {_points(atol)}."
