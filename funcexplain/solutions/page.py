@@ -32,14 +32,14 @@ p { margin: .4rem 0; }
 .lead { font-size: 1.1rem; }
 .note { color: #555; font-size: .9rem; }
 .cards { display: grid; gap: .8rem; margin: 1.2rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); }
 .card { border: 1px solid #ddd; border-left: 5px solid #0072B2; border-radius: 4px;
   padding: .7rem .9rem; }
 .card.bad { border-left-color: #D55E00; }
 .card.open { border-left-color: #8C8C8C; }
 .card b { display: block; font-size: 1.15rem; }
 .card span { color: #555; font-size: .85rem; }
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; width: 100%; min-width: 32rem; max-width: 52rem; height: auto; }
 figcaption { color: #555; font-size: .9rem; margin-top: .3rem; }
@@ -53,7 +53,9 @@ td.number, th.number { text-align: right; white-space: nowrap; font-variant-nume
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;
     -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; }
-  figure img { min-width: 0; }
+  figure img { width: auto; min-width: 0; max-width: 100%; max-height: 165mm; }
+  th, th.number { white-space: normal; }
+  td { overflow-wrap: anywhere; }
   figure, .card, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
 }
