@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.solutions import plots
+from funcexplain.solutions.page import element
 from funcexplain.solutions.precedents import precedents
-from tests.grids import targets, x0s
+from tests.grids import models, targets, x0s
 from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
 
 pytest.importorskip("matplotlib")
-NAMES = ["EUR", "<script>alert(1)</script>", "A & B", "JPY", 'CHF"']
+NAMES = ["EUR", "<script>alert(1)</script>", "A & B", "JPY", 'CHF" onload="x']
 CHANNEL_NAMES = ["return", "volatility"]
 DAYS = [f"2024-01-{day:02d}" for day in range(1, LOOKBACK + 1)]
 
 
 class Page(HTMLParser):
-    """What a reader of a page meets."""
+    """What a reader of a page meets; every tag has to be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
+        self.names: list[str] = []
+        self.open: list[str] = []
         self.loads: list[str] = []
         self.text = ""
         self.feed(text)
+        self.close()
+        assert not self.open
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
+        self.names += [name for name, _ in attrs]
+        self.open += [] if tag in ("meta", "link", "img") else [tag]
         self.loads += [v or "" for name, v in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -65,6 +79,7 @@ def test_it_holds_the_answer_and_needs_nothing_else(tmp_path: Path) -> None:
     assert page.loads
     assert all(source.startswith("data:") for source in page.loads)
     assert not {"script", "iframe", "object"} & set(page.tags)
+    assert not [name for name in page.names if name.startswith("on")]
     assert page.tags.count("img") >= 3
     for told in (*NAMES, *CHANNEL_NAMES, "levenberg_marquardt", torch.__version__, DAYS[-1]):
         assert told in page.text, told
@@ -112,9 +127,57 @@ def test_goals_and_grids_are_told(tmp_path: Path) -> None:
     grid = fe.vmap(fe.vmap(make_problem(), x0=x0s(3), name="start"), target=targets(2))
     answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=30, atol=1e-3)
     text = Page(write(tmp_path / "grid.html", answers, grid)).text
-    assert "6" in text
-    assert "start" in text
-    assert "target" in text
+    assert f"{int(answers.hit.sum())} of 6 rows hit" in text
+    assert "6 (2 target x 3 start)" in text
+    sizes = fe.evaluate(answers, grid, scale=1.0)["rms_sigmas"]
+    assert answers.hit.any()
+    best = np.unravel_index(int(torch.where(answers.hit, sizes, torch.inf).argmin()), (2, 3))
+    details = re.findall(r"Row in detail: target (\d), start (\d)", text)
+    assert len(details) == 3
+    assert details[0] == tuple(map(str, best))
+
+
+def test_the_largest_changes_come_first(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    text = write(tmp_path / "report.html", solution, problem, history=None, scale=0.5)
+    change = ((solution.x - problem.args["reference"]) / 0.5).flatten()
+    largest = change[change.abs().argsort(descending=True)][:20]
+    told = re.findall(r"([+-]\d+\.\d\d)</td></tr>", text)
+    assert told == [f"{float(sigmas):+.2f}" for sigmas in largest]
+
+
+def test_a_pareto_path_names_its_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = fe.pipe(make_problem(), fe.penalize(fe.penalties.l2, strength=1e-2, name="proximity"))
+    path = fe.vmap(problem, proximity=torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64))
+    named: list[Any] = []
+    draw = plots.plot_tradeoff
+
+    def seen(*values: Any, **more: Any) -> Any:
+        named.append(more["labels"])
+        return draw(*values, **more)
+
+    monkeypatch.setattr(plots, "plot_tradeoff", seen)
+    answers = fe.solve(path, max_steps=3)
+    text = Page(write(tmp_path / "a.html", answers, path, history=None)).text
+    assert "proximity (3): proximity" in text
+    assert named == [["proximity 0.0001", "proximity 0.01", "proximity 1"]]
+
+
+def test_models_that_agree_are_reported(tmp_path: Path) -> None:
+    problem = fe.consensus(fe.vmap(make_problem(mask=None), params=models(2)))
+    text = Page(write(tmp_path / "a.html", fe.solve(problem, max_steps=2), problem)).text
+    assert "Missed by" in text
+
+
+def test_trouble_is_told_and_not_raised(tmp_path: Path) -> None:
+    grid = fe.vmap(make_problem(), x0=torch.stack([x0s(1)[0], torch.full_like(x0s(1)[0], torch.nan)]))
+    answers = fe.solve(grid, max_steps=2)
+    assert "status NONFINITE1" in Page(write(tmp_path / "a.html", answers, grid)).text
+    alone = Page(write(tmp_path / "b.html", answers[1], grid[1])).text
+    assert "No answer" in alone
+    assert "nan sigmas" not in alone
+    still = fe.solve(make_problem(), max_steps=0)
+    assert "Nothing changes." in Page(write(tmp_path / "c.html", still, make_problem())).text
 
 
 def test_a_report_of_many_rows_is_small(tmp_path: Path) -> None:
@@ -130,21 +193,47 @@ def test_a_report_of_many_rows_is_small(tmp_path: Path) -> None:
         ({"assets": NAMES[:2]}, ValueError, "assets"),
         ({"channels": ["one"]}, ValueError, "channels"),
         ({"dates": DAYS[:2]}, ValueError, "dates"),
-        ({"history": torch.zeros(3)}, ValueError, "history"),
+        ({"history": torch.zeros(3)}, ValueError, "report: history must have shape"),
+        ({"prices": 3}, TypeError, "report: prices must be a pair"),
+        ({"prices": [torch.ones(4, 5), -torch.ones(4, 5)]}, ValueError, "scenario prices must be posit"),
+        ({"settings": [1]}, TypeError, "report: settings must be a dict, got list"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(
+def test_what_does_not_fit_is_refused_and_the_earlier_file_stays(
     change: Any, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     solution, problem = one_answer()
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
     with pytest.raises(error, match=message):
-        write(tmp_path / "report.html", solution, problem, **change)
-    assert not list(tmp_path.iterdir())
+        write(path, solution, problem, **change)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "earlier"
+
+
+def test_rows_and_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    with pytest.raises(ValueError, match="report: solution must have the rows"):
+        write(tmp_path / "a.html", solution, fe.vmap(problem, seed=torch.arange(2)))
+    with pytest.raises(TypeError, match="report: path must be a str or a path, got int"):
+        solution.report(3, problem)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=r"report: cannot write .* there is no folder"):
+        write(tmp_path / "missing" / "a.html", solution, problem)
 
 
 def test_notebooks_get_a_short_summary() -> None:
-    solution, problem = one_answer()
-    page = Page(solution._repr_html_())
-    assert "HIT" in page.text or "Reached" in page.text or "hit" in page.text
+    page = Page(one_answer()[0]._repr_html_())
+    assert "statusHIT" in page.text
     assert not page.loads
-    del problem
+    answers = fe.solve(fe.vmap(make_problem(), seed=torch.arange(3)), max_steps=2)
+    many = Page(answers._repr_html_()).text
+    assert "3 (3 seed)" in many
+    assert "hit rate0.0%" in many
+    assert "b" not in Page(replace(answers, dims=("<b>",))._repr_html_()).tags
+    assert "hit ratenone" in Page(answers[:0]._repr_html_()).text
+
+
+def test_text_is_escaped_unless_it_is_markup() -> None:
+    inner = element("b", "<&\"'>", title='"<')
+    assert inner == '<b title="&quot;&lt;">&lt;&amp;&quot;&#x27;&gt;</b>'
+    assert element("p", inner, "<i>") == f"<p>{inner}&lt;i&gt;</p>"
