@@ -62,6 +62,21 @@ def test_close_answers_are_told_apart() -> None:
     np.testing.assert_allclose(stability.apart(points), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [0.0, 0.1, 1e6 + 1 / 3])
+def test_the_same_answer_from_all_starts_is_no_diversity(size: float) -> None:
+    point = size + size * torch.randn(500, dtype=torch.float64)
+    assert not stability.apart(point.expand(77, -1)).any()
+
+
+@pytest.mark.parametrize("near", [1e-3, 1e-6, 1e-9, 0.0])
+def test_near_answers_beside_one_far_away_are_compared_exactly(near: float) -> None:
+    points = torch.randn(300, dtype=torch.float64) + near * torch.randn(20, 300, dtype=torch.float64)
+    points[-1] += torch.randn(300, dtype=torch.float64)
+    lengths = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    expected = lengths.sum(-1) / 19 / 300**0.5
+    torch.testing.assert_close(stability.apart(points), expected, rtol=1e-7, atol=0.0)
+
+
 @pytest.mark.parametrize("pairs", [1, 20, 1 << 20])
 def test_groups_are_compared_piece_by_piece(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(9, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
