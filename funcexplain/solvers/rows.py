@@ -16,6 +16,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.chunks import Sizes, choose_chunk_size, say
 from funcexplain.solvers.compiled import Compile, Compiler
 from funcexplain.solvers.gauss_newton import DampedParts
+from funcexplain.solvers.heap import reuse_blocks
 from funcexplain.solvers.mapped import Mapped, map_parts
 from funcexplain.solvers.outputs import Outputs
 from funcexplain.solvers.pool import Driver
@@ -50,6 +51,8 @@ def solve_rows(
     outputs = Outputs(problem, settings.max_steps, settings.history_every)
     few = math.prod(problem.shape) <= _FEW_ROWS and settings.callback is None
     compiler = Compiler(settings.compile, unroll=_UNROLLED if few else 1)
+    if problem.args["x0"].device.type == "cpu":
+        reuse_blocks()
     sizes = None if settings.chunk_size is None else Sizes(settings.chunk_size, settings.chunk_size)
     meter = Meter(settings.callback, len(outputs.status))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,12 +75,14 @@ def test_a_row_counts_what_a_step_writes() -> None:
         hidden = state @ weights
         return hidden.view(-1, 2, 256).transpose(0, 1).relu_()  # views and in place: nothing new
 
-    assert chunks.row_bytes(step, batch) == 512 * 4
+    assert chunks.row_bytes(step, batch) == (512 * 4, 512 * 4)
+    twice = chunks.row_bytes(lambda state, args: (step(state, args), state.exp()), batch)
+    assert twice == ((512 + 64) * 4, 512 * 4)
 
 
 def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(bytes_per_row: int, total: int) -> chunks.Sizes:
-        monkeypatch.setattr(chunks, "row_bytes", lambda step, batch: bytes_per_row)
+    def choose(written: int, total: int, largest: int = 1) -> chunks.Sizes:
+        monkeypatch.setattr(chunks, "row_bytes", lambda step, batch: chunks.Row(written, largest))
         return chunks.choose_chunk_size(None, None, total, CPU)
 
     monkeypatch.setattr(chunks, "_last_cache", lambda: 32 << 20)
@@ -87,6 +90,27 @@ def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(130 << 10, 10**9) == (756, 64)  # a power of two: 126 would fit
     assert choose(1 << 40, 10**9) == (chunks.LEAST_ROWS, 64)
     assert choose(1, 100) == (100, 100)
+    assert choose(1, 10**9, largest=1 << 20) == (31, 256)  # blocks of at most 32 MiB are used again
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_steps_use_their_memory_again() -> None:
+    script = """if True:
+        import resource, torch, funcexplain as fe
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        layers = torch.nn.Conv2d(3, 16, (3, 1)), torch.nn.Tanh(), torch.nn.Flatten()
+        network = torch.nn.Sequential(*layers, torch.nn.Linear(16 * 18 * 16, 16), torch.nn.Softmax(-1))
+        p = fe.problem(network, torch.full((16,), 1 / 16), torch.randn(3, 20, 16))
+        grid = fe.vmap(fe.jitter(0.1)(p), seed=torch.arange(600))
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            fe.solve(grid, max_steps=20, rows="samples", compile=False, history=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    pages = int(run.stdout)
+    assert pages < 90_000, pages  # some 190 000 if each step takes its blocks anew
 
 
 def test_the_cache_is_read_or_assumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
