@@ -109,14 +109,24 @@ class Held:
     @property
     def workers(self) -> int:
         """Chunks that it works on at once; zero where that is not known."""
-        own = getattr(self.executor, "_max_workers", 0)  # of the standard library
-        client = getattr(self.executor, "_client", None)  # of Dask, whose workers come and go
-        if client is None:
-            return own
-        try:
-            return sum(client.nthreads().values())
-        except OSError:  # a scheduler that is gone; its chunks say so themselves
+        if self._client is None:
+            return getattr(self.executor, "_max_workers", 0)  # of the standard library
+        if self._client.status != "running":
             return 0
+        try:
+            return sum(self._client.nthreads().values())  # they come and go
+        except OSError:  # lost just now
+            return 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing that is in flight will ever end, as where Dask's scheduler was killed."""
+        return self._client is not None and self._client.status == "closed"
+
+    @property
+    def _client(self) -> Any:
+        """Dask's client, of its executors."""
+        return getattr(self.executor, "_client", None)
 
     @property
     def in_flight(self) -> int:

@@ -17,6 +17,7 @@ from concurrent.futures import (
     Future,
     wait,
 )
+from contextlib import suppress
 from traceback import format_exception_only
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ _LONGEST_ERROR = 4000  # characters
 _MOST_BREAKS = 20
 # Without one that succeeds, it is not the chunks that fail.
 _MOST_FAILURES = 100
+# Seconds in which nothing ends, after which it is asked whether anybody is left.
+_PATIENCE = 5.0
 Submit = Callable[[Executor, int], "Future[Any]"]
 
 
@@ -80,8 +83,13 @@ class Scheduler:
             if not self._flying and not broken:
                 return
             if self._flying:
+                ended = wait(self._flying, timeout=_PATIENCE, return_when=FIRST_COMPLETED)[0]
+                if not ended and self._held.is_lost:
+                    # Nobody is left to end what is in flight; its chunks may still arrive.
+                    self._again.extend(self._flying.values())
+                    self._flying.clear()
+                    broken = "the connection to its scheduler is closed"
                 # A broken pool ends all that is in flight: nothing of it is waited for in vain.
-                ended = wait(self._flying, return_when=FIRST_COMPLETED)[0]
                 outcomes, breaks = self._collect(ended)
                 yield from outcomes
                 if breaks is not None:
@@ -92,18 +100,24 @@ class Scheduler:
                 self._alone = None
                 self._breaks_in_a_row += 1
                 if self._breaks_in_a_row > _MOST_BREAKS or not self._held.remake():
-                    self.given_up = (
-                        f"the executor broke ({broken.splitlines()[0]}); give a function that makes "
-                        "one, such as fe.clusters.processes(2), in a script below the line "
-                        "if __name__ == '__main__'"
-                    )
+                    self.given_up = self._why(broken)
             elif self._failures_in_all >= _MOST_FAILURES and not self._succeeded:
                 self.given_up = f"the first {self._failures_in_all} chunks failed, all of them"
+
+    def _why(self, broken: str) -> str:
+        """Why the run ends with an executor that broke, and what helps."""
+        told = [f"the executor broke ({broken.splitlines()[0]})"]
+        if not self._held.is_lost:
+            told.append("give a function that makes one, such as fe.clusters.processes(2)")
+        if not self._succeeded:
+            told.append("in a script, call below the line if __name__ == '__main__':")
+        return "; ".join(told)
 
     def cancel(self) -> None:
         """Take back what has not begun."""
         for future in self._flying:
-            future.cancel()
+            with suppress(Exception):  # of an engine that is gone
+                future.cancel()
 
     def _fill(self, coming: Iterator[int]) -> str | None:
         """Submit chunks while there is room; returns the error of an executor that is broken."""
@@ -119,7 +133,7 @@ class Scheduler:
                 number = found
             try:
                 self._flying[self._submit(self._held.executor, number)] = number
-            except RuntimeError as error:  # broken, or shut down by somebody
+            except Exception as error:  # broken, shut down or closed: every engine has its own
                 self._again.appendleft(number)
                 return _told(error)
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from funcexplain.clusters import scheduling
 from funcexplain.clusters.pools import Held
 from funcexplain.clusters.scheduling import Scheduler
 
@@ -86,6 +87,42 @@ def test_what_an_engine_cancels_is_tried_again() -> None:
 
     results, _, _ = run(set(), {}, lambda: Cancelling(set(), Counter()))
     assert len(results) == 30
+
+
+class Lost(Engine):
+    """Takes up chunks that never end, for a client whose scheduler is gone."""
+
+    class _client:  # noqa: N801  (as Dask's executor has it)
+        status = "closed"
+
+    def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+
+def test_what_is_in_flight_when_a_scheduler_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "_PATIENCE", 0.01)
+    makes: list[Callable[[], Executor]] = [
+        lambda: Lost(set(), Counter()),
+        lambda: Engine(set(), Counter()),
+    ]
+    results, errors, scheduler = run(set(), {}, lambda: makes.pop(0)())
+    assert (len(results), errors, scheduler.given_up) == (30, {}, None)
+    *_, scheduler = run(set(), {}, lambda: Lost(set(), Counter()))
+    assert scheduler.given_up is not None
+    assert "the connection to its scheduler is closed" in scheduler.given_up
+
+
+def test_an_engine_that_is_closed_while_chunks_are_in_flight() -> None:
+    class Closed(Engine):
+        def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if number == 3:
+                raise LookupError("closed")  # an exception of its own
+            return super().submit(number)
+
+    results, errors, scheduler = run(set(), {}, lambda: Closed(set(), Counter()))
+    assert (len(results), errors) == (3, {})
+    assert scheduler.given_up is not None
+    assert "LookupError: closed" in scheduler.given_up
 
 
 def test_how_many_chunks_keep_an_executor_busy() -> None:
