@@ -1,7 +1,7 @@
 """How many rows at once: from the measured memory of a row, the caches, and what memory is free.
 
 A batch pays for the overhead of every operation once, so that more rows are better until what a step
-writes no longer fits the cache, or a block is so large that the system takes it back after every step.
+writes no longer fits the cache, or is so much that the system takes it back after every step.
 Then every row costs more: its intermediate results go to memory and come back.
 """
 
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from funcexplain.solvers.heap import LARGEST_REUSED
+from funcexplain.solvers.heap import KEPT_FREE
 
 LEAST_ROWS, MOST_ROWS = 16, 8192
 # What one step may write, as a multiple of the last cache: the best chunks of all networks measured lie
 # near it (docs/benchmarks.md).
 _CACHES_WRITTEN = 3
+# Some half of that is there at once, and freed together: twice what malloc keeps of the end of its heap.
+_MOST_WRITTEN = 2 * KEPT_FREE
 # Compiled, fewer rows fill the time of a step, and all should fit the cache.
 _LEAST_COMPILED, _MOST_COMPILED = 64, 256
 _CACHES_COMPILED = 1 / 2
@@ -44,11 +46,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class _Written(TorchDispatchMode):
-    """Counts the bytes of all new tensors, and of the largest."""
+    """Counts the bytes of all new tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_bytes = self.largest = 0
+        self.num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count its results that are no views."""
@@ -57,7 +59,6 @@ class _Written(TorchDispatchMode):
         for t in _tensors(out):
             if t.untyped_storage().data_ptr() not in known:
                 self.num_bytes += t.numel() * t.element_size()
-                self.largest = max(self.largest, t.numel() * t.element_size())
         return out
 
 
@@ -67,32 +68,23 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
 
 
-class Row(NamedTuple):
-    """Bytes that a step writes for one more row: in all, and into its largest block."""
-
-    written: float
-    largest: float
-
-
-def row_bytes(step: Any, batch: Any) -> Row:
-    """Measure what one more row costs.
+def row_bytes(step: Any, batch: Any) -> float:
+    """Bytes that a step writes for one more row.
 
     Args:
         step: mapped step, ``(state, args) -> ...``.
         batch: function ``number of rows -> (state, args)``.
 
     Returns:
-        The differences between steps of four and of two rows, per row.
+        The difference between steps of four and of two rows, per row.
     """
-    modes = []
+    written = []
     for count in (2, 4):
         state, args = batch(count)
         with _Written() as mode:
             step(state, args)
-        modes.append(mode)
-    few, more = modes
-    written, largest = more.num_bytes - few.num_bytes, more.largest - few.largest
-    return Row(max(1.0, written / 2), max(1.0, largest / 2))
+        written.append(mode.num_bytes)
+    return max(1.0, (written[1] - written[0]) / 2)
 
 
 class Sizes(NamedTuple):
@@ -117,14 +109,13 @@ def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -
     if total <= LEAST_ROWS:
         return Sizes(total, total)
     try:
-        each, largest = row_bytes(step, batch)
+        each = row_bytes(step, batch)
     except Exception:  # the search itself meets it again, and knows what to do
         return Sizes(LEAST_ROWS, LEAST_ROWS)
     if device.type == "cuda":
         plain = compiled = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0] / each)
     else:
-        reused = LARGEST_REUSED / largest
-        plain = min(MOST_ROWS, int(min(_CACHES_WRITTEN * _last_cache() / each, reused)))
+        plain = min(MOST_ROWS, int(min(_CACHES_WRITTEN * _last_cache(), _MOST_WRITTEN) / each))
         fitting = max(_LEAST_COMPILED, min(_MOST_COMPILED, int(_CACHES_COMPILED * _last_cache() / each)))
         compiled = 1 << (fitting.bit_length() - 1)
     sizes = Sizes(min(total, max(LEAST_ROWS, plain)), min(total, max(LEAST_ROWS, compiled)))

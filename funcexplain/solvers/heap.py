@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
-LARGEST_REUSED = (32 << 20) - (1 << 16)
-"""Bytes of the largest block that is kept: 32 MiB but for malloc's own."""
+_LARGEST = (32 << 20) - (1 << 16)  # bytes, 32 MiB but for malloc's own
+KEPT_FREE = 64 << 20
+"""Bytes at the end of the heap that are kept for reuse; more than that is returned to the system."""
 
 
 def reuse_blocks() -> None:
     """Take and free one block, untouched, so that later ones of its size are kept for reuse."""
-    torch.empty(LARGEST_REUSED, dtype=torch.uint8)
+    torch.empty(_LARGEST, dtype=torch.uint8)
