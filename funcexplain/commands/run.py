@@ -27,6 +27,8 @@ HIT, NOT_REACHED = 0, 1
 
 Say = Callable[[str], object]
 
+_FAILURES_TOLD = 3  # the others stand in the summary
+
 
 def run(
     path: str | Path,
@@ -63,20 +65,13 @@ def run(
         folder = writable(Path(config.output.folder))
         _tell(ready, say)
         began, bar = time.monotonic(), None if quiet else fe.progress()
-        saved, failed = folder / outputs.SOLUTION, list[fe.clusters.Failure]()
         if executor is None or not ready.asked.problem.dims:
-            method = method_of(config.method)
-            solution = fe.solve(
-                ready.asked.problem, method, callback=bar, **search_settings(config.method)
-            )
-            settings = {"config": outputs.as_json(plain(ready.config)), "dates": ready.asked.dates}
-            outputs.save(folder, solution, ready.asked, ready.history, settings)
+            solution = _solved_here(ready, folder, bar)
         else:
-            shared = solve(
+            solution = solve(
                 ready, executor, folder / outputs.ANSWERS, trust_model=trust_model, callback=bar
             )
-            saved.unlink(missing_ok=True)  # the answers to an earlier question
-            solution, saved, failed = shared, folder / outputs.ANSWERS, shared.failures
+            (folder / outputs.SOLUTION).unlink(missing_ok=True)  # of an earlier run
         seconds = time.monotonic() - began
         (folder / outputs.CONFIG).write_text(to_toml(ready.config), encoding="utf-8")
         metrics = _measured(ready, solution)
@@ -88,19 +83,22 @@ def run(
             files.append(write_report(folder, ready, solution))
     found = outputs.summary(answer, ready.asked, ready.history.prices.assets)
     found |= {"seconds": round(seconds, 3), "folder": str(folder), "digest": digest(ready)}
+    saved, failures = outputs.SOLUTION, list[fe.clusters.Failure]()
+    if isinstance(solution, fe.clusters.ChunkedSolution):
+        saved, failures = outputs.ANSWERS, solution.failures
     found["failed"] = [
-        {"first": chunk.rows.start, "last": chunk.rows.stop - 1, "error": chunk.error}
-        for chunk in failed
+        {"first": failure.rows.start, "last": failure.rows.stop - 1, "error": failure.error}
+        for failure in failures
     ]
-    found["files"] = [outputs.CONFIG, saved.name, *files, outputs.SUMMARY]
+    found["files"] = [outputs.CONFIG, saved, *files, outputs.SUMMARY]
     found["exit_code"] = HIT if found["dates_hit"] == found["dates"] else NOT_REACHED
     outputs.write_json(folder / outputs.SUMMARY, found)
     for line in outputs.told(answer, ready.asked, ready.history.prices.assets):
         say(line)
-    for chunk in failed:
-        say(
-            f"Searches {chunk.rows.start} to {chunk.rows.stop - 1} failed: {chunk.error.splitlines()[0]}"
-        )
+    for rows, error in failures[:_FAILURES_TOLD]:
+        say(f"Searches {rows.start} to {rows.stop - 1} failed: {error.splitlines()[0]}")
+    if len(failures) > _FAILURES_TOLD:
+        say(f"... and {len(failures) - _FAILURES_TOLD} chunks more, in {outputs.SUMMARY}")
     say(f"{folder}: {', '.join(found['files'])}")
     return found
 
@@ -199,6 +197,15 @@ def write_report(folder: Path, ready: Ready, solution: fe.Solution) -> str:
         prices=_paths(ready, solution),
     )
     return outputs.REPORT
+
+
+def _solved_here(ready: Ready, folder: Path, bar: Any) -> fe.Solution:
+    """Solve all searches in this process, and save the answers."""
+    method = ready.config.method
+    solution = fe.solve(ready.asked.problem, method_of(method), callback=bar, **search_settings(method))
+    settings = {"config": outputs.as_json(plain(ready.config)), "dates": ready.asked.dates}
+    outputs.save(folder, solution, ready.asked, ready.history, settings)
+    return solution
 
 
 def _paths(ready: Ready, solution: fe.Solution) -> Callable[..., Any] | None:
