@@ -130,7 +130,10 @@ class _Description:
         elif dataclasses.is_dataclass(value) or package == "funcexplain" or not (library or foreign):
             attributes = _attributes(value)
         else:
-            return _name(kind)
+            # What is called by a name, such as an operation of torch, or wraps a function, as caches do.
+            names = [getattr(value, name, None) for name in ("__name__", "__wrapped__")]
+            inside = self._all((name for name in names if name is not None), home)
+            return f"{_name(kind)}({inside})" if inside else _name(kind)
         return f"{self.of(kind, home)}({self._named(attributes, home if library else package)})"
 
     def _inside(self, function: FunctionType) -> Iterator[Any]:

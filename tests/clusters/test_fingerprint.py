@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,10 @@ STATED: dict[str, Callable[[int], dict[str, Any]]] = {
     "setting of a network": lambda n: {"network": Tempered(temperature=1.0 * n)},
     "array of a network": lambda n: {"network": Tempered(scale=np.full(2, n))},
     "function of a network": lambda n: {"network": Tempered(f=[torch.tanh, torch.sigmoid][n - 1])},
+    "operation of a network": lambda n: {
+        "network": Tempered(f=[torch.ops.aten.tanh, torch.ops.aten.relu][n - 1])
+    },
+    "function behind a cache": lambda n: {"network": Tempered(f=cache(loss_of(SQUARES.format(n))))},
     "hook of a network": lambda n: {"network": hooked(1.0 * n)},
     "setting of a layer": lambda n: {"network": Tempered(last=nn.Softplus(1.0 * n))},
     "numbers of the target": lambda n: {"target": make_target(seed=n)},
