@@ -23,6 +23,7 @@ from funcexplain.problems.grid import RowDim, by_model, take
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
+from funcexplain.solvers.heap import reuse_blocks_of_dask
 from funcexplain.solvers.rows import ROWS_PER_MODEL
 from funcexplain.solvers.solve import solve
 
@@ -92,6 +93,7 @@ def _job(task: bytes) -> Job:
             f"{WHERE}: build and method must be what workers can import, got {error} in a worker; "
             "define them at the top of a module that is installed there, not in a notebook or shell"
         ) from None
+    reuse_blocks_of_dask()
     problem, method = build_problem(WHERE, build), made_method(recipe)
     parts = fingerprint(problem, method, settings)
     if parts != manifest.parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -93,26 +94,39 @@ def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
-@pytest.mark.parametrize("solved", [False, True])
-def test_blocks_are_used_again(solved: bool) -> None:
+@pytest.mark.parametrize(
+    ("trim", "call", "mebibytes"),
+    [
+        (None, "pass", 20),
+        (None, "heap.reuse_blocks()", 0),
+        (None, "fe.solve(fe.vmap(p, seed=torch.arange(2)), max_steps=1)", 0),
+        ("65536", "heap.reuse_blocks()", 20),  # whoever sets a threshold ends its adapting
+        ("65536", "heap.reuse_blocks_of_dask()", 0),
+        ("65537", "heap.reuse_blocks_of_dask()", 20),  # not Dask's
+        (None, "heap.reuse_blocks_of_dask()", 20),
+    ],
+)
+def test_blocks_are_used_again(trim: str | None, call: str, mebibytes: int) -> None:
     """In a process of its own, as malloc learns from all that happened before."""
     script = f"""if True:
         import ctypes, torch, funcexplain as fe
+        from funcexplain.solvers import heap
         NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
         class Malloc(ctypes.Structure):
             _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
         ask = ctypes.CDLL("libc.so.6").mallinfo2
         ask.restype = Malloc
-        if {solved}:
-            network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
-            p = fe.problem(network, torch.full((2,), 0.5), torch.zeros(1, 1, 2))
-            fe.solve(fe.vmap(p, seed=torch.arange(2)), max_steps=1)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        p = fe.problem(network, torch.full((2,), 0.5), torch.zeros(1, 1, 2))
+        {call}
         before = ask().hblkhd  # bytes in blocks that were taken from the system one by one
         block = torch.empty(20 << 20, dtype=torch.uint8)
         print((ask().hblkhd - before) >> 20)
     """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(run.stdout) == (0 if solved else 20)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env |= {} if trim is None else {"MALLOC_TRIM_THRESHOLD_": trim}
+    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True)
+    assert int(run.stdout) == mebibytes
 
 
 def test_the_cache_is_read_or_assumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
