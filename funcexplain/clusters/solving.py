@@ -35,7 +35,7 @@ from funcexplain.solvers.samples import refusal
 from funcexplain.solvers.solve import solve as solve_here
 
 # Rows per chunk: so many chunks that workers end at about the same time, within bounds. The least is
-# long enough that a chunk's own cost, some 40 ms, is small beside its search; the most so short that
+# long enough that a chunk's own cost, up to 25 ms, is small beside its search; the most so short that
 # large tensors are not taken anew from the system in every step (docs/clusters.md).
 _CHUNKS, _LEAST_ROWS, _MOST_ROWS = 64, 64, 512
 # What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
