@@ -63,16 +63,6 @@ class Pool(ProcessPoolExecutor):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the processes once they are done; a second Ctrl-C ends them at once."""
-        running = [*(self._processes or {}).values()]
-        try:
-            super().shutdown(wait=wait, cancel_futures=cancel_futures)
-        except KeyboardInterrupt:
-            for process in running:
-                process.kill()
-            raise
-
 
 def _begin() -> None:
     """Set a worker up: one thread, and an end when the process that it works for has ended."""
@@ -146,6 +136,13 @@ class Held:
         """End an executor that was made here, once its running chunks have ended."""
         if self._make is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def kill(self) -> None:
+        """End the processes of an executor that was made here, whatever they are at."""
+        if self._make is not None:
+            for process in [*(getattr(self.executor, "_processes", None) or {}).values()]:
+                process.kill()
+            self.executor.shutdown(wait=False, cancel_futures=True)
 
     def _made(self) -> Executor:
         assert self._make is not None

@@ -161,26 +161,33 @@ def _run(
         in_flight,
     )
     try:
-        folder.clean()
-        todo = list(folder.unsound(found))
-        meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
-        for number, counts, error in scheduler.run(todo):
-            failures.pop(number, None)
-            if error is not None:
-                failures[number] = error
-                counts = {int(Status.FAILED): len(manifest.span(number))}
-                _note(folder, number, error)
-            meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
-    except KeyboardInterrupt:
-        say(
-            "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for the rest",
-            urgent=True,
-        )
-    finally:
         try:
+            folder.clean()
+            todo = list(folder.unsound(found))
+            meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
+            for number, counts, error in scheduler.run(todo):
+                failures.pop(number, None)
+                if error is not None:
+                    failures[number] = error
+                    counts = {int(Status.FAILED): len(manifest.span(number))}
+                    _note(folder, number, error)
+                meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
+        except KeyboardInterrupt:
+            say(
+                "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for the "
+                "rest",
+                urgent=True,
+            )
+        except Exception:  # of the caller's callback
             scheduler.cancel()
-        finally:
             held.close()
+            raise
+        scheduler.cancel()
+        held.close()
+    except KeyboardInterrupt:  # again, wherever that finds us: nobody is waited for any more
+        held.kill()
+        raise
+    finally:
         meter.end()
     if scheduler.given_up is not None:
         say(f"given up: {scheduler.given_up}; call again for what is left", urgent=True)
