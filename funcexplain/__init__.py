@@ -12,7 +12,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from funcexplain import clusters as clusters
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
+    from funcexplain.engine.progress import Progress as Progress
+    from funcexplain.engine.progress import progress as progress
+    from funcexplain.engine.prune import prune as prune
+    from funcexplain.engine.solve import explain as explain
+    from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import scenarios as scenarios
+    from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import zero_masked as zero_masked
     from funcexplain.solutions.answer import Status as Status
     from funcexplain.solutions.files import load as load
-    from funcexplain.solutions.metrics import evaluate as evaluate
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
@@ -52,11 +57,6 @@ if TYPE_CHECKING:
     from funcexplain.solvers.optimizers import adam as adam
     from funcexplain.solvers.optimizers import as_optimizer as as_optimizer
     from funcexplain.solvers.optimizers import sgd as sgd
-    from funcexplain.solvers.progress import Progress as Progress
-    from funcexplain.solvers.progress import progress as progress
-    from funcexplain.solvers.prune import prune as prune
-    from funcexplain.solvers.solve import explain as explain
-    from funcexplain.solvers.solve import solve as solve
     from funcexplain.solvers.state import Info as Info
     from funcexplain.solvers.state import State as State
     from funcexplain.solvers.step import make_step as make_step
@@ -74,16 +74,16 @@ _NAMES = {
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "solutions.answer": ("Status",),
     "solutions.files": ("load",),
-    "solutions.metrics": ("evaluate",),
+    "measures.evaluate": ("evaluate",),
     "solutions.solution": ("Solution",),
     "solvers.check": ("GradientCheck", "check_gradient"),
     "solvers.closest": ("closest",),
     "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
-    "solvers.progress": ("Progress", "progress"),
-    "solvers.prune": ("prune",),
-    "solvers.solve": ("explain", "solve"),
+    "engine.progress": ("Progress", "progress"),
+    "engine.prune": ("prune",),
+    "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),
     "solvers.step": ("make_step",),
 }

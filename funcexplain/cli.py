@@ -203,7 +203,7 @@ def _workers(text: str) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     target = None if arguments.target is None else parse_target(arguments.target)
-    from funcexplain.demo import run_demo
+    from funcexplain.commands.demo import run_demo
 
     run_demo(arguments.data, target, seed=arguments.seed, out=arguments.out)
     return 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from funcexplain.engine.plain import make_plain_step
 from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_count, check_is_tensor
@@ -22,7 +23,6 @@ from funcexplain.problems.stating import check_allocation
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.plain import make_plain_step
 from funcexplain.solvers.state import Rules
 from funcexplain.solvers.step import make_parts
 

@@ -12,7 +12,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main, parse_target
-from funcexplain.demo import fill_target, run_demo
+from funcexplain.commands.demo import fill_target, run_demo
 
 QUICK: dict[str, Any] = {"training_steps": 20, "max_steps": 300, "num_starts": 2}
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from setting import make_setting
 
 import funcexplain as fe
-from funcexplain.solutions.plots import plot_changes, plot_weights
+from funcexplain.reports.plots import plot_changes, plot_weights
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:

@@ -8,7 +8,7 @@ import torch
 from setting import make_setting
 
 import funcexplain as fe
-from funcexplain.solutions.plots import plot_tradeoff
+from funcexplain.reports.plots import plot_tradeoff
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:

@@ -12,7 +12,7 @@ import funcexplain as fe
 from funcexplain.markets.covariances import sample
 from funcexplain.markets.features import log_returns
 from funcexplain.markets.paths import base_returns, prices_of
-from funcexplain.solutions.plots import plot_prices, plot_weights
+from funcexplain.reports.plots import plot_prices, plot_weights
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:

@@ -8,7 +8,7 @@ import torch
 from setting import make_setting
 
 import funcexplain as fe
-from funcexplain.solutions.plots import plot_changes
+from funcexplain.reports.plots import plot_changes
 
 
 def main(out: Path, *, quick: bool = False) -> dict[str, fe.Solution]:

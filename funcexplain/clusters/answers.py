@@ -15,7 +15,7 @@ from torch import Tensor
 from funcexplain.clusters.folder import Failures, Folder, opened
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.tables import write_parquet
-from funcexplain.problems.grid import RowDim, numbers
+from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.answer import Status, picks_one_row
 from funcexplain.solutions.solution import Solution
 
@@ -131,7 +131,7 @@ class ChunkedSolution(Solution):
             span = self._manifest.span(number)
             rank = part["loss"] if by is None else by.flatten()[span.start : span.stop]
             rows = torch.arange(span.start, span.stop)
-            best.update(numbers(grid, kept, rows), rows, part["status"], rank)
+            best.update(row_numbers(grid, kept, rows), rows, part["status"], rank)
         return self._shaped(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
 
     def to_parquet(

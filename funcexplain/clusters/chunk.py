@@ -19,13 +19,13 @@ from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
 from funcexplain.clusters.scheduling import WorkerError
+from funcexplain.engine.malloc import reuse_blocks_of_dask
+from funcexplain.engine.rows import ROWS_PER_MODEL
+from funcexplain.engine.solve import solve
 from funcexplain.problems.grid import RowDim, by_model, take
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
-from funcexplain.solvers.heap import reuse_blocks_of_dask
-from funcexplain.solvers.rows import ROWS_PER_MODEL
-from funcexplain.solvers.solve import solve
 
 WHERE = "clusters.solve"
 _PROCESS = os.getpid()  # that imported this

@@ -24,15 +24,15 @@ from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import Held, checked_source
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickled
 from funcexplain.clusters.scheduling import Scheduler
+from funcexplain.engine.chunks import say
+from funcexplain.engine.progress import Callback, Meter
+from funcexplain.engine.samples import refusal
+from funcexplain.engine.solve import solve as solve_here
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
-from funcexplain.solvers.chunks import say
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.progress import Callback, Meter
-from funcexplain.solvers.samples import refusal
-from funcexplain.solvers.solve import solve as solve_here
 
 # Rows per chunk: so many chunks that workers end at about the same time, within bounds. The least is
 # long enough that a chunk's own cost, up to 25 ms, is small beside its search; the most so short that

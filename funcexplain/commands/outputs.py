@@ -17,7 +17,7 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Asked
-from funcexplain.solutions.plots import plot_overview
+from funcexplain.reports.plots import plot_overview
 
 CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
 ANSWERS = "answers"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.commands.config import MOST_ROWS, Config, Parts, Question, Range, Starts
+from funcexplain.commands.demo import check_wanted, fill_target
 from funcexplain.commands.history import History, place_of_day, places
 from funcexplain.commands.network import in_short
-from funcexplain.demo import check_wanted, fill_target
 from funcexplain.markets import covariances
 from funcexplain.markets.features import CHANNELS, features, log_returns
 from funcexplain.problems.goals import Target

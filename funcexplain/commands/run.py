@@ -16,12 +16,12 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.config import Method, read_config
+from funcexplain.commands.demo import writable
 from funcexplain.commands.engine import engine, solve
 from funcexplain.commands.outputs import has_returns
 from funcexplain.commands.ready import Ready, digest, load, method_of, search_settings
 from funcexplain.commands.toml import plain, to_toml
-from funcexplain.demo import writable
-from funcexplain.solutions.drawing import require_matplotlib
+from funcexplain.reports.drawing import require_matplotlib
 
 HIT, NOT_REACHED = 0, 1
 

@@ -36,7 +36,7 @@ from funcexplain.problems.checks import (
     check_tensor,
 )
 from funcexplain.problems.coordinates import reparametrize
-from funcexplain.problems.grid import mapped_dims, places, take
+from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
 from funcexplain.problems.transforms import Transform, with_data
 from funcexplain.solutions.solution import Solution
@@ -223,7 +223,7 @@ def _with_span(returns: Tensor, reference: Tensor) -> Features:
 
 def _check_base(problem: Problem, returns: Tensor, compute: Features) -> None:
     """Refuse returns that do not lie behind the reference, and a search space other than windows."""
-    if places(problem.dims, "reference"):
+    if varying_dims(problem.dims, "reference"):
         raise ValueError(
             "scenario: problem must have one reference, got a grid mapped over several; apply scenario "
             "first, then map: fe.vmap(problem, x0=..., reference=..., returns=...)"

@@ -32,12 +32,12 @@ class RowDim(NamedTuple):
     varying: frozenset[str]
 
 
-def places(dims: Sequence[RowDim], name: str) -> list[int]:
+def varying_dims(dims: Sequence[RowDim], name: str) -> list[int]:
     """Which dimensions an entry varies along; it leads with these, in this order.
 
     Example:
         >>> dims = (RowDim("target", 3, frozenset({"target"})), RowDim("start", 2, frozenset({"x0"})))
-        >>> places(dims, "x0")
+        >>> varying_dims(dims, "x0")
         [1]
     """
     return [place for place, dim in enumerate(dims) if name in dim.varying]
@@ -45,12 +45,12 @@ def places(dims: Sequence[RowDim], name: str) -> list[int]:
 
 def mapped_dims(dims: Sequence[RowDim], args: dict[str, Any]) -> dict[str, int | None]:
     """The ``in_dims`` with which ``torch.func.vmap`` maps what `take` returns."""
-    return {name: 0 if places(dims, name) else None for name in args}
+    return {name: 0 if varying_dims(dims, name) else None for name in args}
 
 
 def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str) -> Tensor:
     """View an entry so that it broadcasts with others over the grid: size one where it does not vary."""
-    along, value = places(dims, name), args[name]
+    along, value = varying_dims(dims, name), args[name]
     lead = [dim.size if place in along else 1 for place, dim in enumerate(dims)]
     return value.view(*lead, *value.shape[len(along) :])
 
@@ -74,9 +74,9 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
     """
     taken = {}
     for name, value in args.items():
-        along = places(dims, name)
+        along = varying_dims(dims, name)
         if along:
-            number, last = numbers(dims, along, rows), len(along) - 1
+            number, last = row_numbers(dims, along, rows), len(along) - 1
             value = optree.tree_map(lambda leaf: leaf.flatten(0, last)[number], value)  # noqa: B023
         taken[name] = value
     return taken
@@ -93,8 +93,8 @@ def by_model(
     Yields:
         Dimensions and data in which params do not vary, and the numbers of the rows that they are for.
     """
-    along = places(dims, "params")
-    number, last = numbers(dims, along, rows), len(along) - 1
+    along = varying_dims(dims, "params")
+    number, last = row_numbers(dims, along, rows), len(along) - 1
     models = number.unique()
     if not along or not len(rows) or len(rows) < least * len(models):
         yield dims, args, rows
@@ -105,7 +105,7 @@ def by_model(
         yield shared, {**args, "params": params}, rows[number == model]
 
 
-def numbers(dims: Sequence[RowDim], along: list[int], rows: Tensor) -> Tensor:
+def row_numbers(dims: Sequence[RowDim], along: list[int], rows: Tensor) -> Tensor:
     """Number rows within the smaller grid of some of the dimensions."""
     number = torch.zeros_like(rows)
     for place in along:
@@ -147,7 +147,7 @@ def select(
     selected = {}
     for name, value in args.items():
         if name in dim.varying:
-            before = (slice(None),) * places(dims, name).index(place)
+            before = (slice(None),) * varying_dims(dims, name).index(place)
             value = optree.tree_map(lambda leaf: leaf[(*before, index)], value)  # noqa: B023
         selected[name] = value
     return dims[:place] + left + dims[place + 1 :], selected

@@ -21,9 +21,9 @@ from funcexplain.networks.functional import SEED
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS
 from funcexplain.problems.goals import Target
-from funcexplain.problems.grid import RowDim, places
+from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
-from funcexplain.problems.stating import refuse_loss, stated
+from funcexplain.problems.stating import encode_targets, refuse_loss
 
 
 def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Problem:
@@ -113,7 +113,7 @@ def consensus(problem: Problem) -> Problem:
         torch.Size([2, 2])
     """
     check_problem("consensus", problem)
-    along = places(problem.dims, "params")
+    along = varying_dims(problem.dims, "params")
     if len(along) > 1:
         raise ValueError("consensus: params must vary along one row dimension, got several")
     target, dims, own_targets = problem.args["target"], problem.dims, False
@@ -126,7 +126,7 @@ def consensus(problem: Problem) -> Problem:
                 "models share one window and its data"
             )
         size = dims[place].size
-        of_target = places(dims, "target")
+        of_target = varying_dims(dims, "target")
         own_targets = place in of_target
         if own_targets:
             target = target.movedim(of_target.index(place), -1 - problem.criterion.ndim)
@@ -164,7 +164,7 @@ def _with_targets(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
     """State targets that are given as a list, and let the problem compare with what is given."""
     target: Any = stacks.get("target")
     criterion = problem.criterion
-    moving = {n for n in ("params", "reference") if n in stacks or places(problem.dims, n)}
+    moving = {n for n in ("params", "reference") if n in stacks or varying_dims(problem.dims, n)}
     in_words = isinstance(target, list | tuple) and any(isinstance(t, Target) for t in target)
     from_today = (
         criterion.from_today
@@ -178,10 +178,10 @@ def _with_targets(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
             "target=[fe.targets.turnover(0.1, today=weights) for weights in ...]"
         )
     if in_words:
-        if places(problem.dims, "target"):
+        if varying_dims(problem.dims, "target"):
             raise ValueError("vmap: a list of targets maps over target once, got a second time")
         row = problem[(0,) * len(problem.dims)] if problem.dims else problem
-        target, criterion = stated("vmap", target, problem.apply, row.args, problem.assets)
+        target, criterion = encode_targets("vmap", target, problem.apply, row.args, problem.assets)
         refuse_loss("vmap", problem.loss, criterion)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:

@@ -37,9 +37,9 @@ from funcexplain.problems.stating import (
     check_allocation,
     check_assets,
     check_params,
+    encode_targets,
     refuse_loss,
     refuse_sum,
-    stated,
 )
 
 Args = dict[str, Any]
@@ -287,7 +287,7 @@ def problem(
     }
     names, criterion = check_assets(assets, x0), EXACT
     if isinstance(target, Target):
-        stack, criterion = stated("problem", [target], apply, args, names)
+        stack, criterion = encode_targets("problem", [target], apply, args, names)
         refuse_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:

@@ -72,7 +72,7 @@ def check_params(params: Any, x0: Tensor) -> None:
         )
 
 
-def stated(
+def encode_targets(
     where: str,
     targets: Sequence[Target],
     apply: Apply,

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Problem
+from funcexplain.reports.report import write_report
+from funcexplain.reports.summary import summary
 from funcexplain.solutions.answer import Answer
 from funcexplain.solutions.answer import Status as Status
 from funcexplain.solutions.archive import write_archive
 from funcexplain.solutions.labels import checked_labels
-from funcexplain.solutions.report import write_report
-from funcexplain.solutions.summary import summary
 from funcexplain.solutions.tables import to_dataset, to_frame
 
 if TYPE_CHECKING:

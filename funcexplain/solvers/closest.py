@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.engine.interrupts import deferred_interrupts
+from funcexplain.engine.rows import Settings, solve_rows
+from funcexplain.engine.solve import solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.mapping import vmap
 from funcexplain.problems.problem import Args, Problem, check_problem
@@ -28,10 +31,7 @@ from funcexplain.solvers.gauss_newton import (
     residual_of,
     sloped,
 )
-from funcexplain.solvers.interrupts import deferred_interrupts
 from funcexplain.solvers.jacobian import Linearized
-from funcexplain.solvers.rows import Settings, solve_rows
-from funcexplain.solvers.solve import solve
 from funcexplain.solvers.state import Rules, State, begin, function_key, make_objective, where_rows
 
 # Newton's corrections of a step: two double the digits twice.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.solvers.chunks import is_out_of_memory
+from funcexplain.engine.chunks import is_out_of_memory
 from funcexplain.solvers.gradient import Objective
 
 Measure = Callable[[Tensor, Any], Tensor]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from funcexplain.engine.interrupts import raise_pending
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args
-from funcexplain.solvers.interrupts import raise_pending
 from funcexplain.solvers.state import Info, Init, State, Step
 
 

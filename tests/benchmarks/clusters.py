@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.demo import _trained
+from funcexplain.commands.demo import _trained
 from funcexplain.markets.prices import load
 
 ROWS, CHUNK, STEPS = 20_000, 512, 50

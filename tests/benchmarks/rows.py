@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.engine import pool as pool_module
+from funcexplain.engine import rows as rows_module
+from funcexplain.engine.batching import map_parts
 from funcexplain.problems.grid import take
-from funcexplain.solvers import pool as pool_module
-from funcexplain.solvers import rows as rows_module
-from funcexplain.solvers.mapped import map_parts
 from funcexplain.solvers.state import Rules
 from funcexplain.solvers.step import make_parts
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.demo import HORIZON, LOOKBACK, SPAN
+from funcexplain.commands.demo import HORIZON, LOOKBACK, SPAN
 from funcexplain.markets.allocators import negative_sharpe, train_allocator
 from funcexplain.markets.features import forward_returns, windows
 from funcexplain.markets.prices import load

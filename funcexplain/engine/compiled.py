@@ -1,0 +1,183 @@
+"""The step of a batch as machine code: traced once, compiled by torch's Inductor.
+
+The step is traced through all transforms (vmap, the backward pass) to a graph of plain tensor
+operations, and Inductor turns these into a few fused loops. Shapes are part of the code: a batch keeps
+its size, and there is one trace for each size. What a network decides by its values (``.item()``, a
+solver outside of torch) cannot be traced; then the search goes on as it is.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.engine.chunks import say
+from funcexplain.problems.problem import Args
+from funcexplain.solvers.state import Info, State, Step, where_rows
+
+Compile = bool | str
+# A step, or several, that hold rows whose budget of updates (the last argument) is used up.
+Code = Callable[[State, Args, Tensor], tuple[State, Info]]
+_OPTIONS = {
+    # It would turn small convolutions channels-last, which costs 2.6 times here.
+    "layout_optimization": False,
+    # What the processor says it can do is believed: to try it takes six seconds, and a compiler that is
+    # too old for it fails as it would for other reasons, and the search goes on as it is.
+    "cpp.vec_isa_ok": True,
+}
+# What a compilation takes without a warm cache, in seconds; "auto" compiles a search that is longer.
+_COMPILATION = 20.0
+
+# Code of steps that were compiled, the last used ones last: a second search of the kind begins at once.
+# Of what cannot be compiled, the reason.
+_CODE: OrderedDict[tuple[Any, ...], Code | str] = OrderedDict()
+_MOST_KEPT = 16
+
+
+class Compiler:
+    """Compiles steps, one for each size of a batch, and remembers what cannot be compiled.
+
+    Args:
+        wanted: ``True``, ``False`` or ``"auto"``.
+        unroll: steps in one call; more save the overhead of calls where a batch is small.
+    """
+
+    def __init__(self, wanted: Compile, unroll: int = 1) -> None:
+        self.wanted, self.unroll, self.in_use = wanted, unroll, False
+
+    def pays(self, seconds_left: float) -> bool:
+        """Whether a search that would take so long as it is should be compiled."""
+        return self.wanted is True or (self.wanted == "auto" and seconds_left > 3 * _COMPILATION)
+
+    def give_up(self) -> None:
+        """Go on with the steps as they are."""
+        self.wanted = self.in_use = False
+
+    def compile(
+        self, step: Step, key: tuple[Any, ...], state: State, args: Args, max_steps: int
+    ) -> Step | None:
+        """Compile ``unroll`` steps in one, or return None, and say why, where that is impossible.
+
+        Args:
+            step: of a batch of rows.
+            key: what it is made of; equal keys mean equal steps.
+            state: a state, for its shapes.
+            args: data, for their shapes.
+            max_steps: updates after which several steps in one call go no further.
+
+        Returns:
+            A step whose infos are stacked in front, one for each of ``unroll`` steps.
+        """
+        leaves, tree = _flatten((state, args))
+        kinds = (
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        )
+        key = (key, self.unroll, tree, *kinds)
+        code = _CODE.pop(key, None)
+        if code is None:
+            began = time.monotonic()
+            code = _compiled(step, state, args, self.unroll)
+            if not isinstance(code, str):
+                say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
+        _CODE[key] = code
+        while len(_CODE) > _MOST_KEPT:
+            _CODE.popitem(last=False)
+        if isinstance(code, str):
+            say(f"cannot be compiled, goes on as it is: {code}", urgent=self.wanted is True)
+            self.give_up()
+            return None
+        self.in_use = True
+        budget = torch.tensor(max_steps, device=state.status.device)
+        return lambda state, args: code(state, args, budget)
+
+
+def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
+    """Compile, or say why it is impossible: what the network, the tracer or the C++ compiler refuse."""
+    with warnings.catch_warnings():  # of torch's own parts
+        warnings.simplefilter("ignore")
+        try:
+            return _code(step, state, args, unroll)
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            if "_local_scalar_dense" in reason[0]:
+                return "the network decides by its values (.item(), an if, a solver outside of torch)"
+            return reason[0]
+
+
+def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
+    budget = torch.zeros((), dtype=torch.int64, device=state.status.device)
+    leaves, tree = _flatten((state, args, budget))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    result_tree: Any = None
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        nonlocal result_tree
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        state, args, budget = _unflatten(tree, filled)
+        infos = []
+        for _ in range(unroll):
+            following, info = step(state, args)
+            state = following if unroll == 1 else _held(state.num_steps > budget, state, following)
+            infos.append(info)
+        info = Info(*(torch.stack(column) for column in zip(*infos, strict=True)))
+        results, result_tree = _flatten((state, info))
+        return tuple(results)
+
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own. Copies,
+    # since a tensor that is there twice, as in a state that was just made, would be one input.
+    tensors: list[Any] = [
+        leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves if isinstance(leaf, Tensor)
+    ]
+    # A GPU is given all kernels of a step in one call.
+    in_graph = budget.is_cuda
+    options = {**_OPTIONS, "triton.cudagraphs": in_graph}
+    graph = make_fx(flat)(*tensors)
+    # Torch's cache on disk serves nothing that is compiled outside of such a context.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with tracing(TracingContext(mode)):
+        code: Callable[..., Any] = torch._inductor.compile(graph, tensors, options=options)
+
+    def compiled(state: State, args: Args, budget: Tensor) -> tuple[State, Info]:
+        inputs = [leaf.contiguous() for leaf in _tensors((state, args, budget))]
+        if not in_graph:
+            return _unflatten(result_tree, code(*inputs))
+        torch.compiler.cudagraph_mark_step_begin()
+        # The graph will write what it computes next to the same places.
+        return _unflatten(result_tree, [result.clone() for result in code(*inputs)])
+
+    if in_graph:  # what a graph refuses shows when it is recorded
+        code(*tensors)
+    return compiled
+
+
+def _held(flags: Tensor, state: State, following: State) -> State:
+    """The next state, of flagged rows the one that they have."""
+    trees: list[Any] = [state, following]
+    return cast(State, optree.tree_map(lambda old, new: where_rows(flags, old, new), *trees))
+
+
+def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    return optree.tree_flatten(tree)
+
+
+def _unflatten(tree: Any, leaves: Any) -> Any:
+    return optree.tree_unflatten(tree, leaves)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,0 +1,72 @@
+"""Answers of all rows of a grid, in tensors that are allocated beforehand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from funcexplain.problems.grid import varying_dims
+from funcexplain.problems.problem import Problem
+from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solvers.state import State
+
+
+class Outputs:
+    """Answers of all rows, allocated beforehand; what was never reached is NaN and INTERRUPTED."""
+
+    def __init__(self, problem: Problem, max_steps: int, history_every: int) -> None:
+        x0, target = problem.args["x0"], problem.args["target"]
+        total = math.prod(problem.shape)
+        self.problem, self.max_steps, self.every = problem, max_steps, max(1, history_every)
+        kept = math.ceil(max_steps / history_every) if history_every else 0
+        own = problem.criterion.weights_like(target).shape[len(varying_dims(problem.dims, "target")) :]
+        self.x = x0.new_full((total, *x0.shape[-3:]), math.nan)
+        self.weights = target.new_full((total, *own), math.nan)
+        self.loss = target.new_full((total,), math.nan)
+        self.history = target.new_full((total, kept), math.nan)
+        self.num_steps = torch.zeros(total, dtype=torch.int64, device=x0.device)
+        self.status = torch.full_like(self.num_steps, int(Status.INTERRUPTED))
+        self.error = torch.full_like(self.loss, math.nan)
+
+    def record(self, rows: Tensor, begun: Tensor, losses: list[Tensor]) -> None:
+        """Write the losses ``(B,)`` of some steps of rows that had taken ``begun`` steps before."""
+        if not losses or not self.history.shape[1]:
+            return
+        steps = begun[:, None] + torch.arange(len(losses), device=rows.device)
+        places = steps // self.every
+        kept = (steps % self.every == 0) & (places < self.history.shape[1])
+        numbers = rows[:, None].expand_as(steps)
+        values = torch.stack(losses, dim=1).to(self.history.dtype)
+        self.history[numbers[kept], places[kept]] = values[kept]
+
+    def put(self, rows: Tensor, state: State, x: Tensor, target: Tensor) -> None:
+        """Write the answers ``x`` of rows; those that have not ended are INTERRUPTED."""
+        num_steps = state.num_steps.clamp(max=self.max_steps)
+        # What was recorded of a row after its end is not part of its search.
+        steps = self.every * torch.arange(self.history.shape[1], device=rows.device)
+        self.history[rows] = self.history[rows].masked_fill(steps >= num_steps[:, None], math.nan)
+        self.x[rows] = x
+        self.weights[rows] = state.kept.weights
+        self.loss[rows] = state.kept.loss
+        self.error[rows] = self.problem.criterion.error(state.kept.weights, target, rows=1)
+        self.num_steps[rows] = num_steps
+        ended = self.has_ended(state)
+        self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
+
+    def has_ended(self, state: State) -> Tensor:
+        """Which rows have an end of their own, or no budget left."""
+        return state.done | (state.num_steps > self.max_steps)
+
+    def forget(self, rows: Tensor) -> None:
+        """Clear what was recorded of rows that begin again."""
+        self.history[rows] = math.nan
+
+    def solution(self) -> Solution:
+        """Give the outputs the shape of the grid."""
+        shape = self.problem.shape
+        names = ("x", "weights", "loss", "history", "num_steps", "status", "error")
+        outputs = {name: getattr(self, name) for name in names}
+        fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
+        return Solution(**fields, dims=tuple(dim.name for dim in self.problem.dims))

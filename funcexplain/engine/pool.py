@@ -1,0 +1,268 @@
+"""A pool of rows: taken in from a grid, moved by one mapped step, put back where they belong.
+
+Rows that end leave the pool, the next ones move up, and so it stays full until none is waiting; nobody
+waits for the slowest row of a chunk. A row knows its own number of steps, and never sees its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.engine.batching import Mapped
+from funcexplain.engine.chunks import Sizes, is_out_of_memory, say
+from funcexplain.engine.compiled import Compiler
+from funcexplain.engine.outputs import Outputs
+from funcexplain.engine.progress import Callback, Meter
+from funcexplain.problems.grid import take
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solutions.solution import Status
+from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.state import Info, State, Step
+
+# Rows that have ended are carried along until they are this share of the pool: taking them out costs
+# about as much as a step of all bookkeeping.
+_ENDED_SHARE = 1 / 8
+# Steps after which it is looked for ended rows on a GPU.
+_LOOK_EVERY = 16
+# Steps after which compile="auto" knows how long a step takes.
+_MEASURED_STEPS = 8
+
+
+class Pool(NamedTuple):
+    """Rows in work, one per slot.
+
+    Attributes:
+        rows: their numbers in the grid, ``(B,)``.
+        args: their data; what varies leads with ``B``.
+        state: their states, which lead with ``B``.
+        live: which slots hold a row of their own, bool, ``(B,)``.
+    """
+
+    rows: Tensor
+    args: Args
+    state: State
+    live: Tensor
+
+
+class Driver:
+    """Moves rows from waiting to the pool, and from there to the outputs.
+
+    Args:
+        grid: the problem, in which rows are numbered.
+        mapped: functions for batches of its rows.
+        outputs: where answers go.
+        meter: counts what has ended.
+        compiler: compiles steps where that is wanted.
+        rows: numbers of the rows to solve.
+        sizes: most rows in the pool.
+        callback: called after every step.
+    """
+
+    def __init__(
+        self,
+        grid: Problem,
+        mapped: Mapped,
+        outputs: Outputs,
+        meter: Meter,
+        compiler: Compiler,
+        rows: Tensor,
+        sizes: Sizes,
+        callback: Callback | None,
+    ) -> None:
+        self.grid, self.mapped, self.outputs = grid, mapped, outputs
+        self.meter, self.compiler, self.callback = meter, compiler, callback
+        self.waiting, self.max_steps, self.seconds_per_step = rows, outputs.max_steps, 0.0
+        self.num_rows, self.sizes = len(rows), sizes
+        self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
+        self.pool: Pool | None = None
+        meter.begin(self.full_size)
+
+    @property
+    def full_size(self) -> int:
+        """Rows of a full pool."""
+        return min(self.chunk_size, self.num_rows)
+
+    def run(self) -> None:
+        """Solve all rows. What is in work when Ctrl-C comes is written before it goes on its way."""
+        try:
+            while self.pool is not None or len(self.waiting):
+                try:
+                    self.land()
+                    self.fill()
+                    self.search()
+                except torch.linalg.LinAlgError as error:
+                    self.end_failing_rows(error)
+                except Exception as error:
+                    if not is_out_of_memory(error) or self.chunk_size == 1:
+                        raise
+                    self.shrink()
+        except KeyboardInterrupt:
+            if self.pool is not None:
+                self.put(self.pick(self.pool, self.pool.live.nonzero()[:, 0]))
+            raise
+
+    def land(self) -> None:
+        """Write the rows that have ended to the outputs; the others stay."""
+        if self.pool is None:
+            return
+        pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
+        staying = (pool.live & ~ended).nonzero()[:, 0]
+        landed = pool if ended.all() else self.pick(pool, ended.nonzero()[:, 0])
+        self.put(landed)
+        self.pool = self.pick(pool, staying) if len(staying) else None
+        if len(landed.rows):
+            self.meter.add(len(landed.rows), int((landed.state.status == Status.HIT).sum()))
+
+    def fill(self) -> None:
+        """Let waiting rows take the places that are free."""
+        pools = [] if self.pool is None else [self.pool]
+        room = self.chunk_size - sum(len(pool.rows) for pool in pools)
+        coming, left = self.waiting[:room], self.waiting[room:]
+        if len(coming):
+            args, live = self.take(coming), torch.ones_like(coming, dtype=torch.bool)
+            pools.insert(0, Pool(coming, args, self.mapped.init(args), live))
+        size = sum(len(pool.rows) for pool in pools)
+        # Compiled code is for one size: what is free is filled with copies of a row.
+        slots = max(size, self.full_size) if self.keeps_size(size) else size
+        if len(pools) > 1 or slots > size:
+            rows = torch.cat([pool.rows for pool in pools])
+            state = tree_map(lambda *leaves: torch.cat(leaves), *[pool.state for pool in pools])
+            numbers = torch.arange(slots, device=rows.device)
+            if slots > size:
+                rows, state = rows[numbers % size], rows_of(state, numbers % size)
+            pools = [Pool(rows, self.take(rows), state, numbers < size)]
+        self.pool, self.waiting = pools[0] if pools else None, left
+
+    def search(self) -> None:
+        """Take steps until enough rows have ended, or the oldest have used up their budget."""
+        if self.pool is None:
+            return
+        # The state is not held here: it is the most of a pool, and every step makes a new one.
+        rows, args, _, live = self.pool
+        begun, enough = self.pool.state.num_steps[live], math.ceil(_ENDED_SHARE * int(live.sum()))
+        # One step more than updates: the last one evaluates the point that the answer holds.
+        most = self.max_steps + 1 - int(begun.amax())
+        pays = self.compiling_pays(len(rows), most)
+        if pays and self.chunk_size > self.sizes.compiled:
+            self.begin_again(self.sizes.compiled)
+            return
+        losses, times = list[Tensor](), [time.monotonic()]
+        # To look is to wait for a GPU, which should be given the next steps meanwhile.
+        going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
+
+        def ends(state: State, info: Info) -> bool:
+            nonlocal going
+            losses.extend(info.loss.view(-1, len(rows)))
+            times.append(time.monotonic())
+            self.pool = Pool(rows, args, state, live)
+            if self.callback is not None:
+                one = info.loss.ndim == 1
+                self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
+            if len(losses) % look_every == 0:
+                going = int((state.done & live).sum()) < enough
+            return not going
+
+        several = self.compiled_step(self.pool) if pays else None
+        step, calls = self.mapped.step, most
+        if several:
+            step, calls = several, math.ceil(most / self.compiler.unroll)
+        elif self.compiler.wanted == "auto" and not self.seconds_per_step:
+            calls = min(most, _MEASURED_STEPS)
+        try:
+            iterate(step, self.pool.state, args, calls, ends)
+        finally:
+            self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
+        # The median: a machine that halts for a second does not make a short search a long one.
+        taken = [after - before for before, after in pairwise(times)]
+        self.seconds_per_step = statistics.median(taken) * len(taken) / len(losses)
+
+    def compiling_pays(self, size: int, most: int) -> bool:
+        """Whether the steps that are left, ``most`` of them for this pool, should be compiled."""
+        share = len(self.waiting) / size
+        seconds_left = self.seconds_per_step * (most + share * (self.max_steps + 1))
+        return size >= self.full_size and self.compiler.pays(seconds_left)
+
+    def compiled_step(self, pool: Pool) -> Step | None:
+        """The compiled step, or None where it cannot be compiled."""
+        step = self.compiler.compile(
+            self.mapped.step, self.mapped.key, pool.state, pool.args, self.max_steps
+        )
+        if step is None:
+            self.chunk_size = self.meter.chunk_size = self.sizes.plain
+        return step
+
+    def keeps_size(self, live: int) -> bool:
+        """Whether the pool keeps its size though rows are fewer, for compiled code."""
+        few = not len(self.waiting) and 4 * live < self.full_size
+        return self.compiler.in_use and live > 0 and not few
+
+    def take(self, rows: Tensor) -> Args:
+        """Take the data of rows."""
+        return take(self.grid.dims, self.grid.args, rows)
+
+    def put(self, pool: Pool) -> None:
+        """Write the answers of rows to the outputs."""
+        if len(pool.rows):
+            x = self.mapped.decode(pool.state.kept.z, pool.args)
+            self.outputs.put(pool.rows, pool.state, x, pool.args["target"])
+
+    def pick(self, pool: Pool, slots: Tensor) -> Pool:
+        """Pick some slots of a pool."""
+        rows = pool.rows[slots]
+        return Pool(rows, self.take(rows), rows_of(pool.state, slots), pool.live[slots])
+
+    def end_failing_rows(self, error: Exception) -> None:
+        """Find the rows for which a factorization fails: it raises for the whole batch."""
+        failing = []
+        if self.pool is not None:
+            slots = self.pool.live.nonzero()[:, 0]
+            failing = [slot for slot in slots if self.fails(self.pick(self.pool, slot[None]))]
+        if self.pool is not None and not failing and self.compiler.in_use:
+            self.compiler.give_up()  # it fails in a later one of several steps in one call
+            return
+        if self.pool is None or not failing:
+            raise error
+        status = self.pool.state.status.clone()
+        status[torch.stack(failing)] = int(Status.NONFINITE)
+        self.pool = self.pool._replace(state=self.pool.state._replace(status=status))
+
+    def fails(self, row: Pool) -> bool:
+        """Whether a factorization fails for a row that is alone."""
+        try:
+            self.mapped.step(row.state, row.args)
+        except torch.linalg.LinAlgError:
+            return True
+        return False
+
+    def shrink(self) -> None:
+        """Halve the chunk after memory ran out."""
+        half = math.ceil(self.chunk_size / 2)
+        self.sizes = Sizes(min(self.sizes.plain, half), min(self.sizes.compiled, half))
+        self.begin_again(half)
+        say(f"out of memory: chunk_size is halved to {half}", urgent=True)
+
+    def begin_again(self, chunk_size: int) -> None:
+        """Go on in chunks of another size; the rows in work begin again."""
+        in_work = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
+        self.pool, self.waiting = None, torch.cat([in_work, self.waiting])
+        self.outputs.forget(in_work)
+        self.chunk_size = self.meter.chunk_size = chunk_size
+
+
+def rows_of(state: State, slots: Tensor) -> State:
+    """The states of some slots."""
+    return tree_map(lambda leaf: leaf[slots], state)
+
+
+def tree_map(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """Map tensors; of trees of NamedTuples, which optree's types do not know."""
+    return optree.tree_map(function, *trees)

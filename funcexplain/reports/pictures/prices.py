@@ -1,0 +1,117 @@
+"""Paths of prices: what happened, and what would have had to happen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from funcexplain.reports.drawing import (
+    COLORS,
+    INK,
+    PALE,
+    Array,
+    apart,
+    checked,
+    dress,
+    legend,
+    new_axes,
+    plain,
+    short,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_prices(
+    actual: Tensor | ArrayLike,
+    scenario: Tensor | ArrayLike,
+    *,
+    assets: Sequence[str],
+    dates: Sequence[object] | Array | None = None,
+    most: int = 5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Price paths of the assets that move most: as they were, dashed, and in the scenario, solid.
+
+    Prices are shown as an index, 100 on the first day, so that assets of any price compare. Those
+    whose paths lie furthest apart, ``max |log(scenario / actual)|`` over days, are drawn and named at
+    the end of their line.
+
+    Args:
+        actual: prices that were paid, positive, ``(D, A)``.
+        scenario: prices in the scenario, positive, ``(D, A)``.
+        assets: ``A`` names.
+        dates: the ``D`` days. Default: days are counted back from the last one.
+        most: number of assets to draw, 1 to 7.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: shapes do not fit, a price is not positive, or ``most`` is out of range.
+
+    Example:
+        >>> ax = plot_prices([[2.0, 8.0], [3.0, 8.0]], [[2.0, 8.0], [2.0, 9.0]], assets=["EUR", "JPY"])
+        >>> ax.get_ylabel(), [text.get_text() for text in ax.texts]
+        ('price, first day = 100', ['EUR', 'JPY'])
+    """
+    if not 1 <= most <= len(COLORS):
+        raise ValueError(f"plot_prices: most must be in 1 ... {len(COLORS)}, the colors, got {most}")
+    days = plain(actual).shape[0] if dates is None else len(dates)
+    pair = [checked(name, table, (days, len(assets))) for name, table in
+            (("actual", actual), ("scenario", scenario))]  # fmt: skip
+    if not all((table > 0).all() for table in pair):
+        raise ValueError("plot_prices: prices must be positive; returns become prices by prices_of")
+    distance = np.abs(np.log(pair[1] / pair[0])).max(axis=0)
+    order = np.argsort(-distance, kind="stable")[:most]
+    before, after = (100.0 * table[:, order] / table[0, order] for table in pair)
+    ax = ax or new_axes(8.0, 4.0)
+    day = np.arange(days) - (days - 1)
+    for place, color in enumerate(COLORS[: len(order)]):
+        names = ("actual", "scenario") if place == 0 else ("_", "_")  # one entry each in the legend
+        ax.plot(day, before[:, place], color=color, linewidth=1.3, dashes=(3, 2), label=names[0])
+        ax.plot(day, after[:, place], color=color, linewidth=2.0, label=names[1])
+    low, high = min(before.min(), after.min()), max(before.max(), after.max())
+    margin = 0.05 * ((high - low) or 1.0)
+    ax.set_ylim(low - margin, high + margin)
+    hidden = len(assets) > len(order)
+    dress(ax, f"Prices of the {len(order)} assets that move most" if hidden else "Prices")
+    _name_ends(ax, after[-1], [short(assets[index]) for index in order], high - low + 2 * margin)
+    ax.set_ylabel("price, first day = 100", color=INK, fontsize=9)
+    if dates is None:
+        ax.locator_params(axis="x", integer=True)
+        ax.set_xlabel("days before the last day")
+    else:
+        ends = [0] if days == 1 else [0, (days - 1) // 2, days - 1] if days > 4 else [0, days - 1]
+        ax.set_xticks(day[ends], [str(dates[end]) for end in ends])
+        ax.set_xlabel("trading days")
+    ax.grid(color=PALE, linewidth=0.8)
+    legend(ax)
+    entries = ax.get_legend()
+    assert entries is not None
+    for line in entries.get_lines():
+        line.set_color(INK)  # the line's kind tells them apart; its color names the asset
+    return ax
+
+
+def _name_ends(ax: Axes, values: Array, names: list[str], height: float) -> None:
+    """Names behind the ends of the lines, moved apart where they would cover each other."""
+    places = apart(values, 0.065 * height)
+    for value, place, name, color in zip(values, places, names, COLORS, strict=False):
+        ax.annotate(
+            name,
+            xy=(0, value),
+            xytext=(1.03, (place - ax.get_ylim()[0]) / height),
+            textcoords="axes fraction",
+            va="center",
+            color=color,
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )

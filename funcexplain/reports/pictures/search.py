@@ -1,0 +1,254 @@
+"""How the search went: losses over steps, and what hitting the target costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from funcexplain.reports.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    Array,
+    checked,
+    dress,
+    legend,
+    literal,
+    new_axes,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_POINTS = 400
+"""Steps of a line that are drawn; more fall on the same pixels."""
+
+
+def plot_history(
+    history: Tensor | ArrayLike | Sequence[Tensor],
+    *,
+    best: int | None = None,
+    hit: Tensor | ArrayLike | None = None,
+    rows: str = "start",
+    ax: Axes | None = None,
+) -> Axes:
+    """Loss over steps on a logarithmic scale, one line per row; the best row stands out.
+
+    A dot marks its lowest loss. Losses that are not positive or not finite cannot be drawn on this
+    scale and leave a gap; where none is left, as for a row that needed no step, the axes say so. Where
+    it is known which rows hit, a ring marks the end of those that did and a cross of those that did
+    not.
+
+    Args:
+        history: losses ``(num_steps,)``, or ``(S, num_steps)`` for several rows, or a sequence of
+            such rows of different lengths.
+        best: index of the row that the answer comes from. Default: the one with the lowest loss.
+        hit: whether each row hit its target, ``(S,)``.
+        rows: what a row is called.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``hit`` is not one flag for each row.
+
+    Example:
+        >>> ax = plot_history([[1.0, 0.1, 0.01], [1.0, 0.5, 0.4]])
+        >>> len(ax.lines)
+        2
+    """
+    lines = _rows(history)
+    flags = None if hit is None else checked("hit", hit, (len(lines),)) > 0
+    if best is None:
+        best = min(range(len(lines)), key=lambda index: np.nanmin(lines[index], initial=np.inf))
+    ax = ax or new_axes(6.0, 3.2)
+    others = [row for index, row in enumerate(lines) if index != best]
+    if others:
+        # All of them are one line with gaps: a thousand artists would take seconds to draw.
+        steps, losses = zip(*map(_thinned, others), strict=True)
+        name = f"other {rows}s" if len(others) > 1 else f"other {rows}"
+        faint = max(0.15, 0.7 / (1 + len(others) / 40))
+        ax.plot(
+            np.concatenate(steps),
+            np.concatenate(losses),
+            color=GREY,
+            linewidth=1.0,
+            alpha=faint,
+            label=name,
+        )
+    ax.plot(lines[best], color=BLUE, linewidth=2.0, label=f"best {rows}" if others else "loss")
+    if np.isfinite(lines[best]).any():
+        step = int(np.nanargmin(lines[best]))
+        loss = lines[best][step]
+        ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
+    else:
+        note = ax.text(0.5, 0.5, "no step was taken, or no loss is positive", color=INK, fontsize=9)
+        note.set(ha="center", va="center", transform=ax.transAxes)
+    if flags is not None:
+        _mark_ends(ax, lines, flags)
+    dress(ax, "Search", pad=8.0 if flags is None else 22.0)
+    if any(np.isfinite(row).any() for row in lines):
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss", color=INK, fontsize=9)
+    ax.grid(color=PALE, linewidth=0.8)
+    legend(ax)
+    return ax
+
+
+def plot_tradeoff(
+    distance: Tensor | ArrayLike,
+    error: Tensor | ArrayLike,
+    *,
+    hit: Tensor | ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+    unit: str = "sigmas",
+    ax: Axes | None = None,
+) -> Axes:
+    """How near rows come to their target, against how far they are from today's market.
+
+    A row is efficient where no other is nearer to both; a stepped line goes through these. Rows may be
+    those of a Pareto path, from ``fe.vmap(problem, penalty=strengths)``, or any others.
+
+    Args:
+        distance: from today's market, such as ``metrics["rms_sigmas"]``, ``(R,)``.
+        error: from the target, such as ``solution.error``, as a share of the portfolio, ``(R,)``.
+        hit: whether each row hit its target, ``(R,)``.
+        labels: ``R`` names; those of efficient rows are written beside them, where there is room.
+        unit: of the distance.
+        ax: axes to draw on. Default: those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the sizes differ.
+
+    Example:
+        >>> ax = plot_tradeoff([0.1, 0.2, 0.3], [0.05, 0.01, 0.02])
+        >>> ax.lines[0].get_xdata().tolist()
+        [0.1, 0.2]
+    """
+    far = plain(distance)
+    size = far.size
+    far, miss = checked("distance", far, (size,)), 100.0 * checked("error", error, (size,))
+    flags = np.zeros(size, bool) if hit is None else checked("hit", hit, (size,)) > 0
+    known = np.isfinite(far) & np.isfinite(miss)
+    if labels is not None and len(labels) != size:
+        raise ValueError(f"expected {size} labels, one for each row, got {len(labels)}")
+    ax = ax or new_axes(6.0, 4.0)
+    front = _efficient(far, miss, known)
+    ax.plot(
+        far[front],
+        miss[front],
+        drawstyle="steps-post",
+        color=INK,
+        linewidth=1.0,
+        zorder=1,
+        label="efficient",
+    )
+    faint = max(0.35, 1.0 / (1 + size / 200))
+    kinds = [("row", known, BLUE, "o")] if hit is None else [
+        ("hit", known & flags, BLUE, "o"), ("missed", known & ~flags, ORANGE, "x")
+    ]  # fmt: skip
+    for name, chosen, color, marker in kinds:
+        if chosen.any():
+            ax.scatter(
+                far[chosen], miss[chosen], s=26, color=color, marker=marker, alpha=faint, label=name
+            )
+    dress(ax, "Distance against fit")
+    positive = miss[known & (miss > 0)]
+    if positive.size and positive.max() > 30 * positive.min():
+        ax.set_yscale("symlog", linthresh=float(positive.min()))
+        ax.set_ylim(0, 1.6 * float(positive.max()))
+    if labels is not None and front.size:
+        _name_rows(ax, far, miss, front, labels)
+    ax.set_xlabel(f"distance from today's market, {unit}")
+    ax.set_ylabel("largest miss of a weight, percentage points", color=INK, fontsize=9)
+    ax.grid(color=PALE, linewidth=0.8)
+    legend(ax)
+    return ax
+
+
+def _mark_ends(ax: Axes, rows: list[Array], flags: Array) -> None:
+    """Rings and crosses at the last loss of each row, apart by shape as well as by color."""
+    ended = [np.flatnonzero(np.isfinite(row)) for row in rows]
+    kinds: tuple[tuple[str, bool, dict[str, Any]], ...] = (
+        ("hit", True, {"marker": "o", "facecolors": "none", "edgecolors": BLUE}),
+        ("missed", False, {"marker": "x", "color": ORANGE}),
+    )
+    for name, wanted, style in kinds:
+        chosen = [index for index, flag in enumerate(flags) if flag == wanted and len(ended[index])]
+        if chosen:
+            last = [int(ended[index][-1]) for index in chosen]
+            losses = [rows[index][step] for index, step in zip(chosen, last, strict=True)]
+            ax.scatter(
+                last, losses, s=28, linewidths=1.2, zorder=4, label=f"{name}: {len(chosen)}", **style
+            )
+
+
+def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence[str]) -> None:
+    """Names of efficient rows, to the lower left of their points: no row lies there, and no line.
+
+    The ends of the line come first; a name is left out where there is no room for it.
+    """
+    low, high = float(far[front].min()), ax.get_xlim()[1]
+    ax.set_xlim(low - 0.3 * (high - low), high)
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= high])  # no distance is negative
+    pixels = ax.figure.dpi / 72.0
+    corners = ax.transData.transform(np.stack([far[front], miss[front]], axis=1))
+    edge = ax.transAxes.transform((0.0, 0.0))[0]
+    taken: list[tuple[float, float, float]] = []
+    for place in dict.fromkeys([0, len(front) - 1, *range(len(front))]):
+        (right, top), label = corners[place], labels[front[place]]
+        left, height = right - (6.0 + 5.5 * len(label)) * pixels, 14.0 * pixels
+        if left > edge and all(
+            abs(top - other) >= height or right <= start or left >= end for start, end, other in taken
+        ):
+            taken.append((left, right, top))
+            ax.annotate(
+                literal(label),
+                xy=(far[front[place]], miss[front[place]]),
+                xytext=(-6, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                color=INK,
+                fontsize=8.5,
+            )
+
+
+def _efficient(far: Array, miss: Array, known: Array) -> Array:
+    """Rows that no other beats in both, by growing distance."""
+    order = np.flatnonzero(known)[np.lexsort((miss[known], far[known]))]
+    least = np.minimum.accumulate(miss[order])
+    better = np.ones(len(order), bool)
+    better[1:] = miss[order][1:] < least[:-1]
+    return order[better]
+
+
+def _thinned(row: Array) -> tuple[Array, Array]:
+    """Steps and losses of a line, at most `MOST_POINTS` of them, with a gap behind."""
+    steps = np.arange(len(row))
+    if len(row) > MOST_POINTS:
+        steps = np.unique(np.linspace(0, len(row) - 1, MOST_POINTS).astype(int))
+    return np.append(steps, np.nan), np.append(row[steps], np.nan)
+
+
+def _rows(history: Tensor | ArrayLike | Sequence[Tensor]) -> list[Array]:
+    """Histories as a list of rows; what a logarithm cannot show becomes nan."""
+    if isinstance(history, (list, tuple)) and history and np.ndim(plain(history[0])) == 1:
+        rows = [plain(row) for row in history]
+    else:
+        rows = list(np.atleast_2d(plain(history)))
+    return [np.where(np.isfinite(row) & (row > 0), row, np.nan) for row in rows]

@@ -1,0 +1,104 @@
+"""Pictures of an answer: the allocation, what has to change for it, and the search.
+
+Every function draws on the axes that it is given, or makes a figure of its own, and returns the
+axes. Nothing is shown and pyplot is not used, so that no figure is registered anywhere and
+matplotlib's backend and settings stay as they are; ``ax.figure.savefig("picture.png")`` saves one.
+The colors are told apart by color-blind readers as well. The functions stand by topic in `pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from funcexplain.reports.drawing import INK, Array, literal, new_figure
+from funcexplain.reports.drawing import MOST_ROWS as MOST_ROWS
+from funcexplain.reports.pictures.changes import plot_changes as plot_changes
+from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
+from funcexplain.reports.pictures.prices import plot_prices as plot_prices
+from funcexplain.reports.pictures.search import plot_history as plot_history
+from funcexplain.reports.pictures.search import plot_tradeoff as plot_tradeoff
+from funcexplain.reports.pictures.weights import plot_weights as plot_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_overview(
+    today: Tensor | ArrayLike,
+    target: Tensor | ArrayLike,
+    reached: Tensor | ArrayLike,
+    x: Tensor | ArrayLike,
+    reference: Tensor | ArrayLike,
+    history: Tensor | ArrayLike | Sequence[Tensor],
+    *,
+    scale: Tensor | ArrayLike,
+    assets: Sequence[str],
+    channels: Sequence[str],
+    dates: Sequence[object] | Array | None = None,
+    best: int | None = None,
+    hit: Tensor | ArrayLike | None = None,
+    prices: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
+    unit: str = "standard deviations",
+    title: str = "",
+) -> Figure:
+    """One figure with the allocation, the changes and the search; 1200 pixels wide when saved.
+
+    Args:
+        today: as in `plot_weights`, like ``target`` and ``reached``.
+        target: weights asked for.
+        reached: weights reached.
+        x: as in `plot_changes`, like all that it is given with.
+        reference: what x is compared with.
+        history: as in `plot_history`, like ``best`` and ``hit``.
+        scale: one sigma.
+        assets: ``A`` names.
+        channels: ``C`` names.
+        dates: the days of the window.
+        best: the row that the answer comes from.
+        hit: whether each row hit.
+        prices: actual and scenario, as in `plot_prices`; they get a row of their own.
+        unit: what ``scale`` is one of.
+        title: a headline.
+
+    Returns:
+        The figure; its ``savefig("overview.png")`` saves it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: as in the plots.
+
+    Example:
+        >>> weights, x, names = [0.5, 0.5], np.ones((1, 2, 2)), ["EUR", "JPY"]
+        >>> figure = plot_overview(weights, weights, weights, x, x, [0.1], scale=1.0, assets=names,
+        ...                        channels=["return"])
+        >>> [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+        ['Allocation', 'Change of the market', 'Nothing changes', 'Search']
+    """
+    rows = max(8, min(len(assets), MOST_ROWS))
+    heights = [2.0 + 0.22 * rows, 3.4, *([3.6] if prices is not None else [])]
+    figure = new_figure(12.0, 0.6 + sum(heights))
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    # Each row has columns of its own, whose margins do not depend on the names in the other rows.
+    top, middle = grid[0].subgridspec(1, 2, width_ratios=[5, 7]), grid[1].subgridspec(1, 2)
+    upper = [figure.add_subplot(top[place]) for place in (0, 1)]
+    lower = [figure.add_subplot(middle[place]) for place in (0, 1)]
+    plot_weights(today, target, reached, assets=assets, ax=upper[0])
+    plot_changes(
+        x, reference, scale=scale, assets=assets, channels=channels, dates=dates, unit=unit, ax=upper[1]
+    )
+    plot_cumulative(x, reference, scale=scale, assets=assets, ax=lower[0])
+    plot_history(history, best=best, hit=hit, ax=lower[1])
+    if prices is not None:
+        days = dates if dates is not None and len(dates) == np.shape(prices[0])[0] else None
+        plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
+    if title:
+        figure.suptitle(
+            literal(fill(title, width=105)), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
+        )
+    return figure

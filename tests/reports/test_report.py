@@ -1,0 +1,239 @@
+"""The report: what it holds, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import funcexplain as fe
+from funcexplain.reports import plots
+from funcexplain.reports.page import element
+from funcexplain.reports.precedents import precedents
+from tests.grids import models, targets, x0s
+from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
+
+pytest.importorskip("matplotlib")
+NAMES = ["EUR", "<script>alert(1)</script>", "A & B", "JPY", 'CHF" onload="x']
+CHANNEL_NAMES = ["return", "volatility"]
+DAYS = [f"2024-01-{day:02d}" for day in range(1, LOOKBACK + 1)]
+
+
+class Page(HTMLParser):
+    """What a reader of a page meets; every tag has to be closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.names: list[str] = []
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.names += [name for name, _ in attrs]
+        self.open += [] if tag in ("meta", "link", "img") else [tag]
+        self.loads += [v or "" for name, v in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def one_answer(**changes: Any) -> tuple[fe.Solution, fe.Problem]:
+    problem = make_problem(mask=None, **changes)
+    return fe.solve(problem, fe.levenberg_marquardt(), max_steps=30, atol=1e-3), problem
+
+
+def write(path: Path, solution: fe.Solution, problem: fe.Problem, **more: Any) -> str:
+    history = torch.randn(CHANNELS, 80, ASSETS, dtype=torch.float64)
+    settings: Any = {
+        "history": history,
+        "assets": NAMES,
+        "channels": CHANNEL_NAMES,
+        "dates": DAYS,
+        "scale": 1.0,
+        "settings": {"method": "levenberg_marquardt", "seed": 7},
+        **more,
+    }
+    assert solution.report(path, problem, **settings) == path
+    return path.read_text(encoding="utf-8")
+
+
+def test_it_holds_the_answer_and_needs_nothing_else(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    text = write(tmp_path / "report.html", solution, problem)
+    page = Page(text)
+    assert page.loads
+    assert all(source.startswith("data:") for source in page.loads)
+    assert not {"script", "iframe", "object"} & set(page.tags)
+    assert not [name for name in page.names if name.startswith("on")]
+    assert page.tags.count("img") >= 3
+    for told in (*NAMES, *CHANNEL_NAMES, "levenberg_marquardt", torch.__version__, DAYS[-1]):
+        assert told in page.text, told
+    assert "Reached" in page.text
+    assert "Of 75 real windows the nearest to the target misses it by" in page.text
+    for name in fe.evaluate(solution, problem, scale=1.0).names:
+        assert name.replace("_", " ") in page.text.replace("_", " "), name
+    assert write(tmp_path / "again.html", solution, problem, history=None) != text
+
+
+def test_precedents_are_those_of_a_loop() -> None:
+    _, problem = one_answer()
+    history = torch.randn(CHANNELS, 40, ASSETS, dtype=torch.float64)
+    found = precedents(problem, history, 2.0, count=4)
+    misses = []
+    for end in range(LOOKBACK, 41):
+        window = history[:, end - LOOKBACK : end]
+        _, weights = problem.objective(window, problem.args)
+        misses.append(float((weights - problem.args["target"]).abs().max()))
+    order = sorted(range(len(misses)), key=misses.__getitem__)[:4]
+    assert found.total == len(misses)
+    assert found.days_ago.tolist() == [len(misses) - 1 - place for place in order]
+    torch.testing.assert_close(
+        found.error, torch.tensor([misses[place] for place in order], dtype=torch.float64)
+    )
+
+
+def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    pages = [write(tmp_path / f"{place}.html", solution, problem, history=None) for place in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_a_miss_says_how_near(tmp_path: Path) -> None:
+    problem = make_problem()
+    solution = fe.solve(problem, max_steps=0)
+    text = Page(write(tmp_path / "report.html", solution, problem)).text
+    assert f"Missed by {100 * float(solution.error):.2f} points" in text
+
+
+def test_goals_and_grids_are_told(tmp_path: Path) -> None:
+    problem = make_problem(target=fe.targets.at_least(0, 0.5), assets=list("ABCDE"))
+    solution = fe.solve(problem, fe.levenberg_marquardt(), atol=1e-3)
+    assert "at least" in Page(write(tmp_path / "goal.html", solution, problem)).text
+    grid = fe.vmap(fe.vmap(make_problem(), x0=x0s(3), name="start"), target=targets(2))
+    answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=30, atol=1e-3)
+    text = Page(write(tmp_path / "grid.html", answers, grid)).text
+    assert f"{int(answers.hit.sum())} of 6 rows hit" in text
+    assert "6 (2 target x 3 start)" in text
+    sizes = fe.evaluate(answers, grid, scale=1.0)["rms_sigmas"]
+    assert answers.hit.any()
+    best = np.unravel_index(int(torch.where(answers.hit, sizes, torch.inf).argmin()), (2, 3))
+    details = re.findall(r"Row in detail: target (\d), start (\d)", text)
+    assert len(details) == 3
+    assert details[0] == tuple(map(str, best))
+
+
+def test_the_largest_changes_come_first(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    text = write(tmp_path / "report.html", solution, problem, history=None, scale=0.5)
+    change = ((solution.x - problem.args["reference"]) / 0.5).flatten()
+    largest = change[change.abs().argsort(descending=True)][:20]
+    told = re.findall(r"([+-]\d+\.\d\d)</td></tr>", text)
+    assert told == [f"{float(sigmas):+.2f}" for sigmas in largest]
+
+
+def test_a_pareto_path_names_its_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = fe.pipe(make_problem(), fe.penalize(fe.penalties.l2, strength=1e-2, name="proximity"))
+    path = fe.vmap(problem, proximity=torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64))
+    named: list[Any] = []
+    draw = plots.plot_tradeoff
+
+    def seen(*values: Any, **more: Any) -> Any:
+        named.append(more["labels"])
+        return draw(*values, **more)
+
+    monkeypatch.setattr(plots, "plot_tradeoff", seen)
+    answers = fe.solve(path, max_steps=3)
+    text = Page(write(tmp_path / "a.html", answers, path, history=None)).text
+    assert "proximity (3): proximity" in text
+    assert named == [["proximity 0.0001", "proximity 0.01", "proximity 1"]]
+
+
+def test_models_that_agree_are_reported(tmp_path: Path) -> None:
+    problem = fe.consensus(fe.vmap(make_problem(mask=None), params=models(2)))
+    text = Page(write(tmp_path / "a.html", fe.solve(problem, max_steps=2), problem)).text
+    assert "Missed by" in text
+
+
+def test_trouble_is_told_and_not_raised(tmp_path: Path) -> None:
+    grid = fe.vmap(make_problem(), x0=torch.stack([x0s(1)[0], torch.full_like(x0s(1)[0], torch.nan)]))
+    answers = fe.solve(grid, max_steps=2)
+    assert "status NONFINITE1" in Page(write(tmp_path / "a.html", answers, grid)).text
+    alone = Page(write(tmp_path / "b.html", answers[1], grid[1])).text
+    assert "No answer" in alone
+    assert "nan sigmas" not in alone
+    still = fe.solve(make_problem(), max_steps=0)
+    assert "Nothing changes." in Page(write(tmp_path / "c.html", still, make_problem())).text
+
+
+def test_a_report_of_many_rows_is_small(tmp_path: Path) -> None:
+    grid = fe.vmap(make_problem(), x0=x0s(1000))
+    answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=3, atol=1e-3, history=False)
+    text = write(tmp_path / "many.html", answers, grid, history=None)
+    assert len(text) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"assets": NAMES[:2]}, ValueError, "assets"),
+        ({"channels": ["one"]}, ValueError, "channels"),
+        ({"dates": DAYS[:2]}, ValueError, "dates"),
+        ({"history": torch.zeros(3)}, ValueError, "report: history must have shape"),
+        ({"prices": 3}, TypeError, "report: prices must be a pair"),
+        ({"prices": [torch.ones(4, 5), -torch.ones(4, 5)]}, ValueError, "scenario prices must be posit"),
+        ({"settings": [1]}, TypeError, "report: settings must be a dict, got list"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_earlier_file_stays(
+    change: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    solution, problem = one_answer()
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+    with pytest.raises(error, match=message):
+        write(path, solution, problem, **change)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "earlier"
+
+
+def test_rows_and_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    with pytest.raises(ValueError, match="report: solution must have the rows"):
+        write(tmp_path / "a.html", solution, fe.vmap(problem, seed=torch.arange(2)))
+    with pytest.raises(TypeError, match="report: path must be a str or a path, got int"):
+        solution.report(3, problem)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=r"report: cannot write .* there is no folder"):
+        write(tmp_path / "missing" / "a.html", solution, problem)
+
+
+def test_notebooks_get_a_short_summary() -> None:
+    page = Page(one_answer()[0]._repr_html_())
+    assert "statusHIT" in page.text
+    assert not page.loads
+    answers = fe.solve(fe.vmap(make_problem(), seed=torch.arange(3)), max_steps=2)
+    many = Page(answers._repr_html_()).text
+    assert "3 (3 seed)" in many
+    assert "hit rate0.0%" in many
+    assert "b" not in Page(replace(answers, dims=("<b>",))._repr_html_()).tags
+    assert "hit ratenone" in Page(answers[:0]._repr_html_()).text
+
+
+def test_text_is_escaped_unless_it_is_markup() -> None:
+    inner = element("b", "<&\"'>", title='"<')
+    assert inner == '<b title="&quot;&lt;">&lt;&amp;&quot;&#x27;&gt;</b>'
+    assert element("p", inner, "<i>") == f"<p>{inner}&lt;i&gt;</p>"

@@ -1,0 +1,80 @@
+"""Questions and verdicts in words: what they name, and where one verdict ends and the next begins."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import funcexplain as fe
+from funcexplain.reports.details import row_of
+from funcexplain.reports.wording import question, reached, stable, unusual
+from tests.helpers import make_problem
+
+NAMES = ["EUR", "USD", "GBP", "JPY", "CHF"]
+ALLOCATION = make_problem().args["target"].tolist()
+
+
+def test_questions_name_what_moves_most() -> None:
+    names = [f"asset {place}" for place in range(6)]
+    today = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    told = question(today, np.array([0.0, 0.4, 0.2, 0.2, 0.1, 0.1]), names)
+    assert "0.0% asset 0 (today 50.0%), 40.0% asset 1 (today 10.0%)" in told
+    assert told.endswith("and given weights of 3 more assets?")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (fe.targets.at_least("EUR", 0.6), "hold a weight of at least 60.0% in EUR?"),
+        (
+            fe.targets.group(["EUR", "JPY"], at_most=0.2),
+            "hold a weight of at most 20.0% in EUR and JPY together?",
+        ),
+        (
+            fe.targets.all_of(fe.targets.turnover(0.1), fe.targets.concentration(0.5)),
+            "a turnover of at most 10.0% and a concentration (Herfindahl index) of at most 0.5?",
+        ),
+        (
+            fe.targets.exact(make_problem().args["target"]),
+            f"{100 * ALLOCATION[0]:.1f}% EUR (today",
+        ),
+    ],
+    ids=["at least", "group", "turnover and concentration", "exact"],
+)
+def test_goals_are_told_in_words(target: Any, told: str) -> None:
+    problem = make_problem(target=target, assets=NAMES)
+    row = row_of(fe.solve(problem, max_steps=0), problem, (), None, "")
+    assert told in question(row.today, row.target, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("share", "head"),
+    [
+        (1.0, "Beyond history"),
+        (0.96, "Rare"),
+        (0.8, "Unusual"),
+        (0.3, "Ordinary"),
+        (math.nan, "Unknown"),
+    ],
+)
+def test_verdicts_grade_by_history(share: float, head: str) -> None:
+    measured = {"window_turbulence_percentile": share, "turbulence_percentile": 0.5, "in_range": 0.98}
+    assert unusual(measured).head == head
+    # Whoever leaves the range of single values is not ordinary, however calm.
+    beyond = unusual(measured | {"in_range": 0.5}).head
+    assert beyond == ("Unusual" if head == "Ordinary" else head)
+
+
+def test_what_is_unknown_is_told_as_such() -> None:
+    for measured in ({}, {"rms_sigmas": math.nan}):
+        assert unusual(measured).head == "Unknown"
+    assert stable({}, 0.05, 1e-3).head == "Unknown"
+    assert reached(fe.Status.NONFINITE, math.nan, {}).head == "No answer"
+
+
+def test_stability_is_what_noise_adds_to_the_error() -> None:
+    noisy = {"noise_error": 0.2, "invalidation": 1.0}
+    assert stable(noisy, 0.05, 1e-3).head == "Fragile"
+    assert stable(noisy | {"max_error": 0.17}, 0.05, 1e-3).head == "Moves a little"
+    assert stable(noisy | {"max_error": 0.195}, 0.05, 1e-3).head == "Steady"
