@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from funcexplain import clusters as clusters
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
+    from funcexplain.engine.closest import closest as closest
     from funcexplain.engine.progress import Progress as Progress
     from funcexplain.engine.progress import progress as progress
     from funcexplain.engine.prune import prune as prune
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
-    from funcexplain.solvers.closest import closest as closest
     from funcexplain.solvers.gauss_newton import levenberg_marquardt as levenberg_marquardt
     from funcexplain.solvers.loop import run as run
     from funcexplain.solvers.optimizers import Optimizer as Optimizer
@@ -77,7 +77,7 @@ _NAMES = {
     "measures.evaluate": ("evaluate",),
     "solutions.solution": ("Solution",),
     "solvers.check": ("GradientCheck", "check_gradient"),
-    "solvers.closest": ("closest",),
+    "engine.closest": ("closest",),
     "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from funcexplain.engine.plain import make_plain_step
 from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_count, check_is_tensor
@@ -23,8 +22,8 @@ from funcexplain.problems.stating import check_allocation
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam
-from funcexplain.solvers.state import Rules
-from funcexplain.solvers.step import make_parts
+from funcexplain.solvers.state import Stopping
+from funcexplain.solvers.step import make_plain_step
 
 _PRINT_EVERY = 50
 
@@ -110,8 +109,8 @@ def gradient_wrt_input(
     question = zero_masked(replace(question, args={**question.args, "target": target}))
     hist: list[float] = []
     with torch.no_grad(), bound(question.apply, question.args["params"]) as prepared:
-        parts = make_parts(replace(question, apply=prepared), adam(lr=lr), Rules())
-        step, state = make_plain_step(parts, Rules()), parts.init(question.args)
+        init, step = make_plain_step(replace(question, apply=prepared), adam(lr=lr), Stopping())
+        state = init(question.args)
         for done in range(0, n_iter, _PRINT_EVERY):
             if verbose:
                 line = f"{done}-th iteration, loss: {hist[-1]:.4f}" if done else "Starting optimization"

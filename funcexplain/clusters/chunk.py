@@ -19,7 +19,7 @@ from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
 from funcexplain.clusters.scheduling import WorkerError
-from funcexplain.engine.malloc import reuse_blocks_of_dask
+from funcexplain.engine.memory import reuse_blocks_of_dask
 from funcexplain.engine.rows import ROWS_PER_MODEL
 from funcexplain.engine.solve import solve
 from funcexplain.problems.grid import RowDim, by_model, take

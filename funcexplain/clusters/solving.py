@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import math
 import os
 import pickle
@@ -24,9 +25,8 @@ from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import Held, checked_source
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickled
 from funcexplain.clusters.scheduling import Scheduler
-from funcexplain.engine.chunks import say
+from funcexplain.engine.batching import why_not_samples
 from funcexplain.engine.progress import Callback, Meter
-from funcexplain.engine.samples import refusal
 from funcexplain.engine.solve import solve as solve_here
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.problem import Problem
@@ -40,6 +40,8 @@ from funcexplain.solvers.optimizers import adam
 _CHUNKS, _LEAST_ROWS, _MOST_ROWS = 64, 64, 512
 # What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
 _SETTINGS = ("max_steps", "atol", "keep", "patience", "rtol", "history", "rows", "compile")
+
+_logger = logging.getLogger("funcexplain")
 
 
 def solve(
@@ -173,10 +175,9 @@ def _run(
                     _note(folder, number, error)
                 meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
         except KeyboardInterrupt:
-            say(
-                "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for the "
-                "rest",
-                urgent=True,
+            _logger.warning(
+                "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for what is "
+                "left"
             )
         except Exception:  # of the caller's callback
             scheduler.cancel()
@@ -190,7 +191,7 @@ def _run(
     finally:
         meter.end()
     if scheduler.given_up is not None:
-        say(f"given up: {scheduler.given_up}; call again for what is left", urgent=True)
+        _logger.warning(f"given up: {scheduler.given_up}; call again for what is left")
     return failures
 
 
@@ -206,11 +207,11 @@ def _check_file(folder: Folder, number: int) -> None:
 
 def _note(folder: Folder, number: int, error: str) -> None:
     """Tell an error and keep it, also where there is no room for it on the disk."""
-    say(f"chunk {number} failed: {error.splitlines()[0]}", urgent=True)
+    _logger.warning(f"chunk {number} failed: {error.splitlines()[0]}")
     try:
         folder.note(number, error)
     except OSError as trouble:
-        say(str(trouble), urgent=True)
+        _logger.warning(str(trouble))
 
 
 def _chunk_size(rows: int) -> int:
@@ -239,7 +240,7 @@ def _decided(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
     rows = settings["rows"]
     if rows in ("auto", "samples") and 0 not in problem.shape:
         few = torch.arange(min(3, torch.Size(problem.shape).numel()), device=problem.args["x0"].device)
-        reason = refusal(problem, few)
+        reason = why_not_samples(problem, few)
         if reason and rows == "samples":
             raise ValueError(f"{WHERE}: rows='samples' needs independent samples, but {reason}")
         rows = "vmap" if reason else "samples"

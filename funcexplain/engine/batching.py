@@ -1,90 +1,159 @@
-"""The parts of a row's step for a batch of rows, which lead with the batch."""
+"""A row's step for a batch of rows: by ``vmap``, or on the network's own sample dimension.
+
+A network maps ``(n_samples, C, L, A)`` to ``(n_samples, A)``. If its samples are independent, rows can
+share that dimension, and the network runs as it was written, without the cost of mapping every
+operation. Whether they are independent is tried, not assumed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from funcexplain.networks.functional import Network
-from funcexplain.problems.grid import mapped_dims, varying_dims
+from funcexplain.networks.functional import SEED, Network
+from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Problem
-from funcexplain.solvers.gauss_newton import DampedParts, settle
-from funcexplain.solvers.gradient import Objective, backward_value_and_grad
-from funcexplain.solvers.jacobian import linearize_rows
-from funcexplain.solvers.state import Info, Rules, Scored, State, Step, decide, where_finite
-from funcexplain.solvers.step import Parts
+from funcexplain.solvers.gradient import Scored, where_finite
+from funcexplain.solvers.state import BoundMethod, Init, Objective, Step
+from funcexplain.solvers.step import begin
+from funcexplain.solvers.step import take as take_step
+
+Rows = Literal["auto", "vmap", "samples"]
 
 
-class Mapped(NamedTuple):
+class Batched(NamedTuple):
     """The parts of a step, and ``decode``, for a batch of rows; equal keys mean equal functions."""
 
-    init: Callable[[Args], State]
-    step: Callable[[State, Args], tuple[State, Info]]
+    init: Init
+    step: Step
     decode: Callable[[Tensor, Args], Tensor]
     key: tuple[Any, ...]
 
 
-def map_parts(
-    problem: Problem, parts: Parts | DampedParts, rules: Rules, *, samples: bool = False
-) -> Mapped:
-    """Map the parts of a row's step over the rows of a batch.
+def batch(grid: Problem, bound: BoundMethod, rows: Tensor, how: Rows) -> Batched:
+    """Make the step of a batch of rows.
 
-    The network is mapped forwards, or called on its own sample dimension (``samples``), and
-    differentiated by one ordinary backward pass for all rows, which gives the same numbers as mapping
-    its gradient, since rows are independent, at half the cost.
+    The network is mapped forwards, or called on its own sample dimension, and differentiated by one
+    plain backward pass for all rows. Rows are independent, so that gives the same numbers as mapping
+    the gradient, at half the cost.
+
+    Args:
+        grid: the rows' problem.
+        bound: the method.
+        rows: numbers of the rows, at least one.
+        how: by ``"vmap"``, as ``"samples"``, or ``"auto"``.
+
+    Raises:
+        ValueError: for ``"samples"`` where they are not independent; it says why.
     """
-    dims = mapped_dims(problem.dims, problem.args)
-    decode = torch.func.vmap(problem.decode, in_dims=(0, dims))
-    shape = problem.args["target"].ndim - len(varying_dims(problem.dims, "target"))
-    evaluate = torch.func.vmap(problem.evaluate, in_dims=(0, dims))
-    costs = [torch.func.vmap(cost, in_dims=(0, dims)) for cost in problem.costs]
-    score = torch.func.vmap(problem.score, in_dims=(0, 0, dims))
+    reason = why_not_samples(grid, rows) if how != "vmap" else None
+    if how == "samples" and reason:
+        raise ValueError(f"solve: rows='samples' needs independent samples, but {reason}")
+    samples = how != "vmap" and not reason
+    dims = mapped_dims(grid.dims, grid.args)
+    objective = _batched_objective(grid, dims, samples)
+    advance = torch.func.vmap(bound.advance, in_dims=(0, dims, 0))
+    functions = (grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs)
+    return Batched(
+        init=torch.func.vmap(partial(begin, bound), in_dims=(dims,)),
+        step=partial(take_step, bound, bound.backward(objective), advance),
+        decode=torch.func.vmap(grid.decode, in_dims=(0, dims)),
+        key=(functions, grid.criterion, bound.key, bound.stopping, samples, tuple(sorted(dims.items()))),
+    )
+
+
+def _batched_objective(grid: Problem, dims: dict[str, int | None], samples: bool) -> Objective:
+    """From search points to ``(value, (loss, weights))``, one of each per row."""
+    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    evaluate = torch.func.vmap(grid.evaluate, in_dims=(0, dims))
+    score = torch.func.vmap(grid.score, in_dims=(0, 0, dims))
+    costs = [torch.func.vmap(cost, in_dims=(0, dims)) for cost in grid.costs]
+    target_ndim = grid.args["target"].ndim - len(varying_dims(grid.dims, "target"))
 
     def objective(z: Tensor, args: Args) -> Scored:
-        target = args["target"] if dims["target"] == 0 else args["target"].expand(len(z), *[-1] * shape)
-        unknown = problem.criterion.weights_like(target)
+        target = args["target"]
+        if dims["target"] is None:
+            target = target.expand(len(z), *[-1] * target_ndim)
 
         def scored(x: Tensor) -> Scored:
             if not samples:
                 return evaluate(x, args)
-            return score(cast(Network, problem.apply).samples(args["params"], x), x, args)
+            return score(cast(Network, grid.apply).samples(args["params"], x), x, args)
 
-        value, rest = where_finite(decode(z, args), unknown, scored, rows=1)
-        return sum((cost(z, args) for cost in costs), start=value), rest
+        value, aux = where_finite(decode(z, args), grid.criterion.weights_like(target), scored, rows=1)
+        return sum((cost(z, args) for cost in costs), start=value), aux
 
-    step = _descend if isinstance(parts, Parts) else _damped
-    return Mapped(
-        init=torch.func.vmap(parts.init, in_dims=(dims,)),
-        step=step(objective, parts, rules, dims),
-        decode=decode,
-        key=(parts.key, samples, tuple(sorted(dims.items()))),
-    )
+    return objective
 
 
-def _descend(objective: Objective, parts: Any, rules: Rules, dims: Any) -> Step:
-    """The step of an optimizer: one ordinary backward pass for all rows."""
-    differentiate = backward_value_and_grad(objective)
-    move = torch.func.vmap(parts.move, in_dims=(0, dims, 0))
+def why_not_samples(grid: Problem, rows: Tensor) -> str | None:
+    """Why rows cannot share the sample dimension, or None if they can.
 
-    def step(state: State, args: Args) -> tuple[State, Info]:
-        evaluated = differentiate(state.z, args)
-        error = parts.criterion.error(evaluated[0][1][1], args["target"], rows=1)
-        return decide(rules, state, error, evaluated, move(state, args, evaluated[1]))
+    Args:
+        grid: a grid of rows.
+        rows: numbers of its rows, at least one.
 
-    return step
+    Returns:
+        The reason, or None.
+    """
+    params, apply = grid.args["params"], grid.apply
+    dims = mapped_dims(grid.dims, grid.args)
+    if not isinstance(apply, Network):
+        return "the network is a function of one window"
+    if dims["params"] is not None:
+        return "rows have parameters of their own"
+    if SEED in params:
+        return "dropout gives every row noise of its own"
+    args = take(grid.dims, grid.args, rows[torch.arange(3, device=rows.device) % len(rows)])
+    start = torch.func.vmap(grid.start, in_dims=(dims,))(args)
+    # Rows that differ even where the grid has one.
+    xs = torch.func.vmap(grid.decode, in_dims=(0, dims))(start, args).nan_to_num()
+    spread = xs.std()
+    spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    noise = torch.randn(xs.shape, generator=torch.Generator().manual_seed(0), dtype=xs.dtype)
+    xs = xs + 0.1 * spread * noise.to(xs.device)
+    # One of the other sign: what decides by the sign of a whole batch decides otherwise for it alone.
+    xs[1] = -xs[1]
+    poisoned = xs.clone()
+    poisoned[1] = torch.nan
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network may draw random numbers
+            together, beside_nan = apply.samples(params, xs), apply.samples(params, poisoned)
+            alone = torch.stack([apply(params, x) for x in xs])
+            counts = [xs[:1].expand(count, *xs.shape[1:]) for count in (2, 4)]
+            calls = [_count_calls(apply, params, windows) for windows in counts]
+    except Exception as error:
+        return f"the network does not accept a batch of windows ({error})"
+    eps = torch.finfo(xs.dtype).eps
+    if not torch.allclose(together, alone, rtol=1e3 * eps, atol=1e2 * eps, equal_nan=True):
+        return "a window's weights depend on the other windows of its batch"
+    others = [0, 2]
+    if not torch.allclose(together[others], beside_nan[others], rtol=0.0, atol=0.0, equal_nan=True):
+        return "a window that is not finite changes the weights of others in its batch"
+    if calls[1] > calls[0]:
+        return "the network loops over its samples, which vmap does not"
+    return None
 
 
-def _damped(objective: Objective, parts: Any, rules: Rules, dims: Any) -> Step:
-    """The step of Levenberg-Marquardt: one batched reverse pass for all rows."""
-    linearize = linearize_rows(objective, parts.measure)
-    advance = torch.func.vmap(parts.advance, in_dims=(0, dims, 0))
+def _count_calls(apply: Network, params: Any, xs: Tensor) -> int:
+    with _CallCounter() as counter:
+        apply.samples(params, xs)
+    return counter.count
 
-    def step(state: State, args: Args) -> tuple[State, Info]:
-        at = linearize(state.z, args)
-        error = parts.criterion.error(at.weights, args["target"], rows=1)
-        return settle(rules, state, error, at, advance(state, args, at))
 
-    return step
+class _CallCounter(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count it."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))

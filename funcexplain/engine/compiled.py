@@ -2,12 +2,13 @@
 
 The step is traced through all transforms (vmap, the backward pass) to a graph of plain tensor
 operations, and Inductor turns these into a few fused loops. Shapes are part of the code: a batch keeps
-its size, and there is one trace for each size. What a network decides by its values (``.item()``, a
-solver outside of torch) cannot be traced; then the search goes on as it is.
+its size, and there is one trace for each size. A network that branches on values (``.item()``, a solver
+outside of torch) cannot be traced; the search then goes on uncompiled.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import OrderedDict
@@ -18,27 +19,29 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.engine.chunks import say
 from funcexplain.problems.problem import Args
-from funcexplain.solvers.state import Info, State, Step, where_rows
+from funcexplain.solvers.gradient import where_rows
+from funcexplain.solvers.state import Info, State, Step
 
 Compile = bool | str
-# A step, or several, that hold rows whose budget of updates (the last argument) is used up.
+# A step, or several, that hold rows whose budget of updates (the last argument) is spent.
 Code = Callable[[State, Args, Tensor], tuple[State, Info]]
 _OPTIONS = {
     # It would turn small convolutions channels-last, which costs 2.6 times here.
     "layout_optimization": False,
-    # What the processor says it can do is believed: to try it takes six seconds, and a compiler that is
-    # too old for it fails as it would for other reasons, and the search goes on as it is.
+    # Believe what the processor reports: trying it takes six seconds, and with a compiler that is too
+    # old for it the search goes on uncompiled.
     "cpp.vec_isa_ok": True,
 }
-# What a compilation takes without a warm cache, in seconds; "auto" compiles a search that is longer.
+# Seconds that a compilation takes without a warm cache; "auto" compiles longer searches.
 _COMPILATION = 20.0
 
-# Code of steps that were compiled, the last used ones last: a second search of the kind begins at once.
-# Of what cannot be compiled, the reason.
+# Compiled steps, least recently used first, so that a second search of the kind begins at once; of
+# steps that cannot be compiled, the reason.
 _CODE: OrderedDict[tuple[Any, ...], Code | str] = OrderedDict()
-_MOST_KEPT = 16
+_MAXIMUM_KEPT = 16
+
+_logger = logging.getLogger("funcexplain")
 
 
 class Compiler:
@@ -53,17 +56,17 @@ class Compiler:
         self.wanted, self.unroll, self.in_use = wanted, unroll, False
 
     def pays(self, seconds_left: float) -> bool:
-        """Whether a search that would take so long as it is should be compiled."""
+        """Whether a search that would take this long uncompiled should be compiled."""
         return self.wanted is True or (self.wanted == "auto" and seconds_left > 3 * _COMPILATION)
 
     def give_up(self) -> None:
-        """Go on with the steps as they are."""
+        """Go on uncompiled."""
         self.wanted = self.in_use = False
 
     def compile(
         self, step: Step, key: tuple[Any, ...], state: State, args: Args, max_steps: int
     ) -> Step | None:
-        """Compile ``unroll`` steps in one, or return None, and say why, where that is impossible.
+        """Compile ``unroll`` steps in one, or return None, and log why, where that is impossible.
 
         Args:
             step: of a batch of rows.
@@ -86,12 +89,14 @@ class Compiler:
             began = time.monotonic()
             code = _compiled(step, state, args, self.unroll)
             if not isinstance(code, str):
-                say(f"compiled a step of {len(state.status)} rows in {time.monotonic() - began:.1f} s")
+                seconds = time.monotonic() - began
+                _logger.info(f"compiled a step of {len(state.status)} rows in {seconds:.1f} s")
         _CODE[key] = code
-        while len(_CODE) > _MOST_KEPT:
+        while len(_CODE) > _MAXIMUM_KEPT:
             _CODE.popitem(last=False)
         if isinstance(code, str):
-            say(f"cannot be compiled, goes on as it is: {code}", urgent=self.wanted is True)
+            level = logging.WARNING if self.wanted is True else logging.INFO
+            _logger.log(level, f"cannot be compiled, goes on uncompiled: {code}")
             self.give_up()
             return None
         self.in_use = True
@@ -100,7 +105,7 @@ class Compiler:
 
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
-    """Compile, or say why it is impossible: what the network, the tracer or the C++ compiler refuse."""
+    """Compile, or return the reason that the network, the tracer or the C++ compiler gives."""
     with warnings.catch_warnings():  # of torch's own parts
         warnings.simplefilter("ignore")
         try:
@@ -108,7 +113,7 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             if "_local_scalar_dense" in reason[0]:
-                return "the network decides by its values (.item(), an if, a solver outside of torch)"
+                return "the network branches on values (.item(), an if, a solver outside of torch)"
             return reason[0]
 
 
@@ -138,8 +143,8 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own. Copies,
-    # since a tensor that is there twice, as in a state that was just made, would be one input.
+    # Strides are part of the code, too: what `vmap` expands for rows that share it gets its own memory.
+    # Copies, since a tensor that occurs twice, as in a new state, would become one input.
     tensors: list[Any] = [
         leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves if isinstance(leaf, Tensor)
     ]
@@ -147,7 +152,7 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
     in_graph = budget.is_cuda
     options = {**_OPTIONS, "triton.cudagraphs": in_graph}
     graph = make_fx(flat)(*tensors)
-    # Torch's cache on disk serves nothing that is compiled outside of such a context.
+    # Torch's cache on disk ignores what is compiled outside of such a context.
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     with tracing(TracingContext(mode)):
         code: Callable[..., Any] = torch._inductor.compile(graph, tensors, options=options)
@@ -157,16 +162,16 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
         if not in_graph:
             return _unflatten(result_tree, code(*inputs))
         torch.compiler.cudagraph_mark_step_begin()
-        # The graph will write what it computes next to the same places.
+        # The graph writes its next results to the same memory.
         return _unflatten(result_tree, [result.clone() for result in code(*inputs)])
 
-    if in_graph:  # what a graph refuses shows when it is recorded
+    if in_graph:  # errors of a graph show when it is recorded
         code(*tensors)
     return compiled
 
 
 def _held(flags: Tensor, state: State, following: State) -> State:
-    """The next state, of flagged rows the one that they have."""
+    """The next state, of flagged rows the present one."""
     trees: list[Any] = [state, following]
     return cast(State, optree.tree_map(lambda old, new: where_rows(flags, old, new), *trees))
 

@@ -1,4 +1,4 @@
-"""Answers of all rows of a grid, in tensors that are allocated beforehand."""
+"""Answers of all rows of a grid, in preallocated tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from funcexplain.solvers.state import State
 
 
 class Outputs:
-    """Answers of all rows, allocated beforehand; what was never reached is NaN and INTERRUPTED."""
+    """Answers of all rows, preallocated; rows that never began are NaN and INTERRUPTED."""
 
     def __init__(self, problem: Problem, max_steps: int, history_every: int) -> None:
         x0, target = problem.args["x0"], problem.args["target"]
@@ -41,10 +41,10 @@ class Outputs:
         values = torch.stack(losses, dim=1).to(self.history.dtype)
         self.history[numbers[kept], places[kept]] = values[kept]
 
-    def put(self, rows: Tensor, state: State, x: Tensor, target: Tensor) -> None:
+    def write(self, rows: Tensor, state: State, x: Tensor, target: Tensor) -> None:
         """Write the answers ``x`` of rows; those that have not ended are INTERRUPTED."""
         num_steps = state.num_steps.clamp(max=self.max_steps)
-        # What was recorded of a row after its end is not part of its search.
+        # Losses recorded after a row's end are not part of its search.
         steps = self.every * torch.arange(self.history.shape[1], device=rows.device)
         self.history[rows] = self.history[rows].masked_fill(steps >= num_steps[:, None], math.nan)
         self.x[rows] = x
@@ -56,11 +56,11 @@ class Outputs:
         self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
 
     def has_ended(self, state: State) -> Tensor:
-        """Which rows have an end of their own, or no budget left."""
-        return state.done | (state.num_steps > self.max_steps)
+        """Which rows have ended, or are out of budget."""
+        return (state.status != Status.MAX_STEPS) | (state.num_steps > self.max_steps)
 
-    def forget(self, rows: Tensor) -> None:
-        """Clear what was recorded of rows that begin again."""
+    def clear_history(self, rows: Tensor) -> None:
+        """Clear the recorded losses of rows that begin again."""
         self.history[rows] = math.nan
 
     def solution(self) -> Solution:

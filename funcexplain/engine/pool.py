@@ -6,6 +6,7 @@ waits for the slowest row of a chunk. A row knows its own number of steps, and n
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -17,14 +18,16 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.engine.batching import Mapped
-from funcexplain.engine.chunks import Sizes, is_out_of_memory, say
+from funcexplain.engine.batching import Batched
 from funcexplain.engine.compiled import Compiler
+from funcexplain.engine.interrupts import raise_pending
+from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.problems.grid import take
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Status
+from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step
 
@@ -36,9 +39,11 @@ _LOOK_EVERY = 16
 # Steps after which compile="auto" knows how long a step takes.
 _MEASURED_STEPS = 8
 
+_logger = logging.getLogger("funcexplain")
+
 
 class Pool(NamedTuple):
-    """Rows in work, one per slot.
+    """The rows of a batch, one per slot.
 
     Attributes:
         rows: their numbers in the grid, ``(B,)``.
@@ -53,38 +58,39 @@ class Pool(NamedTuple):
     live: Tensor
 
 
-class Driver:
+class PoolDriver:
     """Moves rows from waiting to the pool, and from there to the outputs.
 
     Args:
         grid: the problem, in which rows are numbered.
-        mapped: functions for batches of its rows.
+        batched: functions for batches of its rows.
         outputs: where answers go.
-        meter: counts what has ended.
-        compiler: compiles steps where that is wanted.
+        meter: counts what has ended, where a callback follows it.
+        compiler: compiles steps where that is asked for.
         rows: numbers of the rows to solve.
-        sizes: most rows in the pool.
+        sizes: maximum number of rows in the pool.
         callback: called after every step.
     """
 
     def __init__(
         self,
         grid: Problem,
-        mapped: Mapped,
+        batched: Batched,
         outputs: Outputs,
-        meter: Meter,
+        meter: Meter | None,
         compiler: Compiler,
         rows: Tensor,
-        sizes: Sizes,
+        sizes: ChunkSizes,
         callback: Callback | None,
     ) -> None:
-        self.grid, self.mapped, self.outputs = grid, mapped, outputs
+        self.grid, self.batched, self.outputs = grid, batched, outputs
         self.meter, self.compiler, self.callback = meter, compiler, callback
         self.waiting, self.max_steps, self.seconds_per_step = rows, outputs.max_steps, 0.0
         self.num_rows, self.sizes = len(rows), sizes
         self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
         self.pool: Pool | None = None
-        meter.begin(self.full_size)
+        if meter:
+            meter.begin(self.full_size)
 
     @property
     def full_size(self) -> int:
@@ -92,13 +98,13 @@ class Driver:
         return min(self.chunk_size, self.num_rows)
 
     def run(self) -> None:
-        """Solve all rows. What is in work when Ctrl-C comes is written before it goes on its way."""
+        """Solve all rows. On Ctrl-C, rows in the pool are written before the exception propagates."""
         try:
             while self.pool is not None or len(self.waiting):
                 try:
-                    self.land()
-                    self.fill()
-                    self.search()
+                    self.write_ended()
+                    self.admit_waiting()
+                    self.take_steps()
                 except torch.linalg.LinAlgError as error:
                     self.end_failing_rows(error)
                 except Exception as error:
@@ -107,31 +113,31 @@ class Driver:
                     self.shrink()
         except KeyboardInterrupt:
             if self.pool is not None:
-                self.put(self.pick(self.pool, self.pool.live.nonzero()[:, 0]))
+                self.write(self.select(self.pool, self.pool.live.nonzero()[:, 0]))
             raise
 
-    def land(self) -> None:
+    def write_ended(self) -> None:
         """Write the rows that have ended to the outputs; the others stay."""
         if self.pool is None:
             return
         pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
         staying = (pool.live & ~ended).nonzero()[:, 0]
-        landed = pool if ended.all() else self.pick(pool, ended.nonzero()[:, 0])
-        self.put(landed)
-        self.pool = self.pick(pool, staying) if len(staying) else None
-        if len(landed.rows):
-            self.meter.add(len(landed.rows), int((landed.state.status == Status.HIT).sum()))
+        leaving = pool if ended.all() else self.select(pool, ended.nonzero()[:, 0])
+        self.write(leaving)
+        self.pool = self.select(pool, staying) if len(staying) else None
+        if self.meter and len(leaving.rows):
+            self.meter.add(len(leaving.rows), int((leaving.state.status == Status.HIT).sum()))
 
-    def fill(self) -> None:
-        """Let waiting rows take the places that are free."""
+    def admit_waiting(self) -> None:
+        """Let waiting rows take the free slots."""
         pools = [] if self.pool is None else [self.pool]
         room = self.chunk_size - sum(len(pool.rows) for pool in pools)
         coming, left = self.waiting[:room], self.waiting[room:]
         if len(coming):
             args, live = self.take(coming), torch.ones_like(coming, dtype=torch.bool)
-            pools.insert(0, Pool(coming, args, self.mapped.init(args), live))
+            pools.insert(0, Pool(coming, args, self.batched.init(args), live))
         size = sum(len(pool.rows) for pool in pools)
-        # Compiled code is for one size: what is free is filled with copies of a row.
+        # Compiled code is for one size: free slots are filled with copies of a row.
         slots = max(size, self.full_size) if self.keeps_size(size) else size
         if len(pools) > 1 or slots > size:
             rows = torch.cat([pool.rows for pool in pools])
@@ -142,11 +148,11 @@ class Driver:
             pools = [Pool(rows, self.take(rows), state, numbers < size)]
         self.pool, self.waiting = pools[0] if pools else None, left
 
-    def search(self) -> None:
-        """Take steps until enough rows have ended, or the oldest have used up their budget."""
+    def take_steps(self) -> None:
+        """Take steps until enough rows have ended, or the oldest are out of budget."""
         if self.pool is None:
             return
-        # The state is not held here: it is the most of a pool, and every step makes a new one.
+        # No reference to the state is kept here: it is most of a pool, and every step makes a new one.
         rows, args, _, live = self.pool
         begun, enough = self.pool.state.num_steps[live], math.ceil(_ENDED_SHARE * int(live.sum()))
         # One step more than updates: the last one evaluates the point that the answer holds.
@@ -168,11 +174,12 @@ class Driver:
                 one = info.loss.ndim == 1
                 self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
-                going = int((state.done & live).sum()) < enough
+                going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
+            raise_pending()
             return not going
 
         several = self.compiled_step(self.pool) if pays else None
-        step, calls = self.mapped.step, most
+        step, calls = self.batched.step, most
         if several:
             step, calls = several, math.ceil(most / self.compiler.unroll)
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:
@@ -194,10 +201,10 @@ class Driver:
     def compiled_step(self, pool: Pool) -> Step | None:
         """The compiled step, or None where it cannot be compiled."""
         step = self.compiler.compile(
-            self.mapped.step, self.mapped.key, pool.state, pool.args, self.max_steps
+            self.batched.step, self.batched.key, pool.state, pool.args, self.max_steps
         )
         if step is None:
-            self.chunk_size = self.meter.chunk_size = self.sizes.plain
+            self.set_chunk_size(self.sizes.plain)
         return step
 
     def keeps_size(self, live: int) -> bool:
@@ -209,14 +216,14 @@ class Driver:
         """Take the data of rows."""
         return take(self.grid.dims, self.grid.args, rows)
 
-    def put(self, pool: Pool) -> None:
+    def write(self, pool: Pool) -> None:
         """Write the answers of rows to the outputs."""
         if len(pool.rows):
-            x = self.mapped.decode(pool.state.kept.z, pool.args)
-            self.outputs.put(pool.rows, pool.state, x, pool.args["target"])
+            x = self.batched.decode(pool.state.kept.z, pool.args)
+            self.outputs.write(pool.rows, pool.state, x, pool.args["target"])
 
-    def pick(self, pool: Pool, slots: Tensor) -> Pool:
-        """Pick some slots of a pool."""
+    def select(self, pool: Pool, slots: Tensor) -> Pool:
+        """Select some slots of a pool."""
         rows = pool.rows[slots]
         return Pool(rows, self.take(rows), rows_of(pool.state, slots), pool.live[slots])
 
@@ -225,7 +232,7 @@ class Driver:
         failing = []
         if self.pool is not None:
             slots = self.pool.live.nonzero()[:, 0]
-            failing = [slot for slot in slots if self.fails(self.pick(self.pool, slot[None]))]
+            failing = [slot for slot in slots if self.fails(self.select(self.pool, slot[None]))]
         if self.pool is not None and not failing and self.compiler.in_use:
             self.compiler.give_up()  # it fails in a later one of several steps in one call
             return
@@ -238,7 +245,7 @@ class Driver:
     def fails(self, row: Pool) -> bool:
         """Whether a factorization fails for a row that is alone."""
         try:
-            self.mapped.step(row.state, row.args)
+            self.batched.step(row.state, row.args)
         except torch.linalg.LinAlgError:
             return True
         return False
@@ -246,16 +253,22 @@ class Driver:
     def shrink(self) -> None:
         """Halve the chunk after memory ran out."""
         half = math.ceil(self.chunk_size / 2)
-        self.sizes = Sizes(min(self.sizes.plain, half), min(self.sizes.compiled, half))
+        self.sizes = ChunkSizes(min(self.sizes.plain, half), min(self.sizes.compiled, half))
         self.begin_again(half)
-        say(f"out of memory: chunk_size is halved to {half}", urgent=True)
+        _logger.warning(f"out of memory: chunk_size is halved to {half}")
 
     def begin_again(self, chunk_size: int) -> None:
-        """Go on in chunks of another size; the rows in work begin again."""
-        in_work = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
-        self.pool, self.waiting = None, torch.cat([in_work, self.waiting])
-        self.outputs.forget(in_work)
-        self.chunk_size = self.meter.chunk_size = chunk_size
+        """Go on in chunks of another size; the rows in the pool begin again."""
+        pooled = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
+        self.pool, self.waiting = None, torch.cat([pooled, self.waiting])
+        self.outputs.clear_history(pooled)
+        self.set_chunk_size(chunk_size)
+
+    def set_chunk_size(self, chunk_size: int) -> None:
+        """Use chunks of another size from here on."""
+        self.chunk_size = chunk_size
+        if self.meter:
+            self.meter.chunk_size = chunk_size
 
 
 def rows_of(state: State, slots: Tensor) -> State:

@@ -1,49 +1,86 @@
 """Levenberg-Marquardt: damped Gauss-Newton steps on what the target measures.
 
-A network's output is only A numbers wide, so that the curvature of the misfit is known from A slopes:
-one Jacobian, and a system of A equations, give a step of least norm to where the target would be met if
-the network were linear. The damping is a row's own: it falls while the linear model foretells the gain,
-and grows, with the step taken back, while it does not.
+A network's output is only A numbers wide: one Jacobian, and a system of A equations, give the step of
+minimum norm to where the target would be met if the network were linear. Each row has its own damping:
+it falls while the linear model predicts the reduction, and grows, with the step rejected, while it
+does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_number
-from funcexplain.problems.criterion import Criterion
 from funcexplain.problems.problem import Args, Problem, identity
-from funcexplain.solvers.gradient import Objective
-from funcexplain.solvers.jacobian import Linearized, linearize
+from funcexplain.solvers.gradient import make_objective
+from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
 from funcexplain.solvers.state import (
-    Info,
-    Rules,
+    Advance,
+    BoundMethod,
+    Evaluation,
+    Objective,
     State,
-    begin,
-    decide,
-    function_key,
-    make_objective,
-    where_rows,
+    Stopping,
+    ValueAndGrad,
 )
 
 Residual = Literal["auto", "weights", "sqrt", "log"]
 
-# Added before logarithms and roots are taken: differences far below it are not told apart.
+# Added before logarithms and roots are taken: values much smaller than this are indistinguishable.
 _FLOOR = 1e-8
 WIDE = torch.float64
-_LEAST_DAMPING, _MOST_DAMPING = 1e-8, 1e12
-# Least share of the foretold gain with which a step is taken.
-_LEAST_RATIO = 1e-4
-# A foretold gain below this share of what is minimized is none.
-_LEAST_GAIN = 1e-12
-# Least damping, as a share of the squared slopes: the system stays solvable in float64.
-LEAST_SHARE = 1e-12
-# Projections after which the entries that rest on a bound are known, nearly always.
+_MINIMUM_DAMPING, _MAXIMUM_DAMPING = 1e-8, 1e12
+# Minimum ratio of the actual to the predicted reduction with which a step is accepted.
+_MINIMUM_RATIO = 1e-4
+# A predicted reduction smaller than this fraction of the objective counts as zero.
+_MINIMUM_REDUCTION = 1e-12
+# Minimum damping, as a fraction of the Gram matrix's trace: the system stays solvable in float64.
+MINIMUM_SHIFT = 1e-12
+# Projections after which the entries that rest on a bound are nearly always known.
 _PROJECTIONS = 2
+
+
+class Linearization(NamedTuple):
+    """What is measured ``(K,)``, the nearest values that meet the target, and Jacobian ``(K, N)``."""
+
+    measured: Tensor
+    nearest: Tensor
+    jacobian: Tensor
+
+
+class PenaltyTerms(NamedTuple):
+    """The penalties' value, gradient ``(N,)`` and diagonal curvature; without any, zeros ``()``."""
+
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+
+class LevenbergMarquardtState(NamedTuple):
+    """What the method carries of the best point so far; K values measured, N entries searched.
+
+    Attributes:
+        z: the point.
+        line: its linearization.
+        penalty: the penalties there; a value of NaN before the first evaluation.
+        predicted: reduction that the model predicts for the step that is tried.
+        damping: ``mu``, see `levenberg_marquardt`.
+        nu: factor of the damping if the next step fails.
+        in_logs: whether the residual is taken in logarithms (``"auto"`` decides for every row).
+    """
+
+    z: Tensor
+    line: Linearization
+    penalty: PenaltyTerms
+    predicted: Tensor
+    damping: Tensor
+    nu: Tensor
+    in_logs: Tensor
 
 
 class LevenbergMarquardt(NamedTuple):
@@ -52,115 +89,124 @@ class LevenbergMarquardt(NamedTuple):
     residual: Residual
     damping: float
 
+    def bind(
+        self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
+    ) -> BoundMethod:
+        """Return the functions of one row's step: the Jacobian, and a damped step that is judged.
 
-class Line(NamedTuple):
-    """What is measured ``(K,)``, the nearest numbers that meet the target, and slopes ``(K, N)``."""
+        The best point is kept: a step that fails is taken back to it.
+        """
+        del gradient
+        objective, measure = make_objective(problem), measure_of(problem)
+        return BoundMethod(
+            problem=problem,
+            init=partial(self._init, problem),
+            evaluate=with_jacobian(objective, measure),
+            backward=partial(with_backward_jacobian, measure=measure),
+            advance=partial(self._advance, problem),
+            stopping=stopping._replace(keep="best"),
+            key=(self,),
+        )
 
-    measured: Tensor
-    nearest: Tensor
-    jacobian: Tensor
+    def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
+        zero = z.new_zeros((), dtype=WIDE)
+        entries = torch.zeros_like(z).flatten().to(WIDE)
+        penalized = bool(problem.penalties or problem.costs)
+        return LevenbergMarquardtState(
+            z=z,
+            line=unknown_linearization(problem, z, args),
+            penalty=PenaltyTerms(zero + torch.nan, *(2 * [entries if penalized else zero])),
+            predicted=zero,
+            damping=zero + self.damping,
+            nu=zero + 2.0,
+            in_logs=torch.full((), self.residual in ("auto", "log"), device=z.device),
+        )
 
+    def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
+        line, penalty = linearize(problem, at, args), _penalty_terms(problem, state.z, args)
+        carried: LevenbergMarquardtState = state.optimizer
+        first = carried.penalty.value.isnan()
+        in_logs = carried.in_logs
+        if self.residual == "auto":
+            positive = (line.measured > 0.0).all() & (line.nearest > 0.0).all()
+            in_logs = torch.where(first, positive, in_logs & ~(line.measured < -_FLOOR).any())
+        merit, best = (
+            residual_of(a_line, self.residual, in_logs).square().sum() + a_penalty.value
+            for a_line, a_penalty in ((line, penalty), (carried.line, carried.penalty))
+        )
+        # Sums are the fastest passes over memory that see what is not finite.
+        usable = (merit + line.jacobian.sum(dtype=WIDE) + penalty.gradient.sum()).isfinite()
+        ratio = (best - merit) / carried.predicted.clamp_min(torch.finfo(WIDE).tiny)
+        improves = usable & (merit < best) & (ratio > _MINIMUM_RATIO)
+        accepts = first | improves
+        fall = (1.0 - (2.0 * ratio.clamp(0.0, 1.5) - 1.0) ** 3).clamp_min(1.0 / 3.0)
+        damping = carried.damping * torch.where(improves, fall, carried.nu)
+        damping = torch.where(first, carried.damping, damping.clamp(_MINIMUM_DAMPING, _MAXIMUM_DAMPING))
 
-class Cost(NamedTuple):
-    """The penalties' value, slope ``(N,)`` and curvature (its diagonal); without any, zeros ``()``."""
-
-    value: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-
-class Damped(NamedTuple):
-    """What the method carries of the best point so far; K things measured, N entries searched.
-
-    Attributes:
-        z: the point.
-        line: its evaluation to first order.
-        cost: the penalties there, with slope and curvature; a value of NaN before the first evaluation.
-        foretold: gain that the model foretells for the step that is tried.
-        damping: ``mu``, see `levenberg_marquardt`.
-        growth: factor of the damping where the next step fails.
-        in_logs: whether the residual is taken in logarithms (``"auto"`` decides for every row).
-    """
-
-    z: Tensor
-    line: Line
-    cost: Cost
-    foretold: Tensor
-    damping: Tensor
-    growth: Tensor
-    in_logs: Tensor
-
-
-class Advance(NamedTuple):
-    """What follows from an evaluation.
-
-    Attributes:
-        z: point to try next.
-        carried: what the method carries on, `Damped` or another's own.
-        value: what is minimized, at the point that was evaluated.
-        best: the same at the best point before it, NaN if there was none.
-        misfit: mean of squared residuals at the best point, this one included.
-        grads: slope of what is minimized at the best point; zero where no step helps any more.
-    """
-
-    z: Tensor
-    carried: Any
-    value: Tensor
-    best: Tensor
-    misfit: Tensor
-    grads: Tensor
-
-
-class DampedParts(NamedTuple):
-    """The functions that a step of one row is made of.
-
-    Attributes:
-        objective: ``(z, args) -> (value, (loss, weights))``.
-        init: ``args -> state``.
-        measure: ``(weights, args) -> measured``, of rows, too.
-        advance: ``(state, args, linearized) -> Advance``.
-        criterion: how weights are compared with the target.
-        key: what the functions are made of; equal keys mean equal functions.
-    """
-
-    objective: Objective
-    init: Callable[[Args], State]
-    measure: Callable[[Tensor, Args], Tensor]
-    advance: Callable[[State, Args, Linearized], Advance]
-    criterion: Criterion
-    key: tuple[Any, ...]
+        z = torch.where(accepts, state.z, carried.z)
+        line = Linearization(
+            *(torch.where(accepts, *pair) for pair in zip(line, carried.line, strict=True))
+        )
+        penalty = PenaltyTerms(
+            *(torch.where(accepts, *pair) for pair in zip(penalty, carried.penalty, strict=True))
+        )
+        r = residual_of(line, self.residual, in_logs)
+        jacobian = residual_jacobian(line, self.residual, in_logs)
+        misfit = r.square().sum()
+        lam = damping * misfit / z.numel()
+        step = _damped_step(jacobian, r, penalty, lam)
+        following = (z.flatten().to(WIDE) + step).to(z.dtype).view(z.shape)
+        if problem.project is not identity:
+            following = _projected(problem, z, step, jacobian, r, penalty, lam, args)
+        step = (following - z).flatten().to(WIDE)
+        grads = 2.0 * jacobian.T @ r + penalty.gradient
+        curved = (jacobian @ step).square().sum() + 0.5 * (penalty.curvature * step.square()).sum()
+        predicted = -(grads @ step) - curved
+        ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
+        ends = ends | (damping >= _MAXIMUM_DAMPING)
+        count = len(line.measured)
+        value, best = ((total / count).to(z.dtype) for total in (merit, best))
+        nu = torch.where(accepts, 2.0, 2.0 * carried.nu)
+        return Advance(
+            z=torch.where(ends, state.z, following),
+            carried=LevenbergMarquardtState(z, line, penalty, predicted, damping, nu, in_logs),
+            # A failed try at which nothing is finite ends nothing: the best point goes on.
+            value=torch.where(value.isfinite() | best.isnan(), value, best),
+            best=best,
+            loss=(misfit / count).to(z.dtype),
+            grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
+        )
 
 
 def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -> LevenbergMarquardt:
     """Damped Gauss-Newton: minimizes the mean of squared residuals ``f(m) - f(n)``, plus penalties.
 
-    ``m`` are the K numbers that a target measures (an allocation: the weights), ``n`` the nearest
-    numbers that meet it. With their Jacobian ``J`` a step is the ``d`` of least
-    ``|r + J d|**2 + lam |d|**2``: ``d = -J' (J J' + lam I)^-1 r``. Penalties join with their slope and
-    the diagonal of their curvature (which is all of it for `l2`, by Woodbury's identity).
-    ``lam = mu |r|**2 / N`` follows the misfit, so that it vanishes at the target; the factor ``mu``
-    falls with steps that gain what was foretold and grows with those that do not, which are taken back
-    (Nielsen 1999). What is minimized never grows.
+    ``m`` are the K numbers that a target measures (of an allocation, the weights), ``n`` the nearest
+    numbers that meet it. With their Jacobian ``J``, a step minimizes ``|r + J d|**2 + lam |d|**2``:
+    ``d = -J' (J J' + lam I)^-1 r``. Penalties join with their gradient and the diagonal of their Hessian
+    (for `l2`, all of it). ``lam = mu |r|**2 / N`` follows the misfit, so it vanishes at the target; the
+    damping ``mu`` falls when the actual reduction matches the predicted one, and grows when it does not,
+    in which case the step is rejected (Nielsen 1999). What is minimized never increases.
 
-    It needs few steps where Adam needs hundreds, each with one forward pass and one reverse pass for all
-    K together. Steps are of least norm in the search space: search in sigmas (`standardize`). A hit ends
-    the search; so does a point where no step helps (STALLED), which for a target out of reach is the
-    nearest in the residual's sense. The problem's own loss is reported at the end, not minimized;
+    It takes few steps where Adam takes hundreds, each with one forward pass and one reverse pass for all
+    K together. Steps have minimum norm in the search space, so search in sigmas (`standardize`). A hit
+    ends the search; so does a point where no step helps (STALLED), which for an infeasible target is the
+    nearest in the sense of the residual. The problem's own loss is reported at the end, not minimized;
     `Solution.history` and `Info.loss` hold the mean of squared residuals at the best point so far.
 
     Args:
-        residual: ``"weights"``: f(m) = m. ``"sqrt"``: 2 sqrt(m). ``"log"``: log(m), which sees a weight
-            of a thousandth as far from zero, as a softmax does. Roots and logarithms are of
+        residual: ``"weights"``: f(m) = m. ``"sqrt"``: 2 sqrt(m). ``"log"``: log(m), for which a weight
+            of 0.001 is as far from zero as it is for a softmax. Roots and logarithms are of
             ``m + 1e-8``, and of 1e-8 where m is negative. ``"auto"``: logarithms where all m and n are
             positive at the start, until an m is negative; else the numbers themselves.
-        damping: ``mu`` at the start, > 0; a change of root mean square ``1 / sqrt(mu)`` costs as much as
-            the present misfit. Larger: smaller first steps, and smaller changes in the end.
+        damping: initial ``mu``, > 0; a change of root mean square ``1 / sqrt(mu)`` costs as much as the
+            initial misfit. A larger damping takes smaller first steps and finds smaller changes.
 
     Returns:
         A method for `solve` and `make_step`.
 
     Raises:
-        TypeError: if ``damping`` is no number.
+        TypeError: if ``damping`` is not a number.
         ValueError: if it is not positive, or ``residual`` is unknown.
 
     Example:
@@ -184,130 +230,26 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
     return LevenbergMarquardt(residual, mu)
 
 
-def make_damped_parts(problem: Problem, method: LevenbergMarquardt, rules: Rules) -> DampedParts:
-    """Make the functions of one row's step."""
-    compare, costs = problem.criterion.compare, bool(problem.penalties or problem.costs)
-
-    def measure(weights: Tensor, args: Args) -> Tensor:
-        return compare(weights, args["target"])[0]
-
-    def init(args: Args) -> State:
-        def carry(z: Tensor) -> Damped:
-            weights = torch.zeros_like(problem.criterion.weights_like(args["target"]))
-            measured, entries = measure(weights, args).flatten(), torch.zeros_like(z).flatten()
-            none = z.new_zeros((), dtype=WIDE)
-            return Damped(
-                z=z,
-                line=Line(measured, measured, measured[:, None] * entries),
-                cost=Cost(none + torch.nan, *(2 * [entries.to(WIDE) if costs else none])),
-                foretold=none,
-                damping=none + method.damping,
-                growth=none + 2.0,
-                in_logs=torch.full((), method.residual in ("auto", "log"), device=z.device),
-            )
-
-        return begin(problem, rules, args, carry)
-
-    def advance(state: State, args: Args, at: Linearized) -> Advance:
-        measured, nearest = (t.flatten() for t in compare(at.weights, args["target"]))
-        line, cost = Line(measured, nearest, at.jacobian), _cost(problem, state.z, args)
-        carried: Damped = state.optimizer
-        first = carried.cost.value.isnan()
-        in_logs = carried.in_logs
-        if method.residual == "auto":
-            positive = (measured > 0.0).all() & (nearest > 0.0).all()
-            in_logs = torch.where(first, positive, in_logs & ~(measured < -_FLOOR).any())
-        merit, old = (
-            residual_of(a_line, method.residual, in_logs).square().sum() + a_cost.value
-            for a_line, a_cost in ((line, cost), (carried.line, carried.cost))
-        )
-        # Sums are the fastest passes over memory that see what is not finite.
-        usable = (merit + at.jacobian.sum(dtype=WIDE) + cost.slope.sum()).isfinite()
-        ratio = (old - merit) / carried.foretold.clamp_min(torch.finfo(WIDE).tiny)
-        gains = usable & (merit < old) & (ratio > _LEAST_RATIO)
-        takes = first | gains
-        fall = (1.0 - (2.0 * ratio.clamp(0.0, 1.5) - 1.0) ** 3).clamp_min(1.0 / 3.0)
-        damping = carried.damping * torch.where(gains, fall, carried.growth)
-        damping = torch.where(first, carried.damping, damping.clamp(_LEAST_DAMPING, _MOST_DAMPING))
-
-        z = torch.where(takes, state.z, carried.z)
-        line = Line(*(torch.where(takes, *pair) for pair in zip(line, carried.line, strict=True)))
-        cost = Cost(*(torch.where(takes, *pair) for pair in zip(cost, carried.cost, strict=True)))
-        r = residual_of(line, method.residual, in_logs)
-        jacobian = sloped(line, method.residual, in_logs)
-        misfit = r.square().sum()
-        lam = damping * misfit / z.numel()
-        step = _step(jacobian, r, cost, lam)
-        following = (z.flatten().to(WIDE) + step).to(z.dtype).view(z.shape)
-        if problem.project is not identity:
-            following = _projected(problem, z, step, jacobian, r, cost, lam, args)
-        step = (following - z).flatten().to(WIDE)
-        grads = 2.0 * jacobian.T @ r + cost.slope
-        bent = (jacobian @ step).square().sum() + 0.5 * (cost.curvature * step.square()).sum()
-        foretold = -(grads @ step) - bent
-        ends = (foretold <= _LEAST_GAIN * torch.where(takes, merit, old)) | (damping >= _MOST_DAMPING)
-        count = len(measured)
-        return Advance(
-            z=torch.where(ends, state.z, following),
-            carried=Damped(
-                z, line, cost, foretold, damping, torch.where(takes, 2.0, 2.0 * carried.growth), in_logs
-            ),
-            value=(merit / count).to(z.dtype),
-            best=(old / count).to(z.dtype),
-            misfit=(misfit / count).to(z.dtype),
-            grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
-        )
-
-    key = (function_key(problem), method, rules)
-    return DampedParts(make_objective(problem), init, measure, advance, problem.criterion, key)
+def measure_of(problem: Problem) -> Callable[[Tensor, Args], Tensor]:
+    """What the target measures of the weights, ``(weights, args) -> (K,)``; of rows, too."""
+    return lambda weights, args: problem.criterion.compare(weights, args["target"])[0]
 
 
-def make_damped_step(parts: DampedParts, rules: Rules) -> Callable[[State, Args], tuple[State, Info]]:
-    """Make the pure step of one question."""
-    linearized = linearize(parts.objective, parts.measure)
-
-    def step(state: State, args: Args) -> tuple[State, Info]:
-        at = linearized(state.z, args)
-        error = parts.criterion.error(at.weights, args["target"])
-        return settle(rules, state, error, at, parts.advance(state, args, at))
-
-    return step
+def linearize(problem: Problem, at: Evaluation, args: Args) -> Linearization:
+    """The linearization of an evaluation."""
+    measured, nearest = problem.criterion.compare(at.weights, args["target"])
+    return Linearization(measured.flatten(), nearest.flatten(), at.slopes)
 
 
-def settle(
-    rules: Rules, state: State, error: Tensor, at: Linearized, advance: Advance
-) -> tuple[State, Info]:
-    """Decide as for every method, but keep the best point, to which a step that fails is taken back.
-
-    Args:
-        rules: settings.
-        state: of one row, or of a batch that leads with its rows.
-        error: largest distance from the target.
-        at: evaluation of ``state.z``.
-        advance: what follows from it.
-
-    Returns:
-        The next state and what to report: the misfit of the best point in place of the loss.
-    """
-    kept = state.kept._replace(value=advance.best)
-    # A failed try at which nothing is finite is no end: the search goes on from the best point.
-    failed = ~advance.value.isfinite() & ~kept.value.isnan()
-    value, loss, weights = (
-        where_rows(failed, old, new)
-        for old, new in zip(kept[1:], (advance.value, at.loss, at.weights), strict=True)
-    )
-    next_state, info = decide(
-        rules._replace(keep="best"),
-        state._replace(kept=kept),
-        error,
-        ((value, (loss, weights)), advance.grads),
-        (advance.z, advance.carried),
-    )
-    return next_state, info._replace(loss=advance.misfit)
+def unknown_linearization(problem: Problem, z: Tensor, args: Args) -> Linearization:
+    """A linearization of zeros, for a method's state before the first evaluation."""
+    weights = torch.zeros_like(problem.criterion.weights_like(args["target"]))
+    measured = measure_of(problem)(weights, args).flatten()
+    return Linearization(measured, measured, measured[:, None] * torch.zeros_like(z).flatten())
 
 
-def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
-    """The penalties at a point, times the number of things measured, as the residuals' sum is."""
+def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
+    """The penalties at a point, times K, as the sum of squared residuals is."""
     target = args["target"]
     count = problem.criterion.compare(problem.criterion.weights_like(target), target)[0].numel()
 
@@ -315,19 +257,20 @@ def _cost(problem: Problem, z: Tensor, args: Args) -> Cost:
         return count * problem.extra(z, args)
 
     if not problem.penalties and not problem.costs:
-        none = z.new_zeros((), dtype=WIDE)
-        return Cost(none, none, none)
+        zero = z.new_zeros((), dtype=WIDE)
+        return PenaltyTerms(zero, zero, zero)
 
     def summed(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        slope, value = torch.func.grad_and_value(total)(z)
-        return slope.sum(), (slope, value)
+        gradient, value = torch.func.grad_and_value(total)(z)
+        return gradient.sum(), (gradient, value)
 
-    # The curvature's product with ones: its diagonal where entries do not mix, as those of l2 do not.
-    bend, (slope, value) = torch.func.grad(summed, has_aux=True)(z)
-    return Cost(value.to(WIDE), slope.flatten().to(WIDE), bend.flatten().clamp_min(0.0).to(WIDE))
+    # The Hessian times ones: its diagonal where entries do not interact, as those of l2 do not.
+    curvature, (gradient, value) = torch.func.grad(summed, has_aux=True)(z)
+    terms = (gradient.flatten(), curvature.flatten().clamp_min(0.0))
+    return PenaltyTerms(value.to(WIDE), *(term.to(WIDE) for term in terms))
 
 
-def residual_of(line: Line, kind: Residual, in_logs: Tensor) -> Tensor:
+def residual_of(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
     """Residuals ``f(m) - f(n)``, ``(K,)``, in float64."""
     measured, nearest = line.measured.to(WIDE), line.nearest.to(WIDE)
     plain = measured - nearest
@@ -339,8 +282,8 @@ def residual_of(line: Line, kind: Residual, in_logs: Tensor) -> Tensor:
     return torch.where(in_logs, m.log() - n.log(), plain)
 
 
-def sloped(line: Line, kind: Residual, in_logs: Tensor) -> Tensor:
-    """Slopes of the residuals, ``f'(m) J``, ``(K, N)``, in float64."""
+def residual_jacobian(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
+    """Jacobian of the residuals, ``f'(m) J``, ``(K, N)``, in float64."""
     measured = line.measured.to(WIDE)
     m = measured.clamp_min(0.0) + _FLOOR
     if kind == "weights":
@@ -358,36 +301,37 @@ def _projected(
     step: Tensor,
     jacobian: Tensor,
     r: Tensor,
-    cost: Cost,
+    penalty: PenaltyTerms,
     lam: Tensor,
     args: Args,
 ) -> Tensor:
-    """The next point within bounds: entries that would leave rest there, the others make up for them."""
+    """The next point within bounds: entries that would leave stay there, the others compensate."""
     point, held = z.flatten().to(WIDE), torch.zeros_like(z, dtype=torch.bool).flatten()
     for _ in range(_PROJECTIONS):
         aim = (point + step).to(z.dtype)
         rest = problem.project(aim.view(z.shape), args).flatten()
         held = held | ((rest - aim).abs() > 1e2 * torch.finfo(z.dtype).eps * (1.0 + aim.abs()))
         fixed, free = torch.where(held, rest.to(WIDE) - point, 0.0), torch.where(held, 0.0, 1.0)
-        bent = Cost(cost.value, (cost.slope + cost.curvature * fixed) * free, cost.curvature)
-        step = fixed + _step(jacobian * free, r + jacobian @ fixed, bent, lam) * free
+        gradient = (penalty.gradient + penalty.curvature * fixed) * free
+        moved = penalty._replace(gradient=gradient)
+        step = fixed + _damped_step(jacobian * free, r + jacobian @ fixed, moved, lam) * free
     return problem.project((point + step).to(z.dtype).view(z.shape), args)
 
 
-def _step(jacobian: Tensor, r: Tensor, cost: Cost, lam: Tensor) -> Tensor:
-    """The least of ``|r + J d|**2 + cost(d) + lam |d|**2`` by Woodbury's identity: a (K, K) system."""
-    products = jacobian @ jacobian.T
-    least = LEAST_SHARE * products.diagonal().sum() + torch.finfo(WIDE).tiny
-    slope, curvature = 0.5 * cost.slope, 0.5 * cost.curvature + torch.maximum(lam, least)
-    if curvature.ndim == 0:  # no penalties: what is large is passed over as rarely as possible
-        return -jacobian.T @ (_solved(products / curvature, r) / curvature)
+def _damped_step(jacobian: Tensor, r: Tensor, penalty: PenaltyTerms, lam: Tensor) -> Tensor:
+    """The minimizer of ``|r + J d|**2 + penalty(d) + lam |d|**2``, by Woodbury: a (K, K) system."""
+    gram = jacobian @ jacobian.T
+    shift = MINIMUM_SHIFT * gram.diagonal().sum() + torch.finfo(WIDE).tiny
+    gradient, curvature = 0.5 * penalty.gradient, 0.5 * penalty.curvature + torch.maximum(lam, shift)
+    if curvature.ndim == 0:  # no penalties: as few passes over the Jacobian as possible
+        return -jacobian.T @ (_solve_shifted(gram / curvature, r) / curvature)
     weighted = jacobian / curvature
-    y = _solved(weighted @ jacobian.T, r - weighted @ slope)
-    return -(slope / curvature + weighted.T @ y)
+    y = _solve_shifted(weighted @ jacobian.T, r - weighted @ gradient)
+    return -(gradient / curvature + weighted.T @ y)
 
 
-def _solved(products: Tensor, lines: Tensor) -> Tensor:
-    """``(products + I)^-1 lines``."""
-    factor, failed = torch.linalg.cholesky_ex(products + torch.eye(len(lines)).to(products))
+def _solve_shifted(gram: Tensor, rhs: Tensor) -> Tensor:
+    """``(gram + I)^-1 rhs``."""
+    factor, failed = torch.linalg.cholesky_ex(gram + torch.eye(len(rhs)).to(gram))
     # A system that cannot be factored gives no step, and the damping grows until one can be.
-    return torch.where(failed == 0, torch.cholesky_solve(lines[:, None], factor)[:, 0], 0.0)
+    return torch.where(failed == 0, torch.cholesky_solve(rhs[:, None], factor)[:, 0], 0.0)

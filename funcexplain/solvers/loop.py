@@ -1,4 +1,4 @@
-"""THE loop, and `run`, its pure face. `solve` drives it for one question, `rows` for a batch of them."""
+"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from funcexplain.engine.interrupts import raise_pending
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.state import Info, Init, State, Step
@@ -15,12 +14,10 @@ from funcexplain.solvers.state import Info, Init, State, Step
 def iterate(
     step: Step, state: State, args: Args, num_steps: int, ends: Callable[[State, Info], bool]
 ) -> State:
-    """Take ``num_steps`` steps, or fewer if ``ends(state, info)`` says so after one of them."""
+    """Take ``num_steps`` steps, or fewer if ``ends(state, info)`` is true after one of them."""
     for _ in range(num_steps):
         state, info = step(state, args)
-        stop = ends(state, info)
-        raise_pending()
-        if stop:
+        if ends(state, info):
             break
     return state
 
@@ -38,7 +35,7 @@ def run(init: Init, step: Step, args: Args, num_steps: int) -> tuple[State, Info
         The state after the last step, and the infos stacked, each of shape ``(num_steps,)``.
 
     Raises:
-        TypeError, ValueError: if ``num_steps`` is no int >= 0.
+        TypeError, ValueError: if ``num_steps`` is not an int >= 0.
 
     Example:
         >>> import torch, funcexplain as fe

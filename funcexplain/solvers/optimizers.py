@@ -16,8 +16,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.networks.unrolled import is_traced
 from funcexplain.problems.checks import check_number
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solvers.gradient import (
+    backward_value_and_grad,
+    is_readable,
+    make_objective,
+    with_gradient,
+)
+from funcexplain.solvers.state import (
+    Advance,
+    BoundMethod,
+    Evaluation,
+    Method,
+    Objective,
+    State,
+    Stopping,
+    ValueAndGrad,
+)
 
 
 class Optimizer(NamedTuple):
@@ -30,6 +46,36 @@ class Optimizer(NamedTuple):
 
     init: Callable[[Tensor], Any]
     update: Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
+
+    def bind(
+        self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
+    ) -> BoundMethod:
+        """Return the functions of one row's step: the gradient, and an update that is projected."""
+
+        def init(z: Tensor, args: Args) -> Any:
+            del args
+            return self.init(z)
+
+        def advance(state: State, args: Args, at: Evaluation) -> Advance:
+            updates, carried = self.update(at.slopes, state.optimizer, state.z)
+            if updates.shape != at.slopes.shape or updates.dtype != at.slopes.dtype:
+                raise ValueError(
+                    "method: updates must have the shape and dtype of the search point "
+                    f"{tuple(at.slopes.shape)} {at.slopes.dtype}, got {tuple(updates.shape)} "
+                    f"{updates.dtype}"
+                )
+            z = problem.project(state.z + updates, args)
+            return Advance(z, carried, at.value, state.kept.value, at.loss, at.slopes)
+
+        return BoundMethod(
+            problem=problem,
+            init=init,
+            evaluate=with_gradient(make_objective(problem), gradient),
+            backward=partial(with_gradient, gradient=backward_value_and_grad),
+            advance=advance,
+            stopping=stopping,
+            key=(self.update,),
+        )
 
 
 class AdamState(NamedTuple):
@@ -211,6 +257,15 @@ def as_optimizer(pair: Any) -> Optimizer:
     return check_optimizer("as_optimizer", "pair", pair)
 
 
+def as_method(where: str, method: Any) -> Method:
+    """Take ``None`` as Adam and any ``(init, update)`` pair as an optimizer; else raise."""
+    if method is None:
+        return adam()
+    if isinstance(method, Method) and not isinstance(method, type):
+        return method
+    return check_optimizer(where, "method", method)
+
+
 def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
     """Refuse what is no optimizer; see `as_optimizer`."""
     if isinstance(pair, Optimizer):
@@ -243,13 +298,3 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
         return update(grads, state, z, **in_place)
 
     return Optimizer(init, adapted)
-
-
-def is_readable(t: Tensor) -> bool:
-    """Whether numbers can be looked at now: no transform, no trace, no GPU to wait for."""
-    return (
-        t.device.type == "cpu"
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not is_traced()
-    )

@@ -1,63 +1,47 @@
 """One iteration as a pure function: ``make_step(problem, method) -> (init, step)``.
 
 A step evaluates the point it is given, keeps that evaluation where it should be kept, decides whether
-the search ends there, and only then moves. `State` is carried round the loop, `Info` is reported. Both
-hold tensors alone, and finished rows are held with ``torch.where``, so that a step can be mapped.
-
-Its parts (`make_parts`, `decide`) are apart because a batch of rows takes one backward pass for all of
-them; what comes before and after it is mapped, or written for leading rows.
+the search ends there, and only then moves. `take` is this law for every method, for one row, for a
+batch of rows, compiled or under torch.func; finished rows are held with ``torch.where``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_count, check_number
-from funcexplain.problems.criterion import Criterion
 from funcexplain.problems.problem import Args, Problem, check_question
-from funcexplain.solvers.gauss_newton import (
-    LevenbergMarquardt,
-    make_damped_parts,
-    make_damped_step,
+from funcexplain.solutions.solution import Status
+from funcexplain.solvers.gradient import (
+    ValueAndGrad,
+    is_readable,
+    make_objective,
+    value_and_grad,
+    where_rows,
 )
-from funcexplain.solvers.gradient import Objective, ValueAndGrad, value_and_grad
-from funcexplain.solvers.optimizers import Optimizer, adam, check_optimizer
+from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import (
+    Advance,
+    BoundMethod,
+    Evaluate,
+    Evaluation,
     Info,
     Init,
+    Iterate,
     Keep,
-    Rules,
+    Method,
+    Objective,
     State,
     Step,
-    begin,
-    decide,
-    function_key,
-    make_objective,
+    Stopping,
+    Trend,
 )
-
-Method = Optimizer | LevenbergMarquardt
-Move = Callable[[State, Args, Tensor], tuple[Tensor, Any]]
-
-
-class Parts(NamedTuple):
-    """The functions that a step of one row is made of; `decide` puts them together.
-
-    Attributes:
-        objective: ``(z, args) -> (value, (loss, weights))``.
-        init: ``args -> state``.
-        move: ``(state, args, grads) -> (z, optimizer state)``, the next point, projected.
-        criterion: how weights are compared with the target.
-        key: what the functions are made of; equal keys mean equal functions.
-    """
-
-    objective: Objective
-    init: Init
-    move: Move
-    criterion: Criterion
-    key: tuple[Any, ...]
 
 
 def make_step(
@@ -67,22 +51,22 @@ def make_step(
     atol: float | None = None,
     keep: Keep = "last",
     patience: int | None = None,
-    rtol: float = 1e-3,
+    rtol: float | None = None,
     gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
 ) -> tuple[Init, Step]:
-    """Make one pure iteration of a search, for whoever writes the loop.
+    """Make one pure iteration of a search, for writing your own loop.
 
     Args:
         problem: one question. Its ``args`` are not captured; they are given to both functions.
-        method: an optimizer, any ``(init, update)`` pair (see `as_optimizer`), or
-            `levenberg_marquardt`; default ``adam()``.
+        method: an optimizer, any ``(init, update)`` pair (see `as_optimizer`), `levenberg_marquardt`, or
+            a `Method` of your own; default ``adam()``.
         atol: ends the search, and holds the state from then on, where the ``error`` of `Info` is at
             most this (HIT), nothing moves and the gradient is zero (STALLED), or a number is not finite
             (NONFINITE). ``None`` never ends it.
         keep: which evaluated point is kept: the ``"last"`` finite one, or the ``"best"`` in value.
-        patience: ends the search as STALLED, too, after so many steps in a row in which the least value
-            so far did not fall by ``rtol`` of itself. ``None`` waits for ever. Needs an ``atol``.
-        rtol: relative fall that counts.
+        patience: also ends the search as STALLED when the best value has not improved by a factor of
+            ``rtol`` for this many steps. ``None`` waits indefinitely. Needs an ``atol``.
+        rtol: relative improvement that resets the patience; default 1e-3. Needs a ``patience``.
         gradient: wraps an objective into its value and gradient. The default is torch.func's, through
             which ``torch.func.vmap`` and ``grad`` go. (`levenberg_marquardt` has a Jacobian instead.)
 
@@ -91,9 +75,9 @@ def make_step(
         makes one forward pass.
 
     Raises:
-        TypeError: if ``problem`` is no Problem or ``method`` no optimizer.
+        TypeError: if ``problem`` is not a Problem or ``method`` not a method.
         ValueError: if ``problem`` is a grid of rows, ``atol`` or ``rtol`` is negative, ``patience`` is
-            less than one, or ``keep`` is unknown.
+            less than one, ``rtol`` comes without it, or ``keep`` is unknown.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -105,53 +89,179 @@ def make_step(
         (tensor([[[ 0.5000, -0.5000]]]), tensor(0.4000))
     """
     check_question("make_step", problem)
-    rules = Rules(atol, keep, patience, rtol)
-    method = check_search("make_step", method, rules)
-    if isinstance(method, LevenbergMarquardt):
-        damped = make_damped_parts(problem, method, rules)
-        return damped.init, make_damped_step(damped, rules)
-    parts = make_parts(problem, method, rules)
-    differentiate = gradient(parts.objective)
-
-    def step(state: State, args: Args) -> tuple[State, Info]:
-        evaluated = differentiate(state.z, args)
-        error = parts.criterion.error(evaluated[0][1][1], args["target"])
-        return decide(rules, state, error, evaluated, parts.move(state, args, evaluated[1]))
-
-    return parts.init, step
+    stopping = check_stopping("make_step", atol, keep, patience, rtol)
+    bound = as_method("make_step", method).bind(problem, stopping, gradient)
+    return partial(begin, bound), partial(take, bound, bound.evaluate, bound.advance)
 
 
-def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
-    """Make the functions of one row's step; all settings are checked already (`check_search`)."""
+def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tuple[Init, Step]:
+    """Make the step of one question that no transform maps: one plain backward pass, Python's numbers.
 
-    def init(args: Args) -> State:
-        return begin(problem, rules, args, optimizer.init)
-
-    def move(state: State, args: Args, grads: Tensor) -> tuple[Tensor, Any]:
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.z)
-        if updates.shape != grads.shape or updates.dtype != grads.dtype:
-            raise ValueError(
-                "method: updates must have the shape and dtype of the search point "
-                f"{tuple(grads.shape)} {grads.dtype}, got {tuple(updates.shape)} {updates.dtype}"
-            )
-        return problem.project(state.z + updates, args), optimizer_state
-
-    key = (function_key(problem), optimizer.update, rules)
-    return Parts(make_objective(problem), init, move, problem.criterion, key)
+    It costs a third less than the pure step, serves networks that torch.func rejects, and must not be
+    taken again once the search has ended.
+    """
+    bound = method.bind(problem, stopping, value_and_grad)
+    evaluate = bound.backward(make_objective(problem))
+    return partial(begin, bound), partial(take, bound, evaluate, bound.advance, in_numbers=True)
 
 
-def check_search(where: str, method: Any, rules: Rules) -> Method:
-    """Refuse wrong settings of a search; returns the method."""
-    if rules.atol is not None:
-        check_number(where, "atol", rules.atol, least=0.0)
-    if not (isinstance(rules.keep, str) and rules.keep in ("last", "best")):
-        raise ValueError(f"{where}: keep must be 'last' or 'best', got {rules.keep!r}")
-    check_number(where, "rtol", rules.rtol, least=0.0)
-    if rules.patience is not None:
-        if check_count(where, "patience", rules.patience) < 1:
-            raise ValueError(f"{where}: patience must be >= 1, or None to wait for ever, got 0")
-        if rules.atol is None:
+def begin(bound: BoundMethod, args: Args) -> State:
+    """The state before the first step."""
+    problem = bound.problem
+    # A copy, so that in-place updates cannot modify the problem's start.
+    z = problem.start(args).clone()
+    # Nothing is evaluated yet: a value of NaN gives way to the first evaluation.
+    unknown = torch.full_like(problem.criterion.weights_like(args["target"]), torch.nan)
+    kept = Iterate(z, unknown.sum(), unknown.sum(), unknown)
+    going = torch.full((), int(Status.MAX_STEPS), device=z.device)
+    zero = torch.zeros_like(going)
+    trend = () if bound.stopping.patience is None else Trend(unknown.sum(), zero)
+    return State(z, bound.init(z, args), kept, going, zero, trend)
+
+
+def take(
+    bound: BoundMethod,
+    evaluate: Evaluate,
+    advance: Callable[[State, Args, Evaluation], Advance],
+    state: State,
+    args: Args,
+    *,
+    in_numbers: bool = False,
+) -> tuple[State, Info]:
+    """Take one step: evaluate, advance, decide.
+
+    Args:
+        bound: the method, bound to its problem.
+        evaluate: its evaluation, of one row, or of a batch of rows.
+        advance: its advance, likewise.
+        state: of one row, or of a batch that leads with its rows.
+        args: the data, likewise.
+        in_numbers: whether to decide with Python's numbers, for one question outside of transforms.
+
+    Returns:
+        The next state and what to report.
+    """
+    evaluation = evaluate(state.z, args)
+    error = bound.problem.criterion.error(evaluation.weights, args["target"], state.status.ndim)
+    decide = decide_in_numbers if in_numbers else decide_in_tensors
+    return decide(bound.stopping, state, error, evaluation, advance(state, args, evaluation))
+
+
+def decide_in_tensors(
+    stopping: Stopping, state: State, error: Tensor, evaluation: Evaluation, advance: Advance
+) -> tuple[State, Info]:
+    """Keep a point where it should be kept, end the search where it ends, else move on.
+
+    Args:
+        stopping: when the search ends.
+        state: of one row, or of a batch that leads with its rows.
+        error: largest distance from the target.
+        evaluation: of ``state.z``.
+        advance: what the method makes of it.
+
+    Returns:
+        The next state and what to report.
+    """
+    value, rows = advance.value, state.status.ndim
+    going = state.status == Status.MAX_STEPS
+    grad_norm = _norm(advance.grads, rows)
+    info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
+    finite = value.isfinite()
+    hit = finite & (error <= (-1.0 if stopping.atol is None else stopping.atol))
+    trend = state.trend
+    if isinstance(trend, Trend):
+        improved = ~(value >= trend.minimum - stopping.rtol * trend.minimum.abs())
+        waited = torch.where(improved, 0, trend.waited + 1)
+        trend = Trend(torch.where(improved, value, trend.minimum), waited)
+    status = state.status
+    if stopping.atol is not None:
+        # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
+        stalled = grad_norm == 0
+        if not is_readable(stalled) or stalled.any():
+            stalled = stalled & ~(advance.z != state.z).flatten(rows).any(-1)
+        if isinstance(trend, Trend) and stopping.patience is not None:
+            stalled = stalled | (trend.waited >= stopping.patience)
+        # The later line overrules the earlier.
+        verdict = torch.where(stalled, int(Status.STALLED), status)
+        verdict = torch.where(finite & grad_norm.isfinite(), verdict, int(Status.NONFINITE))
+        verdict = torch.where(hit, int(Status.HIT), verdict)
+        status = torch.where(going, verdict, status)
+
+    here = Iterate(state.z, value, evaluation.loss, evaluation.weights)
+    moves = status == Status.MAX_STEPS
+    following = State(advance.z, advance.carried, here, status, state.num_steps + moves, trend)
+    if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
+        return following, info  # the common case: nothing is held, so skip the passes over memory
+    better = hit | (value < advance.best) if stopping.keep == "best" else True
+    replaces = going & ((finite & better) | advance.best.isnan())
+    earlier = state.kept._replace(value=advance.best)
+    kept = Iterate(*(where_rows(replaces, *pair) for pair in zip(here, earlier, strict=True)))
+    return following._replace(z=where_rows(moves, advance.z, state.z), kept=kept), info
+
+
+def decide_in_numbers(
+    stopping: Stopping, state: State, error: Tensor, evaluation: Evaluation, advance: Advance
+) -> tuple[State, Info]:
+    """The same decisions with Python's ``if``, for one question that no transform maps.
+
+    Every tensor operation costs microseconds, even on a scalar: those of `decide_in_tensors` would take
+    a third of a step. A state that has ended must not be stepped again.
+    """
+    atol, keep, patience, rtol = stopping
+    value = advance.value
+    grad_norm = _norm(advance.grads)
+    info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
+    slope, finite = float(grad_norm), math.isfinite(value)
+    # In the tensor's own precision, as for many rows.
+    hit = finite and atol is not None and bool(error <= atol)
+    kept = state.kept._replace(value=advance.best)
+    if (finite and (keep == "last" or hit or value < kept.value)) or kept.value.isnan():
+        kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
+    trend, patient = state.trend, True
+    if isinstance(trend, Trend) and patience is not None:
+        improved = not value >= trend.minimum - rtol * trend.minimum.abs()
+        trend = Trend(value, trend.waited * 0) if improved else trend._replace(waited=trend.waited + 1)
+        patient = int(trend.waited) < patience
+    if hit:
+        end = Status.HIT
+    elif atol is not None and not (finite and math.isfinite(slope)):
+        end = Status.NONFINITE
+    elif atol is None or (patient and (slope != 0.0 or not torch.equal(advance.z, state.z))):
+        z, carried = advance.z, advance.carried
+        return State(z, carried, kept, state.status, state.num_steps + 1, trend), info
+    else:
+        end = Status.STALLED
+    status = torch.full_like(state.status, int(end))
+    return state._replace(kept=kept, status=status, trend=trend), info
+
+
+def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -> Stopping:
+    """Raise unless the settings say when a search ends."""
+    if atol is not None:
+        check_number(where, "atol", atol, least=0.0)
+    if not (isinstance(keep, str) and keep in ("last", "best")):
+        raise ValueError(f"{where}: keep must be 'last' or 'best', got {keep!r}")
+    if patience is not None:
+        if check_count(where, "patience", patience) < 1:
+            raise ValueError(f"{where}: patience must be >= 1, or None to wait indefinitely, got 0")
+        if atol is None:
             raise ValueError(f"{where}: patience needs an atol, since without one no search ends")
-    if isinstance(method, LevenbergMarquardt):
-        return method
-    return check_optimizer(where, "method", adam() if method is None else method)
+    if rtol is not None:
+        check_number(where, "rtol", rtol, least=0.0)
+        if patience is None:
+            raise ValueError(
+                f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "
+                "patience; the tolerance of a hit is atol"
+            )
+    return Stopping(atol, keep, patience, 1e-3 if rtol is None else rtol)
+
+
+def _norm(t: Tensor, rows: int = 0) -> Tensor:
+    """Euclidean norm of each row, in float64 where squares overflow or vanish."""
+    flat = t.flatten(rows)
+    norms = torch.linalg.vector_norm(flat, dim=-1)
+    if is_readable(norms):
+        low, high = map(float, norms.aminmax()) if rows else [float(norms)] * 2
+        if low > 0.0 and high < math.inf:  # NaN is neither
+            return norms
+    return torch.linalg.vector_norm(flat, dim=-1, dtype=torch.float64)

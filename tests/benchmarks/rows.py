@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.engine import pool as pool_module
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import map_parts
+from funcexplain.engine.batching import batch
 from funcexplain.problems.grid import take
-from funcexplain.solvers.state import Rules
-from funcexplain.solvers.step import make_parts
+from funcexplain.solvers.gradient import value_and_grad
+from funcexplain.solvers.state import Stopping
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
 
 SHAPE = (CHANNELS, LOOKBACK, ASSETS)
@@ -66,14 +66,14 @@ def timed(function: Callable[[], object]) -> float:
 
 def loop_over(grid: fe.Problem, size: int, steps: int, atol: float | None = 0.0) -> None:
     """The steps of `solve` alone, chunk after chunk; without ``atol`` no row ends."""
-    rules, count = Rules(atol), grid.shape[0]
-    mapped = map_parts(grid, make_parts(grid, ADAM, rules), rules)
+    count = grid.shape[0]
+    batched = batch(grid, ADAM.bind(grid, Stopping(atol), value_and_grad), torch.arange(count), "vmap")
     with torch.no_grad():
         for first in range(0, count, size):
             args = take(grid.dims, grid.args, torch.arange(first, min(first + size, count)))
-            state = mapped.init(args)
+            state = batched.init(args)
             for _ in range(steps + 1):
-                state, _ = mapped.step(state, args)
+                state, _ = batched.step(state, args)
 
 
 def against(count: int = 256, steps: int = 100, repetitions: int = 5) -> None:

@@ -10,7 +10,7 @@ import funcexplain as fe
 from tests.grids import masks, targets, without_nan, x0s
 from tests.helpers import assert_close
 
-CANNOT = "cannot be compiled, goes on as it is: "
+CANNOT = "cannot be compiled, goes on uncompiled: "
 SETTINGS: dict[str, Any] = {"max_steps": 12, "atol": 0.03}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine import compiled, pool, rows
-from funcexplain.engine.chunks import Sizes
+from funcexplain.engine.memory import ChunkSizes
 from tests.engine.compilation import (
     CANNOT,
     Trace,
@@ -172,7 +172,7 @@ def test_a_network_that_decides_by_its_values_goes_on_as_it_is(
     (record,) = said.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(CANNOT)
-    assert "decides by its values" in record.getMessage()
+    assert "branches on values" in record.getMessage()
     assert "\n" not in record.getMessage()
     assert len(traces) == 1  # it is not tried again
 
@@ -263,7 +263,7 @@ def test_by_itself_it_goes_on_in_smaller_chunks_if_it_compiles(
     traced: list[Trace], monkeypatch: pytest.MonkeyPatch, compiles: bool
 ) -> None:
     monkeypatch.setattr(compiled, "_COMPILATION", 1e-9)
-    monkeypatch.setattr(rows, "choose_chunk_size", lambda *_: Sizes(plain=12, compiled=5))
+    monkeypatch.setattr(rows, "choose_chunk_size", lambda *_: ChunkSizes(plain=12, compiled=5))
     problem = make_problem() if compiles else make_problem(fe.opaque(Looks()))
     grid = fe.vmap(problem, x0=x0s(20), target=targets(20))
     at_once: list[int] = []
@@ -293,7 +293,7 @@ def test_what_cannot_be_compiled_is_tried_once(
     for _ in range(2):
         fe.solve(grid, steady(), max_steps=4, chunk_size=4, compile=True)
     assert len(traces) == 1
-    reason = "the network decides by its values (.item(), an if, a solver outside of torch)"
+    reason = "the network branches on values (.item(), an if, a solver outside of torch)"
     assert [record.getMessage() for record in said.records] == [CANNOT + reason] * 2
 
 
@@ -365,7 +365,7 @@ def test_code_is_kept_for_equal_settings_of_a_network_alone(traced: list[Trace])
 
 
 def test_little_code_is_kept(traced: list[Trace], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_MOST_KEPT", 2)
+    monkeypatch.setattr(compiled, "_MAXIMUM_KEPT", 2)
     problem, method = make_problem(), steady()
     for size, count in [(5, 1), (6, 2), (5, 2), (7, 3), (5, 3), (6, 4)]:
         fe.solve(fe.vmap(problem, x0=x0s(size)), method, max_steps=2, compile=True)

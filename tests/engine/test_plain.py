@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.engine.plain import make_plain_step
 from funcexplain.networks.functional import Network, bound
 from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.state import Keep, Rules, State
-from funcexplain.solvers.step import make_parts, make_step
+from funcexplain.solvers.state import Keep, State, Stopping
+from funcexplain.solvers.step import make_plain_step, make_step
 from tests.grids import models, x0s
 from tests.helpers import (
     ASSETS,
@@ -40,14 +39,16 @@ every_keep = pytest.mark.parametrize("keep", ["last", "best"])
 
 
 def assert_same_path(
-    problem: fe.Problem, method: fe.Optimizer, rules: Rules, most: int, within: float = 1e-12
+    problem: fe.Problem, method: Any, stopping: Stopping, max_steps: int, within: float = 1e-12
 ) -> State:
     """The law: all of the states are equal, until the search ends; returns the last one."""
-    plain = make_plain_step(make_parts(problem, method, rules), rules)
-    init, step = make_step(problem, method, **rules._asdict())
+    _, plain = make_plain_step(problem, method, stopping)
+    atol, keep, patience, rtol = stopping
+    settings: Any = {} if patience is None else {"patience": patience, "rtol": rtol}
+    init, step = make_step(problem, method, atol=atol, keep=keep, **settings)
     state = expected = init(problem.args)
     with torch.no_grad():
-        for _ in range(most):
+        for _ in range(max_steps):
             state, info = plain(state, problem.args)
             expected, expected_info = step(expected, problem.args)
             assert_same(
@@ -77,12 +78,12 @@ def test_the_path_is_the_same_for_every_optimizer_and_transform(
 ) -> None:
     problem = TRANSFORMS[transform](make_problem())
     within = 1e-10 if "adam" in optimizer else 1e-12
-    assert_same_path(problem, OPTIMIZERS[optimizer](), Rules(0.02, keep, patience, 0.05), 14, within)
+    assert_same_path(problem, OPTIMIZERS[optimizer](), Stopping(0.02, keep, patience, 0.05), 14, within)
 
 
 @pytest.mark.parametrize("name", params(NETWORKS))
 def test_the_path_is_the_same_for_every_network(name: str) -> None:
-    assert_same_path(fe.freeze(make_problem(name)), fe.sgd(lr=0.5), Rules(1e-3, "best", 5, 1e-3), 8)
+    assert_same_path(fe.freeze(make_problem(name)), fe.sgd(lr=0.5), Stopping(1e-3, "best", 5, 1e-3), 8)
 
 
 def rising(p: Any, x: Tensor) -> Tensor:
@@ -138,8 +139,8 @@ ENDS: dict[str, tuple[dict[str, Any], fe.Optimizer, fe.Status, bool]] = {
 @every_keep
 def test_the_path_ends_in_the_same_way(name: str, keep: Keep) -> None:
     changes, method, status, moves = ENDS[name]
-    rules = Rules(0.05, keep, 6 if name == "impatient" else None, 0.1)
-    last = assert_same_path(make_problem(**changes), method, rules, 200, within=1e-8)
+    stopping = Stopping(0.05, keep, 6 if name == "impatient" else None, 0.1)
+    last = assert_same_path(make_problem(**changes), method, stopping, 200, within=1e-8)
     assert int(last.status) == status
     assert bool(last.num_steps > 0) == moves
 
@@ -154,14 +155,14 @@ def test_a_schedule_that_rests_does_not_end_the_search(keep: Keep) -> None:
     def update(grads: Tensor, count: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(count % 3 == 0, 0.0, -0.5) * grads, count + 1
 
-    last = assert_same_path(make_problem(), fe.Optimizer(init, update), Rules(0.0, keep), 10)
+    last = assert_same_path(make_problem(), fe.Optimizer(init, update), Stopping(0.0, keep), 10)
     assert last.num_steps == 10
 
     def fades(p: Any, x: Tensor) -> Tensor:
         return x[0, 0].clamp_max(0.0)
 
     problem = make_problem((fades, {}), x0=-0.1 * torch.ones_like(make_x0()), target=1 + make_target())
-    last = assert_same_path(problem, fe.sgd(lr=0.5, momentum=0.5), Rules(0.0, keep), 9)
+    last = assert_same_path(problem, fe.sgd(lr=0.5, momentum=0.5), Stopping(0.0, keep), 9)
     assert last.num_steps == 9
     assert (last.z[0, 0] > 0).all()
 

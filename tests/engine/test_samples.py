@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import Mapped, map_parts
-from funcexplain.engine.samples import refusal
+from funcexplain.engine.batching import Batched, batch, why_not_samples
 from tests.grids import F64, masks, models, targets, without_nan, x0s
 from tests.helpers import (
     ASSETS,
@@ -59,7 +58,7 @@ def assert_answers_are_those_of_vmap(
 
 def reason(network: nn.Module, x0: Tensor) -> str | None:
     """Why rows that all start at one window cannot lie on the sample dimension of a network."""
-    return refusal(fe.vmap(make_problem(network, x0=x0), target=targets(4)), torch.arange(4))
+    return why_not_samples(fe.vmap(make_problem(network, x0=x0), target=targets(4)), torch.arange(4))
 
 
 # --- the answers are those of vmap ----------------------------------------------------------------
@@ -158,7 +157,7 @@ DEPENDENT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "one_at_a_time": (
         one_at_a_time,
-        "the network does not take a batch of windows (one window at a time)",
+        "the network does not accept a batch of windows (one window at a time)",
     ),
     "loop": (lambda x: torch.stack([torch.sin(one) for one in x]), LOOPS),
 }
@@ -230,7 +229,7 @@ def test_the_trial_leaves_the_generator_and_the_network_alone(name: str) -> None
     problem = make_problem(network)
     before = snapshot(network)
     given = {key: tensor.clone() for key, tensor in problem.args["params"].items()}
-    found = refusal(fe.vmap(problem, x0=x0s(3)), torch.arange(3))
+    found = why_not_samples(fe.vmap(problem, x0=x0s(3)), torch.arange(3))
     assert (found is None) == (name in INDEPENDENT)
     assert_untouched(before, network)
     assert_same(problem.args["params"], given)
@@ -241,31 +240,30 @@ def test_the_trial_leaves_the_generator_and_the_network_alone(name: str) -> None
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every search, whether its rows lie on the sample dimension."""
+    """For every search, whether its rows share the sample dimension."""
     choices: list[bool] = []
 
-    def told(*args: Any, samples: bool) -> Mapped:
-        choices.append(samples)
-        return map_parts(*args, samples=samples)
+    def recorded(*args: Any) -> Batched:
+        batched = batch(*args)
+        choices.append(batched.key[-2])
+        return batched
 
-    monkeypatch.setattr(rows_module, "map_parts", told)
+    monkeypatch.setattr(rows_module, "batch", recorded)
     return choices
 
 
 @pytest.mark.parametrize("name", params(NETWORKS))
-def test_by_itself_it_takes_samples_of_many_rows_where_they_are_independent(
-    chosen: list[bool], name: str
-) -> None:
+def test_auto_uses_samples_where_they_are_independent(chosen: list[bool], name: str) -> None:
     grid = mixed(make_problem(name), size=17)
     found = fe.solve(grid, gentle(), max_steps=2)
     assert_close(found, fe.solve(grid, gentle(), max_steps=2, rows="vmap"), rtol=1e-11)
-    fe.solve(grid[:16], gentle(), max_steps=1)
+    fe.solve(grid[:2], gentle(), max_steps=1)
     fe.solve(grid[:2], gentle(), max_steps=1, rows="samples" if name in INDEPENDENT else "auto")
-    assert chosen == [name in INDEPENDENT, False, False, name in INDEPENDENT]
+    assert chosen == [name in INDEPENDENT, False, name in INDEPENDENT, name in INDEPENDENT]
 
 
 @pytest.mark.parametrize("name", params(name for name in DEPENDENT if name != "random"))
-def test_by_itself_it_refuses_nothing(chosen: list[bool], name: str) -> None:
+def test_auto_refuses_nothing(chosen: list[bool], name: str) -> None:
     grid = fe.vmap(make_problem(make_head(DEPENDENT[name][0])), x0=x0s(18))
     found = fe.solve(grid, gentle(), max_steps=2)
     assert chosen == [False]
@@ -273,7 +271,7 @@ def test_by_itself_it_refuses_nothing(chosen: list[bool], name: str) -> None:
     assert_close((found[3].x, found[3].loss), (alone.x, alone.loss))
 
 
-def test_by_itself_it_maps_what_is_no_batch(chosen: list[bool]) -> None:
+def test_auto_maps_what_is_not_a_batch(chosen: list[bool]) -> None:
     apply, p = fe.functionalize(make_network("mlp_tanh"))
     for problem in (
         make_problem((lambda p, x: apply(p, x), p)),
@@ -292,7 +290,7 @@ def test_other_words_are_refused(wrong: Any) -> None:
             fe.solve(problem, rows=wrong)
 
 
-def test_one_question_has_no_rows_to_lay_anywhere() -> None:
+def test_one_question_has_no_rows_to_batch() -> None:
     expected = fe.solve(make_problem(), max_steps=3)
     assert_same(fe.solve(make_problem(), max_steps=3, rows="vmap"), expected)
     assert_same(fe.solve(make_problem(), max_steps=3, rows="samples"), expected)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.engine import chunks
+from funcexplain.engine import memory
 from tests.engine.test_progress import Listener
 from tests.grids import F64, targets, without_nan, x0s
 from tests.helpers import assert_close, make_network, make_problem
@@ -46,7 +46,7 @@ def chosen(grid: fe.Problem, **settings: Any) -> int:
 
 def test_few_rows_are_all_in_work_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "funcexplain"):
-        assert chosen(wide_grid(chunks.LEAST_ROWS, 8)) == chunks.LEAST_ROWS
+        assert chosen(wide_grid(memory.MINIMUM_ROWS, 8)) == memory.MINIMUM_ROWS
         assert chosen(wide_grid(40, 8), chunk_size=7) == 7
         assert chosen(wide_grid(4, 8), chunk_size=7) == 4
     assert not caplog.records
@@ -55,11 +55,11 @@ def test_few_rows_are_all_in_work_and_nothing_is_said(caplog: pytest.LogCaptureF
 def test_wider_rows_make_smaller_chunks(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "_last_cache", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "_last_cache", lambda: 1 << 20)
     with caplog.at_level(logging.INFO, "funcexplain"):
         sizes = [chosen(wide_grid(1000, width)) for width in (1, 100, 1000, 10_000)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == chunks.LEAST_ROWS
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == memory.MINIMUM_ROWS
     assert len(caplog.records) == 4
     said = caplog.records[0].getMessage()
     assert said.startswith(f"chunk_size={sizes[0]} of 1000 rows, 64 if compiled: a step writes")
@@ -76,20 +76,20 @@ def test_a_row_counts_what_a_step_writes() -> None:
         hidden = state @ weights
         return hidden.view(-1, 2, 256).transpose(0, 1).relu_()  # views and in place: nothing new
 
-    assert chunks.row_bytes(step, batch) == 512 * 4
+    assert memory.row_bytes(step, batch) == 512 * 4
 
 
 def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(bytes_per_row: int, total: int) -> chunks.Sizes:
-        monkeypatch.setattr(chunks, "row_bytes", lambda step, batch: bytes_per_row)
-        return chunks.choose_chunk_size(None, None, total, CPU)
+    def choose(bytes_per_row: int, total: int) -> memory.ChunkSizes:
+        monkeypatch.setattr(memory, "row_bytes", lambda step, batch: bytes_per_row)
+        return memory.choose_chunk_size(None, None, total, CPU)
 
-    monkeypatch.setattr(chunks, "_last_cache", lambda: 32 << 20)
-    assert choose(1, 10**9) == (chunks.MOST_ROWS, 256)
+    monkeypatch.setattr(memory, "_last_cache", lambda: 32 << 20)
+    assert choose(1, 10**9) == (memory.MAXIMUM_ROWS, 256)
     assert choose(130 << 10, 10**9) == (756, 64)  # a power of two: 126 would fit
-    assert choose(1 << 40, 10**9) == (chunks.LEAST_ROWS, 64)
+    assert choose(1 << 40, 10**9) == (memory.MINIMUM_ROWS, 64)
     assert choose(1, 100) == (100, 100)
-    monkeypatch.setattr(chunks, "_last_cache", lambda: 256 << 20)
+    monkeypatch.setattr(memory, "_last_cache", lambda: 256 << 20)
     assert choose(130 << 10, 10**9) == (1008, 256)  # no more than is used again
 
 
@@ -98,19 +98,19 @@ def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     ("trim", "call", "mebibytes"),
     [
         (None, "pass", 20),
-        (None, "heap.reuse_blocks()", 0),
+        (None, "memory.reuse_blocks()", 0),
         (None, "fe.solve(fe.vmap(p, seed=torch.arange(2)), max_steps=1)", 0),
-        ("65536", "heap.reuse_blocks()", 20),  # whoever sets a threshold ends its adapting
-        ("65536", "heap.reuse_blocks_of_dask()", 0),
-        ("65537", "heap.reuse_blocks_of_dask()", 20),  # not Dask's
-        (None, "heap.reuse_blocks_of_dask()", 20),
+        ("65536", "memory.reuse_blocks()", 20),  # whoever sets a threshold ends its adapting
+        ("65536", "memory.reuse_blocks_of_dask()", 0),
+        ("65537", "memory.reuse_blocks_of_dask()", 20),  # not Dask's
+        (None, "memory.reuse_blocks_of_dask()", 20),
     ],
 )
 def test_blocks_are_used_again(trim: str | None, call: str, mebibytes: int) -> None:
     """In a process of its own, as malloc learns from all that happened before."""
     script = f"""if True:
         import ctypes, torch, funcexplain as fe
-        from funcexplain.engine import malloc as heap
+        from funcexplain.engine import memory
         NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
         class Malloc(ctypes.Structure):
             _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
@@ -131,11 +131,11 @@ def test_blocks_are_used_again(trim: str | None, call: str, mebibytes: int) -> N
 
 def test_the_cache_is_read_or_assumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "size"
-    monkeypatch.setattr(chunks, "_CACHE_FILE", path)
-    assert chunks._last_cache() == 32 << 20
+    monkeypatch.setattr(memory, "_CACHE_FILE", path)
+    assert memory._last_cache() == 32 << 20
     for text, size in (("4096K\n", 4 << 20), ("what?", 32 << 20)):
         path.write_text(text)
-        assert chunks._last_cache() == size
+        assert memory._last_cache() == size
 
 
 def test_the_answers_of_a_chosen_size_are_those_of_any() -> None:

@@ -1,0 +1,110 @@
+"""The smallest change that still hits: first a hit, then steps along the target to the reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcexplain.engine.interrupts import deferred_interrupts
+from funcexplain.engine.rows import Execution, solve_rows
+from funcexplain.engine.solve import solve
+from funcexplain.problems.checks import check_count, check_number, check_positive
+from funcexplain.problems.mapping import vmap
+from funcexplain.problems.problem import Problem, check_problem
+from funcexplain.solutions.solution import Solution
+from funcexplain.solvers.gauss_newton import levenberg_marquardt
+from funcexplain.solvers.gradient import value_and_grad, where_rows
+from funcexplain.solvers.gradient_projection import GradientProjection
+from funcexplain.solvers.state import Stopping
+
+
+def closest(
+    problem: Problem,
+    method: Any = None,
+    *,
+    atol: float = 1e-3,
+    max_steps: int = 100,
+    refinements: int = 40,
+    chunk_size: int | None = None,
+) -> Solution:
+    """Find, for every row, a hit with as small a change from the reference as possible.
+
+    Minimizes ``mean((z - z_r)**2)`` where ``max |weights - target| <= atol``, in units of the search
+    space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
+    hit; steps of constrained Gauss-Newton then go along the windows that hit towards the reference,
+    ``z + share * (z_r + J' (J J')^-1 (J (z - z_r) - r) - z)``. A row never moves further away. The
+    answer is a local minimum, as of any search; several starts help.
+
+    Args:
+        problem: the question or grid. Penalties steer the first search alone.
+        method: of the first search; default ``levenberg_marquardt()``.
+        atol: the target is hit where ``max |weights - target| <= atol``.
+        max_steps: maximum number of updates of the first search.
+        refinements: steps towards the reference, each with one Jacobian.
+        chunk_size: as for `solve`.
+
+    Returns:
+        The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
+        ``error`` of the closest point found. ``num_steps`` counts all steps.
+
+    Raises:
+        TypeError, ValueError: as `solve` does.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, fe.targets.at_least(0, 0.6), torch.zeros(1, 1, 2))
+        >>> fe.closest(p).weights
+        tensor([0.6000, 0.4000])
+
+    References:
+        S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
+        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399;
+        J. B. Rosen (1961), The Gradient Projection Method for Nonlinear Programming, Part II,
+        https://doi.org/10.1137/0109044
+    """
+    check_problem("closest", problem)
+    check_number("closest", "atol", atol, least=0.0)
+    check_count("closest", "max_steps", max_steps)
+    check_count("closest", "refinements", refinements)
+    if chunk_size is not None:
+        check_positive("closest", "chunk_size", chunk_size)
+    if not problem.dims:
+        row = vmap(problem, seed=problem.args["seed"][None])
+        return closest(
+            row,
+            method,
+            atol=atol,
+            max_steps=max_steps,
+            refinements=refinements,
+            chunk_size=chunk_size,
+        )[0]
+    method = levenberg_marquardt() if method is None else method
+    found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
+    approach = GradientProjection(atol).bind(_starting_at(problem, found.x), Stopping(), value_and_grad)
+    with torch.no_grad(), deferred_interrupts():
+        near = solve_rows(approach, Execution(refinements, chunk_size=chunk_size))
+    return _closer(found, near, atol)
+
+
+def _starting_at(problem: Problem, x: Tensor) -> Problem:
+    """The problem with a start for every row."""
+    dims = tuple(dim._replace(varying=dim.varying | {"x0"}) for dim in problem.dims)
+    return replace(
+        problem,
+        args={**problem.args, "x0": x},
+        dims=dims,
+        start=lambda args: problem.encode(args["x0"], args),
+    )
+
+
+def _closer(found: Solution, near: Solution, atol: float) -> Solution:
+    """Of rows that hit the closest point, of others what was found."""
+    closer = found.hit & (near.error <= atol)
+    names = ("x", "weights", "loss", "error")
+    pairs = ((getattr(near, name), getattr(found, name)) for name in names)
+    fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
+    return replace(found, **fields, num_steps=found.num_steps + near.num_steps)
