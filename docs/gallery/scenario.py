@@ -1,4 +1,4 @@
-"""What if only the Swiss franc and the yen could have moved? A scenario with all other currencies frozen."""
+"""What if only the franc and the yen could have moved? A scenario with all other currencies frozen."""
 
 from __future__ import annotations
 
