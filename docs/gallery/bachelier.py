@@ -1,4 +1,4 @@
-"""A network with an optimizer inside: what would make it hold what it held on another day?"""
+"""A network with an optimizer inside: what would make it hold its portfolio of another day?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from funcexplain.reports.plots import plot_changes, plot_weights
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:
-    """Draw the change of the market, from the last window to the allocation of a year before."""
+    """Draw the market change that leads from the last window to the allocation of a year ago."""
     trained, prices, windows, x0, channels = make_setting(quick=True)
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
@@ -26,7 +26,7 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     problem = fe.pipe(
         fe.problem((apply, params), target.detach(), x0),
         fe.standardize(trained.mean, trained.std),
-        fe.jitter(1.0),  # an asset held at exactly zero has no slope: begin where it may be held
+        fe.jitter(1.0),  # an asset held at exactly zero has zero slope: start where it may be held
     )
     starts = fe.vmap(problem, seed=torch.arange(2 if quick else 16), name="start")
     answers = fe.closest(starts, atol=1e-3, max_steps=60, refinements=5 if quick else 100)

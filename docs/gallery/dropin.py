@@ -1,4 +1,4 @@
-"""From deepdow's function to this library: the same numbers first, better questions then."""
+"""Replace deepdow's function: first the same numbers, then better questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import funcexplain as fe
 
 
 def main(out: Path, *, quick: bool = False) -> dict[str, list[float]]:
-    """Draw the losses of the drop-in, and of the same question asked in sigmas."""
+    """Draw the losses of the drop-in, and of the same question in sigmas."""
     network, _, _, x0, _ = make_setting(quick=quick)
     with torch.no_grad():
         target = 0.6 * network(x0[None])[0]

@@ -1,4 +1,4 @@
-"""Do five trainings of one network agree on what the market would have to look like?"""
+"""Do five trainings of one network agree on the answer?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from funcexplain.reports.plots import plot_changes
 
 
 def main(out: Path, *, quick: bool = False) -> tuple[fe.Solution, fe.Solution]:
-    """Draw the spread of the models' answers, and ask for one market that satisfies all of them."""
+    """Draw the spread of the models' answers, and find one market that satisfies all models."""
     settings = [make_setting(quick=quick, seed=seed) for seed in range(2 if quick else 5)]
     network, prices, _, x0, channels = settings[0]
     params = fe.stack([setting.network for setting in settings])[1]

@@ -1,4 +1,4 @@
-"""How far is the market from holding each asset? A list of goals, and the closest market for each."""
+"""How far is the market from each currency? A list of goals, and the closest market for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import funcexplain as fe
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:
-    """Draw, for every asset, the smallest change after which the network holds 30 % of it."""
+    """Draw, for each asset, the smallest change that makes the network hold 30 % of it."""
     network, prices, _, x0, _ = make_setting(quick=quick)
     names = prices.assets
     problem = fe.pipe(

@@ -12,12 +12,12 @@ from funcexplain.reports.plots import plot_tradeoff
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:
-    """Draw how far the allocation stays from its target against how little the market changes."""
+    """Draw the distance of the allocation from its target against the change of the market."""
     network, _, _, x0, _ = make_setting(quick=quick)
     with torch.no_grad():
         today = network(x0[None])[0]
     target = 0.6 * today
-    target[int(today.argmin())] += 0.4  # 40 % in the asset that is held least
+    target[int(today.argmin())] += 0.4  # 40 % in the smallest position
 
     problem = fe.pipe(
         fe.problem(network, target, x0),

@@ -1,4 +1,4 @@
-"""What if only the Swiss franc and the yen could have moved? A scenario with all others frozen."""
+"""What if only the franc and the yen could have moved? A scenario with all other currencies frozen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from funcexplain.reports.plots import plot_prices, plot_weights
 
 
 def main(out: Path, *, quick: bool = False) -> fe.Solution:
-    """Draw the prices of two currencies that make the network hold 20 % of one of them."""
+    """Draw the prices of two currencies at which the network holds 20 % of one of them."""
     network, prices, _, x0, _ = make_setting(quick=quick)
     names = list(prices.assets)
     moving = [names.index("CHF"), names.index("JPY")]

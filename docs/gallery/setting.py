@@ -1,4 +1,4 @@
-"""What the examples share: real exchange rates, a network trained on them, and its last window."""
+"""The shared setting: real exchange rates, a network trained on them, and the last window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 
 
 class Setting(NamedTuple):
-    """A trained network, the prices and the windows behind it; ``x0`` is the last one."""
+    """A trained network, its prices and windows; ``x0`` is the last window."""
 
     network: ConvAllocator
     prices: Prices

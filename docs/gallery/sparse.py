@@ -1,4 +1,4 @@
-"""How few entries of the window have to change? Sparse searches, and what a hit can spare."""
+"""How few entries of the window have to change? Sparse searches, and undoing what is not needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from funcexplain.reports.plots import plot_changes
 
 
 def main(out: Path, *, quick: bool = False) -> dict[str, fe.Solution]:
-    """Draw the few changes after which the network holds 30 % of the asset that it holds least."""
+    """Draw the few changes that make the network hold 30 % of its smallest position."""
     network, prices, _, x0, channels = make_setting(quick=quick)
     with torch.no_grad():
         today = network(x0[None])[0]
