@@ -176,8 +176,8 @@ def _run(
                 meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
         except KeyboardInterrupt:
             _logger.warning(
-                "interrupted: running chunks are ended, unless Ctrl-C comes again; call again for what is "
-                "left"
+                "interrupted: running chunks are finished, unless Ctrl-C comes again; call again for "
+                "the rest"
             )
         except Exception:  # of the caller's callback
             scheduler.cancel()

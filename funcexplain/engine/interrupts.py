@@ -13,9 +13,9 @@ _asked = False
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Hold a Ctrl-C back until `raise_pending`; a second one is not held back.
+    """Hold back a Ctrl-C until `raise_pending`; a second one interrupts at once.
 
-    Nothing changes outside of the main thread, or where SIGINT has a handler of the caller's own.
+    Does nothing outside the main thread, or where the caller has a SIGINT handler of their own.
     """
     global _asked
     main = threading.current_thread() is threading.main_thread()
@@ -39,7 +39,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def raise_pending() -> None:
-    """Raise the KeyboardInterrupt that was held back, if there is one; of the main thread alone."""
+    """Raise the KeyboardInterrupt that was held back, if there is one; in the main thread only."""
     global _asked
     if _asked and threading.current_thread() is threading.main_thread():
         _asked = False

@@ -1,7 +1,7 @@
-"""A pool of rows: taken in from a grid, moved by one mapped step, put back where they belong.
+"""A pool of rows: admitted from a grid, moved by one batched step, written to the outputs.
 
-Rows that end leave the pool, the next ones move up, and so it stays full until none is waiting; nobody
-waits for the slowest row of a chunk. A row knows its own number of steps, and never sees its neighbours.
+Rows that end leave the pool and waiting ones take their slots, so it stays full, and nobody waits for
+the slowest row of a chunk. A row counts its own steps, and never sees its neighbors.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step
 
-# Rows that have ended are carried along until they are this share of the pool: taking them out costs
-# about as much as a step of all bookkeeping.
-_ENDED_SHARE = 1 / 8
-# Steps after which it is looked for ended rows on a GPU.
+# Ended rows stay until they are this fraction of the pool: removing them costs about as much as a step's
+# bookkeeping.
+_ENDED_FRACTION = 1 / 8
+# Steps between two looks for ended rows on a GPU.
 _LOOK_EVERY = 16
 # Steps after which compile="auto" knows how long a step takes.
 _MEASURED_STEPS = 8
@@ -94,7 +94,7 @@ class PoolDriver:
 
     @property
     def full_size(self) -> int:
-        """Rows of a full pool."""
+        """Number of rows of a full pool."""
         return min(self.chunk_size, self.num_rows)
 
     def run(self) -> None:
@@ -117,7 +117,7 @@ class PoolDriver:
             raise
 
     def write_ended(self) -> None:
-        """Write the rows that have ended to the outputs; the others stay."""
+        """Write rows that have ended to the outputs; the others stay in the pool."""
         if self.pool is None:
             return
         pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
@@ -154,15 +154,15 @@ class PoolDriver:
             return
         # No reference to the state is kept here: it is most of a pool, and every step makes a new one.
         rows, args, _, live = self.pool
-        begun, enough = self.pool.state.num_steps[live], math.ceil(_ENDED_SHARE * int(live.sum()))
+        begun, enough = self.pool.state.num_steps[live], math.ceil(_ENDED_FRACTION * int(live.sum()))
         # One step more than updates: the last one evaluates the point that the answer holds.
-        most = self.max_steps + 1 - int(begun.amax())
-        pays = self.compiling_pays(len(rows), most)
+        budget = self.max_steps + 1 - int(begun.amax())
+        pays = self.compiling_pays(len(rows), budget)
         if pays and self.chunk_size > self.sizes.compiled:
             self.begin_again(self.sizes.compiled)
             return
         losses, times = list[Tensor](), [time.monotonic()]
-        # To look is to wait for a GPU, which should be given the next steps meanwhile.
+        # A look waits for a GPU, which should get the next steps meanwhile.
         going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
 
         def ends(state: State, info: Info) -> bool:
@@ -179,23 +179,23 @@ class PoolDriver:
             return not going
 
         several = self.compiled_step(self.pool) if pays else None
-        step, calls = self.batched.step, most
+        step, calls = self.batched.step, budget
         if several:
-            step, calls = several, math.ceil(most / self.compiler.unroll)
+            step, calls = several, math.ceil(budget / self.compiler.unroll)
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:
-            calls = min(most, _MEASURED_STEPS)
+            calls = min(budget, _MEASURED_STEPS)
         try:
             iterate(step, self.pool.state, args, calls, ends)
         finally:
             self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
-        # The median: a machine that halts for a second does not make a short search a long one.
-        taken = [after - before for before, after in pairwise(times)]
-        self.seconds_per_step = statistics.median(taken) * len(taken) / len(losses)
+        # The median: a machine that pauses for a second does not make a short search look long.
+        seconds = [after - before for before, after in pairwise(times)]
+        self.seconds_per_step = statistics.median(seconds) * len(seconds) / len(losses)
 
-    def compiling_pays(self, size: int, most: int) -> bool:
-        """Whether the steps that are left, ``most`` of them for this pool, should be compiled."""
-        share = len(self.waiting) / size
-        seconds_left = self.seconds_per_step * (most + share * (self.max_steps + 1))
+    def compiling_pays(self, size: int, budget: int) -> bool:
+        """Whether the remaining steps, ``budget`` of them for this pool, should be compiled."""
+        pools_left = len(self.waiting) / size
+        seconds_left = self.seconds_per_step * (budget + pools_left * (self.max_steps + 1))
         return size >= self.full_size and self.compiler.pays(seconds_left)
 
     def compiled_step(self, pool: Pool) -> Step | None:
@@ -208,12 +208,12 @@ class PoolDriver:
         return step
 
     def keeps_size(self, live: int) -> bool:
-        """Whether the pool keeps its size though rows are fewer, for compiled code."""
+        """Whether a pool of fewer rows keeps its size, for compiled code."""
         few = not len(self.waiting) and 4 * live < self.full_size
         return self.compiler.in_use and live > 0 and not few
 
     def take(self, rows: Tensor) -> Args:
-        """Take the data of rows."""
+        """The data of rows."""
         return take(self.grid.dims, self.grid.args, rows)
 
     def write(self, pool: Pool) -> None:
@@ -228,13 +228,13 @@ class PoolDriver:
         return Pool(rows, self.take(rows), rows_of(pool.state, slots), pool.live[slots])
 
     def end_failing_rows(self, error: Exception) -> None:
-        """Find the rows for which a factorization fails: it raises for the whole batch."""
+        """End the rows whose factorization fails; the error is raised for the whole batch."""
         failing = []
         if self.pool is not None:
             slots = self.pool.live.nonzero()[:, 0]
             failing = [slot for slot in slots if self.fails(self.select(self.pool, slot[None]))]
         if self.pool is not None and not failing and self.compiler.in_use:
-            self.compiler.give_up()  # it fails in a later one of several steps in one call
+            self.compiler.give_up()  # it fails in a later step of a call of several
             return
         if self.pool is None or not failing:
             raise error
@@ -243,7 +243,7 @@ class PoolDriver:
         self.pool = self.pool._replace(state=self.pool.state._replace(status=status))
 
     def fails(self, row: Pool) -> bool:
-        """Whether a factorization fails for a row that is alone."""
+        """Whether the factorization of a single row fails."""
         try:
             self.batched.step(row.state, row.args)
         except torch.linalg.LinAlgError:
@@ -258,7 +258,7 @@ class PoolDriver:
         _logger.warning(f"out of memory: chunk_size is halved to {half}")
 
     def begin_again(self, chunk_size: int) -> None:
-        """Go on in chunks of another size; the rows in the pool begin again."""
+        """Go on in chunks of another size; rows in the pool begin again."""
         pooled = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
         self.pool, self.waiting = None, torch.cat([pooled, self.waiting])
         self.outputs.clear_history(pooled)
@@ -272,7 +272,7 @@ class PoolDriver:
 
 
 def rows_of(state: State, slots: Tensor) -> State:
-    """The states of some slots."""
+    """The state of some slots."""
     return tree_map(lambda leaf: leaf[slots], state)
 
 

@@ -1,4 +1,4 @@
-"""What a search tells while it runs: the callback protocol, and a progress bar that follows it."""
+"""What a search reports while it runs: the callback protocol, and a progress bar that follows it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Progress(NamedTuple):
     """How far a search is.
 
     Attributes:
-        rows: rows in all; one for one question.
+        rows: total number of rows; one for one question.
         done: rows that have ended.
         hits: rows that hit their target.
-        chunk_size: most rows in work at once.
+        chunk_size: maximum number of rows at a time.
         seconds: time since the search began.
-        workers: processes that share the rows, as many as there are now; zero where this one has all.
-        known: rows that were answered before the search began, as in a run that is taken up again.
+        workers: processes that share the rows at present; zero where this process has all of them.
+        known: rows that were answered before the search began, for example in a resumed run.
         over: whether the search is over; after Ctrl-C it is before all rows have ended.
     """
 
@@ -39,17 +39,17 @@ class Progress(NamedTuple):
 
     @property
     def hit_rate(self) -> float:
-        """Hits among the rows that have ended; zero as long as there are none."""
+        """Hits among the rows that have ended; zero if there are none."""
         return self.hits / self.done if self.done else 0.0
 
     @property
     def rate(self) -> float:
-        """Rows per second; zero as long as none has ended."""
+        """Rows per second; zero if none has ended."""
         return (self.done - self.known) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float:
-        """Time that the rows left will take at this rate; infinite as long as none has ended."""
+        """Time that the remaining rows take at this rate; infinite if none has ended."""
         left = self.rows - self.done
         return left / self.rate if left and self.rate else math.inf if left else 0.0
 
@@ -61,13 +61,14 @@ Callback = Callable[[State, Info], object]
 class Reporter(Protocol):
     """A callback that also follows the progress.
 
-    ``callback(state, info)`` is called after every step; of a grid, both lead with the rows in work.
+    ``callback(state, info)`` is called after every step; of a grid, both lead with
+    the rows of the batch.
     If it has a method ``report``, that is called with a `Progress` when the search begins, whenever
     rows have ended, and at the end.
     """
 
     def report(self, progress: Progress) -> object:
-        """Take note of how far the search is."""
+        """Handle how far the search is."""
         ...
 
 
@@ -78,23 +79,23 @@ class FirstRow:
         self._callback = callback
 
     def __call__(self, state: State, info: Info) -> None:
-        """Pass the first row on."""
+        """Call the callback with the first row."""
         both: Any = (state, info)
         first: Any = optree.tree_map(lambda leaf: leaf[0], both)
         self._callback(*first)
 
     def report(self, progress: Progress) -> None:
-        """Pass progress on to a callback that listens."""
+        """Forward progress to a callback that follows it."""
         if isinstance(self._callback, Reporter):
             self._callback.report(progress)
 
 
 class Meter:
-    """Counts ended rows, and tells a callback that listens.
+    """Counts ended rows, and reports them to the callback.
 
     Args:
-        callback: of the search.
-        rows: rows in all.
+        callback: the search's, with a method ``report``.
+        rows: total number of rows.
         workers: called for the number of processes that share the rows.
     """
 
@@ -105,7 +106,7 @@ class Meter:
         self._rows, self._done, self._hits, self.chunk_size = rows, 0, 0, 0
 
     def begin(self, chunk_size: int, known: int = 0, hits: int = 0) -> None:
-        """Report that the search begins, the first time, and what is known by then."""
+        """Report that the search begins, once; later calls only change the chunk size."""
         self.chunk_size = chunk_size
         if not self._begun:
             self._begun = True
@@ -118,7 +119,7 @@ class Meter:
         self._report(over=self._done == self._rows)
 
     def end(self) -> None:
-        """Report that the search is over though rows have not ended, if it is so."""
+        """Report that the search is over if it ends before all rows have."""
         if self._begun and self._done < self._rows:
             self._report(over=True)
 
@@ -132,18 +133,18 @@ class Meter:
 def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar:
     """Show rows done, hit rate, workers, rows per second and the time left while a search runs.
 
-    A bar of tqdm (extra ``progress``) on a terminal; elsewhere, or where tqdm is not installed, a plain
-    line now and then, which log files can hold.
+    A bar of tqdm (extra ``progress``) on a terminal; elsewhere, or where tqdm is not installed, an
+    occasional plain line, for log files.
 
     Args:
         stream: where to write. Default: standard error.
-        every: least seconds between two plain lines; the last one is always written.
+        every: minimum number of seconds between two plain lines; the last one is always written.
 
     Returns:
-        A callback for `solve`. It may serve several searches, one after the other.
+        A callback for `solve`. It may be reused, for one search after another.
 
     Raises:
-        TypeError: if ``stream`` cannot be written to, or ``every`` is no number.
+        TypeError: if ``stream`` cannot be written to, or ``every`` is not a number.
         ValueError: if ``every`` is negative.
 
     Example:
@@ -162,7 +163,7 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
 
 
 class ProgressBar:
-    """What `progress` returns."""
+    """The callback that `progress` returns."""
 
     def __init__(self, stream: TextIO | None, every: float) -> None:
         self._stream, self._every = stream, every
@@ -170,10 +171,10 @@ class ProgressBar:
         self._running, self._next_line = False, 0.0
 
     def __call__(self, state: State, info: Info) -> None:
-        """Do nothing: rows, not steps, are counted."""
+        """Do nothing: rows are counted, not steps."""
 
     def report(self, progress: Progress) -> None:
-        """Redraw the bar, or write a line if it is time for one."""
+        """Redraw the bar, or write a line if one is due."""
         stream = self._stream or sys.stderr
         if not self._running:
             self._bar, self._next_line = _bar(stream, progress), self._every
@@ -196,7 +197,7 @@ class ProgressBar:
 
 
 def _clock(seconds: float) -> str:
-    """A time for people.
+    """Format a duration.
 
     Example:
         >>> [_clock(seconds) for seconds in (7.4, 125.0, 7505.0, math.inf)]

@@ -1,4 +1,4 @@
-"""The smallest answer: put changed entries back to the reference as long as the target stays hit."""
+"""The sparsest answer: return changed entries to the reference while the target stays hit."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions.solution import Solution
 
-_AT_ONCE = 256  # windows in one call of the network
+_BATCH_SIZE = 256  # windows in one call of the network
 
 
 def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Solution:
-    """Put changed entries of an answer back to the reference, while the target stays hit.
+    """Return changed entries of an answer to the reference, while the target stays hit.
 
-    A search moves every entry that has a gradient, though few may matter. This goes the other way, from
-    the answer back: all changed entries are tried alone, those that can be spared are put back together,
-    least error first (half of them, then half of these, where all are too many), until none is left that
-    could be put back. What stays changed is minimal, though not the smallest set of all, which no greedy
-    search can promise. Works on the window itself: where `reparametrize` ties entries together, the
-    pruned window no longer keeps that tie.
+    A search moves every entry that has a gradient, though few may matter. Pruning goes back from the
+    answer: it tries every changed entry alone, and returns those that can be spared together, smallest
+    error first (half of them, then half of those, where all are too many), until none can be returned.
+    The remaining set is minimal, though not the smallest of all, which no greedy search can promise.
+    Pruning works on the window itself: where `reparametrize` ties entries together, the pruned window
+    no longer keeps that tie.
 
     Args:
-        solution: what `solve` found; rows that are no hit within ``atol`` are left as they are.
-        problem: the question or grid that it answers. Only entries with mask True, whose reference lies
-            within the bounds (if there are any), are put back.
+        solution: what `solve` found; rows that do not hit within ``atol`` are unchanged.
+        problem: the question or grid that it answers. Only entries with mask True whose reference is
+            within the bounds (if there are any) are returned.
         atol: the target is hit where the largest ``|weights - target|`` (of goals, ``|residual|``) is
             at most this.
 
@@ -38,7 +38,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         ``num_steps`` and ``status`` are those of the search.
 
     Raises:
-        TypeError: if one of them is something else.
+        TypeError: if one of them has another type.
         ValueError: if the rows of both differ, or ``atol`` is negative.
 
     Example:
@@ -67,7 +67,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     with torch.no_grad():
         for row in product(*map(range, problem.shape)):
             question = problem[row] if row else problem
-            pruned = _pruned(question, x[row], atol)
+            pruned = _prune_row(question, x[row], atol)
             if pruned is not None:
                 x[row] = pruned
                 _, (loss[row], weights[row]) = question.evaluate(pruned, question.args)
@@ -75,10 +75,10 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     return replace(solution, x=x, weights=weights, loss=loss, error=error)
 
 
-def _pruned(question: Problem, x: Tensor, atol: float) -> Tensor | None:
-    """The window of one row with as few changes as possible, or None where it is no hit."""
-    reference, may = question.args["reference"].flatten(), _may_return(question.args)
-    errors = _errors_of(question)
+def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
+    """The window of one row with as few changes as possible, or None where it does not hit."""
+    reference, may = question.args["reference"].flatten(), _returnable(question.args)
+    errors = _error_function(question)
     if not errors(x[None]) <= atol:
         return None
     now = x.flatten()
@@ -86,19 +86,22 @@ def _pruned(question: Problem, x: Tensor, atol: float) -> Tensor | None:
         changed = ((now != reference) & may).nonzero()[:, 0]
         alone = torch.cat(
             [x.new_zeros(0)]
-            + [errors(_returned(now, reference, part[:, None], x)) for part in changed.split(_AT_ONCE)]
+            + [
+                errors(_with_reference(now, reference, part[:, None], x))
+                for part in changed.split(_BATCH_SIZE)
+            ]
         )
         spare = changed[alone.argsort()][: int((alone <= atol).sum())]
         count = len(spare)
-        # Rounding may tell a window alone from the same one among others: then it stays as it is.
-        while count and not errors(_returned(now, reference, spare[None, :count], x)) <= atol:
+        # By rounding, a window may hit in a batch and miss alone: then it stays as it is.
+        while count and not errors(_with_reference(now, reference, spare[None, :count], x)) <= atol:
             count //= 2
         if not count:
             return now.view(x.shape)
-        now = _returned(now, reference, spare[None, :count], x).flatten()
+        now = _with_reference(now, reference, spare[None, :count], x).flatten()
 
 
-def _may_return(args: Args) -> Tensor:
+def _returnable(args: Args) -> Tensor:
     """Which entries may have the value that they have in the reference."""
     reference, may = args["reference"], args["mask"]
     if "lower" in args:
@@ -106,7 +109,7 @@ def _may_return(args: Args) -> Tensor:
     return may.flatten()
 
 
-def _errors_of(question: Problem) -> Callable[[Tensor], Tensor]:
+def _error_function(question: Problem) -> Callable[[Tensor], Tensor]:
     """How far each of several windows is from the target."""
 
     def error(x: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ def _errors_of(question: Problem) -> Callable[[Tensor], Tensor]:
     return torch.func.vmap(error)
 
 
-def _returned(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:
-    """Windows in which the entries of a line of ``entries`` each have their value in the reference."""
+def _with_reference(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:
+    """One window per row of ``entries``, with those entries at their value in the reference."""
     windows = now.repeat(len(entries), 1)
     return windows.scatter(1, entries, reference[entries]).view(-1, *x.shape)

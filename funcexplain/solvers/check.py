@@ -1,7 +1,7 @@
 """Is the gradient right? A comparison with central differences along random directions.
 
-torch is trusted here no more than the user's network: a wrong kernel, a detached tensor or a
-hand-written backward pass all end in a search that goes nowhere without a word.
+Neither torch nor the network is trusted: with a wrong kernel, a detached tensor or a wrong hand-written
+backward pass, a search silently goes nowhere.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from funcexplain.solvers.gradient import backward_value_and_grad
 
 
 class Slope(NamedTuple):
-    """The derivative of what is minimized along one direction, found in two ways.
+    """The directional derivative of what is minimized, computed in two ways.
 
     Attributes:
         dtype: dtype that the gradient was computed in.
         gradient: inner product of the gradient with the direction.
         difference: central difference along the direction, in float64.
-        error: distance of both, relative to the norm of the gradient.
+        error: their difference, relative to the norm of the gradient.
     """
 
     dtype: torch.dtype
@@ -59,14 +59,14 @@ class GradientCheck:
         """What was found, in one sentence."""
         if not self.repeatable:
             return (
-                "The network draws random numbers: two forward passes at one point differ, so that "
+                "The network draws random numbers: two forward passes at one point differ, so "
                 "differences mean nothing."
             )
         flat = all(slope.gradient == 0.0 for slope in self.slopes)
         if flat and all(slope.difference == 0.0 for slope in self.slopes):
             return (
                 "What is minimized does not depend on the input near its start, where gradient and "
-                "differences are zero: it is ignored, or met by steps (argmax, rounding)."
+                "differences are zero: the input is ignored, or enters by steps (argmax, rounding)."
             )
         if flat:
             return (
@@ -97,7 +97,7 @@ def check_gradient(
     With standard normal entries in ``d``, ``<grad f(z), d>`` should be
     ``(f(z + h d) - f(z - h d)) / 2h``. The gradient is taken as `solve` takes it, in the problem's own
     dtype and in float64, the difference in float64. Errors are relative to the gradient's norm, the
-    size that a slope along ``d`` has as a rule.
+    typical size of a slope along ``d``.
 
     Args:
         problem: the question; 2 forward passes per direction, 2 more, and one gradient per dtype.
@@ -109,8 +109,8 @@ def check_gradient(
         What was found per direction; ``ok`` and ``verdict`` sum it up.
 
     Raises:
-        TypeError: if ``problem`` is no Problem.
-        ValueError: if ``rtol`` is negative or no direction is asked for.
+        TypeError: if ``problem`` is not a Problem.
+        ValueError: if ``rtol`` is negative or ``num_directions`` is less than one.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -140,7 +140,7 @@ def check_gradient(
         value = objective(z, double)[0]
         size = z.square().mean().sqrt()
         size = torch.where(size > 0, size, torch.ones_like(size))
-        step = 6e-6 * size  # near the cube root of float64's rounding, where both errors are least
+        step = 6e-6 * size  # near the cube root of float64's rounding, where both errors are smallest
         seeds = torch.tensor(seed, device=z.device)
         for direction in normal(seeds, (num_directions, *z.shape), z.dtype):
             ahead, behind = (objective(z + h * direction, double)[0] for h in (step, -step))
@@ -150,8 +150,8 @@ def check_gradient(
                 # Below this a difference says nothing: rounding of the value, and a hundredth of what
                 # curvature alone changes within one step.
                 bend = (ahead + behind - 2 * value).abs() / (2 * step)
-                least = 1e-8 * value.abs() / size + 0.01 * bend + torch.finfo(z.dtype).tiny
-                scale = torch.stack([grads.norm(), difference.abs(), least]).amax()
+                floor = 1e-8 * value.abs() / size + 0.01 * bend + torch.finfo(z.dtype).tiny
+                scale = torch.stack([grads.norm(), difference.abs(), floor]).amax()
                 error = (slope - difference).abs() / scale
                 slopes.append(Slope(dtype, float(slope), float(difference), float(error)))
         repeatable = bool(objective(z, double)[0] == value) or bool(value.isnan())

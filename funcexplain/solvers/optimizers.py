@@ -99,7 +99,7 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
     likewise. Equal to ``torch.optim.Adam`` to rounding, and every step is differentiable.
 
     Args:
-        lr: step size, >= 0, in units of what is searched.
+        lr: step size, >= 0, in the units of the search variable.
         betas: decay rates of both means, in ``[0, 1)``.
         eps: added to the root of the second mean, >= 0.
 
@@ -107,7 +107,7 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         The pair ``(init, update)``.
 
     Raises:
-        TypeError: if a setting is no number.
+        TypeError: if a setting is not a number.
         ValueError: if a setting is out of range (the value is named).
 
     Example:
@@ -140,10 +140,10 @@ def _adam(lr: float, b1: float, b2: float, eps: float) -> Optimizer:
 
 
 def _adam_init(z: Tensor) -> AdamState:
-    none = torch.zeros((), dtype=torch.int64, device=z.device)
+    count = torch.zeros((), dtype=torch.int64, device=z.device)
     # Squares of small gradients vanish in half precision; the means are kept in single, at least.
     wide = torch.promote_types(z.dtype, torch.float32)
-    return AdamState(none, torch.zeros_like(z, dtype=wide), torch.zeros_like(z, dtype=wide))
+    return AdamState(count, torch.zeros_like(z, dtype=wide), torch.zeros_like(z, dtype=wide))
 
 
 def _adam_update(
@@ -153,7 +153,7 @@ def _adam_update(
     num_updates = state.num_updates + 1
     mu = torch.lerp(state.mu, grads, 1.0 - b1)
     nu = torch.addcmul(state.nu * b2, grads, grads, value=1.0 - b2)
-    # The corrections are taken in float64 and then rounded, as torch.optim does with Python's
+    # The corrections are computed in float64 and then rounded, as torch.optim does with Python's
     # floats; in float32, 1 - b2**t loses half its digits to cancellation.
     step_size: float | Tensor
     root_correction: float | Tensor
@@ -166,7 +166,7 @@ def _adam_update(
     if isinstance(step_size, float) and eps > 0.0 and not torch.is_grad_enabled():
         updates = (mu * -step_size).div_(nu.sqrt().div_(root_correction).add_(eps))
     else:
-        # The smallest normal number leaves the root as it is, and its derivative finite at zero.
+        # The smallest normal number does not change the root, and keeps its derivative finite at zero.
         root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
         updates = -step_size * mu / (root / root_correction + eps)
     return updates.to(z.dtype), AdamState(num_updates, mu, nu)
@@ -175,8 +175,8 @@ def _adam_update(
 def _corrections(num_updates: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor]:
     """Factors ``1 / (1 - b1**t)`` and ``sqrt(1 - b2**t)`` of rows with a count of their own, float64.
 
-    Both in one tensor, and by way of logarithms: so compiled code takes them once for each row, and not
-    once for each entry of its window, where they would cost more than all the rest.
+    Both in one tensor, and by logarithms: compiled code then computes them once per row, and not once
+    per entry of its window, where they would cost more than everything else.
     """
     times = num_updates.double()
     log_b1, log_b2 = (math.log(beta) if beta else -math.inf for beta in (b1, b2))
@@ -199,7 +199,7 @@ def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
         The pair ``(init, update)``.
 
     Raises:
-        TypeError: if a setting is no number.
+        TypeError: if a setting is not a number.
         ValueError: if a setting is negative (the value is named).
 
     Example:
@@ -236,8 +236,8 @@ def _sgd_update(
 def as_optimizer(pair: Any) -> Optimizer:
     """Take any ``(init, update)`` pair as an optimizer.
 
-    An ``update`` that knows ``params`` or ``inplace`` by name, as torchopt's do, is given the point as
-    ``params`` and told not to work in place; neither package is imported.
+    An ``update`` with parameters named ``params`` or ``inplace``, as torchopt's have, gets the point as
+    ``params`` and ``inplace=False``; torchopt is not imported.
 
     Args:
         pair: an `Optimizer`, or anything that unpacks into two functions ``init(z) -> state`` and
@@ -247,7 +247,7 @@ def as_optimizer(pair: Any) -> Optimizer:
         An optimizer.
 
     Raises:
-        TypeError: if it is no pair of functions; a ``torch.optim`` class or object is named as such.
+        TypeError: if it is not a pair of functions; a ``torch.optim`` class or object is named as such.
 
     Example:
         >>> signs = (lambda z: (), lambda grads, state, z: (-0.1 * grads.sign(), state))
@@ -267,7 +267,7 @@ def as_method(where: str, method: Any) -> Method:
 
 
 def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
-    """Refuse what is no optimizer; see `as_optimizer`."""
+    """Raise unless ``pair`` is an optimizer; see `as_optimizer`."""
     if isinstance(pair, Optimizer):
         return pair
     try:
@@ -278,7 +278,7 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
         of_torch = isinstance(pair, torch.optim.Optimizer) or (
             isinstance(pair, type) and issubclass(pair, torch.optim.Optimizer)
         )
-        remedy = "it is called with its settings first, as in fe.adam(lr=0.1)"
+        remedy = "call it with its settings first, as in fe.adam(lr=0.1)"
         if of_torch:
             remedy = "torch.optim changes tensors in place; fe.adam() and fe.sgd() are pure twins"
         got = getattr(pair, "__name__", type(pair).__name__)

@@ -137,14 +137,14 @@ def compaction(repetitions: int = 3) -> None:
     hard = torch.eye(ASSETS)[torch.arange(2048) % ASSETS]
     targets = torch.where((torch.arange(2048) % 10 == 0)[:, None], hard, easy)
     grid = fe.vmap(fe.problem(net, target, x0s[0], loss=fe.losses.kl), x0=0.1 * x0s, target=targets)
-    share, times = pool_module._ENDED_SHARE, []
+    share, times = pool_module._ENDED_FRACTION, []
     for _ in range(repetitions):
         pair = []
         for value in (share, 1.0):
-            pool_module._ENDED_SHARE = value
+            pool_module._ENDED_FRACTION = value
             pair.append(timed(lambda: fe.solve(grid, ADAM, max_steps=200, atol=0.02, compile=False)))
         times.append(pair)
-    pool_module._ENDED_SHARE = share
+    pool_module._ENDED_FRACTION = share
     solution = fe.solve(grid, ADAM, max_steps=200, atol=0.02, compile=False)
     quick = (solution.hit & (solution.num_steps <= 20)).double().mean()
     with_it, without = (statistics.median(column) for column in zip(*times, strict=True))

@@ -120,7 +120,7 @@ def test_a_coordinator_that_is_ended_and_started_again(
     if number == signal.SIGINT:
         assert coordinator.returncode == 0
         assert "INTERRUPTED" in told
-        assert "interrupted: running chunks are ended" in trouble
+        assert "interrupted: running chunks are finished" in trouble
     (faults / "wait-5").unlink()
     begun = fe.clusters.open(tmp_path / "run")
     first = torch.arange(5)
