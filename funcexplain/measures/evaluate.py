@@ -25,7 +25,7 @@ from funcexplain.problems.checks import (
 )
 from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Problem, check_problem
-from funcexplain.solutions.answer import Answer
+from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
 
@@ -45,7 +45,7 @@ class _Asked(NamedTuple):
 
 
 def evaluate(
-    solution: Answer,
+    solution: Solution,
     problem: Problem,
     history: Tensor | None = None,
     *,
@@ -77,7 +77,7 @@ def evaluate(
         tolerance: a change counts from so many sigmas on; without sigmas, any change does.
         along: names of the dimensions of starts, over which diversity, spread and agreement are
             measured. Default: those along which only ``x0`` or ``seed`` vary.
-        models: parameters of other models, stacked as by `stack`, that are asked at each answer.
+        models: parameters of other models, stacked as by `stack`, that are asked at each solution.
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
         noise: standard deviation in sigmas of the noise that free entries are moved by.
@@ -143,9 +143,9 @@ def evaluate(
     return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
 
 
-def _of_rows(asked: _Asked, answer: Answer, rows: Tensor) -> Measured:
+def _of_rows(asked: _Asked, solution: Solution, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
-    problem, x, weights = asked.problem, answer.x, answer.weights
+    problem, x, weights = asked.problem, solution.x, solution.weights
     args, in_dims = take(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
     sigma = _sigma(asked, args)
 
@@ -224,7 +224,7 @@ def _plausible(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
 
 
 def _of_starts(
-    asked: _Asked, answer: Answer, dims: Sequence[int], top: int, chunk_size: int
+    asked: _Asked, solution: Solution, dims: Sequence[int], top: int, chunk_size: int
 ) -> Measured:
     """Measures of each row against the others along dimensions, of the rows' shape."""
     problem, shape = asked.problem, asked.problem.shape
@@ -249,7 +249,7 @@ def _of_starts(
         rows = part.flatten()
         args = take(problem.dims, problem.args, rows)
         changes = proximity.in_units(
-            answer.flat(rows).x.double() - args["reference"].double(), _sigma(asked, args)
+            solution.flat(rows).x.double() - args["reference"].double(), _sigma(asked, args)
         )
         found = torch.func.vmap(of_group)(changes.reshape(*part.shape, -1))
         for name, value in found.items():
@@ -312,7 +312,7 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
 
 def _check_answer(solution: Any, problem: Any) -> None:
     check_problem("evaluate", problem)
-    if not isinstance(solution, Answer):
+    if not isinstance(solution, Solution):
         raise TypeError(f"evaluate: solution must be a Solution, got {type(solution).__name__}")
     x0 = problem.args["x0"]
     # One row tells of all: of an answer in files, no more is read.

@@ -10,7 +10,7 @@ import numpy as np
 
 from funcexplain.problems.criterion import LINEAR, TURNOVER
 from funcexplain.reports.drawing import Array
-from funcexplain.solutions.answer import Status
+from funcexplain.solutions.status import Status
 
 MOST_NAMED = 3
 """Assets or goals that a question names; the others are counted."""

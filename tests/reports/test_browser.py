@@ -45,16 +45,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     actual, scenario = (0.01 * torch.randn(2, DAYS, ASSETS)).cumsum(1).exp()
     folder, history = tmp_path_factory.mktemp("reports"), torch.randn(2, 90, ASSETS)
     return {
-        "one": fe.solve(problem, max_steps=20).report(
-            folder / "one.html",
+        "one": fe.report(
+            fe.solve(problem, max_steps=20),
             problem,
+            folder / "one.html",
             history=history,
             prices=(actual, scenario),
             title="A headline without a space: " + "x" * 120,
             settings={"k" * 90: "v" * 300},
         ),
-        "grid": fe.solve(grid, fe.adam(lr=0.1), max_steps=20).report(
-            folder / "grid.html", grid, history=history
+        "grid": fe.report(
+            fe.solve(grid, fe.adam(lr=0.1), max_steps=20), grid, folder / "grid.html", history=history
         ),
     }
 

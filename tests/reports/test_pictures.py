@@ -108,7 +108,7 @@ def test_cumulative_shares_add_up(assets: int) -> None:
     np.testing.assert_allclose(np.asarray(ax.lines[0].get_ydata()), np.cumsum(bars))
     if assets > 12:
         assert names[-1] == f"{assets - 12} others"
-    assert ax.get_title(loc="left") == f"1 of {assets} assets carry 80% of the change"
+    assert ax.get_title(loc="left") == f"1 of {assets} assets make up 80% of the change"
     assert_no_overlap(ax)
 
 

@@ -14,8 +14,8 @@ import torch
 
 import funcexplain as fe
 from funcexplain.reports import plots
-from funcexplain.reports.page import element
 from funcexplain.reports.precedents import precedents
+from funcexplain.solutions.html import element
 from tests.grids import models, targets, x0s
 from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
 
@@ -68,7 +68,7 @@ def write(path: Path, solution: fe.Solution, problem: fe.Problem, **more: Any) -
         "settings": {"method": "levenberg_marquardt", "seed": 7},
         **more,
     }
-    assert solution.report(path, problem, **settings) == path
+    assert fe.report(solution, problem, path, **settings) == path
     return path.read_text(encoding="utf-8")
 
 
@@ -111,6 +111,13 @@ def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
     solution, problem = one_answer()
     pages = [write(tmp_path / f"{place}.html", solution, problem, history=None) for place in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_the_method_writes_the_same_file(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    path = solution.report(tmp_path / "method.html", problem, assets=NAMES, title="The same")
+    fe.report(solution, problem, tmp_path / "function.html", assets=NAMES, title="The same")
+    assert path.read_text() == (tmp_path / "function.html").read_text()
 
 
 def test_a_miss_says_how_near(tmp_path: Path) -> None:
@@ -216,7 +223,7 @@ def test_rows_and_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="report: solution must have the rows"):
         write(tmp_path / "a.html", solution, fe.vmap(problem, seed=torch.arange(2)))
     with pytest.raises(TypeError, match="report: path must be a str or a path, got int"):
-        solution.report(3, problem)  # type: ignore[arg-type]
+        fe.report(solution, problem, 3)  # type: ignore[arg-type]
     with pytest.raises(OSError, match=r"report: cannot write .* there is no folder"):
         write(tmp_path / "missing" / "a.html", solution, problem)
 

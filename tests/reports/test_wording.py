@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import funcexplain as fe
-from funcexplain.reports.details import row_of
+from funcexplain.reports.details import select_row
 from funcexplain.reports.wording import question, reached, stable, unusual
 from tests.helpers import make_problem
 
@@ -44,7 +44,7 @@ def test_questions_name_what_moves_most() -> None:
 )
 def test_goals_are_told_in_words(target: Any, told: str) -> None:
     problem = make_problem(target=target, assets=NAMES)
-    row = row_of(fe.solve(problem, max_steps=0), problem, (), None, "")
+    row = select_row(fe.solve(problem, max_steps=0), problem, (), None, "")
     assert told in question(row.today, row.target, NAMES)
 
 
