@@ -182,10 +182,12 @@ def test_a_table_without_rows_and_with_columns_of_one_name(here: Solve, tmp_path
 
 def test_a_table_in_parquet(run: fe.clusters.ChunkedSolution, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pandas")
     run.to_parquet(tmp_path / "all.parquet", windows=True, assets=["A", "B", "C", "D"])
     file = parquet.ParquetFile(tmp_path / "all.parquet")
     assert file.num_row_groups == 5
     columns = file.read().to_pydict()
+    assert list(columns) == [*run.dims, *run[...].to_pandas(assets=["A", "B", "C", "D"]).columns, "x"]
     assert columns["start"][:7] == [0, 1, 2, 3, 4, 5, 0]
     assert columns["status"] == [
         str(fe.Status(code)) for code in torch.as_tensor(run.status).flatten().tolist()

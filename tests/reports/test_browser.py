@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing is asked for, and neither a phone nor paper cuts anything off."""
+"""Reports in a real browser: nothing is requested, and neither a phone nor paper cuts anything off."""
 
 import shutil
 from collections.abc import Iterator
@@ -66,13 +66,13 @@ def test_a_browser_shows_it(
     name: str, size: tuple[int, int], browser: Any, reports: dict[str, Path]
 ) -> None:
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-    said: list[str] = []
+    messages: list[str] = []
     requests: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(reports[name].as_uri())
-    assert said == []
+    assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [reports[name].as_uri()]
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) >= 5

@@ -130,7 +130,7 @@ def test_history_of_a_thousand_rows_is_few_artists() -> None:
 
 
 def assert_names_cover_nothing(ax: Axes) -> None:
-    """No name of a row lies on a point, or on the stepped line through the efficient ones."""
+    """No name of a row covers a point or the stepped line through the efficient ones."""
     drawn(ax.figure)
     (line,) = ax.lines
     corners = np.repeat(ax.transData.transform(np.asarray(line.get_xydata())), 2, axis=0)

@@ -1,4 +1,4 @@
-"""Answers in files: every kind comes back bit for bit, and any other file is refused in one line."""
+"""Answers in files: every kind comes back bit for bit, and any other file is refused with one line."""
 
 from __future__ import annotations
 
