@@ -138,9 +138,9 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
         squares.append(
             flat.square().sum(1) - 2.0 * (flat @ point)
         )  # without |point|**2, the same for all
-    found = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
+    nearest = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
     # The product is inexact for close windows: it only finds them, distances are computed again.
-    days = found[:, None] + torch.arange(past.lookback, device=x.device)
+    days = nearest[:, None] + torch.arange(past.lookback, device=x.device)
     change = (past.days[:, days].movedim(1, 0) - x) / sigma
     return change.flatten(1).square().mean(1).sqrt().mean()
 

@@ -106,11 +106,15 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
         missing = "How unusual that is cannot be judged without a market history."
         head = "Unknown" if math.isnan(moved) else f"Moved by {moved:.2g} sigmas"
         return Judgement(about, head, f"{size} {missing}".strip(), "open")
+    compared = "How turbulent it would be is unknown."
+    if not math.isnan(share):
+        compared = (
+            f"{_percent(share)} of the history's windows are on average not more turbulent, and "
+            f"{_percent(measured['turbulence_percentile'])} of its days not more than the last day here."
+        )
     text = (
-        f"{_percent(share)} of the history's windows are on average not more turbulent, and "
-        f"{_percent(measured['turbulence_percentile'])} of its days not more than the last day here. "
-        f"{_percent(measured['in_range'])} of the entries are within the history's 1 to 99% range; "
-        f"98% is usual. {size}"
+        f"{compared} {_percent(measured['in_range'])} of the entries are within the history's 1 to 99% "
+        f"range; 98% is usual. {size}"
     )
     grades = (("Beyond history", 1.0), ("Rare", RARE), ("Unusual", UNUSUAL), ("Ordinary", -1.0))
     head = next((name for name, minimum in grades if share >= minimum), "Unknown")
