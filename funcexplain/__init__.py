@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import jitter as jitter
     from funcexplain.problems.transforms import penalize as penalize
     from funcexplain.problems.transforms import zero_masked as zero_masked
-    from funcexplain.solutions.answer import Status as Status
+    from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
     from funcexplain.solutions.solution import Solution as Solution
+    from funcexplain.solutions.status import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
     from funcexplain.solvers.check import check_gradient as check_gradient
     from funcexplain.solvers.gauss_newton import levenberg_marquardt as levenberg_marquardt
@@ -72,10 +73,11 @@ _NAMES = {
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
-    "solutions.answer": ("Status",),
-    "solutions.files": ("load",),
     "measures.evaluate": ("evaluate",),
+    "reports.report": ("report",),
+    "solutions.files": ("load",),
     "solutions.solution": ("Solution",),
+    "solutions.status": ("Status",),
     "solvers.check": ("GradientCheck", "check_gradient"),
     "engine.closest": ("closest",),
     "solvers.gauss_newton": ("levenberg_marquardt",),

@@ -17,7 +17,7 @@ SURFACE = """
     asset_masks box cast check_gradient clip closest clusters consensus evaluate explain freeze
     functionalize gradient_wrt_input jitter levenberg_marquardt load losses make_step
     one_hot_targets opaque penalize penalties pipe problem progress prune register_rule
-    reparametrize run scenarios sgd solve sparsify stack standardize starts targets vmap windows
+    reparametrize report run scenarios sgd solve sparsify stack standardize starts targets vmap windows
     zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.

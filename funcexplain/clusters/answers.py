@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor
 
 from funcexplain.clusters.folder import Failures, Folder, opened
 from funcexplain.clusters.manifest import Manifest
-from funcexplain.clusters.tables import write_parquet
 from funcexplain.problems.grid import RowDim, row_numbers
-from funcexplain.solutions.answer import Status, picks_one_row
+from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
+from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.status import Status
+from funcexplain.solutions.tables import columns_of, index_columns, write_parquet
 
 _REMEMBERED = 32 << 20  # bytes of chunks that were read last
 
@@ -110,11 +113,11 @@ class ChunkedSolution(Solution):
         return Solution(**cast(Any, tensors), dims=("row",))
 
     def __getitem__(self, index: Any) -> Solution:  # type: ignore[override]
-        items = self._items(index)
+        items = expand_index(index, self.dims)
         items += [slice(None)] * (len(self.dims) - len(items))
         rows, names = torch.zeros((), dtype=torch.int64), []
         for name, size, item in zip(self.dims, self.shape, items, strict=True):
-            one = picks_one_row(item)
+            one = drops_dim(item)
             own = torch.arange(size)[item]
             rows = (rows if one else rows[..., None]) * size + own
             names += [] if one else [name]
@@ -122,8 +125,7 @@ class ChunkedSolution(Solution):
 
     def best(self, *dims: str | int, by: Tensor | None = None) -> Solution:  # type: ignore[override]
         """Pick the best row along dimensions, as `Solution.best`; ranks are read chunk by chunk."""
-        places = self._places_of_best(dims, by)
-        kept = [place for place in range(len(self.dims)) if place not in places]
+        _, kept = best_dims(dims, self.dims, self.shape, by)
         grid = [RowDim(n, size, frozenset()) for n, size in zip(self.dims, self.shape, strict=True)]
         shape = [self.shape[place] for place in kept]
         best = _Best.of_none(math.prod(shape))
@@ -153,8 +155,25 @@ class ChunkedSolution(Solution):
             ValueError: if ``assets`` are too many or too few, or a row dimension is named like a column.
             OSError: where it cannot be written.
         """
-        none = self.flat(torch.arange(0))
-        write_parquet(path, self.chunks(), none, self.dims, self.shape, windows, assets)
+        where, window = "to_parquet", self._manifest.fields["x"][1]
+        names = check_labels(where, window, assets=assets).get("asset")
+        own = math.prod(window)
+
+        def block(chunk: Solution, begun: int) -> dict[str, np.ndarray]:
+            arrays = chunk.to_numpy()
+            index = index_columns(self.dims, self.shape, begun + np.arange(len(arrays["loss"])))
+            columns = columns_of(arrays, names)
+            columns |= {"x": arrays["x"].reshape(-1, own)} if windows else {}
+            if clash := sorted(index.keys() & columns.keys()):
+                raise ValueError(
+                    f"{where}: row dimensions must not be named like columns, got {clash[0]!r}; rename "
+                    "it with fe.vmap(problem, name=...)"
+                )
+            return index | columns
+
+        spans = (self._manifest.span(number).start for number in range(self._manifest.chunks))
+        empty = block(self.flat(torch.arange(0)), 0)
+        write_parquet(where, path, empty, map(block, self.chunks(), spans))
 
     def __repr__(self) -> str:
         manifest, counts = self._manifest, Counter[int]()

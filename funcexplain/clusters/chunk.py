@@ -24,8 +24,8 @@ from funcexplain.engine.rows import ROWS_PER_MODEL
 from funcexplain.engine.solve import solve
 from funcexplain.problems.grid import RowDim, by_model, take
 from funcexplain.problems.problem import Problem
-from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.status import Status
 
 WHERE = "clusters.solve"
 _PROCESS = os.getpid()  # that imported this

@@ -23,7 +23,7 @@ from funcexplain.clusters.fingerprint import differences
 from funcexplain.clusters.manifest import FIELDS, FORMAT, Manifest, decoded
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.solution import Solution
-from funcexplain.solutions.writing import as_path, replaced, retold, shown
+from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 # File systems slow down with very many files in one folder.
 _FILES_PER_FOLDER = 1000
@@ -127,7 +127,7 @@ class Folder:
             place, counts = None, Counter()
         if place != (self.manifest.key, span.start, len(span)):
             raise ValueError(
-                f"{self.where}: {shown(self._file(number))} holds other rows, or those of another run; "
+                f"{self.where}: {quote(self._file(number))} holds other rows, or those of another run; "
                 "solve again with this directory, and it is replaced"
             )
         return counts
@@ -157,7 +157,7 @@ def begin(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) 
         names = {item.name for item in path.iterdir() if not item.name.endswith(".tmp")}
         if strangers := names - {"chunks", manifest.name}:
             raise ValueError(
-                f"{where}: directory must be new, empty, or that of a run, got {shown(path)} with "
+                f"{where}: directory must be new, empty, or that of a run, got {quote(path)} with "
                 f"{sorted(strangers)[0]!r}; name another one"
             )
         # Who begins at the same time with another question is refused below.
@@ -167,19 +167,19 @@ def begin(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) 
     found = folder.manifest
     if found.key != wanted.key:
         raise ValueError(
-            f"{where}: directory {shown(path)} holds answers to something else: "
+            f"{where}: directory {quote(path)} holds answers to something else: "
             f"{differences(found.parts, wanted.parts)}; name another directory, or ask as before"
         )
     if chunk_size not in (None, found.chunk_size):
         raise ValueError(
-            f"{where}: chunk_size must be that of the directory {shown(path)}, {found.chunk_size}, got "
+            f"{where}: chunk_size must be that of the directory {quote(path)}, {found.chunk_size}, got "
             f"{chunk_size}; leave it out, or name another directory"
         )
     try:
         with TemporaryFile(dir=path):  # refuses a read-only folder before anything is solved
             pass
     except OSError as error:
-        raise retold(where, "write", manifest, error) from None
+        raise os_error(where, "write", manifest, error) from None
     return folder
 
 
@@ -196,16 +196,16 @@ def opened(where: str, directory: Any) -> Folder:
     try:
         found = decoded(manifest.read_bytes())
     except OSError as error:
-        raise retold(where, "read", manifest, error) from None
+        raise os_error(where, "read", manifest, error) from None
     if isinstance(found, Manifest):
         return Folder(where, path, found)
     if found is not None:
         raise ValueError(
-            f"{where}: {shown(manifest)} is of format {found}, this version reads up to {FORMAT}; "
+            f"{where}: {quote(manifest)} is of format {found}, this version reads up to {FORMAT}; "
             "pip install -U funcexplain"
         )
     raise ValueError(
-        f"{where}: {shown(manifest)} is damaged or no manifest; name another directory, or take this "
+        f"{where}: {quote(manifest)} is damaged or no manifest; name another directory, or take this "
         "file away, and chunks that were solved for the same are taken as they are"
     )
 
@@ -222,6 +222,6 @@ def _make(where: str, folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise type(error)(
-            f"{where}: cannot make the folder {shown(folder)}: {reason}; name another directory, or "
+            f"{where}: cannot make the folder {quote(folder)}: {reason}; name another directory, or "
             "make room for this one"
         ) from None

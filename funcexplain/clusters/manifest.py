@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.fingerprint import Fingerprint, key_of
-from funcexplain.solutions.answer import Answer, Status
+from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.status import Status
 
 FORMAT = 1
-FIELDS = tuple(field.name for field in fields(Answer) if field.name != "dims")
+FIELDS = tuple(field.name for field in fields(Solution) if field.name != "dims")
 
 
 class Manifest(NamedTuple):

@@ -30,8 +30,8 @@ from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.problem import Problem
-from funcexplain.solutions.answer import Status
 from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
 
 # Rows per chunk: so many chunks that workers end at about the same time, within bounds. The least is

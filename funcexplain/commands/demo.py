@@ -280,9 +280,10 @@ def _write_report(
     network: ConvAllocator,
     question: str,
 ) -> Path:
-    return solutions.report(
-        folder / "report.html",
+    return fe.report(
+        solutions,
         problem,
+        folder / "report.html",
         # Of each window its last day: the features of every day.
         history=windows[:, :, -1].movedim(0, 1),
         channels=CHANNELS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +18,7 @@ import funcexplain as fe
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Asked
 from funcexplain.reports.plots import plot_overview
+from funcexplain.solutions.tables import columns_of, write_csv
 
 CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
 ANSWERS = "answers"
@@ -78,27 +79,20 @@ def answer_of(solution: fe.Solution, metrics: Mapping[str, Tensor], asked: Asked
 
 def write_tables(folder: Path, answer: Answer, asked: Asked, assets: Sequence[str]) -> list[str]:
     """Write weights and metrics as csv, one line for each search, and return the names of the files."""
-    best = set(answer.best)
-    keys = [(day, start) for day in asked.dates for start in range(len(asked.seeds))]
-    head = ["date", "start", "best", "status", "error", "loss", "num_steps"]
-    with (folder / WEIGHTS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*head, *(f"weight_{name}" for name in assets)])
-        for numbers in torch.arange(len(keys)).split(_BLOCK):
-            rows = answer.solution.flat(numbers)
-            scalars = (rows.error.double(), rows.loss.double(), rows.num_steps)
-            columns = [
-                values.tolist()
-                for values in (torch.as_tensor(rows.status), *scalars, rows.weights.double())
-            ]
-            for number, status, *told, weights in zip(numbers.tolist(), *columns, strict=True):
-                known = [int(number in best), str(fe.Status(status)), *told]
-                writer.writerow([*keys[number], *known, *weights])
-    with (folder / METRICS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["date", "start", *answer.metrics])
-        columns = [values.tolist() for values in answer.metrics.values()]
-        writer.writerows([*key, *values] for key, *values in zip(keys, *columns, strict=True))
+    starts, total = len(asked.seeds), len(answer.hit)
+    days, is_best = np.array(asked.dates, dtype=object), np.zeros(total, dtype=int)
+    is_best[answer.best] = 1
+
+    def keys(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return {"date": days[numbers // starts], "start": numbers % starts}
+
+    def block(rows: Tensor) -> dict[str, np.ndarray]:
+        arrays, numbers = answer.solution.flat(rows).to_numpy(), rows.numpy()
+        return {**keys(numbers), "best": is_best[numbers], **columns_of(arrays, assets)}
+
+    write_csv(folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
+    metrics = {name: values.cpu().numpy() for name, values in answer.metrics.items()}
+    write_csv(folder / METRICS, [{**keys(np.arange(total)), **metrics}])
     return [WEIGHTS, METRICS]
 
 

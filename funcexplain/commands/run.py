@@ -184,9 +184,10 @@ def report(folder: str | Path, *, trust_model: bool = False, say: Say = print) -
 def write_report(folder: Path, ready: Ready, solution: fe.Solution) -> str:
     """Write the report of a solution, and return the name of its file."""
     history, asked, output = ready.history, ready.asked, ready.config.output
-    solution.report(
-        folder / outputs.REPORT,
+    fe.report(
+        solution,
         asked.problem,
+        folder / outputs.REPORT,
         history=history.days.to(history.windows.dtype) if has_returns(history) else None,
         assets=history.prices.assets,
         channels=history.channels,

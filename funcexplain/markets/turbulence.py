@@ -1,6 +1,8 @@
-"""Financial turbulence: how far the returns of a day are from what history knows."""
+"""Financial turbulence: how unusual the returns of a day are, by a history of returns."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,54 +11,127 @@ from funcexplain.markets import covariances
 from funcexplain.problems.checks import check_count, check_covariance, check_like, check_tensor
 from funcexplain.problems.penalties import Penalty
 
+_SINGULAR = 1e-12  # eigenvalues of a correlation matrix below this are rounding
+_OFF_RANGE = 1e-4  # sigmas in a direction without variance that are more than rounding
+_TINY = torch.finfo(torch.float64).tiny
+
+
+class Whitening(NamedTuple):
+    """Mean and covariance of a history of returns, in the form that distances need, float64.
+
+    Attributes:
+        mean: mean return of each asset, ``(A,)``.
+        whiten: maps deviations from the mean to uncorrelated ones of variance one, ``(A, rank)``:
+            ``whiten @ whiten.T`` is the inverse of the covariance on its range.
+        null: maps deviations to the directions in which the history never moves, in sigmas of the
+            assets, ``(A, A - rank)``: where one asset duplicates another, their difference.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+    null: Tensor
+
+
+def whitening(mean: Tensor, cov: Tensor) -> Whitening:
+    """Factor a covariance, singular or not.
+
+    Args:
+        mean: ``(A,)``.
+        cov: ``(A, A)``, positive semidefinite.
+
+    Returns:
+        The factors. The rank does not depend on the units of single assets: it is that of the
+        correlation matrix, without eigenvalues below ``1e-12``.
+
+    Example:
+        >>> duplicate = torch.tensor([[4.0, 4.0], [4.0, 4.0]])
+        >>> whitening(torch.zeros(2), duplicate).whiten.abs()
+        tensor([[0.2500],
+                [0.2500]], dtype=torch.float64)
+    """
+    cov = cov.double()
+    sigma = cov.diagonal().sqrt()
+    # An asset that never moves, to rounding, has no sigma of its own; it gets the market's.
+    sigma = torch.where(sigma > _SINGULAR * mean.double().abs(), sigma, sigma.mean().clamp_min(_TINY))
+    values, vectors = torch.linalg.eigh(cov / sigma / sigma[:, None])
+    moves, vectors = values > _SINGULAR, vectors / sigma[:, None]
+    return Whitening(mean.double(), vectors[:, moves] / values[moves].sqrt(), vectors[:, ~moves])
+
+
+def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
+    """Squared Mahalanobis distance of days from the mean, per dimension: ``|whiten' (r - m)|^2 / rank``.
+
+    Args:
+        returns: of the days, ``(..., A)``.
+        usual: mean and covariance, of the same dtype.
+
+    Returns:
+        Turbulence ``(...)``. Infinite for a day that moves, by more than ``1e-4`` sigmas, in a direction
+        in which the history never moves: the limit of an ever smaller variance.
+
+    Example:
+        >>> usual = whitening(torch.zeros(2), torch.ones(2, 2))
+        >>> day_turbulence(torch.tensor([[3.0, 3.0], [3.0, 2.0]]).double(), usual)
+        tensor([9.0000,    inf], dtype=torch.float64)
+    """
+    moved = returns - usual.mean
+    distance = (moved @ usual.whiten).square().mean(-1)
+    if usual.null.shape[1] == 0:
+        return distance
+    off_range = (moved @ usual.null).square().sum(-1) > _OFF_RANGE**2
+    return torch.where(off_range, torch.inf, distance)
+
 
 def turbulence_of(returns: Tensor, history: Tensor, cov: Tensor | None = None) -> Tensor:
     """Turbulence of each day, the squared Mahalanobis distance ``(r - m)' inv(cov) (r - m) / A``.
 
     Divided by the number of assets, so that its mean over the history is about one: a value of three
-    is a day three times as turbulent as usual, by size or by going against the correlations. (Kritzman
-    and Li print it undivided, and divide in later work.)
+    is a day three times as turbulent as usual, by its size or by going against the correlations.
+    (Kritzman and Li print it undivided, and divide in later work.)
+
+    If the history's covariance is singular, as with an asset that duplicates another or never moves, the
+    inverse is that on its range and ``A`` its rank; a day outside of the range is infinitely turbulent.
 
     Args:
         returns: returns of the days in question, ``(..., A)``.
-        history: returns that say what is usual, ``(T, A)``; ``m`` is their mean.
-        cov: covariance of the assets, ``(A, A)``. Default: that of the history; see
+        history: usual returns, ``(T, A)``; ``m`` is their mean.
+        cov: covariance of the assets, ``(A, A)``. Default: that of the history, for ``T > A``; see
             ``funcexplain.markets.covariances`` for others.
 
     Returns:
         Turbulence ``(...)``.
 
     Raises:
-        TypeError: if something is no floating tensor, or dtypes differ.
-        ValueError: if shapes do not fit, or the covariance is not positive definite.
+        TypeError: if an argument is not a floating tensor, or dtypes differ.
+        ValueError: if shapes do not fit, or the covariance is not positive definite for lack of days.
 
     Example:
         >>> history = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
         >>> turbulence_of(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), history)
-        tensor([0.0000, 3.0000])
+        tensor([0., 3.])
 
     References:
         M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
         https://doi.org/10.2469/faj.v66.n5.3
     """
-    mean, whiten = _whitening("turbulence_of", history, cov)
+    usual = _checked_whitening("turbulence_of", history, cov)
     returns = check_like("turbulence_of", "returns", returns, history, "history")
-    if returns.shape[-1:] != mean.shape:
+    if returns.shape[-1:] != usual.mean.shape:
         raise ValueError(
-            f"turbulence_of: returns must have one column for each of the {len(mean)} assets of "
+            f"turbulence_of: returns must have one column for each of the {len(usual.mean)} assets of "
             f"history, got {tuple(returns.shape)}"
         )
-    return ((returns - mean) @ whiten).square().mean(-1)
+    return day_turbulence(returns.double(), usual).to(returns)
 
 
 def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) -> Penalty:
     """Penalty on turbulent days: the mean of `turbulence_of` over the days of a window.
 
     Its value is about one for usual windows and does not depend on the reference: it draws towards
-    what is usual, where penalties of a distance draw towards the reference.
+    usual days, where penalties of a distance draw towards the reference.
 
     Args:
-        history: returns that say what is usual, ``(T, A)``, in units of the channel.
+        history: usual returns, ``(T, A)``, in units of the channel.
         cov: covariance of the assets, ``(A, A)``. Default: that of the history.
         channel: the channel of the window that holds the returns of the days.
 
@@ -64,8 +139,9 @@ def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) 
         A penalty, by name ``"turbulence"``.
 
     Raises:
-        TypeError: if something is no floating tensor, dtypes differ, or ``channel`` is no int.
-        ValueError: if shapes do not fit, or the covariance is not positive definite.
+        TypeError: if an argument is not a floating tensor, dtypes differ, or ``channel`` is not an int.
+        ValueError: if shapes do not fit, or the covariance is not positive definite: the penalty would
+            be infinite nearly everywhere.
 
     Example:
         >>> history = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -77,33 +153,44 @@ def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) 
         M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
         https://doi.org/10.2469/faj.v66.n5.3
     """
-    mean, whiten = _whitening("turbulence", history, cov)
-    place = check_count("turbulence", "channel", channel)
+    usual = _checked_whitening("turbulence", history, cov)
+    if usual.null.shape[1]:
+        raise _singular("turbulence")
+    number = check_count("turbulence", "channel", channel)
 
     def penalty(x: Tensor, reference: Tensor) -> Tensor:
         del reference
-        return ((x[place] - mean.to(x)) @ whiten.to(x)).square().mean()
+        return day_turbulence(x[number], Whitening(*(part.to(x) for part in usual))).mean()
 
-    penalty.__name__ = "turbulence"  # by which `penalize` stores its strength
+    penalty.__name__ = "turbulence"  # the name under which `penalize` stores its strength
     return penalty
 
 
-def _whitening(where: str, history: Tensor, cov: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The mean, and a matrix that takes deviations from it to uncorrelated ones of variance one."""
+def _checked_whitening(where: str, history: Tensor, cov: Tensor | None) -> Whitening:
+    """The whitening of a user's history and covariance."""
     history = check_tensor(where, "history", history)
     if history.ndim != 2 or len(history) < 2:
         raise ValueError(
             f"{where}: history must have shape (days, assets) with at least 2 days, got "
             f"{tuple(history.shape)}"
         )
-    cov = (
-        covariances.sample(history) if cov is None else check_like(where, "cov", cov, history, "history")
-    )
-    if cov.shape != 2 * history.shape[1:]:
+    days, assets = history.shape
+    if cov is None:
+        if days <= assets:
+            raise _singular(where)
+        return whitening(history.mean(0), covariances.sample(history.double()))
+    cov = check_like(where, "cov", cov, history, "history")
+    if cov.shape != (assets, assets):
         raise ValueError(
-            f"{where}: cov must have shape {tuple(2 * history.shape[1:])}, one row and column for each "
+            f"{where}: cov must have shape {(assets, assets)}, one row and column for each "
             f"asset of history, got {tuple(cov.shape)}"
         )
-    factor = torch.linalg.cholesky(check_covariance(where, cov).double())
-    whiten = torch.linalg.solve_triangular(factor, torch.eye(len(cov)).to(factor), upper=False).mT
-    return history.mean(0), whiten.to(history)
+    return whitening(history.mean(0), check_covariance(where, cov))
+
+
+def _singular(where: str) -> ValueError:
+    """The error for a covariance that is not positive definite."""
+    return ValueError(
+        f"{where}: cov must be positive definite, got one that is not; more observations than assets, "
+        "none of which duplicates others, or shrinkage towards a diagonal, make it so"
+    )

@@ -1,7 +1,7 @@
-"""Measures of an answer, row by row: does it hold, how far is it, how unusual, how stable?
+"""Measures of an answer, row by row: is it valid, how far, how unusual and how stable is it?
 
 The measures themselves are pure functions of one row, in `validity`, `proximity`, `plausibility` and
-`stability`; here they are mapped over the rows of a grid, chunk after chunk.
+`stability`; here they are mapped over the rows of a grid, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.markets.turbulence import day_turbulence
 from funcexplain.measures import plausibility, proximity, stability, validity
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.measures.plausibility import Past
@@ -25,13 +26,13 @@ from funcexplain.problems.checks import (
 )
 from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Problem, check_problem
-from funcexplain.solutions.answer import Answer
+from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
 
 
-class _Asked(NamedTuple):
-    """What is measured, and how; all checked."""
+class _Settings(NamedTuple):
+    """Checked arguments of `evaluate`."""
 
     problem: Problem
     past: Past | None
@@ -45,7 +46,7 @@ class _Asked(NamedTuple):
 
 
 def evaluate(
-    solution: Answer,
+    solution: Solution,
     problem: Problem,
     history: Tensor | None = None,
     *,
@@ -61,37 +62,37 @@ def evaluate(
     top: int = 20,
     chunk_size: int = 256,
 ) -> Metrics:
-    """Measure an answer, row by row: whether it holds, how far, how unusual and how stable it is.
+    """Measure an answer, row by row: whether it is valid, how far, how unusual and how stable it is.
 
-    Every measure is described in ``metrics.descriptions``, and its formula stands in the function that
-    computes it. What is not known is left out: measures in sigmas without a history, a ``scale`` or
-    `standardize`; those against a history without one; those over starts where there are none.
+    Every measure is described in ``metrics.descriptions``, its formula in the function that computes it.
+    Unknown measures are left out: those in sigmas without a history, a ``scale`` or `standardize`; those
+    against a history without one; those over starts if there are none.
 
     Args:
         solution: what `solve` found.
         problem: the question or grid that it answers.
-        history: features of every day, ``(C, days, A)``, that windows could be cut from; the first
-            channel is taken as returns.
+        history: of the market (`Solution.history` holds losses): features of every day,
+            ``(C, days, A)``, as windows have them; the first channel must hold returns.
         scale: one sigma, a number or a tensor that broadcasts to x, such as ``(C, 1, 1)``. Default: the
             standard deviation of each channel of the history, else the ``std`` of `standardize`.
-        tolerance: a change counts from so many sigmas on; without sigmas, any change does.
-        along: names of the dimensions of starts, over which diversity, spread and agreement are
+        tolerance: changes above this number of sigmas count; without sigmas, any change does.
+        along: names of the dimensions of starts, along which diversity, spread and agreement are
             measured. Default: those along which only ``x0`` or ``seed`` vary.
-        models: parameters of other models, stacked as by `stack`, that are asked at each answer.
+        models: parameters of other models, stacked as by `stack`, evaluated at each answer.
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
-        noise: standard deviation in sigmas of the noise that free entries are moved by.
+        noise: standard deviation, in sigmas, of the noise added to free entries.
         draws: number of noisy windows per row; 0 for none.
         seed: seed of the noise; torch's global generator is not used.
-        nearest: number of nearest windows that are averaged over.
-        top: number of largest changes that are compared between starts.
-        chunk_size: rows that are in work at once; the measures do not depend on it.
+        nearest: number of nearest windows to average over.
+        top: number of largest changes to compare between starts.
+        chunk_size: number of rows measured at a time; the measures do not depend on it.
 
     Returns:
         The measures: a mapping from names to tensors of the rows' shape.
 
     Raises:
-        TypeError: if an argument is of another type, or solution and problem differ in dtype or device.
+        TypeError: if an argument has the wrong type, or solution and problem differ in dtype or device.
         ValueError: for rows or windows that differ, a grid without rows, a history of another shape, not
             finite or not longer than a window, an unknown dimension, or a number out of range.
 
@@ -111,12 +112,12 @@ def evaluate(
         R. Guidotti (2022), Counterfactual Explanations and How to Find Them: Literature Review and
         Benchmarking, https://doi.org/10.1007/s10618-022-00831-6
     """
-    _check_answer(solution, problem)
+    _check_solution(solution, problem)
     x0 = problem.args["x0"]
     first = check_count("evaluate", "seed", seed) * check_count("evaluate", "draws", draws)
     if models is not None:
         stability.check_models(problem, models)
-    asked = _Asked(
+    settings = _Settings(
         problem=problem,
         past=None if history is None else _checked_past(history, x0),
         scale=None if scale is None else _checked_scale(scale, x0),
@@ -134,44 +135,47 @@ def evaluate(
     with torch.no_grad():
         total = math.prod(problem.shape)
         for rows in torch.arange(total, device=x0.device).split(chunk_size):
-            for name, value in _of_rows(asked, solution.flat(rows), rows).items():
-                # Copied: what a chunk measured may be a view of all that it was measured with.
+            for name, value in _measure_rows(settings, solution.flat(rows), rows).items():
+                # Copied: the measures of a chunk may be views of larger tensors.
                 values.setdefault(name, value.new_empty(total))[rows] = value
         values = {name: value.reshape(problem.shape) for name, value in values.items()}
-        if dims and _in_sigmas(asked):
-            values |= _of_starts(asked, solution, dims, min(top, x0.shape[-3:].numel()), chunk_size)
+        if dims and _in_sigmas(settings):
+            values |= _measure_starts(
+                settings, solution, dims, min(top, x0.shape[-3:].numel()), chunk_size
+            )
     return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
 
 
-def _of_rows(asked: _Asked, answer: Answer, rows: Tensor) -> Measured:
+def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
-    problem, x, weights = asked.problem, answer.x, answer.weights
+    problem, x, weights = settings.problem, solution.x, solution.weights
     args, in_dims = take(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
-    sigma = _sigma(asked, args)
+    sigma = _sigma(settings, args)
 
-    def of_one(x: Tensor, weights: Tensor, sigma: Tensor, args: Args) -> Measured:
+    def measure_row(x: Tensor, weights: Tensor, sigma: Tensor, args: Args) -> Measured:
         _, (_, today) = problem.evaluate(args["reference"], args)
-        measured = _valid(problem, weights, today, args["target"])
-        measured |= _near(asked, x.double() - args["reference"].double(), sigma)
-        if asked.past is not None:
-            measured |= _plausible(asked.past, x.double(), sigma, asked.nearest)
+        measured = _validity(problem, weights, today, args["target"])
+        measured |= _proximity(settings, x.double() - args["reference"].double(), sigma)
+        if settings.past is not None:
+            measured |= _plausibility(settings.past, x.double(), sigma, settings.nearest)
         return measured
 
-    along = (0, 0, 0 if sigma.ndim > 3 else None, in_dims)
-    values = torch.func.vmap(of_one, in_dims=along)(x, weights, sigma, args)
-    errors = _errors_of(problem)
-    if len(asked.seeds) and _in_sigmas(asked):
-        noisy = stability.errors_under_noise(errors, x, args, asked.noise * sigma, asked.seeds)
+    row_dims = (0, 0, 0 if sigma.ndim > 3 else None, in_dims)
+    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, sigma, args)
+    errors = _errors(problem)
+    if len(settings.seeds) and _in_sigmas(settings):
+        noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
         values["noise_error"] = noisy.mean(0)
-        values["invalidation"] = 1.0 - _share_of_hits(noisy, asked.atol)
-    if asked.models is not None:
-        others = stability.errors_of_models(errors, x, args, asked.models)
+        values["invalidation"] = 1.0 - _share_of_hits(noisy, settings.atol)
+    if settings.models is not None:
+        others = stability.errors_of_models(errors, x, args, settings.models)
         values["ensemble_error"] = others.mean(0)
-        values["ensemble_hit"] = _share_of_hits(others, asked.atol)
+        values["ensemble_hit"] = _share_of_hits(others, settings.atol)
     return values
 
 
-def _valid(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> Measured:
+def _validity(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> Measured:
+    """Measures of `validity` for one row."""
     compare = problem.criterion.compare
     measured, nearest = (side.double() for side in compare(weights, target))
     before = validity.total_variation(*(side.double() for side in compare(today, target)))
@@ -184,10 +188,11 @@ def _valid(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> 
     }
 
 
-def _near(asked: _Asked, change: Tensor, sigma: Tensor) -> Measured:
+def _proximity(settings: _Settings, change: Tensor, sigma: Tensor) -> Measured:
+    """Measures of `proximity` for one row."""
     in_sigmas = proximity.in_units(change, sigma)
-    # Without sigmas there is no unit for a tolerance.
-    tolerance = asked.tolerance if _in_sigmas(asked) else 0.0
+    # Without sigmas, a tolerance has no unit.
+    tolerance = settings.tolerance if _in_sigmas(settings) else 0.0
     measured = {
         "l1": proximity.l1(change),
         "l2": proximity.l2(change),
@@ -197,16 +202,16 @@ def _near(asked: _Asked, change: Tensor, sigma: Tensor) -> Measured:
     }
     for axis in ("assets", "days", "channels"):
         measured[f"{axis}_touched"] = proximity.touched(in_sigmas, tolerance, axis)
-    if _in_sigmas(asked):
+    if _in_sigmas(settings):
         measured["rms_sigmas"] = proximity.rms(in_sigmas)
-    if asked.past is not None:
-        measured["mad_distance"] = proximity.mad_distance(change, asked.past.mad)
+    if settings.past is not None:
+        measured["mad_distance"] = proximity.mad_distance(change, settings.past.mad)
     return measured
 
 
-def _plausible(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
-    daily = torch.func.vmap(plausibility.turbulence, in_dims=(0, None, None))
-    days = daily(x[0], past.mean, past.whiten)
+def _plausibility(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
+    """Measures of `plausibility` for one row."""
+    days = day_turbulence(x[0], past.usual)
     facts = plausibility.stylized_facts(x[0])
     gaps = facts - past.facts
     return {
@@ -223,13 +228,13 @@ def _plausible(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
     }
 
 
-def _of_starts(
-    asked: _Asked, answer: Answer, dims: Sequence[int], top: int, chunk_size: int
+def _measure_starts(
+    settings: _Settings, solution: Solution, dims: Sequence[int], top: int, chunk_size: int
 ) -> Measured:
     """Measures of each row against the others along dimensions, of the rows' shape."""
-    problem, shape = asked.problem, asked.problem.shape
+    problem, shape = settings.problem, settings.problem.shape
     kept = [place for place in range(len(shape)) if place not in dims]
-    # Numbers of the rows, a line for each group.
+    # Row numbers, one line per group.
     numbers = (
         torch.arange(math.prod(shape), device=problem.args["x0"].device)
         .reshape(shape)
@@ -237,9 +242,9 @@ def _of_starts(
     )
     groups = numbers.reshape(-1, math.prod(shape[place] for place in dims))
 
-    def of_group(changes: Tensor) -> Measured:
+    def measure_group(changes: Tensor) -> Measured:
         return {
-            "diversity": stability.apart(changes),
+            "diversity": stability.diversity(changes),
             "spread": stability.spread(changes).expand(len(changes)),
             "agreement": stability.agreement(changes, top),
         }
@@ -249,16 +254,16 @@ def _of_starts(
         rows = part.flatten()
         args = take(problem.dims, problem.args, rows)
         changes = proximity.in_units(
-            answer.flat(rows).x.double() - args["reference"].double(), _sigma(asked, args)
+            solution.flat(rows).x.double() - args["reference"].double(), _sigma(settings, args)
         )
-        found = torch.func.vmap(of_group)(changes.reshape(*part.shape, -1))
-        for name, value in found.items():
+        measured = torch.func.vmap(measure_group)(changes.reshape(*part.shape, -1))
+        for name, value in measured.items():
             values.setdefault(name, value.new_empty(math.prod(shape)))[rows] = value.flatten()
     return {name: value.reshape(shape) for name, value in values.items()}
 
 
-def _errors_of(problem: Problem) -> stability.Errors:
-    """Largest deviation from the target of each of several windows."""
+def _errors(problem: Problem) -> stability.Errors:
+    """A function for the largest deviation from the target at each of several windows."""
     compare, in_dims = problem.criterion.compare, mapped_dims(problem.dims, problem.args)
 
     def error(x: Tensor, args: Args) -> Tensor:
@@ -273,33 +278,33 @@ def _errors_of(problem: Problem) -> stability.Errors:
 
 
 def _share_of_hits(errors: Tensor, atol: float) -> Tensor:
-    """Share along the first dimension; a deviation that is NaN is no hit."""
+    """Share of hits along the first dimension; NaN counts as a miss."""
     return (errors <= atol).double().mean(0)
 
 
-def _in_sigmas(asked: _Asked) -> bool:
-    """Whether it is known what a sigma is."""
-    return asked.scale is not None or asked.past is not None or "std" in asked.problem.args
+def _in_sigmas(settings: _Settings) -> bool:
+    """Whether the size of a sigma is known."""
+    return settings.scale is not None or settings.past is not None or "std" in settings.problem.args
 
 
-def _sigma(asked: _Asked, args: Args) -> Tensor:
-    """One sigma of the entries of x, leading with ``(B,)`` where it varies by row; else one."""
+def _sigma(settings: _Settings, args: Args) -> Tensor:
+    """One sigma of the entries of x, leading with ``(B,)`` if it varies by row; 1 if unknown."""
     x0 = args["x0"]
-    if asked.scale is not None:
-        return asked.scale
-    if asked.past is not None:
-        return asked.past.sigma
+    if settings.scale is not None:
+        return settings.scale
+    if settings.past is not None:
+        return settings.past.sigma
     if "std" not in args:
         return torch.ones(1, 1, 1, dtype=torch.float64, device=x0.device)
     std = args["std"].double()
-    if not varying_dims(asked.problem.dims, "std"):
+    if not varying_dims(settings.problem.dims, "std"):
         return std
-    # Behind the rows all dimensions of a window are written out, so that it broadcasts with windows.
+    # All dimensions of a window are written out after the rows, to broadcast with windows.
     return std.reshape(len(std), *[1] * (4 - std.ndim), *std.shape[1:])
 
 
 def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list[int]:
-    """The dimensions over which starts are compared."""
+    """The dimensions along which starts are compared."""
     if along is None:
         return [place for place, dim in enumerate(problem.dims) if dim.varying <= {"x0", "seed"}]
     names = [dim.name for dim in problem.dims]
@@ -310,29 +315,31 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     return sorted({names.index(name) for name in wanted})
 
 
-def _check_answer(solution: Any, problem: Any) -> None:
+def _check_solution(solution: Any, problem: Any) -> None:
+    """Raise unless the solution has the rows, windows, dtype and device of the problem."""
     check_problem("evaluate", problem)
-    if not isinstance(solution, Answer):
+    if not isinstance(solution, Solution):
         raise TypeError(f"evaluate: solution must be a Solution, got {type(solution).__name__}")
     x0 = problem.args["x0"]
-    # One row tells of all: of an answer in files, no more is read.
-    some = solution.sample.x
-    if solution.shape != problem.shape or some.shape[-3:] != x0.shape[-3:]:
+    # One row is enough: a solution may be stored in files.
+    sample = solution.sample.x
+    if solution.shape != problem.shape or sample.shape[-3:] != x0.shape[-3:]:
         raise ValueError(
             f"evaluate: solution must have the rows {problem.shape} and windows "
             f"{tuple(x0.shape[-3:])} of the problem, got {solution.shape} and "
-            f"{tuple(some.shape[-3:])}; pick the same rows of both"
+            f"{tuple(sample.shape[-3:])}; pick the same rows of both"
         )
     if 0 in problem.shape:
         raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
-    if (some.dtype, some.device) != (x0.dtype, x0.device):
+    if (sample.dtype, sample.device) != (x0.dtype, x0.device):
         raise TypeError(
             f"evaluate: solution must be of the problem's dtype and device ({x0.dtype}, {x0.device}), "
-            f"got {some.dtype}, {some.device}; fe.cast moves a problem"
+            f"got {sample.dtype}, {sample.device}; fe.cast moves a problem"
         )
 
 
 def _checked_past(history: Any, x0: Tensor) -> Past:
+    """The summary of a checked history."""
     days = check_tensor("evaluate", "history", history).to(x0.device)
     channels, lookback, assets = x0.shape[-3:]
     if (
@@ -348,7 +355,8 @@ def _checked_past(history: Any, x0: Tensor) -> Past:
 
 
 def _checked_scale(scale: Any, x0: Tensor) -> Tensor:
+    """A checked scale in float64."""
     sigma = check_datum("evaluate", "scale", scale, x0)
     if bool((sigma <= 0).any()):
-        raise ValueError(f"evaluate: scale must be > 0, got a least value of {sigma.min():g}")
+        raise ValueError(f"evaluate: scale must be > 0, got a minimum of {sigma.min():g}")
     return sigma.double()

@@ -1,4 +1,4 @@
-"""What `evaluate` returns: measures by name, with one line on each, printed as a table."""
+"""The result of `evaluate`: measures by name with a description of each, printed as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DESCRIPTIONS = {
     "hit": "whether the search ended with the target hit",
     "max_error": "largest deviation of a weight from the target",
-    "total_variation": "share of the portfolio that is not where it should be",
+    "total_variation": "share of the portfolio that has to be moved to reach the target",
     "kl": "Kullback-Leibler divergence of the weights from the target, nats",
     "gap_closed": "share of the gap between today's weights and the target that was closed",
     "l1": "sum of absolute changes, in units of x",
@@ -47,7 +47,7 @@ DESCRIPTIONS = {
     "ensemble_error": "mean over models of the largest deviation from the target",
     "ensemble_hit": "share of models that hit the target at this window",
 }
-"""One line on each measure, in the order in which they are listed."""
+"""A description of each measure, in the order in which they are listed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +74,7 @@ class Metrics(Mapping[str, Tensor]):
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """One line on each of them."""
+        """A description of each of them."""
         return {name: DESCRIPTIONS[name] for name in self.measures}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -103,14 +103,15 @@ class Metrics(Mapping[str, Tensor]):
         return table.DataFrame(columns, index=row_index(table, self.dims, tuple(shape)))
 
     def __repr__(self) -> str:
-        heads = ["", "median", "least", "most", ""] if self.dims else []
+        heads = ["", "median", "minimum", "maximum", ""] if self.dims else []
         lines = [heads] if heads else []
         for name, value in self.items():
-            numbers = value.flatten().double()
-            known = numbers[~numbers.isnan()]
-            known = known if len(known) else numbers[:1]
-            told = [known.quantile(0.5), known.min(), known.max()] if self.dims else [numbers[0]]
-            lines.append([name, *(f"{float(number):.3g}" for number in told), DESCRIPTIONS[name]])
+            numbers = value.flatten().double().sort().values  # NaN comes last
+            known = numbers[: max(1, int((~numbers.isnan()).sum()))]
+            # Not torch.quantile, which interpolates between two infinite values to NaN.
+            median = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+            shown = [median, known[0], known[-1]] if self.dims else [known[0]]
+            lines.append([name, *(f"{float(number):.3g}" for number in shown), DESCRIPTIONS[name]])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         sides = ["<", *">" * (len(widths) - 2), "<"]
         return "\n".join(

@@ -1,8 +1,8 @@
 """How unusual a window is, measured against a history of the same features.
 
 `summarize` reads a history once; the measures are pure functions of one window and that summary. The
-first channel is taken as returns. What is compared with the history's windows is compared with windows
-of the same length: a kurtosis of 20 days is not that of 20 years.
+first channel must hold returns. A window is compared with windows of the same length: the kurtosis of 20
+days is not that of 20 years. How unusual a day is, is measured by `funcexplain.markets.turbulence`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 22  # numbers in the windows that are in work at once, 32 MB
+from funcexplain.markets.covariances import sample
+from funcexplain.markets.turbulence import Whitening, day_turbulence, whitening
+
+_BLOCK = 1 << 22  # numbers in a block of windows, 32 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """What the measures need to know of a history, in float64.
+    """Statistics of a history, in float64.
 
     Attributes:
         days: the history, ``(C, days, A)``.
@@ -27,9 +30,8 @@ class Past:
         mad: median absolute deviation of each channel and asset, ``(C, 1, A)``.
         lower: 1 % quantile of each channel and asset, ``(C, 1, A)``.
         upper: 99 % quantile, ``(C, 1, A)``.
-        mean: mean return of each asset, ``(A,)``.
-        whiten: takes returns less their mean to uncorrelated ones of variance one, ``(A, rank)``.
-        turbulence: `turbulence` of every day, ``(days,)``.
+        usual: mean and covariance of the returns; NaN unless there are more days than assets.
+        turbulence: `day_turbulence` of every day, ``(days,)``.
         window_turbulence: its mean over every window, ``(N,)`` with ``N = days - L + 1``.
         facts: mean of `stylized_facts` over all windows, ``(4,)``.
     """
@@ -40,8 +42,7 @@ class Past:
     mad: Tensor
     lower: Tensor
     upper: Tensor
-    mean: Tensor
-    whiten: Tensor
+    usual: Whitening
     turbulence: Tensor
     window_turbulence: Tensor
     facts: Tensor
@@ -65,15 +66,14 @@ def summarize(history: Tensor, lookback: int) -> Past:
     days = history.double()
     returns = days[0]
     center = days.median(dim=1, keepdim=True).values
-    # One channel after the other: torch.quantile refuses more than 16 million numbers.
+    # Channel by channel: torch.quantile refuses more than 16 million numbers.
     ends = torch.tensor([0.01, 0.99], dtype=torch.float64, device=days.device)
     lower, upper = torch.stack([channel.quantile(ends, dim=0) for channel in days], 1)[:, :, None]
-    mean = returns.mean(0)
-    values, vectors = torch.linalg.eigh(torch.atleast_2d(returns.mT.cov()))
-    # Assets that never move alone have no direction of their own; what is left of it is rounding.
-    real = values > 1e-12 * values[-1]
-    whiten = vectors[:, real] / values[real].sqrt()
-    daily = torch.func.vmap(turbulence, in_dims=(0, None, None))(returns, mean, whiten)
+    usual = whitening(returns.mean(0), sample(returns))
+    if len(returns) <= returns.shape[1]:
+        # Too few days to estimate a covariance: how unusual a day is remains unknown.
+        usual = usual._replace(mean=torch.full_like(usual.mean, torch.nan))
+    daily = day_turbulence(returns, usual)
     facts = [torch.func.vmap(stylized_facts)(part[:, 0]) for part in _windows(days[:1], lookback)]
     return Past(
         days=days,
@@ -82,48 +82,22 @@ def summarize(history: Tensor, lookback: int) -> Past:
         mad=(days - center).abs().median(dim=1, keepdim=True).values,
         lower=lower,
         upper=upper,
-        mean=mean,
-        whiten=whiten,
+        usual=usual,
         turbulence=daily,
         window_turbulence=daily.unfold(0, lookback, 1).mean(1),
         facts=torch.cat(facts).nanmean(0),
     )
 
 
-def turbulence(returns: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
-    """How unusual the returns of one day are, ``(r - mean)' inv(cov) (r - mean) / A``.
-
-    Large moves count, and so do moves against the usual correlations. Over the history it is one on
-    average; the paper does not divide by the number of assets.
-
-    Args:
-        returns: of one day, ``(A,)``.
-        mean: of the history, ``(A,)``.
-        whiten: with ``whiten @ whiten.T = inv(cov)``, ``(A, rank)``.
-
-    Returns:
-        Scalar.
-
-    Example:
-        >>> turbulence(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.eye(2))
-        tensor(4.5000)
-
-    References:
-        M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
-        https://doi.org/10.2469/faj.v66.n5.3
-    """
-    return ((returns - mean) @ whiten).square().mean()
-
-
 def percentile(value: Tensor, values: Tensor) -> Tensor:
-    """Share of the history's values that are not above a value, ``mean(values <= value)``.
+    """Share of the history's values that are at most a value, ``mean(values <= value)``.
 
     Args:
         value: scalar.
-        values: of the history, ``(N,)``.
+        values: values of the history, ``(N,)``.
 
     Returns:
-        Scalar in ``[0, 1]``; NaN of NaN.
+        Scalar in ``[0, 1]``; NaN for NaN.
 
     Example:
         >>> percentile(torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -135,14 +109,14 @@ def percentile(value: Tensor, values: Tensor) -> Tensor:
 def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
     """Mean distance to the ``k`` nearest windows of the history, root mean square in sigmas.
 
-    ``mean_k sqrt(mean(((x - h_k) / sigma)**2))``. An answer that is far from all that has been is one
-    on which the network was not trained.
+    ``mean_k sqrt(mean(((x - h_k) / sigma)**2))``. The network was not trained on windows far from
+    all of the history's.
 
     Args:
         x: window, ``(C, L, A)``.
-        past: of the history.
+        past: summary of the history.
         sigma: broadcasts to x.
-        k: number of windows; all, where there are fewer.
+        k: number of windows; all if there are fewer.
 
     Returns:
         Scalar.
@@ -161,12 +135,14 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
     squares = []
     for part in _windows(past.days / sigma, past.lookback):
         flat = part.flatten(1)
-        squares.append(flat.square().sum(1) - 2.0 * (flat @ point))  # less |point|**2, the same for all
-    found = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
-    # The product finds them, and is inexact where windows are close: their distances are taken anew.
-    days = found[:, None] + torch.arange(past.lookback, device=x.device)
-    apart = (past.days[:, days].movedim(1, 0) - x) / sigma
-    return apart.flatten(1).square().mean(1).sqrt().mean()
+        squares.append(
+            flat.square().sum(1) - 2.0 * (flat @ point)
+        )  # without |point|**2, the same for all
+    nearest = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
+    # The product is inexact for close windows: it only finds them, distances are computed again.
+    days = nearest[:, None] + torch.arange(past.lookback, device=x.device)
+    change = (past.days[:, days].movedim(1, 0) - x) / sigma
+    return change.flatten(1).square().mean(1).sqrt().mean()
 
 
 def in_range(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -195,13 +171,13 @@ def stylized_facts(returns: Tensor) -> Tensor:
     - excess kurtosis: mean over assets of ``m4 / m2**2 - 3``
     - autocorrelation: mean over assets of ``sum_t d_t d_(t+1) / sum_t d_t**2``, ``d`` less its mean
 
-    Assets that do not move are left out of the last three.
+    The last three leave out assets that do not move.
 
     Args:
         returns: ``(L, A)``.
 
     Returns:
-        ``(4,)``; NaN where a number is not defined, as all are for one day.
+        ``(4,)``; NaN for undefined numbers, all of them for one day.
 
     Example:
         >>> stylized_facts(torch.tensor([[1.0, 2.0], [-1.0, -2.0], [1.0, 2.0], [-1.0, -2.0]]))
@@ -212,12 +188,12 @@ def stylized_facts(returns: Tensor) -> Tensor:
         https://doi.org/10.1080/713665670
     """
     length, count = returns.shape
-    apart = returns - returns.mean(0)
-    total = apart.square().sum(0)
+    deviations = returns - returns.mean(0)
+    total = deviations.square().sum(0)
     moves = total > 0
     moving = moves.sum()
-    scaled = torch.where(moves, apart / total.sqrt(), 0.0)  # of length one, or zero
-    # The square of a sum of unit vectors holds every pair twice, and each vector once.
+    scaled = torch.where(moves, deviations / total.sqrt(), 0.0)  # unit vectors, or zero
+    # The square of a sum of unit vectors counts every pair twice, and each vector once.
     pairs = (scaled.sum(1).square().sum() - moving) / (moving * (moving - 1))
     kurtosis = (length * scaled.pow(4).sum(0) - 3.0).where(moves, torch.zeros_like(total)).sum() / moving
     lagged = (scaled[:-1] * scaled[1:]).sum() / moving

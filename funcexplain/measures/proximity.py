@@ -1,4 +1,4 @@
-"""How far an answer is from the reference, and how much of the market it touches.
+"""Distance of an answer from the reference, and how much of the market it changes.
 
 Pure functions of the change ``d = x - reference`` of one row, shape ``(C, L, A)``.
 """
@@ -12,7 +12,7 @@ _OTHERS = {"channels": (1, 2), "days": (0, 2), "assets": (0, 1)}
 
 
 def in_units(change: Tensor, unit: Tensor) -> Tensor:
-    """Change in units such as sigmas, ``d / unit``; no change is none in units of zero, too.
+    """Change in units such as sigmas, ``d / unit``; a change of zero stays zero, in units of zero too.
 
     Args:
         change: ``(C, L, A)``.
@@ -77,7 +77,7 @@ def linf(change: Tensor) -> Tensor:
 
 
 def rms(change: Tensor) -> Tensor:
-    """Root mean square, ``sqrt(mean d**2)``; of a change in sigmas, the sigmas per entry.
+    """Root mean square, ``sqrt(mean d**2)``; for a change in sigmas, the sigmas per entry.
 
     Args:
         change: ``(C, L, A)``.
@@ -95,14 +95,14 @@ def rms(change: Tensor) -> Tensor:
 def mad_distance(change: Tensor, mad: Tensor) -> Tensor:
     """Mean absolute change in units of each feature's median absolute deviation, ``mean |d| / MAD``.
 
-    The paper sums over features; the mean says the same of short and of long windows.
+    The paper sums over features; the mean makes short and long windows comparable.
 
     Args:
         change: ``(C, L, A)``.
         mad: ``median |h - median h|`` over the days of a history, ``(C, 1, A)``.
 
     Returns:
-        Scalar; infinite where an entry changes that never varied.
+        Scalar; infinite if an entry changes that never varied.
 
     Example:
         >>> mad_distance(torch.tensor([[[3.0, -4.0]]]), torch.tensor([[[1.0, 2.0]]]))
@@ -151,7 +151,7 @@ def touched(change: Tensor, tolerance: float, axis: str) -> Tensor:
 
 
 def gini(change: Tensor) -> Tensor:
-    """Gini index of the absolute changes: zero where all are equal, near one where few carry all.
+    """Gini index of the absolute changes: zero if all are equal, near one if few entries carry all.
 
     ``sum_i (2 i - n - 1) a_i / (n sum_i a_i)`` with ``a_1 <= ... <= a_n`` the sorted ``|d|``.
 
@@ -159,7 +159,7 @@ def gini(change: Tensor) -> Tensor:
         change: ``(C, L, A)``.
 
     Returns:
-        Scalar in ``[0, 1 - 1 / n]``; NaN where nothing changes.
+        Scalar in ``[0, 1 - 1 / n]``; NaN if nothing changes.
 
     Example:
         >>> gini(torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])), gini(torch.ones(1, 2, 2))

@@ -1,8 +1,8 @@
-"""Whether to trust an answer: do other starts agree, does it survive noise, do other models agree?
+"""Whether to trust an answer: do other starts agree, is it robust to noise, do other models agree?
 
-`apart`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of one
-question, ``(S, n)`` with one flat row each; rows that are not finite are left out. `errors_under_noise`
-and `errors_of_models` ask the network again.
+`diversity`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of
+one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
+`errors_under_noise` and `errors_of_models` evaluate the network again.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from funcexplain.networks.noise import normal
 from funcexplain.problems.problem import Args, Problem
 
-_PAIRS = 1 << 20  # that are compared at once
+_PAIRS = 1 << 20  # compared at a time
 
 Errors = Callable[..., Tensor]
 """``(windows (B, C, L, A), args, shared) -> (B,)``: largest deviation from the target of each window.
 
-``shared`` are names of ``args`` that hold one value for all windows, though they vary in the problem.
+``shared`` names entries of ``args`` with one value for all windows, even if they vary in the problem.
 """
 
 
-def apart(points: Tensor) -> Tensor:
+def diversity(points: Tensor) -> Tensor:
     """Mean distance of each row to the others, root mean square over entries: the diversity of answers.
 
     ``mean_(j != i) sqrt(mean((p_i - p_j)**2))``; its mean over rows is the mean pairwise distance.
@@ -35,10 +35,10 @@ def apart(points: Tensor) -> Tensor:
         points: ``(S, n)``, in sigmas.
 
     Returns:
-        ``(S,)``; NaN for a row without others.
+        ``(S,)``; NaN if there are no other rows.
 
     Example:
-        >>> apart(torch.tensor([[0.0], [1.0], [3.0]]))
+        >>> diversity(torch.tensor([[0.0], [1.0], [3.0]]))
         tensor([2.0000, 1.5000, 2.5000])
 
     References:
@@ -47,13 +47,13 @@ def apart(points: Tensor) -> Tensor:
     """
     finite = points.isfinite().all(-1)
     kept = torch.where(finite[:, None], points, 0.0)
-    # Products of matrices for all pairs. They are taken about the center, so that what rounds away is
-    # small against how far the points lie apart, however close they are, and with it in the mean.
-    around = torch.where(finite[:, None], points - kept.sum(0) / finite.sum(), 0.0)
-    squares = around.square().sum(-1)
+    # All pairs by a product of matrices. Points are centered first, so that rounding is small relative
+    # to their distances, even if they are close.
+    centered = torch.where(finite[:, None], points - kept.sum(0) / finite.sum(), 0.0)
+    squares = centered.square().sum(-1)
 
     def distances(lines: Tensor) -> Tensor:
-        products = around[lines] @ around.mT
+        products = centered[lines] @ centered.mT
         gaps = squares[lines][:, None] + squares - 2.0 * products
         return (gaps.clamp_min(0.0) / points.shape[-1]).sqrt()
 
@@ -82,7 +82,7 @@ def spread(points: Tensor) -> Tensor:
 
 
 def agreement(changes: Tensor, top: int) -> Tensor:
-    """Whether rows change the same entries most: mean Jaccard index of the largest changes with others'.
+    """Mean Jaccard index of the entries with the largest changes: do rows change the same entries?
 
     ``mean_(j != i) |T_i & T_j| / |T_i | T_j|`` with ``T`` the ``top`` entries of largest ``|d|``.
 
@@ -91,7 +91,7 @@ def agreement(changes: Tensor, top: int) -> Tensor:
         top: number of entries, at most ``n``.
 
     Returns:
-        ``(S,)`` in ``[0, 1]``; NaN for a row without others.
+        ``(S,)`` in ``[0, 1]``; NaN if there are no other rows.
 
     Example:
         >>> agreement(torch.tensor([[3.0, 2.0, 0.0], [0.0, 2.0, 3.0]]), top=2)
@@ -114,7 +114,7 @@ def agreement(changes: Tensor, top: int) -> Tensor:
 
 
 def _mean_over_others(values: Callable[[Tensor], Tensor], finite: Tensor) -> Tensor:
-    """Mean of lines of ``(S, S)`` over other finite rows, some at once; NaN for those that are not."""
+    """Row means of an ``(S, S)`` matrix over other finite rows, in blocks; NaN for rows not finite."""
     numbers = torch.arange(len(finite), device=finite.device)
     means = []
     for lines in numbers.split(max(1, _PAIRS // max(1, len(finite)))):
@@ -126,8 +126,8 @@ def _mean_over_others(values: Callable[[Tensor], Tensor], finite: Tensor) -> Ten
 def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, seeds: Tensor) -> Tensor:
     """Largest deviation from the target at ``x + scale * noise(seed)``, for every seed.
 
-    Only entries that were free to change are moved. The noise is a function of the seed alone: all rows
-    meet the same, and torch's global generator is not used. The share of misses among the draws is the
+    Only free entries get noise. It is a function of the seed alone: the same for all rows, and without
+    torch's global generator. The share of misses among the draws is the
     invalidation rate.
 
     Args:
@@ -144,15 +144,15 @@ def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, see
         M. Pawelczyk, T. Datta, J. van-den-Heuvel, G. Kasneci, H. Lakkaraju (2022), Probabilistically
         Robust Recourse, https://arxiv.org/abs/2203.06768
     """
-    found = []
+    drawn = []
     for seed in seeds:
         moved = x + (scale * normal(seed, x.shape[1:], torch.float64)).to(x.dtype)
-        found.append(errors(torch.where(args["mask"], moved, x), args))
-    return torch.stack(found)
+        drawn.append(errors(torch.where(args["mask"], moved, x), args))
+    return torch.stack(drawn)
 
 
 def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tensor:
-    """Largest deviation from the target at ``x``, of every model of an ensemble.
+    """Largest deviation from the target at ``x``, for every model of an ensemble.
 
     Args:
         errors: as `Errors`.
@@ -165,17 +165,17 @@ def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tens
 
     References:
         S. Upadhyay, S. Joshi, H. Lakkaraju (2021), Towards Robust and Reliable Algorithmic Recourse,
-        on answers that a model fitted anew no longer confirms, https://arxiv.org/abs/2102.13620
+        on answers that a retrained model no longer confirms, https://arxiv.org/abs/2102.13620
     """
-    found = []
+    errors_by_model = []
     for model in range(len(optree.tree_leaves(models)[0])):
         params = optree.tree_map(lambda leaf: leaf[model], models)  # noqa: B023
-        found.append(errors(x, {**args, "params": params}, ("params",)))
-    return torch.stack(found)
+        errors_by_model.append(errors(x, {**args, "params": params}, ("params",)))
+    return torch.stack(errors_by_model)
 
 
 def check_models(problem: Problem, models: Any) -> None:
-    """Refuse parameters that are not those of the problem's network, stacked."""
+    """Raise unless models are stacked parameters of the problem's network."""
     row = problem[(0,) * len(problem.dims)].args["params"]
     own, tree = optree.tree_flatten(row)
     leaves, other = optree.tree_flatten(models)

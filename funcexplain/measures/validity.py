@@ -1,8 +1,8 @@
-"""Whether an answer holds: how far the weights of one row are from what was asked for.
+"""Validity of an answer: how far the weights of one row are from the target.
 
-Pure functions of one row. ``measured`` is what the goal looks at, for a plain target the weights
-themselves, and ``nearest`` what it should be, for a plain target the target; both ``(A,)``, or
-``(M, A)`` for the models of a consensus, over which is averaged.
+Pure functions of one row. ``measured`` is the quantity that the target constrains, for an allocation the
+weights, and ``nearest`` its closest allowed value, for an allocation the target; both ``(A,)``, or
+``(M, A)`` for the models of a consensus, which are averaged.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def max_error(measured: Tensor, nearest: Tensor) -> Tensor:
 
 
 def total_variation(measured: Tensor, nearest: Tensor) -> Tensor:
-    """Share of the portfolio that is not where it should be, ``sum |w - t| / 2``.
+    """Share of the portfolio that has to be moved to reach the target, ``sum |w - t| / 2``.
 
     Args:
         measured: ``(A,)``.
         nearest: ``(A,)``.
 
     Returns:
-        Scalar; of allocations that sum to one it is the one-way turnover between them.
+        Scalar; for allocations that sum to one, the one-way turnover between them.
 
     Example:
         >>> total_variation(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]))
@@ -52,14 +52,14 @@ def total_variation(measured: Tensor, nearest: Tensor) -> Tensor:
 def divergence(measured: Tensor, nearest: Tensor) -> Tensor:
     """Kullback-Leibler divergence in nats, ``sum t log(t / w) - t + w``.
 
-    The last two terms cancel for allocations of one sum, and keep it non-negative for others.
+    The last two terms cancel for allocations with equal sums, and keep it non-negative for others.
 
     Args:
         measured: ``(A,)``, non-negative; a negative one gives NaN.
         nearest: ``(A,)``, non-negative.
 
     Returns:
-        Scalar; infinite where a wanted weight is zero.
+        Scalar; infinite if a weight is zero whose target is not.
 
     Example:
         >>> divergence(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
@@ -74,15 +74,15 @@ def divergence(measured: Tensor, nearest: Tensor) -> Tensor:
 
 
 def gap_closed(now: Tensor, before: Tensor) -> Tensor:
-    """Share of the way from today's weights to the target that was gone, ``1 - now / before``.
+    """Share of the gap between today's weights and the target that was closed, ``1 - now / before``.
 
     Args:
         now: `total_variation` at the answer, scalar.
         before: `total_variation` at the reference, scalar.
 
     Returns:
-        Scalar: one at the target, zero where nothing was won, negative where ground was lost; NaN
-        where there was no gap.
+        Scalar: one at the target, zero without progress, negative if the gap grew; NaN if there was no
+        gap.
 
     Example:
         >>> gap_closed(torch.tensor(0.1), torch.tensor(0.4))

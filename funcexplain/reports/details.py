@@ -1,4 +1,4 @@
-"""One row of a report: what was asked of it, its pictures and its largest changes."""
+"""One row of a report: its question, its pictures and its largest changes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
-from funcexplain.reports.drawing import Array, plain
-from funcexplain.reports.page import Html, element, picture, table
-from funcexplain.reports.pictures.weights import bounds_of
-from funcexplain.solutions.answer import Answer
+from funcexplain.reports.drawing import Array, as_array
+from funcexplain.reports.page import picture
+from funcexplain.reports.pictures.weights import asset_bounds
+from funcexplain.solutions.html import Html, element, table
+from funcexplain.solutions.solution import Solution
 
-MOST_CHANGES = 20
-"""Entries in the table of the largest changes."""
+MAX_CHANGES = 20
+"""Maximum number of entries in the table of the largest changes."""
 
 
 class Labels(NamedTuple):
-    """Names of what a window holds; days are text."""
+    """Names of the channels, days and assets of a window."""
 
     channels: list[str]
     days: list[str]
@@ -31,14 +32,14 @@ class Row(NamedTuple):
     """One row in plain arrays.
 
     Attributes:
-        name: of the row; nothing for one question.
-        today: weights at the reference, ``(A,)``; of a consensus the mean of the models'.
+        name: of the row; empty for one question.
+        today: weights at the reference, ``(A,)``; for a consensus the mean over models.
         target: an allocation ``(A,)``, or goals ``(K, A + 3)``.
         weights: weights reached, ``(A,)``, as ``today``.
         x: the answer, ``(C, L, A)``.
-        reference: what it is compared with.
-        sigma: one sigma of each entry, broadcasts to x.
-        unit: what ``sigma`` is one of.
+        reference: the window it is compared with.
+        sigma: one sigma of each entry, in the shape of x.
+        unit: unit of a change divided by ``sigma``.
     """
 
     name: str
@@ -51,31 +52,31 @@ class Row(NamedTuple):
     unit: str
 
 
-def row_of(
-    answer: Answer, problem: Problem, index: tuple[int, ...], sigma: Tensor | None, unit: str
+def select_row(
+    solution: Solution, problem: Problem, index: tuple[int, ...], sigma: Tensor | None, unit: str
 ) -> Row:
-    """Pick one row and ask the network what it holds today."""
-    found, asked = answer[index] if index else answer, problem[index] if index else problem
-    args = asked.args
+    """Select one row, and evaluate the network at its reference."""
+    one, question = (solution[index], problem[index]) if index else (solution, problem)
+    args = question.args
     with torch.no_grad():
-        _, (_, today) = asked.evaluate(args["reference"], args)
+        _, (_, today) = question.evaluate(args["reference"], args)
     if sigma is None:
         sigma = args.get("std", torch.ones(()))
-    size = found.x.shape[-1]
+    size = one.x.shape[-1]
     return Row(
-        name=", ".join(f"{name} {at}" for name, at in zip(answer.dims, index, strict=True)),
-        today=plain(today).reshape(-1, size).mean(0),
-        target=_target(plain(args["target"]), size),
-        weights=plain(found.weights).reshape(-1, size).mean(0),
-        x=plain(found.x),
-        reference=plain(args["reference"]),
-        sigma=np.broadcast_to(plain(sigma), tuple(found.x.shape)),
+        name=", ".join(f"{name} {at}" for name, at in zip(solution.dims, index, strict=True)),
+        today=as_array(today).reshape(-1, size).mean(0),
+        target=_target(as_array(args["target"]), size),
+        weights=as_array(one.weights).reshape(-1, size).mean(0),
+        x=as_array(one.x),
+        reference=as_array(args["reference"]),
+        sigma=np.broadcast_to(as_array(sigma), tuple(one.x.shape)),
         unit=unit,
     )
 
 
-def pictures_of(row: Row, labels: Labels, dates: list[str] | None, prices: Any) -> list[Html]:
-    """The allocation, the changes, who carries them, and prices where there are some."""
+def row_pictures(row: Row, labels: Labels, dates: list[str] | None, prices: Any) -> list[Html]:
+    """The allocation, the changes, their sum per asset, and prices if there are any."""
     allocation = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
     heat = plots.plot_changes(
         row.x,
@@ -86,30 +87,30 @@ def pictures_of(row: Row, labels: Labels, dates: list[str] | None, prices: Any) 
         dates=dates,
         unit=row.unit,
     )
-    carried = plots.plot_cumulative(row.x, row.reference, scale=row.sigma, assets=labels.assets)
-    asked = "target" if row.target.ndim == 1 else "bounds"
-    shown = [
-        picture(allocation, f"Weights held today and reached, and their {asked}, in percent."),
+    cumulative = plots.plot_cumulative(row.x, row.reference, scale=row.sigma, assets=labels.assets)
+    goal = "target" if row.target.ndim == 1 else "bounds"
+    pictures = [
+        picture(allocation, f"Weights held today and reached, and their {goal}, in percent."),
         picture(heat, f"Change of every entry of the window, in {row.unit}; largest assets first."),
-        picture(carried, "Share of the change that each asset carries, largest first."),
+        picture(cumulative, "Share of the change that each asset contributes, largest first."),
     ]
     if prices is not None:
         paths = plots.plot_prices(*prices, assets=labels.assets)
-        shown.append(picture(paths, "Prices as they were, dashed, and in the scenario, solid."))
-    return shown
+        pictures.append(picture(paths, "Actual prices, dashed, and prices in the scenario, solid."))
+    return pictures
 
 
-def changes_of(row: Row, labels: Labels) -> Html:
-    """The largest changes: when, of what, from where to where, and in sigmas."""
-    moved = (row.x - row.reference) / row.sigma
-    flat = np.abs(np.nan_to_num(moved)).ravel()
+def changes_table(row: Row, labels: Labels) -> Html:
+    """The largest changes: date, asset, channel, both values, and the change in sigmas."""
+    change = (row.x - row.reference) / row.sigma
+    flat = np.abs(np.nan_to_num(change)).ravel()
     lines = []
-    for place in np.argsort(-flat, kind="stable")[:MOST_CHANGES]:
-        if flat[place] == 0.0:
+    for number in np.argsort(-flat, kind="stable")[:MAX_CHANGES]:
+        if flat[number] == 0.0:
             break
-        channel, day, asset = at = np.unravel_index(place, moved.shape)
+        channel, day, asset = at = np.unravel_index(number, change.shape)
         names = (labels.days[day], labels.assets[asset], labels.channels[channel])
-        lines.append((*names, f"{row.reference[at]:.4g}", f"{row.x[at]:.4g}", f"{moved[at]:+.2f}"))
+        lines.append((*names, f"{row.reference[at]:.4g}", f"{row.x[at]:.4g}", f"{change[at]:+.2f}"))
     if not lines:
         return element("p", "Nothing changes.")
     unit = "sigmas" if row.unit == "standard deviations" else "change"
@@ -117,9 +118,9 @@ def changes_of(row: Row, labels: Labels) -> Html:
 
 
 def _target(target: Array, size: int) -> Array:
-    """One target: of a consensus the first model's; goals that fix every weight are an allocation."""
+    """One target: for a consensus the first model's; goals that fix every weight are an allocation."""
     if target.shape[-1] == size:
         return target.reshape(-1, size)[0]
     goals = target.reshape(-1, *target.shape[-2:])[0]
-    lower, upper = bounds_of(goals)
+    lower, upper = asset_bounds(goals)
     return lower if len(goals) == size and bool((lower == upper).all()) else goals

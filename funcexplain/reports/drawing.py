@@ -1,7 +1,7 @@
-"""What the plots share: figures apart from pyplot, one style of axes, plain arrays.
+"""Helpers of all plots: figures without pyplot, one style of axes, conversion to arrays.
 
-Figures are made directly, so that none is registered globally and matplotlib's backend and settings stay
-as they are. Colors are told apart by color-blind readers as well.
+Figures are created directly, so none is registered globally, and matplotlib's backend and settings are
+left alone. The colors are distinguishable for color-blind readers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 BLUE, ORANGE = "#0072B2", "#D55E00"
 INK, GREY, PALE = "#222222", "#8C8C8C", "#E3E3E3"
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#A67C00", "#56B4E9", INK)
-"""One for each of several lines; yellow, which is not seen on white, is darkened."""
+"""For several lines; yellow, invisible on white, is darkened."""
 
-MOST_ROWS = 30
-"""Assets that get a row of their own; more would be too small to read."""
+MAX_ROWS = 30
+"""Maximum number of assets with a row of their own; more would be too small to read."""
 
 Array = NDArray[Any]
 
 
 def require_matplotlib() -> None:
-    """Check that plots can be drawn, before work is done for one.
+    """Raise unless plots can be drawn, before any work is done for one.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -47,7 +47,7 @@ def require_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A white figure of so many inches, at 100 pixels each, which pyplot does not know."""
+    """A white figure of this size in inches, at 100 pixels each, unknown to pyplot."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -61,8 +61,8 @@ def new_axes(width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot()
 
 
-def dress(ax: Axes, title: str, pad: float = 8.0) -> None:
-    """What all axes have in common."""
+def style_axes(ax: Axes, title: str, pad: float = 8.0) -> None:
+    """Title, ticks and spines in the common style."""
     ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
     ax.set_axisbelow(True)
     ax.tick_params(which="both", labelsize=8.5, length=0, colors=INK)
@@ -91,61 +91,61 @@ def legend(ax: Axes) -> None:
 def label_days(
     ax: Axes, dates: Sequence[object] | Array | None, length: int, gap: float, blocks: int
 ) -> None:
-    """First and last day under each block, where there is room for both, and the axis in words."""
+    """Label the first and last day of each block, if there is room for both, and the axis."""
     if dates is None:
-        first, last, what = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
+        first, last, text = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
     else:
-        first, last, what = str(dates[0]), str(dates[-1]), "trading days"
+        first, last, text = str(dates[0]), str(dates[-1]), "trading days"
     positions, labels = [], []
     if length > 1 and blocks <= 3:
         for block in range(blocks):
             left = block * (length + gap)
             positions += [left, left + length]
             labels += [first, last]
-        what += ", oldest on the left"
+        text += ", oldest on the left"
     elif length > 1:
-        what += f", {first} to {last} in each block"
+        text += f", {first} to {last} in each block"
     ax.set_xticks(positions, labels)
     for index, label in enumerate(ax.get_xticklabels()):
         label.set_horizontalalignment("right" if index % 2 else "left")
     ax.set_xlim(0, blocks * (length + gap) - gap)
-    ax.set_xlabel(what)
+    ax.set_xlabel(text)
 
 
-def plain(values: Tensor | ArrayLike) -> Array:
-    """A tensor of any device, or anything like an array, as a float64 array."""
+def as_array(values: Tensor | ArrayLike) -> Array:
+    """A tensor on any device, or an array-like, as a float64 array."""
     if isinstance(values, Tensor):
         values = values.detach().double().cpu().numpy()  # numpy has no bfloat16
     return np.asarray(values, dtype=np.float64)
 
 
-def checked(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Array:
-    """`plain`, refused with a ``ValueError`` if it has another shape."""
-    array = plain(values)
+def check_array(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Array:
+    """`as_array`; raises a ``ValueError`` unless it has this shape."""
+    array = as_array(values)
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
     return array
 
 
-def short(name: str) -> str:
-    """A name that fits its row; both ends are kept, since names often differ in the last letters."""
-    return literal(name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}")
+def shorten(name: str) -> str:
+    """Shorten a name to 16 letters; both ends are kept, since names often differ at the end."""
+    return escape_dollars(name if len(name) <= 16 else f"{name[:8]}…{name[-7:]}")
 
 
-def literal(text: str) -> str:
-    """Text that matplotlib shows as it is: between two dollars it would read a formula."""
+def escape_dollars(text: str) -> str:
+    """Escape dollars: matplotlib renders text between two of them as a formula."""
     return text.replace("$", r"\$")
 
 
-def apart(values: Array, gap: float) -> Array:
-    """Places for labels as near to their values as at least a gap between neighbours lets them be.
+def spread_out(values: Array, gap: float) -> Array:
+    """Positions of labels, closest to their values with at least ``gap`` between neighbors.
 
     Example:
-        >>> apart(np.array([1.0, 1.0, 5.0]), 2.0)
+        >>> spread_out(np.array([1.0, 1.0, 5.0]), 2.0)
         array([0., 2., 5.])
     """
     order = np.argsort(values, kind="stable")
-    groups: list[list[Any]] = []  # of labels that touch: their values, less their place in the group
+    groups: list[list[Any]] = []  # values of labels that touch
     for value in np.asarray(values, dtype=float)[order]:
         groups.append([value])
         while len(groups) > 1 and _first(groups[-1], gap) < _first(groups[-2], gap) + gap * len(
@@ -160,5 +160,5 @@ def apart(values: Array, gap: float) -> Array:
 
 
 def _first(group: list[Any], gap: float) -> float:
-    """Place of the first label of a group that is centered on its values."""
+    """Position of the first label of a group that is centered on its values."""
     return float(np.mean(group)) - gap * (len(group) - 1) / 2

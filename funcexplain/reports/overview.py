@@ -1,4 +1,4 @@
-"""All rows of a grid in a report: counts, quantiles, two pictures, and the best rows line by line."""
+"""All rows of a grid in a report: counts, quantiles, two pictures, and a table of the best rows."""
 
 from __future__ import annotations
 
@@ -13,71 +13,95 @@ from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
-from funcexplain.reports.page import Html, element, picture, table
-from funcexplain.reports.summary import QUANTILES, number, quantiles, rows_of
-from funcexplain.solutions.answer import Answer, Status
+from funcexplain.reports.page import picture
+from funcexplain.solutions.html import Html, element, table
+from funcexplain.solutions.solution import Solution, Status
 
 BEST_ROWS = 10
-"""Rows of a grid that are listed."""
-MOST_DRAWN = 500
-"""Rows of a grid whose losses are drawn; of more, no eye follows one."""
+"""Number of rows of a grid that are listed."""
+MAX_LINES = 500
+"""Maximum number of rows whose losses are drawn; more could not be told apart."""
+
+_QUANTILES = {"minimum": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "maximum": 1.0}
 
 
-def best_first(answer: Answer, metrics: Metrics) -> list[tuple[int, ...]]:
-    """Indices of the rows: hits by their distance from today's market, then the others by error."""
-    if not answer.dims:
+def best_first(solution: Solution, metrics: Metrics) -> list[tuple[int, ...]]:
+    """Indices of the best rows: hits by their distance from today's market, then the others by error."""
+    if not solution.dims:
         return [()]
-    hit = answer.hit.flatten().cpu()
-    distance, error = _distance(metrics)[0].flatten().cpu(), answer.error.flatten().cpu().double()
+    hit = solution.hit.flatten().cpu()
+    distance, error = _distance(metrics)[0].flatten().cpu(), solution.error.flatten().cpu().double()
     rank = torch.where(hit, distance, error).nan_to_num(nan=math.inf)
     order = np.lexsort((rank.numpy(), ~hit.numpy()))[:BEST_ROWS]
-    return [tuple(map(int, np.unravel_index(place, answer.shape))) for place in order]
+    return [tuple(map(int, np.unravel_index(row, solution.shape))) for row in order]
 
 
 def _distance(metrics: Metrics) -> tuple[Tensor, str]:
+    """The distance from today's market, and its unit."""
     if "rms_sigmas" in metrics:
         return metrics["rms_sigmas"], "sigmas"
     return metrics["l2"], "units of the window"
 
 
 def overview(
-    answer: Answer, problem: Problem, metrics: Metrics, order: Sequence[tuple[int, ...]]
+    solution: Solution, problem: Problem, metrics: Metrics, order: Sequence[tuple[int, ...]]
 ) -> list[Html]:
-    """All rows in numbers and pictures, and the best of them line by line."""
+    """All rows in numbers and pictures, and the best of them in a table."""
     distance, unit = _distance(metrics)
-    error, steps = answer.error, answer.num_steps  # read once: an answer may lie in files
+    error, steps = solution.error, solution.num_steps  # read once: a solution may be stored in files
     spread = [("largest error", error), (f"distance from today's market, {unit}", distance),
               ("steps", steps)]  # fmt: skip
-    heads = ["over rows", *("least", "25%", "median", "75%", "95%", "most")]
-    flat = [tensor.flatten().cpu() for tensor in (distance, error, answer.hit)]
+    flat = [tensor.flatten().cpu() for tensor in (distance, error, solution.hit)]
     tradeoff = plots.plot_tradeoff(*flat[:2], hit=flat[2], labels=_strengths(problem), unit=unit)
-    best = int(np.ravel_multi_index(order[0], answer.shape))
-    drawn = _drawn(math.prod(answer.shape), best)
+    best = int(np.ravel_multi_index(order[0], solution.shape))
+    drawn = _drawn_rows(math.prod(solution.shape), best)
     losses = plots.plot_history(
-        answer.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
+        solution.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
     )
-    told = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
-    status, lines = torch.as_tensor(answer.status), []
+    which = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
+    status, lines = torch.as_tensor(solution.status), []
     for index in order[:BEST_ROWS]:
-        cells = [str(Status(int(status[index]))), *(number(value[index]) for value in (error, distance))]
-        lines.append([*map(str, index), *cells, str(int(steps[index]))])
-    heads_of_rows, size = [*answer.dims, "status", "largest error", unit, "steps"], len(answer.dims)
+        numbers = [format_number(value[index]) for value in (error, distance)]
+        lines.append(
+            [*map(str, index), str(Status(int(status[index]))), *numbers, str(int(steps[index]))]
+        )
+    heads, size = [*solution.dims, "status", "largest error", unit, "steps"], len(solution.dims)
     return [
         element("h2", "All rows"),
-        table((), rows_of(answer), numbers=(1,)),
-        table(heads, ([name, *quantiles(v)] for name, v in spread), range(1, 1 + len(QUANTILES))),
-        picture(tradeoff, "Every row: its distance from today's market and how near it comes."),
-        picture(losses, f"Loss of {told} over the steps of its search, on a logarithmic scale."),
+        table((), solution._summary(), numbers=(1,)),
+        table(
+            ["over rows", *_QUANTILES],
+            ([name, *format_quantiles(values)] for name, values in spread),
+            range(1, 1 + len(_QUANTILES)),
+        ),
+        picture(tradeoff, "Every row: its distance from today's market and how close it comes."),
+        picture(losses, f"Loss of {which} at each step of the search, on a logarithmic scale."),
         element("h2", f"The best {len(lines)} rows"),
-        element("p", "Hits come first, the nearest to today's market before others; then misses by "
-                "their error. Rows are counted from 0.", class_="note"),
-        table(heads_of_rows, lines, range(size + 1, size + 4)),
+        element("p", "Hits come first, sorted by their distance from today's market, then misses, "
+                "sorted by error. Rows are counted from 0.", class_="note"),
+        table(heads, lines, range(size + 1, size + 4)),
     ]  # fmt: skip
 
 
-def _drawn(rows: int, best: int) -> Tensor:
-    """Numbers of the rows whose losses are drawn: all, or some that lie evenly, and the best."""
-    some = torch.linspace(0, rows - 1, min(rows, MOST_DRAWN), dtype=torch.float64).round().long()
+def format_quantiles(values: Tensor) -> list[str]:
+    """Minimum, 25, 50, 75 and 95 % quantile and maximum of the finite values, as text."""
+    known = values.flatten().double().cpu()
+    known = known[known.isfinite()]
+    if not len(known):
+        return ["unknown"] * len(_QUANTILES)
+    # By sorting: torch.quantile refuses more than 16 million numbers.
+    known = known.sort().values
+    return [format_number(known[round(share * (len(known) - 1))]) for share in _QUANTILES.values()]
+
+
+def format_number(value: Tensor | float) -> str:
+    """A number with three digits."""
+    return f"{float(value):.3g}"
+
+
+def _drawn_rows(rows: int, best: int) -> Tensor:
+    """Numbers of the rows whose losses are drawn: all, or an even selection and the best."""
+    some = torch.linspace(0, rows - 1, min(rows, MAX_LINES), dtype=torch.float64).round().long()
     return torch.cat([some, torch.tensor([best])]).unique()
 
 
@@ -96,6 +120,7 @@ def _strengths(problem: Problem) -> list[str] | None:
 
 
 def _is_strength(problem: Problem, dim: RowDim, name: str) -> bool:
+    """Whether an argument is one floating number per row."""
     value = problem.args[name]
     single = isinstance(value, Tensor) and value.shape == (dim.size,) and value.is_floating_point()
     return single and bool(varying_dims(problem.dims, name))

@@ -1,17 +1,18 @@
-"""One HTML page out of elements: everything that is no element is text, and escaped.
+"""The HTML page of a report.
 
-The page needs nothing from anywhere: style and pictures stand inside, it has no scripts, and its policy
-tells the browser to load nothing. It fits phones, desktops and paper; tables and pictures that are wider
-than the screen scroll by themselves.
+The page is self-contained: style and pictures are embedded, it has no scripts, and its policy forbids
+the browser to load anything. It fits phones, desktops and paper; tables and pictures that are wider than
+the screen scroll on their own.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
 from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, cast
+
+from funcexplain.solutions.html import Html, element
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,54 +64,15 @@ td.number, th.number { text-align: right; white-space: nowrap; font-variant-nume
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-class Html(str):
-    """Text that is HTML already; any other text is escaped where it is put into an element."""
-
-    __slots__ = ()
-
-
-def element(name: str, *content: str, **attributes: str) -> Html:
-    """An element around its content; text in it and in attributes is escaped.
-
-    Example:
-        >>> element("p", "R&D ", element("b", "<script>"), class_="note")
-        '<p class="note">R&amp;D <b>&lt;script&gt;</b></p>'
-    """
-    told = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{told}>{joined(content)}</{name}>")
-
-
-def joined(parts: Iterable[str]) -> Html:
-    """Parts one after another, those that are no HTML escaped."""
-    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
-
-
-def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:
-    """A table that scrolls by itself; columns of ``numbers`` are aligned to the right."""
-
-    def line(cells: Sequence[str], kind: str) -> Html:
-        return element(
-            "tr",
-            *(
-                element(kind, cell, **({"class_": "number"} if place in numbers else {}))
-                for place, cell in enumerate(cells)
-            ),
-        )
-
-    head = [element("thead", line(heads, "th"))] if heads else []
-    body = element("tbody", *(line(cells, "td") for cells in lines))
-    return element("div", element("table", *head, body), class_="scroll")
-
-
-def picture(ax: Axes, told: str) -> Html:
-    """The figure of some axes as a picture inside the page, with what it shows in words."""
+def picture(ax: Axes, caption: str) -> Html:
+    """The figure of some axes as a picture inside the page, with a caption."""
     buffer = BytesIO()
     figure = cast("Figure", ax.figure)
     figure.savefig(buffer, format="png", dpi=PIXELS)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    image = Html(f'<img alt="{escape(told)}" src="data:image/png;base64,{data}">')
+    image = Html(f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">')
     scrolled = element("div", image, class_="scroll")
-    return element("figure", scrolled, element("figcaption", told))
+    return element("figure", scrolled, element("figcaption", caption))
 
 
 def page(title: str, *content: str) -> str:
@@ -124,7 +86,7 @@ def page(title: str, *content: str) -> str:
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        # Without an icon of its own a browser would ask the server for one.
+        # Without an icon, a browser would request one from the server.
         Html('<link rel="icon" href="data:,">'),
         element("title", title),
         Html(f"<style>{_STYLE}</style>"),

@@ -1,9 +1,9 @@
-"""Pictures of an answer: the allocation, what has to change for it, and the search.
+"""Plots of an answer: the allocation, the changes that lead to it, and the search.
 
-Every function draws on the axes that it is given, or makes a figure of its own, and returns the
-axes. Nothing is shown and pyplot is not used, so that no figure is registered anywhere and
-matplotlib's backend and settings stay as they are; ``ax.figure.savefig("picture.png")`` saves one.
-The colors are told apart by color-blind readers as well. The functions stand by topic in `pictures`.
+Every function draws on the axes it gets, or on those of a new figure, and returns the axes. pyplot is
+not used: no figure is shown or registered, and matplotlib's backend and settings are left alone;
+``ax.figure.savefig("picture.png")`` saves one. The colors are distinguishable for color-blind readers.
+The functions are defined by topic in `pictures`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from funcexplain.reports.drawing import INK, Array, literal, new_figure
-from funcexplain.reports.drawing import MOST_ROWS as MOST_ROWS
+from funcexplain.reports.drawing import INK, Array, escape_dollars, new_figure
+from funcexplain.reports.drawing import MAX_ROWS as MAX_ROWS
 from funcexplain.reports.pictures.changes import plot_changes as plot_changes
 from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
 from funcexplain.reports.pictures.prices import plot_prices as plot_prices
@@ -50,20 +50,20 @@ def plot_overview(
     """One figure with the allocation, the changes and the search; 1200 pixels wide when saved.
 
     Args:
-        today: as in `plot_weights`, like ``target`` and ``reached``.
-        target: weights asked for.
+        today: weights at the reference, as in `plot_weights`, like ``target`` and ``reached``.
+        target: the target weights or goals.
         reached: weights reached.
-        x: as in `plot_changes`, like all that it is given with.
-        reference: what x is compared with.
-        history: as in `plot_history`, like ``best`` and ``hit``.
+        x: the answer, as in `plot_changes`, like ``reference``, ``scale``, ``channels`` and ``dates``.
+        reference: the window that x is compared with.
+        history: losses, as in `plot_history`, like ``best`` and ``hit``.
         scale: one sigma.
         assets: ``A`` names.
         channels: ``C`` names.
         dates: the days of the window.
-        best: the row that the answer comes from.
+        best: index of the row of the answer.
         hit: whether each row hit.
-        prices: actual and scenario, as in `plot_prices`; they get a row of their own.
-        unit: what ``scale`` is one of.
+        prices: actual and scenario, as in `plot_prices`; drawn in a row of their own.
+        unit: name of the unit of ``scale``.
         title: a headline.
 
     Returns:
@@ -80,7 +80,7 @@ def plot_overview(
         >>> [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
         ['Allocation', 'Change of the market', 'Nothing changes', 'Search']
     """
-    rows = max(8, min(len(assets), MOST_ROWS))
+    rows = max(8, min(len(assets), MAX_ROWS))
     heights = [2.0 + 0.22 * rows, 3.4, *([3.6] if prices is not None else [])]
     figure = new_figure(12.0, 0.6 + sum(heights))
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
@@ -99,6 +99,11 @@ def plot_overview(
         plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
     if title:
         figure.suptitle(
-            literal(fill(title, width=105)), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
+            escape_dollars(fill(title, width=105)),
+            x=0.01,
+            ha="left",
+            color=INK,
+            fontsize=13,
+            fontweight="bold",
         )
     return figure

@@ -1,4 +1,4 @@
-"""What history offers: the real windows whose allocation comes closest to a target, as a baseline."""
+"""The real windows of the history whose allocation is closest to a target, as a baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from funcexplain.problems.problem import Problem
 from funcexplain.problems.stacks import windows
 
-_AT_ONCE = 256  # windows in one call of the network
+_CHUNK = 256  # windows per call of the network
 
 
 class Precedents(NamedTuple):
@@ -18,9 +18,9 @@ class Precedents(NamedTuple):
 
     Attributes:
         days_ago: days from the end of the history to the last day of each, ``(k,)``.
-        error: how far each is from the target, as `Solution.error`, ``(k,)``.
+        error: its error at each, as `Solution.error`, ``(k,)``.
         change: root mean square distance of each from the reference, in sigmas, ``(k,)``.
-        total: windows that the history has.
+        total: number of windows in the history.
     """
 
     days_ago: Tensor
@@ -30,16 +30,16 @@ class Precedents(NamedTuple):
 
 
 def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: int = 3) -> Precedents:
-    """Ask the network at every window of the history, and keep those nearest to the target.
+    """Evaluate the network at every window of the history, and keep the nearest to the target.
 
     Args:
         problem: one question.
         history: features of every day, ``(C, days, A)``.
         scale: one sigma.
-        count: windows to keep.
+        count: number of windows to keep.
 
     Returns:
-        At most ``count`` windows; those at which the network is not finite come last.
+        At most ``count`` windows; those where the network is not finite come last.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -57,7 +57,7 @@ def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: 
         return problem.criterion.error(weights, args["target"])
 
     with torch.no_grad():
-        errors = torch.func.vmap(error, chunk_size=_AT_ONCE)(stack).nan_to_num(nan=torch.inf)
+        errors = torch.func.vmap(error, chunk_size=_CHUNK)(stack).nan_to_num(nan=torch.inf)
     nearest = errors.argsort(stable=True)[:count]
     change = ((stack[nearest] - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
     return Precedents(len(stack) - 1 - nearest, errors[nearest], change, len(stack))

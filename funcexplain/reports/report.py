@@ -1,8 +1,8 @@
-"""The report of an answer: one HTML file that needs nothing else, for readers who run no code.
+"""The report of an answer: one self-contained HTML file for readers who do not run code.
 
-It says what was asked, whether it was reached, how unusual and how stable the answer is, shows it, and
-lists what is needed to find it again. Of a grid it sums up all rows and shows the best ones in detail,
-so that its size does not grow with the rows. The same arguments give the same bytes.
+It states the question, whether the target was reached, and how unusual and how stable the answer is; it
+shows the answer, and lists what is needed to reproduce it. For a grid it summarizes all rows and details
+only the best ones, so its size does not grow with the rows. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,31 +21,30 @@ from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
-from funcexplain.reports.details import Labels, Row, changes_of, pictures_of, row_of
-from funcexplain.reports.drawing import plain, require_matplotlib
-from funcexplain.reports.overview import best_first, overview
-from funcexplain.reports.page import Html, element, page, picture, table
+from funcexplain.reports.details import Labels, Row, changes_table, row_pictures, select_row
+from funcexplain.reports.drawing import as_array, require_matplotlib
+from funcexplain.reports.overview import best_first, format_number, format_quantiles, overview
+from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, precedents
-from funcexplain.reports.summary import number, quantiles, single
-from funcexplain.solutions.answer import Answer, Status
 from funcexplain.solutions.archive import versions
-from funcexplain.solutions.labels import checked_labels
+from funcexplain.solutions.html import Html, element, table
+from funcexplain.solutions.labels import check_labels
+from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import as_path, replaced
 
 DETAILED_ROWS = 3
-"""Rows of a grid that are shown with pictures."""
+"""Number of rows of a grid that are shown with pictures."""
 
 NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
-"""What `evaluate` measures stability with; stands in the report."""
+"""Settings with which `evaluate` measures stability; the report lists them."""
 
 Paths = tuple[np.ndarray, np.ndarray]
 
 
-def write_report(
-    where: str,
-    answer: Answer,
-    path: str | os.PathLike[str],
+def report(
+    solution: Solution,
     problem: Problem,
+    path: str | os.PathLike[str],
     *,
     history: Tensor | None = None,
     assets: Sequence[str] | None = None,
@@ -57,74 +56,117 @@ def write_report(
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the report of an answer; ``solution.report`` says what the arguments are."""
+    """Write an answer for readers: one HTML file with embedded pictures, which needs no network access.
+
+    It holds the question in a sentence, a verdict (hit or how close, how unusual, how stable), pictures,
+    the largest changes, every measure of `evaluate` with its meaning, and settings, seeds and versions.
+    For a grid it summarizes all rows and shows the best ones in detail. The same arguments make the same
+    file. An existing file is replaced only once the new one is complete.
+
+    Args:
+        solution: what `solve` found.
+        problem: the question or grid that it answers.
+        path: the file, such as ``"report.html"``.
+        history: market history: features of every day, ``(C, days, A)``, which show how unusual the
+            answer is; as in `evaluate`, like ``scale`` and ``models``.
+        assets: ``A`` names. Default: those of the problem.
+        channels: ``C`` names.
+        dates: ``L`` days of the window.
+        scale: one sigma.
+        prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
+            ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
+            None; it is called for the rows that are shown.
+        models: parameters of other models, evaluated at each answer.
+        title: headline.
+        settings: how the answer was found, by name.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: for an argument of the wrong type.
+        ValueError: if the problem has other rows, or labels, prices or history do not fit.
+        ImportError: matplotlib is not installed.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "report.html")
+        >>> fe.report(fe.solve(p), p, path, scale=1.0).read_text()[:15]
+        '<!DOCTYPE html>'
+    """
     require_matplotlib()
-    file_path = as_path(where, path)
-    told = _settings(where, settings)
-    metrics = _measured(where, answer, problem, history, scale=scale, models=models)
-    window = answer.sample.x.shape[-3:]
-    given = checked_labels(
-        where, window, assets=assets or problem.assets, channels=channels, dates=dates
+    file_path = as_path("report", path)
+    setting_lines = _setting_lines(settings)
+    metrics = _evaluate(solution, problem, history, scale=scale, models=models)
+    window = solution.sample.x.shape[-3:]
+    names = check_labels(
+        "report", window, assets=assets or problem.assets, channels=channels, dates=dates
     )
-    labels = _labels(given, window)
-    paths = None if prices is None else _paths(where, prices, answer)
+    labels = _labels(names, window)
+    prices_at = None if prices is None else _price_paths(prices, solution)
     sigma, unit = _sigma(problem, history, scale)
-    order = best_first(answer, metrics)
-    shown = [row_of(answer, problem, index, sigma, unit) for index in order[:DETAILED_ROWS]]
+    order = best_first(solution, metrics)
+    rows = [select_row(solution, problem, index, sigma, unit) for index in order[:DETAILED_ROWS]]
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),
-        element("p", _question(shown[0], labels, given, answer), class_="lead"),
-        _verdict(answer, metrics, order[0]),
-        *(overview(answer, problem, metrics, order) if answer.dims else []),
+        element("p", _question(rows[0], labels, names, solution), class_="lead"),
+        _verdict(solution, metrics, order[0]),
+        *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
-    for row, index in zip(shown, order, strict=False):
+    for row, index in zip(rows, order, strict=False):
         content.append(element("h2", f"Row in detail: {row.name}" if row.name else "The answer"))
-        if row is not shown[0]:
-            content.append(element("p", _question(row, labels, given)))
-        content += pictures_of(row, labels, given.get("day"), paths and paths(index))
-        content += [element("h3", "Largest changes"), changes_of(row, labels)]
-    if not answer.dims:
-        ax = plots.plot_history(answer.history)
-        content.append(picture(ax, "Loss of the search over its steps, on a logarithmic scale."))
+        if row is not rows[0]:
+            content.append(element("p", _question(row, labels, names)))
+        content += row_pictures(row, labels, names.get("day"), prices_at and prices_at(index))
+        content += [element("h3", "Largest changes"), changes_table(row, labels)]
+    if not solution.dims:
+        ax = plots.plot_history(solution.history)
+        content.append(picture(ax, "Loss at each step of the search, on a logarithmic scale."))
     if history is not None and history.shape[1] >= window[-2]:
         best = problem[order[0]] if order[0] else problem
-        content += _history(precedents(best, history, 1.0 if sigma is None else sigma), unit)
+        content += _history_section(precedents(best, history, 1.0 if sigma is None else sigma), unit)
     content += [
         element("h2", "Measures"),
-        _measures(metrics, order[0]),
-        element("h2", "To find it again"),
-        _origin(answer, problem, told),
+        _measures_table(metrics, order[0]),
+        element("h2", "How to reproduce it"),
+        _origin_table(solution, problem, setting_lines),
     ]
-    with replaced(where, file_path) as file:
+    with replaced("report", file_path) as file:
         file.write(page(head, *content).encode())
     return file_path
 
 
-def _question(row: Row, labels: Labels, given: Mapping[str, Any], grid: Answer | None = None) -> str:
-    day = labels.days[-1] if "day" in given else ""
-    told = wording.question(row.today, row.target, labels.assets, day)
-    if grid is None or not grid.dims:
-        return told
-    return f"{told} So asks the best of {grid.num_steps.numel()} rows ({row.name}), shown first below."
+def _question(
+    row: Row, labels: Labels, names: Mapping[str, Any], solution: Solution | None = None
+) -> str:
+    """The question of a row; for the best row of a grid, with a sentence that identifies it."""
+    day = labels.days[-1] if "day" in names else ""
+    text = wording.question(row.today, row.target, labels.assets, day)
+    if solution is None or not solution.dims:
+        return text
+    rows = solution.num_steps.numel()
+    return f"{text} This is the question of the best of {rows} rows ({row.name}), shown first."
 
 
-def _verdict(answer: Answer, metrics: Metrics, index: tuple[int, ...]) -> Html:
-    """Three cards on the answer, of a grid on its best row, and how many rows hit."""
-    best = answer[index] if index else answer
+def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...]) -> Html:
+    """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
+    best = solution[index] if index else solution
     measured = {name: float(value[index]) for name, value in metrics.items()}
     cards = [
         wording.reached(Status(int(best.status)), float(best.error), measured),
         wording.unusual(measured),
         wording.stable(measured, NOISE, ATOL),
     ]
-    if answer.dims:
-        hits, total = int(answer.hit.sum()), answer.num_steps.numel()
+    if solution.dims:
+        hits, total = int(solution.hit.sum()), solution.num_steps.numel()
         head = f"{hits} of {total} rows hit"
         mood = "good" if hits else "bad"
-        cards.insert(
-            0, wording.Judgement("How many rows reach their target?", head, answer.message, mood)
-        )
+        about = "How many rows reach their target?"
+        cards.insert(0, wording.Judgement(about, head, solution.message, mood))
     return element(
         "div",
         *(
@@ -136,9 +178,9 @@ def _verdict(answer: Answer, metrics: Metrics, index: tuple[int, ...]) -> Html:
     )  # fmt: skip
 
 
-def _history(found: Precedents, unit: str) -> list[Html]:
-    """The nearest real windows: what the answer is to be compared with."""
-    told = (
+def _history_section(found: Precedents, unit: str) -> list[Html]:
+    """The real windows nearest to the target, to compare the answer with."""
+    text = (
         f"Of {found.total} real windows the nearest to the target misses it by "
         f"{100 * float(found.error[0]):.2f} percentage points."
     )
@@ -149,33 +191,36 @@ def _history(found: Precedents, unit: str) -> list[Html]:
     heads = ("ends before the history's last day", "misses the target by", f"distance, {unit}")
     return [
         element("h2", "What history offers"),
-        element("p", told),
+        element("p", text),
         table(heads, lines, numbers=(0, 1, 2)),
     ]
 
 
-def _measures(metrics: Metrics, index: tuple[int, ...]) -> Html:
-    """Every measure with its line; of a grid the best row's, and quantiles over rows."""
+def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
+    """Every measure with its meaning; for a grid that of the best row, and quantiles over rows."""
     heads = ["measure", "value", "meaning"]
     if metrics.dims:
-        heads[1:2] = ["best row", "least", "median", "most"]
+        heads[1:2] = ["best row", "minimum", "median", "maximum"]
     lines = []
     for name, value in metrics.items():
-        told = quantiles(value) if metrics.dims else []
-        cells = [number(value[index]), *(told[place] for place in (0, 2, -1) if told)]
+        quantiles = format_quantiles(value) if metrics.dims else []
+        cells = [format_number(value[index]), *(quantiles[at] for at in (0, 2, -1) if quantiles)]
         lines.append([name.replace("_", " "), *cells, metrics.descriptions[name]])
     return table(heads, lines, numbers=range(1, len(heads) - 1))
 
 
-def _origin(answer: Answer, problem: Problem, settings: Sequence[tuple[str, str]]) -> Html:
+def _origin_table(
+    solution: Solution, problem: Problem, setting_lines: Sequence[tuple[str, str]]
+) -> Html:
     """Settings, seeds and versions."""
     seed = torch.as_tensor(problem.args["seed"]).flatten()
     seeds = str(int(seed[0])) if len(seed) == 1 else f"{len(seed)} from {seed.min()} to {seed.max()}"
-    sample = answer.sample
+    sample = solution.sample
     varying = [f"{dim.name} ({dim.size}): {', '.join(sorted(dim.varying))}" for dim in problem.dims]
-    lines = [*settings, ("seed of the problem", seeds)]
-    lines += [("rows vary in", told) for told in varying]
-    lines += [] if answer.dims else single(answer)[2:4]
+    lines = [*setting_lines, ("seed of the problem", seeds)]
+    lines += [("rows vary in", text) for text in varying]
+    if not solution.dims:
+        lines += [("loss", format_number(solution.loss)), ("steps", str(int(solution.num_steps)))]
     lines += [
         ("window (channels, days, assets)", str(tuple(sample.x.shape[-3:]))),
         ("numbers", f"{sample.x.dtype} on {sample.x.device}"),
@@ -185,15 +230,16 @@ def _origin(answer: Answer, problem: Problem, settings: Sequence[tuple[str, str]
     return table((), lines)
 
 
-def _measured(where: str, answer: Answer, problem: Problem, history: Any, **more: Any) -> Metrics:
+def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any) -> Metrics:
+    """`evaluate`, whose errors name `report`; the arguments have the same names in both."""
     try:
-        return evaluate(answer, problem, history, noise=NOISE, draws=DRAWS, atol=ATOL, **more)
-    except (TypeError, ValueError) as error:  # the arguments have the same names there
-        raise type(error)(str(error).replace("evaluate", where, 1)) from None
+        return evaluate(solution, problem, history, noise=NOISE, draws=DRAWS, atol=ATOL, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("evaluate", "report", 1)) from None
 
 
 def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
-    """One sigma, as `evaluate` takes it; None for each row's own."""
+    """One sigma, as in `evaluate`, and its unit; None for each row's own."""
     if scale is not None:
         return torch.as_tensor(scale), "standard deviations"
     if history is not None:
@@ -201,54 +247,55 @@ def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor
     return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
-def _labels(given: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
-    """Names for everything; what has none is numbered, days backwards from the last one."""
+def _labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
+    """A label for everything: numbers where there are no names, days counted back from the last one."""
     channels, days, assets = window
     return Labels(
-        given.get("channel", [f"channel {place}" for place in range(channels)]),
-        given.get("day", [f"day {place - days + 1}" for place in range(days)]),
-        given.get("asset", [f"asset {place}" for place in range(assets)]),
+        names.get("channel", [f"channel {number}" for number in range(channels)]),
+        names.get("day", [f"day {number - days + 1}" for number in range(days)]),
+        names.get("asset", [f"asset {number}" for number in range(assets)]),
     )
 
 
-def _paths(where: str, prices: Any, answer: Answer) -> Callable[[tuple[int, ...]], Paths | None]:
-    """Actual and scenario prices of a row, by its index."""
-    size = answer.sample.x.shape[-1]
+def _price_paths(prices: Any, solution: Solution) -> Callable[[tuple[int, ...]], Paths | None]:
+    """A function from the index of a row to its actual and scenario prices."""
+    size = solution.sample.x.shape[-1]
     if callable(prices):
 
-        def of_row(index: tuple[int, ...]) -> Paths | None:
-            found = prices(index)
-            return None if found is None else _prices(where, found, (), size)
+        def prices_at(index: tuple[int, ...]) -> Paths | None:
+            pair = prices(index)
+            return None if pair is None else _check_prices(pair, (), size)
 
-        return of_row
-    actual, scenario = _prices(where, prices, answer.shape, size)
+        return prices_at
+    actual, scenario = _check_prices(prices, solution.shape, size)
     return lambda index: (actual[index] if actual.ndim > 2 else actual, scenario[index])
 
 
-def _prices(where: str, prices: Any, lead: tuple[int, ...], size: int) -> Paths:
-    """Actual and scenario prices of rows ``lead``; actual ones may be the same for all."""
+def _check_prices(prices: Any, rows: tuple[int, ...], size: int) -> Paths:
+    """Actual and scenario prices as arrays; all ``rows`` may share the actual ones."""
     if not isinstance(prices, tuple | list) or len(prices) != 2:
         raise TypeError(
-            f"{where}: prices must be a pair (actual, scenario) of prices (days, A), or a function that "
-            f"returns that of a row, got {type(prices).__name__}"
+            "report: prices must be a pair (actual, scenario) of prices (days, A), or a function that "
+            f"returns one for a row, got {type(prices).__name__}"
         )
-    tables = [np.atleast_2d(plain(path)) for path in prices]
-    allowed = {"actual": ((), lead), "scenario": (lead,)}
-    for (name, leads), prices_ in zip(allowed.items(), tables, strict=True):
-        fits = prices_.ndim >= 2 and prices_.shape[-2:] == (tables[0].shape[-2], size)
-        if not fits or prices_.shape[:-2] not in leads or not (prices_ > 0).all():
+    tables = [np.atleast_2d(as_array(path)) for path in prices]
+    allowed = {"actual": ((), rows), "scenario": (rows,)}
+    for (name, leads), values in zip(allowed.items(), tables, strict=True):
+        fits = values.ndim >= 2 and values.shape[-2:] == (tables[0].shape[-2], size)
+        if not fits or values.shape[:-2] not in leads or not (values > 0).all():
             raise ValueError(
-                f"{where}: the {name} prices must be positive and of shape {(*lead, 'days', size)}, one "
-                f"path for each row, got {prices_.shape}; fe.scenarios.prices_of makes them of returns"
+                f"report: the {name} prices must be positive and of shape {(*rows, 'days', size)}, one "
+                f"path for each row, got {values.shape}; fe.scenarios.prices_of converts returns"
             )
     return tables[0], tables[1]
 
 
-def _settings(where: str, settings: Any) -> list[tuple[str, str]]:
+def _setting_lines(settings: Any) -> list[tuple[str, str]]:
+    """Settings as lines of a table."""
     if settings is None:
         return []
     if not isinstance(settings, Mapping):
-        raise TypeError(f"{where}: settings must be a dict, got {type(settings).__name__}")
+        raise TypeError(f"report: settings must be a dict, got {type(settings).__name__}")
     return [
         (str(name), value if isinstance(value, str) else json.dumps(value, default=str))
         for name, value in settings.items()

@@ -1,4 +1,4 @@
-"""Questions and verdicts in sentences, for whoever reads a report and no tensors."""
+"""Questions and verdicts of a report in sentences."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from funcexplain.problems.criterion import LINEAR, TURNOVER
 from funcexplain.reports.drawing import Array
-from funcexplain.solutions.answer import Status
+from funcexplain.solutions.status import Status
 
-MOST_NAMED = 3
-"""Assets or goals that a question names; the others are counted."""
+MAX_NAMED = 3
+"""Maximum number of assets or goals that a question names; the others are counted."""
 
 RARE, UNUSUAL = 0.95, 0.75
-"""Shares of the history's windows that are no more turbulent, from which on a window is called so."""
+"""A window is called so if at least this share of the history's windows is not more turbulent."""
 
 IN_RANGE = 0.9
-"""Share of entries within the history's range below which a window is not called ordinary."""
+"""Minimum share of entries within the history's range for a window to be called ordinary."""
 
 STEADY, FRAGILE = 0.01, 0.05
-"""What noise adds to the error on average: up to the first steady, from the second on fragile."""
+"""Mean increase of the error under noise: steady up to the first, fragile from the second."""
 
 
 class Judgement(NamedTuple):
@@ -31,7 +31,7 @@ class Judgement(NamedTuple):
     Attributes:
         about: what is judged.
         head: the judgement in a word or two.
-        text: what it rests on.
+        text: the reasons.
         mood: ``"good"``, ``"bad"`` or ``"open"``.
     """
 
@@ -45,10 +45,10 @@ def question(today: Array, target: Array, assets: Sequence[str], day: str = "") 
     """The question in a sentence.
 
     Args:
-        today: weights held now, ``(A,)``.
+        today: weights at the reference, ``(A,)``.
         target: an allocation ``(A,)``, or goals ``(K, A + 3)`` as in ``problem.args``.
         assets: ``A`` names.
-        day: last day of the window, or nothing.
+        day: last day of the window, or empty.
 
     Returns:
         One sentence.
@@ -59,7 +59,7 @@ def question(today: Array, target: Array, assets: Sequence[str], day: str = "") 
         (today 75.0%) and 50.0% JPY (today 25.0%)?
     """
     if target.ndim == 2:
-        parts = [told for row in target if (told := _goal(row, assets))]
+        parts = [text for row in target if (text := _format_goal(row, assets))]
         parts = parts or ["anything"]
     else:
         order = np.argsort(-np.abs(target - today), kind="stable")
@@ -67,23 +67,23 @@ def question(today: Array, target: Array, assets: Sequence[str], day: str = "") 
             f"{_percent(target[index])} {assets[index]} (today {_percent(today[index])})"
             for index in order
         ]
-    if (more := len(parts) - MOST_NAMED) > 1:
+    if (more := len(parts) - MAX_NAMED) > 1:
         rest = f"{more} more goals" if target.ndim == 2 else f"given weights of {more} more assets"
-        parts = [*parts[:MOST_NAMED], rest]
-    told = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        parts = [*parts[:MAX_NAMED], rest]
+    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     of_day = f" of {day}" if day else ""
-    return f"What would the market{of_day} have to look like for the network to hold {told}?"
+    return f"What would the market{of_day} have to look like for the network to hold {text}?"
 
 
 def reached(status: Status, error: float, measured: Mapping[str, float]) -> Judgement:
-    """Whether the target is hit, else how near the answer comes.
+    """Whether the target is hit, else by how much it is missed.
 
     Example:
         >>> reached(Status.MAX_STEPS, 0.032, {"gap_closed": 0.85}).head
         'Missed by 3.20 points'
     """
     if status is Status.HIT:
-        return Judgement("Is the target reached?", "Reached", f"{status.sentence}", "good")
+        return Judgement("Is the target reached?", "Reached", status.sentence, "good")
     text = f"{status.sentence} The largest miss is {_points(error)}."
     if math.isfinite(closed := measured.get("gap_closed", math.nan)):
         text += f" {_percent(closed)} of the gap between today's weights and the target is closed."
@@ -103,25 +103,29 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
     size = "" if math.isnan(moved) else f"The root mean square change is {moved:.2g} sigmas."
     share = measured.get("window_turbulence_percentile")
     if share is None:
-        missing = "No history was given that would tell how unusual that is."
+        missing = "How unusual that is cannot be judged without a market history."
         head = "Unknown" if math.isnan(moved) else f"Moved by {moved:.2g} sigmas"
         return Judgement(about, head, f"{size} {missing}".strip(), "open")
+    compared = "How turbulent it would be is unknown."
+    if not math.isnan(share):
+        compared = (
+            f"{_percent(share)} of the history's windows are on average not more turbulent, and "
+            f"{_percent(measured['turbulence_percentile'])} of its days not more than the last day here."
+        )
     text = (
-        f"{_percent(share)} of the history's windows are no more turbulent on average, and "
-        f"{_percent(measured['turbulence_percentile'])} of its days no more than the last one here. "
-        f"{_percent(measured['in_range'])} of the entries lie within the history's 1 to 99% range; "
-        f"98% is usual. {size}"
+        f"{compared} {_percent(measured['in_range'])} of the entries are within the history's 1 to 99% "
+        f"range; 98% is usual. {size}"
     )
     grades = (("Beyond history", 1.0), ("Rare", RARE), ("Unusual", UNUSUAL), ("Ordinary", -1.0))
-    head = next((name for name, least in grades if share >= least), "Unknown")
+    head = next((name for name, minimum in grades if share >= minimum), "Unknown")
     if head == "Ordinary" and measured["in_range"] < IN_RANGE:
-        head = "Unusual"  # days that are calm together may each hold values that never were
+        head = "Unusual"  # calm days may still hold values outside of the range
     mood = {"Ordinary": "good", "Unusual": "good", "Unknown": "open"}.get(head, "bad")
     return Judgement(about, head, text, mood)
 
 
 def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgement:
-    """Whether the answer stands noise, other starts and other models.
+    """Whether the answer is robust to noise, other starts and other models.
 
     Example:
         >>> stable({"noise_error": 0.002, "invalidation": 0.25}, 0.05, 1e-3).head
@@ -130,7 +134,7 @@ def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgemen
     about, parts, head, mood = "How stable is it?", [], "Unknown", "open"
     error = measured.get("noise_error", math.nan)
     if math.isfinite(error):
-        # Not the error itself: an answer that misses without noise may yet stand still under it.
+        # Not the error itself: an answer that misses without noise may still be robust to it.
         more = error - measured.get("max_error", 0.0)
         heads = ("Steady", "good") if more <= STEADY else ("Fragile", "bad")
         head, mood = heads if not STEADY < more < FRAGILE else ("Moves a little", "good")
@@ -140,38 +144,38 @@ def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgemen
         )
     if math.isfinite(spread := measured.get("spread", math.nan)):
         parts.append(
-            f"Answers from other starts lie {spread:.2g} sigmas apart per entry, and share "
+            f"Answers from different starts differ by {spread:.2g} sigmas per entry, and share "
             f"{_percent(measured.get('agreement', math.nan))} of the largest changes."
         )
     if math.isfinite(share := measured.get("ensemble_hit", math.nan)):
         parts.append(f"{_percent(share)} of the other models hit the target at this window.")
-    nothing = "It was not measured: neither a history nor a scale says what a sigma is."
-    return Judgement(about, head, " ".join(parts) or nothing, mood)
+    unmeasured = "Not measured: that needs the size of a sigma, from a market history or a scale."
+    return Judgement(about, head, " ".join(parts) or unmeasured, mood)
 
 
-def _goal(row: Array, assets: Sequence[str]) -> str:
-    """One goal in words; nothing for one that bounds nothing."""
+def _format_goal(row: Array, assets: Sequence[str]) -> str:
+    """One goal in words; empty for one without bounds."""
     coefficients, (kind, lower, upper) = row[:-3], row[-3:]
     if not (np.isfinite(lower) or np.isfinite(upper)):
         return ""
-    share = _percent if kind in (LINEAR, TURNOVER) else "{:.3g}".format
+    number = _percent if kind in (LINEAR, TURNOVER) else "{:.3g}".format
     if lower == upper:
-        bounds = f"of {share(lower)}"
+        bounds = f"of {number(lower)}"
     elif np.isfinite(lower) and np.isfinite(upper):
-        bounds = f"between {share(lower)} and {share(upper)}"
+        bounds = f"between {number(lower)} and {number(upper)}"
     else:
-        bounds = f"of at least {share(lower)}" if np.isfinite(lower) else f"of at most {share(upper)}"
+        bounds = f"of at least {number(lower)}" if np.isfinite(lower) else f"of at most {number(upper)}"
     if kind != LINEAR:
-        what = "turnover" if kind == TURNOVER else "concentration (Herfindahl index)"
-        return f"a {what} {bounds}"
-    named = np.flatnonzero(coefficients)
+        quantity = "turnover" if kind == TURNOVER else "concentration (Herfindahl index)"
+        return f"a {quantity} {bounds}"
+    nonzero = np.flatnonzero(coefficients)
     names = [
         ("" if coefficients[at] == 1 else f"{coefficients[at]:+g} times ") + assets[at]
-        for at in named[: MOST_NAMED + 1]
+        for at in nonzero[: MAX_NAMED + 1]
     ]
-    if len(named) > len(names):
-        names = [*names[:MOST_NAMED], f"{len(named) - MOST_NAMED} more"]
-    together = " together" if len(named) > 1 else ""
+    if len(nonzero) > len(names):
+        names = [*names[:MAX_NAMED], f"{len(nonzero) - MAX_NAMED} more"]
+    together = " together" if len(nonzero) > 1 else ""
     return f"a weight {bounds} in {' and '.join(names)}{together}"
 
 

@@ -1,1 +1,1 @@
-"""The answer to a question, and how it is shown."""
+"""The answer to a question, its tables and its files."""

@@ -1,13 +1,13 @@
-"""One file of named tensors and notes about them: safetensors, with checksums, written atomically.
+"""One file of named tensors and notes on them: safetensors with checksums, written atomically.
 
     8 bytes    length of the header, little endian
-    header     JSON: dtype, shape and place of every tensor; the notes under ``__metadata__``
+    header     JSON: dtype, shape and position of every tensor; the notes under ``__metadata__``
     the rest   the tensors' bytes, one after another
 
-It is the format of https://github.com/huggingface/safetensors, read and written here in a few lines, so
-that no extra is needed and bfloat16 is kept as it is; that library reads these files, too. Nothing in a
-file is ever executed. The format has no checksums of its own: those of the tensors and of the header are
-kept among the notes, so that a damaged file is refused and never answered with other numbers.
+The format of https://github.com/huggingface/safetensors, read and written here in a few lines: no extra
+is needed and bfloat16 is preserved; that library can read these files. Nothing in a file is executed.
+The format has no checksums: those of the tensors and of the header are stored in the notes, so that
+reading a damaged file fails instead of returning wrong numbers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 import funcexplain
-from funcexplain.solutions.writing import as_path, replaced, retold, shown
+from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 FORMAT = 1
-"""Version of the notes and of what the tensors mean. A reader refuses files of a later one."""
+"""Version of the notes and of the meaning of the tensors; files of later versions are refused."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -42,24 +42,24 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
 def write_archive(
     where: str, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], notes: Mapping[str, Any]
 ) -> None:
-    """Write tensors and notes; the file is there as a whole or, after any trouble, as it was before.
+    """Write tensors and notes atomically: if anything fails, an existing file stays as it was.
 
     Args:
-        where: public function that was called.
+        where: public function that was called, for messages.
         path: file to write.
-        tensors: by name, of any device and layout.
-        notes: what JSON can hold; the format's number and versions of the software are added.
+        tensors: by name, on any device, in any layout.
+        notes: JSON values; the format's version and software versions are added.
 
     Raises:
-        TypeError: for a path that is none, a dtype that files do not hold, or notes that JSON cannot.
+        TypeError: for a value that is not a path, an unsupported dtype, or notes that are not JSON.
         ValueError: for notes with NaN or infinite numbers.
-        OSError: where it cannot be written.
+        OSError: if it cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -103,7 +103,7 @@ def read_archive(
     """Read what `write_archive` wrote, bit for bit.
 
     Args:
-        where: public function that was called.
+        where: public function that was called, for messages.
         path: the file.
         names: tensors to read and check. Default: all.
 
@@ -111,9 +111,9 @@ def read_archive(
         Tensors by name, on the CPU, and the notes.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: for a file that is cut off, damaged, of something else, or of a later version.
-        OSError: where it cannot be read.
+        TypeError: for a value that is not a path.
+        ValueError: for a file that is truncated, damaged, of another kind, or of a later version.
+        OSError: if it cannot be read.
     """
     file_path = as_path(where, path)
     with _opened(where, file_path) as file:
@@ -123,29 +123,29 @@ def read_archive(
         for name, digest in digests.items():
             if names is not None and name not in names:
                 continue
-            place = header[name]
-            begin, end = place["data_offsets"]
+            entry = header[name]
+            begin, end = entry["data_offsets"]
             block = bytearray(end - begin)
             file.seek(start + begin)
             if file.readinto(block) != len(block):
                 raise _cut_off(where, file_path)
             if hashlib.sha256(block).hexdigest() != digest:
                 raise _damaged(where, file_path, f"its {name!r} does not match its checksum")
-            dtype = _DTYPES[place["dtype"]]
+            dtype = _DTYPES[entry["dtype"]]
             flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.view(place["shape"])
+            tensors[name] = flat.view(entry["shape"])
     return tensors, notes
 
 
 def read_notes(where: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the notes of a file alone, whatever the size of its tensors; otherwise as `read_archive`."""
+    """Read only the notes of a file, at a cost independent of its tensors; else like `read_archive`."""
     file_path = as_path(where, path)
     with _opened(where, file_path) as file:
         return _read_header(where, file_path, file)[1]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what an answer depends on."""
+    """Versions of the software that an answer depends on."""
     return {
         "funcexplain": funcexplain.__version__,
         "torch": torch.__version__,
@@ -154,13 +154,13 @@ def versions() -> dict[str, str]:
 
 
 def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The header, checked against its digest and the size of the file, and the notes in it."""
+    """The header, checked against its digest and the size of the file, and its notes."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
     first = file.read(1)
-    if len(start) < 8 or first != b"{" or length > _LONGEST_HEADER:
-        raise ValueError(f"{where}: {shown(path)} is no answer that was saved, {_guess(start, size)}")
+    if len(start) < 8 or first != b"{" or length > _MAX_HEADER:
+        raise ValueError(f"{where}: {quote(path)} is not a saved solution, {_guess(start, size)}")
     if 8 + length > size:
         raise _cut_off(where, path)
     try:
@@ -169,8 +169,8 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
         text = metadata["funcexplain"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(
-            f"{where}: {shown(path)} is damaged, or tensors of something else; solution.save(path) "
-            "writes the files that can be loaded"
+            f"{where}: {quote(path)} is damaged, or holds other tensors; solution.save(path) "
+            "writes files that can be loaded"
         ) from None
     try:
         genuine = metadata.pop("sha256") == _digest(header)
@@ -183,14 +183,14 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
         raise _damaged(where, path, "its header does not match its checksum")
     if later:
         raise ValueError(
-            f"{where}: {shown(path)} was saved by funcexplain {writer} in "
+            f"{where}: {quote(path)} was saved by funcexplain {writer} in "
             f"format {notes['format']}, this version reads up to format {FORMAT}; "
             "pip install -U funcexplain"
         )
     try:
         stored = _stored_bytes(header)
     except (ValueError, LookupError, TypeError, AttributeError):
-        # The checksum is no secret: a file may be made up as a whole.
+        # The checksum is not secret: a whole file may be forged.
         raise _damaged(where, path, "its header contradicts itself") from None
     if size < 8 + length + stored:
         raise _cut_off(where, path)
@@ -200,7 +200,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
 
 
 def _stored_bytes(header: dict[str, Any]) -> int:
-    """Check that every tensor begins where the one before ends, and has the bytes of its shape."""
+    """Size of all tensors; raises unless they are contiguous and fit their shapes."""
     digests, offset = json.loads(header["__metadata__"]["digests"]), 0
     for name in header.keys() - {"__metadata__"} ^ digests.keys():
         raise LookupError(name)
@@ -214,70 +214,75 @@ def _stored_bytes(header: dict[str, Any]) -> int:
 
 
 def _digest(header: dict[str, Any]) -> str:
+    """SHA-256 of a header."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _as_json(where: str, notes: dict[str, Any]) -> str:
+    """Notes as JSON text."""
     try:
         return json.dumps(notes, allow_nan=False)
     except (TypeError, RecursionError) as error:
         raise TypeError(
-            f"{where}: settings must be what JSON can hold (text, numbers, bools, None, and lists and "
-            f"dicts of these), got a value that is not: {error}"
+            f"{where}: settings must be JSON values (text, numbers, bools, None, and lists and dicts of "
+            f"these), got another value: {error}"
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"{where}: settings must be finite and without circles, got otherwise: {error}; write such "
-            "values as text"
+            f"{where}: settings must be finite and without circular references, got otherwise: {error}; "
+            "convert such values to text"
         ) from None
 
 
 @contextmanager
 def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
-    # Asked first: opening a pipe waits for ever.
+    """Open a regular file; errors name the function and the file."""
+    # Checked first: opening a pipe would block.
     if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise IsADirectoryError(f"{where}: {shown(path)} is {kind}; name the file in it")
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise IsADirectoryError(f"{where}: {quote(path)} is {kind}; name the file in it")
     try:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise retold(where, "read", path, error) from None
+        raise os_error(where, "read", path, error) from None
 
 
 def _cut_off(where: str, path: Path) -> ValueError:
-    return ValueError(f"{where}: {shown(path)} is cut off; copy it again, or solve and save again")
+    """The error for a file that is too short."""
+    return ValueError(f"{where}: {quote(path)} is cut off; copy it again, or solve and save again")
 
 
 def _damaged(where: str, path: Path, how: str) -> ValueError:
+    """The error for a file that was changed."""
     return ValueError(
-        f"{where}: {shown(path)} is damaged, {how}; copy it again, or solve and save again"
+        f"{where}: {quote(path)} is damaged, {how}; copy it again, or solve and save again"
     )
 
 
 def _guess(start: bytes, size: int) -> str:
-    """What a file that is none of ours may be, and what to do."""
+    """A guess at the kind of a foreign file, and a remedy."""
     if size < 9:
         return f"it has {size} bytes; copy it again, or solve and save again"
     kinds = {b"PK": "a zip, as torch.save and numpy.savez write,", b"\x80": "a pickle"}
     kind = next((kind for magic, kind in kinds.items() if start.startswith(magic)), "something else")
-    return f"but {kind} or damaged; solution.save(path) writes the files that can be loaded"
+    return f"but {kind} or damaged; solution.save(path) writes files that can be loaded"
 
 
 def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read any file of safetensors, such as a network's weights; there are no checksums to hold it to.
+    """Read any safetensors file, such as a network's weights, without checksums.
 
     Args:
-        where: public function that was called.
+        where: public function that was called, for messages.
         path: the file.
 
     Returns:
         Tensors by name, on the CPU.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: for a file that is cut off, contradicts itself, or is of something else.
-        OSError: where it cannot be read.
+        TypeError: for a value that is not a path.
+        ValueError: for a file that is truncated, inconsistent, or of another kind.
+        OSError: if it cannot be read.
 
     Example:
         >>> import tempfile
@@ -290,19 +295,19 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
     with _opened(where, file_path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 10 or 8 + length > size or length > _LONGEST_HEADER:
-            raise ValueError(f"{where}: {shown(file_path)} is no file of safetensors, or cut off")
+        if size < 10 or 8 + length > size or length > _MAX_HEADER:
+            raise ValueError(f"{where}: {quote(file_path)} is not a safetensors file, or cut off")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            places = {name: _place(entry, size - 8 - length) for name, entry in header.items()}
+            entries = {name: _entry(entry, size - 8 - length) for name, entry in header.items()}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{where}: {shown(file_path)} is no file of safetensors, or damaged ({error}); "
+                f"{where}: {quote(file_path)} is not a safetensors file, or damaged ({error}); "
                 "safetensors.torch.save_file(network.state_dict(), path) writes one"
             ) from None
         tensors = {}
-        for name, (dtype, shape, begin, end) in places.items():
+        for name, (dtype, shape, begin, end) in entries.items():
             file.seek(8 + length + begin)
             block = bytearray(file.read(end - begin))
             flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
@@ -310,12 +315,12 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
     return tensors
 
 
-def _place(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
-    """Dtype, shape, begin and end of a tensor in a file, checked against each other."""
+def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
+    """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
     begin, end = map(int, entry["data_offsets"])
-    whole = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
-    if not (whole and 0 <= begin <= end <= stored):
-        raise ValueError(f"a tensor of shape {shape} does not lie within the file")
+    fits = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
+    if not (fits and 0 <= begin <= end <= stored):
+        raise ValueError(f"a tensor of shape {shape} is not within the file")
     return dtype, shape, begin, end

@@ -1,4 +1,4 @@
-"""Answers in files: `load` reads what ``solution.save`` wrote, `describe` what was noted with it."""
+"""Solutions in files: `load` reads what ``solution.save`` wrote, `describe` the notes on it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from funcexplain.solutions.solution import Solution, Status
 
 
 def load(path: str | os.PathLike[str]) -> Solution:
-    """Read an answer that ``solution.save(path)`` wrote, bit for bit.
+    """Read a solution that ``solution.save(path)`` wrote, bit for bit.
 
-    The file holds numbers and text alone; reading it runs no code from it, whoever wrote it.
+    The file holds only numbers and text; reading an untrusted file runs no code.
 
     Args:
         path: the file.
 
     Returns:
-        The solution, on the CPU; ``optree.tree_map(lambda leaf: leaf.cuda(), solution)`` moves it. The
-        labels, settings and versions that were saved with it are read by `describe`.
+        The solution, on the CPU; ``optree.tree_map(lambda leaf: leaf.cuda(), solution)`` moves it.
+        `describe` reads the labels, settings and versions saved with it.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: for a file that is cut off, damaged, of something else, or of a later version.
-        OSError: where there is no file that can be read.
+        TypeError: for a value that is not a path.
+        ValueError: for a file that is truncated, damaged, of another kind, or of a later version.
+        OSError: if it cannot be read.
 
     Example:
         >>> import pathlib, tempfile, torch, funcexplain as fe
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
     if tensors.keys() != expected or not _fits(tensors, dims):
         raise ValueError(
             f"load: {str(path)!r} must hold the fields of a solution {sorted(expected)}, got "
-            f"{sorted(tensors)} with rows {dims}; it was saved from something else"
+            f"{sorted(tensors)} with rows {dims}; it is not a saved solution"
         )
     values: dict[str, Any] = dict(tensors)
     if not dims:
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
 
 
 def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
-    """Whether all fields lead with the same rows, and every status is one."""
+    """Whether all fields lead with the same rows, and every status is valid."""
     if not isinstance(dims, list) or not all(isinstance(name, str) for name in dims):
         return False
     rows = tensors["num_steps"].shape
@@ -62,14 +62,14 @@ def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what was saved with an answer, without its tensors.
+    """Read the notes saved with a solution, without its tensors.
 
     Args:
         path: the file.
 
     Returns:
         A dict of ``dims``, ``labels`` (by the names ``channel``, ``day`` and ``asset``), ``settings``,
-        ``versions`` (of funcexplain, torch and Python) and the number of the ``format``.
+        ``versions`` (of funcexplain, torch and Python) and the version of the ``format``.
 
     Raises:
         TypeError, ValueError, OSError: as `load`.

@@ -9,7 +9,7 @@ AXES = ("channel", "day", "asset")
 """Dimensions of a window ``(C, L, A)``."""
 
 
-def checked_labels(
+def check_labels(
     where: str,
     window: Sequence[int],
     *,
@@ -17,7 +17,7 @@ def checked_labels(
     channels: Sequence[str] | None = None,
     dates: Iterable[object] | None = None,
 ) -> dict[str, list[str]]:
-    """Read labels as text, by the dimension that they name; those that are not given are left out.
+    """Convert labels to text, by the dimension that they name; dimensions without labels are left out.
 
     Args:
         where: public function that was called.
@@ -30,16 +30,16 @@ def checked_labels(
         Labels by the names of `AXES`.
 
     Raises:
-        TypeError: if some are no sequence.
-        ValueError: if they are too many or too few, or two are the same.
+        TypeError: if an argument is not a sequence.
+        ValueError: for a wrong number of labels, or duplicates.
 
     Example:
-        >>> checked_labels("save", (1, 5, 2), assets=("EUR", "JPY"))
+        >>> check_labels("save", (1, 5, 2), assets=("EUR", "JPY"))
         {'asset': ['EUR', 'JPY']}
     """
-    given = {"channels": channels, "dates": dates, "assets": assets}
+    arguments = {"channels": channels, "dates": dates, "assets": assets}
     labels = {}
-    for (name, values), axis, size in zip(given.items(), AXES, window, strict=True):
+    for (name, values), axis, size in zip(arguments.items(), AXES, window, strict=True):
         if values is None:
             continue
         labels[axis] = _as_text(where, name, values)
@@ -53,8 +53,9 @@ def checked_labels(
 
 
 def _as_text(where: str, name: str, values: Any) -> list[str]:
+    """A sequence of labels as a list of text."""
     try:
-        if isinstance(values, str):  # a sequence of letters, which nobody means
+        if isinstance(values, str):  # a sequence of letters, never meant as labels
             raise TypeError
         return [str(value) for value in values]
     except TypeError:

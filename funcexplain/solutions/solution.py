@@ -1,41 +1,195 @@
-"""The `Solution`: an answer that converts, saves and reports itself."""
+"""The `Solution`: the answer to a question, or to a grid of them."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.problem import Problem
-from funcexplain.reports.report import write_report
-from funcexplain.reports.summary import summary
-from funcexplain.solutions.answer import Answer
-from funcexplain.solutions.answer import Status as Status
+import funcexplain
 from funcexplain.solutions.archive import write_archive
-from funcexplain.solutions.labels import checked_labels
+from funcexplain.solutions.html import element, table
+from funcexplain.solutions.indexing import best_dims, best_rows, drops_dim, expand_index
+from funcexplain.solutions.labels import check_labels
+from funcexplain.solutions.status import Status as Status
 from funcexplain.solutions.tables import to_dataset, to_frame
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-_WORDS = {int(status): status.name for status in Status}
+    from funcexplain.problems.problem import Problem
 
 
-class Solution(Answer):
-    """What `solve` found. ``weights`` and ``loss`` belong to ``x``.
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution:
+    """What `solve` found. ``weights`` and ``loss`` are evaluated at ``x``.
 
-    Of a grid, every field leads with the row dimensions: ``solution[i, j]`` picks rows as of a tensor,
+    For a grid, every field leads with the row dimensions: ``solution[i, j]`` picks rows as in a tensor,
     `isel` picks them by the names of dimensions, `best` picks the best along some, and iterating goes
-    along the first. An optree node: its leaves are the seven fields, as tensors. Fields and rows are
-    those of an `Answer`.
+    along the first. An optree node: its leaves are the seven fields, as tensors.
+
+    Attributes:
+        x: window at which the search ended, shape ``(C, L, A)``, in the problem's dtype.
+        weights: the network's allocation at ``x``, shape ``(A,)``; for a consensus ``(M, A)``.
+        loss: misfit of ``weights`` to the target, scalar.
+        history: loss before each update, shape ``(num_steps,)``; in a grid, each row has ``max_steps``
+            entries, NaN after its end. If only every k-th loss was kept, every k-th entry.
+        num_steps: number of updates, scalar int64.
+        status: how the search ended, a `Status`; in a grid an int64 tensor of codes.
+        error: largest ``|weights - target|`` (for goals, ``|residual|``), scalar.
+        dims: names of the row dimensions, outermost first; empty for one question.
     """
+
+    x: Tensor
+    weights: Tensor
+    loss: Tensor
+    history: Tensor
+    num_steps: Tensor
+    status: Status | Tensor
+    error: Tensor
+    dims: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the row dimensions, ``()`` for one question."""
+        return tuple(self.num_steps.shape)
+
+    @property
+    def hit(self) -> Tensor:
+        """Where the target is hit, a bool tensor of the rows' shape."""
+        return torch.as_tensor(self.status == Status.HIT)
+
+    @property
+    def message(self) -> str:
+        """How the search ended and how close it came, in words; for a grid, how many rows hit.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> fe.solve(p, max_steps=0).message
+            'The search reached max_steps before the target was hit. It is missed by 0.4.'
+        """
+        if not self.dims:
+            missed = "" if bool(self.hit) else f" It is missed by {float(self.error):.3g}."
+            return f"{Status(int(self.status)).sentence}{missed}"
+        hits, misses = int(self.hit.sum()), self.error[~self.hit]
+        text = f"{hits} of {self.hit.numel()} rows hit their target."
+        return f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
+
+    def __getitem__(self, index: Any) -> Self:
+        """Pick rows by ints, slices, ``...``, or one-dimensional int or bool tensors, one for each dim.
+
+        Args:
+            index: for one dimension, or a tuple for several. Several tensors pick their outer product.
+
+        Returns:
+            The solution of these rows. With an int for every dimension it is that of one question.
+
+        Raises:
+            IndexError: if there is no such row or dimension.
+            TypeError: for anything else.
+        """
+        names, tensors = list(self.dims), self._tensors()
+        for dim, item in reversed(list(enumerate(expand_index(index, self.dims)))):
+            key = (*[slice(None)] * dim, item)
+            tensors = {name: tensor[key] for name, tensor in tensors.items()}
+            if drops_dim(item):
+                del names[dim]
+        return self._build(tensors, tuple(names))
+
+    def flat(self, rows: Tensor) -> Self:
+        """Pick rows by their numbers in row-major order over all dimensions; one question is row 0.
+
+        Args:
+            rows: numbers, int64, ``(B,)``.
+
+        Returns:
+            The solution of these rows, with one dimension ``row``.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> grid = fe.vmap(fe.vmap(p, x0=torch.zeros(3, 1, 1, 2)), target=fe.one_hot_targets(2))
+            >>> fe.solve(grid, max_steps=1).flat(torch.tensor([0, 5])).shape
+            (2,)
+        """
+        return self._take(rows, ("row",))
+
+    def isel(self, **items: Any) -> Self:
+        """Pick rows by the names of dimensions.
+
+        Args:
+            items: an int, slice or one-dimensional tensor for each named dimension.
+
+        Returns:
+            The solution of these rows.
+
+        Raises:
+            ValueError: for a name that is not a dimension.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> starts = fe.vmap(p, x0=torch.zeros(3, 1, 1, 2), name="start")
+            >>> grid = fe.vmap(starts, target=fe.one_hot_targets(2))
+            >>> fe.solve(grid, max_steps=1).isel(start=0).shape
+            (2,)
+        """
+        unknown = sorted(items.keys() - set(self.dims))
+        if unknown:
+            raise ValueError(f"isel: expected names among {self.dims}, got {unknown}")
+        return self[tuple(items.get(name, slice(None)) for name in self.dims)]
+
+    def best(self, *dims: str | int, by: Tensor | None = None) -> Self:
+        """Pick the best row along dimensions: hits before all others, then the lowest loss.
+
+        Args:
+            dims: names or numbers of the dimensions to pick along. Default: all of them.
+            by: what to minimize in place of the loss; of the rows' shape, such as the distance from
+                today's market.
+
+        Returns:
+            The solution without these dimensions.
+
+        Raises:
+            ValueError: for an unknown dimension, one without rows, or ``by`` of another shape.
+
+        Example:
+            >>> import torch, funcexplain as fe
+            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+            >>> starts = fe.vmap(p, x0=torch.tensor([[[[0.0, 0.0]]], [[[1.0, 0.0]]]]), name="start")
+            >>> fe.solve(starts, max_steps=0).best("start").x
+            tensor([[[1., 0.]]])
+        """
+        if not self.dims and not dims:
+            return self
+        along, kept = best_dims(dims, self.dims, self.shape, by)
+        rows = best_rows(self.loss if by is None else by, self.hit, along, kept)
+        return self._take(rows, tuple(self.dims[dim] for dim in kept))
+
+    @property
+    def sample(self) -> Self:
+        """The first row, with a dimension ``row``: shows the window, dtype and device of all rows."""
+        return self.flat(torch.arange(min(1, math.prod(self.shape))))
+
+    def __iter__(self) -> Iterator[Self]:
+        if not self.dims:
+            raise TypeError("solution: expected a grid of rows to iterate over, got one question's")
+        return (self[row] for row in range(self.shape[0]))
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Convert to arrays by the names of the fields; ``status`` holds codes of `Status`.
@@ -60,10 +214,10 @@ class Solution(Answer):
 
         Raises:
             ImportError: pandas is not installed.
-            ValueError: if ``assets`` are too many or too few.
+            ValueError: for a wrong number of ``assets``.
         """
-        labels = checked_labels("to_pandas", self.x.shape[-3:], assets=assets)
-        return to_frame("to_pandas", self.to_numpy(), self.dims, labels, _WORDS)
+        labels = check_labels("to_pandas", self.x.shape[-3:], assets=assets)
+        return to_frame("to_pandas", self.to_numpy(), self.dims, labels.get("asset"))
 
     def to_xarray(
         self,
@@ -84,12 +238,11 @@ class Solution(Answer):
 
         Raises:
             ImportError: xarray is not installed.
-            ValueError: for labels that do not fit, or a row dimension called like one of the fields'.
+            ValueError: for labels that do not fit, or a row dimension named like one of the fields'.
         """
-        labels = checked_labels(
-            "to_xarray", self.x.shape[-3:], assets=assets, channels=channels, dates=dates
-        )
-        return to_dataset("to_xarray", self.to_numpy(), self.dims, labels, _WORDS)
+        window = self.x.shape[-3:]
+        labels = check_labels("to_xarray", window, assets=assets, channels=channels, dates=dates)
+        return to_dataset("to_xarray", self.to_numpy(), self.dims, labels)
 
     def save(
         self,
@@ -100,87 +253,121 @@ class Solution(Answer):
         dates: Iterable[object] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the answer to one file, which `load` reads; an earlier file stays until it is complete.
+        """Write the answer to one file, which `load` reads; an existing file is replaced atomically.
 
         Args:
             path: the file, such as ``"answer.safetensors"``.
-            assets: ``A`` names, kept with it, as all that follow; see `describe`.
+            assets: ``A`` names, stored like all that follow; `describe` reads them.
             channels: ``C`` names.
             dates: ``L`` days of the window.
             settings: how the answer was found: text, numbers, bools, None, lists and dicts of these.
 
         Raises:
-            TypeError: for a path that is none, labels or settings of another kind, or another dtype.
+            TypeError: for a path, labels, settings or dtype of the wrong type.
             ValueError: for labels that do not fit x, or settings that are not finite.
-            OSError: where the file cannot be written.
+            OSError: if the file cannot be written.
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise TypeError(f"save: settings must be a dict, got {type(settings).__name__}")
-        labels = checked_labels("save", self.x.shape[-3:], assets=assets, channels=channels, dates=dates)
+        window = self.x.shape[-3:]
+        labels = check_labels("save", window, assets=assets, channels=channels, dates=dates)
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
         write_archive("save", path, self._tensors(), notes)
 
-    def report(
-        self,
-        path: str | os.PathLike[str],
-        problem: Problem,
-        *,
-        history: Tensor | None = None,
-        assets: Sequence[str] | None = None,
-        channels: Sequence[str] | None = None,
-        dates: Iterable[object] | None = None,
-        scale: float | Tensor | None = None,
-        prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
-        models: Any = None,
-        title: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> Path:
-        """Write the answer for readers: one HTML file with pictures inside, which needs no network.
-
-        It holds the question in a sentence, a verdict (hit or how near, how unusual, how stable), the
-        pictures of `plots`, the largest changes, every measure of `evaluate` with what it means, and
-        settings, seeds and versions. Of a grid it sums up all rows and shows the best ones in detail.
-        The same arguments make the same file. An earlier file stays until the new one is complete.
+    def report(self, path: str | os.PathLike[str], problem: Problem, **options: Any) -> Path:
+        """Write the answer for readers. Deprecated: use ``fe.report(solution, problem, path)``.
 
         Args:
-            path: the file, such as ``"report.html"``.
+            path: the file.
             problem: the question or grid that this answers.
-            history: features of every day, ``(C, days, A)``, which tell how unusual the answer is; as in
-                `evaluate`, like ``scale`` and ``models``.
-            assets: ``A`` names. Default: those of the problem.
-            channels: ``C`` names.
-            dates: ``L`` days of the window.
-            scale: one sigma.
-            prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
-                ``fe.scenarios.prices_of``. Of very many rows, a function that takes the index of one and
-                returns its pair, or None; it is called for the rows that are shown.
-            models: parameters of other models, asked at each answer.
-            title: headline.
-            settings: how the answer was found, by name.
+            options: keyword arguments of `report`.
 
         Returns:
             The path.
+        """
+        return funcexplain.report(self, problem, path, **options)
 
-        Raises:
-            TypeError: for a path that is none, or an argument of another type.
-            ValueError: if the problem's rows are others, or labels, prices or history do not fit.
-            ImportError: matplotlib is not installed.
-            OSError: where the file cannot be written.
+    def _summary(self) -> list[tuple[str, str]]:
+        """The key numbers as pairs of a name and a text; for a grid, counts over its rows.
 
         Example:
-            >>> import pathlib, tempfile, torch, funcexplain as fe
+            >>> import torch, funcexplain as fe
             >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
             >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
-            >>> path = fe.solve(p).report(pathlib.Path(tempfile.mkdtemp(), "report.html"), p, scale=1.0)
-            >>> path.read_text()[:15]
-            '<!DOCTYPE html>'
+            >>> fe.solve(p, max_steps=0)._summary()[:2]
+            [('status', 'MAX_STEPS'), ('largest error', '0.4')]
         """
-        shown = {"history": history, "scale": scale, "models": models, "title": title}
-        shown |= {"assets": assets, "channels": channels, "dates": dates}
-        return write_report("report", self, path, problem, prices=prices, settings=settings, **shown)
+        if not self.dims:
+            return [
+                ("status", str(Status(int(self.status)))),
+                ("largest error", f"{float(self.error):.3g}"),
+                ("loss", f"{float(self.loss):.3g}"),
+                ("steps", str(int(self.num_steps))),
+                ("window", f"{tuple(self.x.shape)} {self.x.dtype}"),
+            ]
+        total = math.prod(self.shape)
+        sizes = " x ".join(f"{size} {name}" for name, size in zip(self.dims, self.shape, strict=True))
+        counts = [(f"status {status}", str(count)) for status, count in self._status_counts()]
+        rate = f"{100 * int(self.hit.sum()) / total:.1f}%" if total else "none"
+        return [("rows", f"{total} ({sizes})"), *counts, ("hit rate", rate)]
+
+    def __repr__(self) -> str:
+        if not self.dims:
+            names = ("status", "loss", "num_steps", "x")
+            texts = {name: _format_value(getattr(self, name)) for name in names}
+        else:
+            sizes = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
+            counts = ", ".join(f"{status} {count}" for status, count in self._status_counts())
+            x = f"{tuple(self.x.shape[len(self.dims) :])} {self.x.dtype}"
+            texts = {"rows": f"({sizes})", "status": f"({counts})", "x": x}
+        return f"Solution({', '.join(f'{name}={text}' for name, text in texts.items())})"
 
     def _repr_html_(self) -> str:
-        return summary(self)
+        return element("div", element("p", self.message), table((), self._summary(), numbers=(1,)))
+
+    def _status_counts(self) -> list[tuple[Status, int]]:
+        """How many rows ended with each status, by code."""
+        counts = Counter(torch.as_tensor(self.status).flatten().tolist())
+        return [(Status(code), count) for code, count in sorted(counts.items())]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The fields as tensors; other leaves of a mapped tree are passed through."""
+        values = {field.name: getattr(self, field.name) for field in fields(Solution)[:-1]}
+        if isinstance(self.status, Status):
+            values["status"] = torch.as_tensor(self.status, dtype=torch.int64)
+        return values
+
+    def _take(self, rows: Tensor, dims: tuple[str, ...]) -> Self:
+        """Pick rows by a tensor of row-major numbers, one dimension of it for each of ``dims``."""
+        lead, total = len(self.dims), math.prod(self.shape)
+        tensors = {n: t.reshape(total, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
+        return self._build(tensors, dims)
+
+    def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...]) -> Self:
+        """A solution from its fields; without dims, ``status`` is a `Status` and ``history`` is cut."""
+        if dims:
+            return type(self)(**tensors, dims=dims)
+        history = tensors["history"]
+        single: dict[str, Any] = {"status": Status(int(tensors["status"]))}
+        return type(self)(**tensors | single | {"history": history[~history.isnan()]})
+
+
+def _format_range(misses: Tensor) -> str:
+    """The smallest and the largest of some numbers, NaN left out."""
+    known = misses[~misses.isnan()]
+    if not len(known):
+        return "unknown distances"
+    lower, upper = (f"{float(miss):.3g}" for miss in known.aminmax())
+    return lower if lower == upper else f"{lower} to {upper}"
+
+
+def _format_value(value: Any) -> str:
+    """A field in one line: the value of a scalar, else shape and dtype."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    if value.ndim == 0:
+        return f"{value.item():.3g}" if value.is_floating_point() else str(value.item())
+    return f"{tuple(value.shape)} {value.dtype}"
 
 
 def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:
@@ -190,7 +377,7 @@ def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, .
 
 def _unflatten(dims: Any, leaves: Any) -> Any:
     x, weights, loss, history, num_steps, status, error = leaves
-    # A mapped tree may hold anything at its leaves; only a code is a status again.
+    # A mapped tree may hold anything at its leaves; only a code becomes a status again.
     coded = isinstance(status, Tensor) and status.ndim == 0 and status.dtype is torch.int64
     if coded and int(status) in list(Status):
         status = Status(int(status))

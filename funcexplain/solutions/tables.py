@@ -1,85 +1,104 @@
-"""Fields of a solution as a pandas table or an xarray dataset; both are imported only here.
+"""Tables of solutions: which columns, in which order, and how they are written.
 
-They walk over whatever fields there are: a scalar of each row is a column, and what leads with the rows
-and goes on is an array with dimensions of its own.
+`columns_of` defines the columns: status, the scalars of a row, then its weights. In tables without
+an index (csv, parquet), the columns that identify the row come first. pandas, xarray and pyarrow are
+imported only here, when needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from funcexplain.solutions.labels import AXES
+from funcexplain.solutions.status import Status
+from funcexplain.solutions.writing import as_path, replaced
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
 Arrays = Mapping[str, np.ndarray]
-Labels = Mapping[str, Sequence[str]]
 
-# What follows the row dimensions; of a consensus the weights of each model stand before the asset.
+# Dimensions after the rows'; in a consensus the weights have one for the models before the asset.
 _TRAILING = {"x": AXES, "weights": ("model", AXES[-1]), "history": ("step",)}
 
 
+def columns_of(arrays: Arrays, assets: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Columns of a table with one line per row, in order: status, the row's scalars, its weights.
+
+    Args:
+        arrays: fields of a solution by name, each leading with the row dimensions.
+        assets: ``A`` names. Default: numbers.
+
+    Returns:
+        Flat columns by name; weights are ``weight_ASSET``, in a consensus ``weight_MODEL_ASSET``.
+
+    Example:
+        >>> fields = {"status": [0], "loss": [0.1], "weights": [[0.4, 0.6]]}
+        >>> columns_of({name: np.array(values) for name, values in fields.items()}, ["EUR", "JPY"])
+        {'status': array(['HIT'], dtype=object), 'loss': array([0.1]), 'weight_EUR': array([0.4]),
+         'weight_JPY': array([0.6])}
+    """
+    shape, weights = arrays["status"].shape, arrays["weights"]
+    words = [Status(code).name for code in arrays["status"].ravel().tolist()]
+    columns = {"status": np.array(words, dtype=object)}
+    columns |= {n: a.ravel() for n, a in arrays.items() if a.shape == shape and n != "status"}
+    for *models, asset in np.ndindex(*weights.shape[len(shape) :]):
+        name = "_".join(["weight", *map(str, models), assets[asset] if assets else str(asset)])
+        columns[name] = weights[(..., *models, asset)].ravel()
+    return columns
+
+
+def index_columns(dims: Sequence[str], shape: Sequence[int], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The index along each row dimension, for row-major numbers of rows.
+
+    Example:
+        >>> index_columns(("target", "start"), (2, 3), np.array([0, 4]))
+        {'target': array([0, 1]), 'start': array([0, 1])}
+    """
+    places = np.unravel_index(rows, tuple(shape)) if len(rows) else [rows] * len(dims)
+    return dict(zip(dims, places, strict=True))
+
+
 def to_frame(
-    where: str, arrays: Arrays, dims: tuple[str, ...], labels: Labels, codes: Mapping[int, str]
+    where: str, arrays: Arrays, dims: tuple[str, ...], assets: Sequence[str] | None
 ) -> pandas.DataFrame:
-    """One line for each row of a grid: status, the scalars of the row, and its weights.
+    """The columns of `columns_of` as a table whose index has the row dimensions as levels.
 
     Args:
         where: public function that was called.
         arrays: fields by name, each leading with the row dimensions.
         dims: names of the row dimensions.
-        labels: names of assets under ``"asset"``; else they are numbered.
-        codes: words for the numbers in ``status``.
+        assets: ``A`` names. Default: numbers.
 
     Returns:
-        Table whose index has the row dimensions as levels.
+        The table.
 
     Raises:
         ImportError: pandas is not installed.
-
-    Example:
-        >>> arrays = {"status": [0], "loss": [0.1], "weights": [[0.4, 0.6]]}
-        >>> arrays = {name: np.array(values) for name, values in arrays.items()}
-        >>> to_frame("to_pandas", arrays, ("start",), {"asset": ["EUR", "JPY"]}, {0: "HIT"}).T
-        start         0
-        status      HIT
-        loss        0.1
-        weight_EUR  0.4
-        weight_JPY  0.6
     """
     pandas = require(where, "pandas")
-    lead = arrays["status"].shape
-    status = pandas.Categorical(
-        [codes[code] for code in arrays["status"].ravel().tolist()], categories=list(codes.values())
-    )
-    scalars = {n: a.ravel() for n, a in arrays.items() if a.shape == lead and n != "status"}
-    weights = arrays["weights"]
-    own = weights.shape[len(lead) :]
-    names = labels.get("asset", list(map(str, range(own[-1]))))
-    columns = {
-        "weight_" + "_".join([*map(str, place[:-1]), names[place[-1]]]): weights[(..., *place)].ravel()
-        for place in np.ndindex(*own)
-    }
-    return pandas.DataFrame(
-        {"status": status, **scalars, **columns}, index=row_index(pandas, dims, lead)
-    )
+    columns: dict[str, Any] = columns_of(arrays, assets)
+    columns["status"] = pandas.Categorical(columns["status"], [status.name for status in Status])
+    return pandas.DataFrame(columns, index=row_index(pandas, dims, arrays["status"].shape))
 
 
-def row_index(pandas: Any, dims: tuple[str, ...], lead: tuple[int, ...]) -> Any:
+def row_index(pandas: Any, dims: tuple[str, ...], shape: tuple[int, ...]) -> Any:
     """Number the rows of a grid, one level for each dimension; one question has one row, 0."""
     if len(dims) > 1:
-        return pandas.MultiIndex.from_product([range(size) for size in lead], names=dims)
-    return pandas.RangeIndex(lead[0] if dims else 1, name=dims[0] if dims else None)
+        return pandas.MultiIndex.from_product([range(size) for size in shape], names=dims)
+    return pandas.RangeIndex(shape[0] if dims else 1, name=dims[0] if dims else None)
 
 
 def to_dataset(
-    where: str, arrays: Arrays, dims: tuple[str, ...], labels: Labels, codes: Mapping[int, str]
+    where: str, arrays: Arrays, dims: tuple[str, ...], labels: Mapping[str, Sequence[str]]
 ) -> xarray.Dataset:
     """All fields as arrays with named dimensions: those of the rows, then channel, day, asset, step.
 
@@ -88,7 +107,6 @@ def to_dataset(
         arrays: fields by name, each leading with the row dimensions.
         dims: names of the row dimensions.
         labels: coordinates by dimension.
-        codes: words for the numbers in ``status``, kept as its attributes.
 
     Returns:
         Dataset with a variable for each field.
@@ -109,16 +127,69 @@ def to_dataset(
         trailing = _TRAILING.get(name, ())
         variables[name] = ((*dims, *trailing[len(trailing) - array.ndim + len(dims) :]), array)
     dataset = xarray.Dataset(variables, coords=dict(labels))
-    # The convention of climate data for numbers that stand for words.
+    # The climate and forecast (CF) convention for codes.
     dataset["status"].attrs = {
-        "flag_values": list(codes),
-        "flag_meanings": " ".join(codes.values()),
+        "flag_values": [int(status) for status in Status],
+        "flag_meanings": " ".join(status.name for status in Status),
     }
     return dataset
 
 
+def write_csv(path: Path, blocks: Iterable[Arrays]) -> None:
+    """Write blocks of equal columns as csv, one after another, under one header.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "table.csv")
+        >>> write_csv(path, [{"loss": np.array([0.5])}, {"loss": np.array([0.25])}])
+        >>> path.read_text().split()
+        ['loss', '0.5', '0.25']
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for number, block in enumerate(blocks):
+            if number == 0:
+                writer.writerow(block)
+            writer.writerows(zip(*(column.tolist() for column in block.values()), strict=True))
+
+
+def write_parquet(
+    where: str, path: str | os.PathLike[str], empty: Arrays, blocks: Iterable[Arrays]
+) -> None:
+    """Write blocks of equal columns as the row groups of a parquet file, which appears when complete.
+
+    Args:
+        where: public function that was called.
+        path: the file.
+        empty: a block without lines, for the types of the columns.
+        blocks: columns by name, flat; one of shape ``(rows, n)`` becomes a list of ``n`` in each line.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: if it cannot be written.
+    """
+    arrow = require(where, "pyarrow", "parquet")
+    parquet = require(where, "pyarrow.parquet", "parquet")
+
+    def as_arrow(name: str, column: np.ndarray) -> Any:
+        if column.ndim > 1:
+            return arrow.FixedSizeListArray.from_arrays(arrow.array(column.ravel()), column.shape[1])
+        return arrow.array(column, arrow.string() if name == "status" else None)
+
+    def as_table(block: Arrays) -> Any:
+        return arrow.table({name: as_arrow(name, column) for name, column in block.items()})
+
+    schema = as_table(empty).schema
+    with (
+        replaced(where, as_path(where, path)) as file,
+        parquet.ParquetWriter(file, schema) as writer,
+    ):
+        for block in blocks:
+            writer.write_table(as_table(block))
+
+
 def require(where: str, package: str, extra: str = "tables") -> Any:
-    """Import a package of an extra, or say how to get it."""
+    """Import an optional package, or raise an error that says how to install it."""
     try:
         return import_module(package)
     except ImportError as error:

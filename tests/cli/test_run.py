@@ -52,6 +52,8 @@ def test_a_run_writes_what_it_says(place: tuple[Path, str], capsys: pytest.Captu
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["HIT", "HIT"]
     assert sum(int(row["best"]) for row in rows) == 1
+    scalars = ["date", "start", "best", "status", "loss", "num_steps", "error"]
+    assert list(rows[0]) == [*scalars, *(f"weight_{name}" for name in ASSETS)]
     weights = [[float(row[f"weight_{name}"]) for name in ASSETS] for row in rows]
     torch.testing.assert_close(torch.tensor(weights), solution.weights)
     with (out / "metrics.csv").open() as file:

@@ -13,8 +13,7 @@ import torch
 import funcexplain as fe
 from funcexplain.clusters.answers import _Best
 from funcexplain.clusters.folder import Folder
-from funcexplain.problems.grid import RowDim
-from funcexplain.problems.grid import numbers as number_rows
+from funcexplain.problems.grid import RowDim, row_numbers
 from tests.clusters import builds
 from tests.clusters.conftest import assert_same
 from tests.helpers import assert_close
@@ -79,7 +78,7 @@ def test_best_rows_of_any_answers(seed: int) -> None:
             best = _Best.of_none(int(torch.Size([shape[place] for place in kept]).numel()))
             for rows in numbers.flatten().split(chunk_size):
                 flat = (status.flatten()[rows], rank.flatten()[rows])
-                best.update(number_rows(grid, [*kept], rows), rows, *flat)
+                best.update(row_numbers(grid, [*kept], rows), rows, *flat)
             picked = [place for place in range(len(shape)) if place not in kept]
             assert best.row.tolist() == whole.best(*picked).num_steps.flatten().tolist()
 
@@ -142,9 +141,9 @@ def test_the_report_reads_single_rows_of_x_and_history(
         return inner(self, name)
 
     problem = builds.grid()
-    run[...].report(tmp_path / "whole.html", problem, scale=1.0)
+    fe.report(run[...], problem, tmp_path / "whole.html", scale=1.0)
     monkeypatch.setattr(fe.clusters.ChunkedSolution, "__getattr__", scalars)
-    run.report(tmp_path / "run.html", problem, scale=1.0)
+    fe.report(run, problem, tmp_path / "run.html", scale=1.0)
     assert (tmp_path / "run.html").read_text() == (tmp_path / "whole.html").read_text()
 
 
@@ -183,15 +182,17 @@ def test_a_table_without_rows_and_with_columns_of_one_name(here: Solve, tmp_path
 
 def test_a_table_in_parquet(run: fe.clusters.ChunkedSolution, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pandas")
     run.to_parquet(tmp_path / "all.parquet", windows=True, assets=["A", "B", "C", "D"])
     file = parquet.ParquetFile(tmp_path / "all.parquet")
     assert file.num_row_groups == 5
     columns = file.read().to_pydict()
+    assert list(columns) == [*run.dims, *run[...].to_pandas(assets=["A", "B", "C", "D"]).columns, "x"]
     assert columns["start"][:7] == [0, 1, 2, 3, 4, 5, 0]
     assert columns["status"] == [
         str(fe.Status(code)) for code in torch.as_tensor(run.status).flatten().tolist()
     ]
-    assert columns["weight B"] == run.weights[..., 1].flatten().tolist()
+    assert columns["weight_B"] == run.weights[..., 1].flatten().tolist()
     assert columns["x"] == run.x.flatten(0, 1).flatten(1).tolist()
     with pytest.raises(ValueError, match="to_parquet: assets must be 4"):
         run.to_parquet(tmp_path / "none.parquet", assets=["A"])

@@ -53,6 +53,47 @@ def test_percentiles_of_real_windows_are_uniform() -> None:
     assert torch.maximum(steps[1:] - doubled, doubled - steps[:-1]).max() > 0.5
 
 
+def test_a_duplicate_changes_nothing_unless_it_goes_its_own_way() -> None:
+    """An asset that moves three times as much as another, and one that never moves."""
+
+    def widen(days: torch.Tensor) -> torch.Tensor:
+        return torch.cat([days, 3.0 * days[..., :1], torch.full_like(days[..., :1], 0.1)], -1)
+
+    returns, history = made_returns(6, seed=1), HISTORY
+    wide = widen(returns)
+    expected = S.turbulence_of(returns, history)
+    assert_close(S.turbulence_of(wide, widen(history)), expected, rtol=1e-9)
+    single = S.turbulence_of(wide.float(), widen(history).float())
+    assert_close(single.double(), expected, rtol=1e-4)
+    for asset in (0, ASSETS, ASSETS + 1):
+        apart = wide.clone()
+        apart[0, asset] += 0.01 * HISTORY.std()
+        found = S.turbulence_of(apart, widen(history))
+        assert found[0] == torch.inf
+        assert_close(found[1:], expected[1:], rtol=1e-9)
+    # Units of single assets do not matter: only one that moves on its own has a distance.
+    units = torch.tensor([1.0, 1e-7, 1.0, 1e5], dtype=torch.float64)
+    assert_close(S.turbulence_of(returns * units, history * units), expected, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"^turbulence: cov must be positive definite"):
+        S.turbulence(widen(history))
+
+
+def test_evaluate_measures_the_same() -> None:
+    history = torch.cat([HISTORY, HISTORY[:, :1]], 1)[None]  # asset 4 duplicates asset 0
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(15, 5), torch.nn.Softmax(-1))
+    x0 = torch.stack([history[:, :3], history[:, 3:6]])
+    x0[1, 0, -1, 4] += 0.01
+    rows = fe.vmap(fe.problem(network.double(), torch.full((5,), 0.2).double(), x0[0]), x0=x0)
+    found = fe.evaluate(fe.solve(rows, max_steps=0), rows, history)
+    days = S.turbulence_of(x0[:, 0], history[0])
+    assert_close(found["turbulence"], days[:, -1])
+    assert_close(found["window_turbulence"], days.mean(-1))
+    assert found["turbulence"][0] < 10
+    assert found["turbulence"][1] == torch.inf
+    assert found["turbulence_percentile"][1] == 1.0
+    assert "inf" in repr(found)
+
+
 def test_the_penalty_is_the_mean_over_days_of_a_channel() -> None:
     x = torch.stack([made_returns(6, seed=2), made_returns(6, seed=3)])
     for channel in (0, 1):
@@ -94,7 +135,7 @@ def test_it_follows_the_problem_to_other_dtypes() -> None:
             HISTORY[:3],
             None,
             ValueError,
-            "cov must be positive definite, got one that is not; more obser",
+            "cov must be positive definite, got one that is not; more observations",
         ),
         (
             HISTORY,

@@ -88,6 +88,9 @@ def twin(row: tuple[int, ...]) -> dict[str, float]:
     rank = np.linalg.matrix_rank(inverse)
 
     def turbulence(returns: np.ndarray) -> float:
+        # Asset 3 has always moved twice as much as asset 0: another day is infinitely far away.
+        if abs((returns - mean) @ [2, 0, 0, -1, 0]) > 1e-4:
+            return math.inf
         return float((returns - mean) @ inverse @ (returns - mean) / rank)
 
     daily = np.array([turbulence(day) for day in days[0]])
@@ -261,6 +264,7 @@ def test_the_history_measures_itself_as_usual() -> None:
     # Percentiles of the history in itself are uniform.
     assert_close(shares.sort().values, torch.arange(1, 501).double() / 500)
     assert past.turbulence.mean() == pytest.approx(499 / 500)  # of unbiased covariances
+    assert plausibility.summarize(days[:, :4], lookback=2).turbulence.isnan().all()  # 4 days, 4 assets
     window = days[:, 100:110]
     assert plausibility.nearest_windows(window, past, past.sigma, 1) == 0.0
     inside = [
@@ -283,7 +287,7 @@ def test_what_never_moves_is_left_out_or_infinitely_far() -> None:
 
 def test_measures_are_read_as_a_table() -> None:
     lines = repr(measured()).splitlines()
-    assert lines[0].split() == ["median", "least", "most"]
+    assert lines[0].split() == ["median", "minimum", "maximum"]
     assert len(lines) == len(DESCRIPTIONS) + 1
     for line, (name, text) in zip(lines[1:], DESCRIPTIONS.items(), strict=True):
         assert line.startswith(name)

@@ -51,7 +51,7 @@ def test_starts_are_compared_along_dimensions_by_name() -> None:
     assert "spread" not in fe.evaluate(answer(), grid(), history(), along=[], **SETTINGS)
 
 
-def test_close_answers_are_told_apart() -> None:
+def test_close_answers_are_distinguished() -> None:
     points = 1e6 + 1e-6 * torch.randn(
         4, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
@@ -59,13 +59,13 @@ def test_close_answers_are_told_apart() -> None:
         np.mean([np.sqrt(((p - q) ** 2).mean()) for j, q in enumerate(points.numpy()) if j != i])
         for i, p in enumerate(points.numpy())
     ]
-    np.testing.assert_allclose(stability.apart(points), expected, rtol=1e-9)
+    np.testing.assert_allclose(stability.diversity(points), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("size", [0.0, 0.1, 1e6 + 1 / 3])
 def test_the_same_answer_from_all_starts_is_no_diversity(size: float) -> None:
     point = size + size * torch.randn(500, dtype=torch.float64)
-    assert not stability.apart(point.expand(77, -1)).any()
+    assert not stability.diversity(point.expand(77, -1)).any()
 
 
 @pytest.mark.parametrize("near", [1e-3, 1e-6, 1e-9, 0.0])
@@ -74,7 +74,7 @@ def test_near_answers_beside_one_far_away_are_compared_exactly(near: float) -> N
     points[-1] += torch.randn(300, dtype=torch.float64)
     lengths = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     expected = lengths.sum(-1) / 19 / 300**0.5
-    torch.testing.assert_close(stability.apart(points), expected, rtol=1e-7, atol=0.0)
+    torch.testing.assert_close(stability.diversity(points), expected, rtol=1e-7, atol=0.0)
 
 
 @pytest.mark.parametrize("pairs", [1, 20, 1 << 20])
@@ -84,7 +84,7 @@ def test_groups_are_compared_piece_by_piece(pairs: int, monkeypatch: pytest.Monk
     kept = torch.arange(9) != 4
     monkeypatch.setattr(stability, "_PAIRS", pairs)
     others = torch.cdist(points[kept], points[kept]) / 30**0.5
-    torch.testing.assert_close(stability.apart(points)[kept], others.sum(-1) / 7)
+    torch.testing.assert_close(stability.diversity(points)[kept], others.sum(-1) / 7)
     same = stability.agreement(points, 5)
     assert same.isnan().tolist() == (~kept).tolist()
     torch.testing.assert_close(same[kept], stability.agreement(points[kept], 5))
@@ -92,7 +92,7 @@ def test_groups_are_compared_piece_by_piece(pairs: int, monkeypatch: pytest.Monk
 
 def test_rows_without_others_have_nothing_to_be_compared_with() -> None:
     one = torch.ones(1, 4)
-    assert stability.apart(one).isnan().all()
+    assert stability.diversity(one).isnan().all()
     assert stability.spread(one).isnan()
     assert stability.agreement(one, 2).isnan().all()
     holed = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [3.0, 2.0]])

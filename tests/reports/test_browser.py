@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing is asked for, and neither a phone nor paper cuts anything off."""
+"""Reports in a real browser: nothing is requested, and neither a phone nor paper cuts anything off."""
 
 import shutil
 from collections.abc import Iterator
@@ -45,16 +45,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     actual, scenario = (0.01 * torch.randn(2, DAYS, ASSETS)).cumsum(1).exp()
     folder, history = tmp_path_factory.mktemp("reports"), torch.randn(2, 90, ASSETS)
     return {
-        "one": fe.solve(problem, max_steps=20).report(
-            folder / "one.html",
+        "one": fe.report(
+            fe.solve(problem, max_steps=20),
             problem,
+            folder / "one.html",
             history=history,
             prices=(actual, scenario),
             title="A headline without a space: " + "x" * 120,
             settings={"k" * 90: "v" * 300},
         ),
-        "grid": fe.solve(grid, fe.adam(lr=0.1), max_steps=20).report(
-            folder / "grid.html", grid, history=history
+        "grid": fe.report(
+            fe.solve(grid, fe.adam(lr=0.1), max_steps=20), grid, folder / "grid.html", history=history
         ),
     }
 
@@ -65,13 +66,13 @@ def test_a_browser_shows_it(
     name: str, size: tuple[int, int], browser: Any, reports: dict[str, Path]
 ) -> None:
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-    said: list[str] = []
+    messages: list[str] = []
     requests: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(reports[name].as_uri())
-    assert said == []
+    assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [reports[name].as_uri()]
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) >= 5

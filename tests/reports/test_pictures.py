@@ -108,7 +108,7 @@ def test_cumulative_shares_add_up(assets: int) -> None:
     np.testing.assert_allclose(np.asarray(ax.lines[0].get_ydata()), np.cumsum(bars))
     if assets > 12:
         assert names[-1] == f"{assets - 12} others"
-    assert ax.get_title(loc="left") == f"1 of {assets} assets carry 80% of the change"
+    assert ax.get_title(loc="left") == f"1 of {assets} assets make up 80% of the change"
     assert_no_overlap(ax)
 
 
@@ -130,7 +130,7 @@ def test_history_of_a_thousand_rows_is_few_artists() -> None:
 
 
 def assert_names_cover_nothing(ax: Axes) -> None:
-    """No name of a row lies on a point, or on the stepped line through the efficient ones."""
+    """No name of a row covers a point or the stepped line through the efficient ones."""
     drawn(ax.figure)
     (line,) = ax.lines
     corners = np.repeat(ax.transData.transform(np.asarray(line.get_xydata())), 2, axis=0)

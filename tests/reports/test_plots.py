@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from funcexplain.reports.plots import (
-    MOST_ROWS,
+    MAX_ROWS,
     plot_cumulative,
     plot_history,
     plot_overview,
@@ -74,13 +74,13 @@ def test_weights_show_the_three_allocations() -> None:
 def test_many_assets_are_summed_up() -> None:
     data = made(100)
     ax = weights(data)
-    assert len(row_names(ax)) == MOST_ROWS
-    assert row_names(ax)[-1] == f"{101 - MOST_ROWS} others"
+    assert len(row_names(ax)) == MAX_ROWS
+    assert row_names(ax)[-1] == f"{101 - MAX_ROWS} others"
     for points in ax.collections[1:]:
         assert np.asarray(points.get_offsets())[:, 0].sum() == pytest.approx(100.0)
     heat = changes(data)
-    assert len(row_names(heat)) == MOST_ROWS
-    assert f"{100 - MOST_ROWS} assets" in heat.get_title(loc="left")
+    assert len(row_names(heat)) == MAX_ROWS
+    assert f"{100 - MAX_ROWS} assets" in heat.get_title(loc="left")
 
 
 def test_history_marks_the_lowest_loss_of_the_best_start() -> None:
@@ -107,7 +107,7 @@ def test_history_skips_what_a_logarithm_cannot_show() -> None:
 @pytest.mark.parametrize("history", [[], torch.zeros(0), [torch.zeros(0), torch.zeros(2)]])
 def test_history_without_a_loss_says_so(history: Any) -> None:
     ax = plot_history(history)
-    assert ax.texts[0].get_text() == "no step was taken, or no loss is positive"
+    assert ax.texts[0].get_text() == "no steps, or no positive losses"
     drawn(ax.figure)
 
 

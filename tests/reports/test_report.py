@@ -14,8 +14,8 @@ import torch
 
 import funcexplain as fe
 from funcexplain.reports import plots
-from funcexplain.reports.page import element
 from funcexplain.reports.precedents import precedents
+from funcexplain.solutions.html import element
 from tests.grids import models, targets, x0s
 from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
 
@@ -26,7 +26,7 @@ DAYS = [f"2024-01-{day:02d}" for day in range(1, LOOKBACK + 1)]
 
 
 class Page(HTMLParser):
-    """What a reader of a page meets; every tag has to be closed."""
+    """Tags, loaded resources and text of a page; every tag has to be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def write(path: Path, solution: fe.Solution, problem: fe.Problem, **more: Any) -
         "settings": {"method": "levenberg_marquardt", "seed": 7},
         **more,
     }
-    assert solution.report(path, problem, **settings) == path
+    assert fe.report(solution, problem, path, **settings) == path
     return path.read_text(encoding="utf-8")
 
 
@@ -81,8 +81,8 @@ def test_it_holds_the_answer_and_needs_nothing_else(tmp_path: Path) -> None:
     assert not {"script", "iframe", "object"} & set(page.tags)
     assert not [name for name in page.names if name.startswith("on")]
     assert page.tags.count("img") >= 3
-    for told in (*NAMES, *CHANNEL_NAMES, "levenberg_marquardt", torch.__version__, DAYS[-1]):
-        assert told in page.text, told
+    for name in (*NAMES, *CHANNEL_NAMES, "levenberg_marquardt", torch.__version__, DAYS[-1]):
+        assert name in page.text, name
     assert "Reached" in page.text
     assert "Of 75 real windows the nearest to the target misses it by" in page.text
     for name in fe.evaluate(solution, problem, scale=1.0).names:
@@ -113,6 +113,13 @@ def test_the_same_arguments_make_the_same_file(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+def test_the_method_writes_the_same_file(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    path = solution.report(tmp_path / "method.html", problem, assets=NAMES, title="The same")
+    fe.report(solution, problem, tmp_path / "function.html", assets=NAMES, title="The same")
+    assert path.read_text() == (tmp_path / "function.html").read_text()
+
+
 def test_a_miss_says_how_near(tmp_path: Path) -> None:
     problem = make_problem()
     solution = fe.solve(problem, max_steps=0)
@@ -120,7 +127,7 @@ def test_a_miss_says_how_near(tmp_path: Path) -> None:
     assert f"Missed by {100 * float(solution.error):.2f} points" in text
 
 
-def test_goals_and_grids_are_told(tmp_path: Path) -> None:
+def test_goals_and_grids_are_reported(tmp_path: Path) -> None:
     problem = make_problem(target=fe.targets.at_least(0, 0.5), assets=list("ABCDE"))
     solution = fe.solve(problem, fe.levenberg_marquardt(), atol=1e-3)
     assert "at least" in Page(write(tmp_path / "goal.html", solution, problem)).text
@@ -142,8 +149,8 @@ def test_the_largest_changes_come_first(tmp_path: Path) -> None:
     text = write(tmp_path / "report.html", solution, problem, history=None, scale=0.5)
     change = ((solution.x - problem.args["reference"]) / 0.5).flatten()
     largest = change[change.abs().argsort(descending=True)][:20]
-    told = re.findall(r"([+-]\d+\.\d\d)</td></tr>", text)
-    assert told == [f"{float(sigmas):+.2f}" for sigmas in largest]
+    shown = re.findall(r"([+-]\d+\.\d\d)</td></tr>", text)
+    assert shown == [f"{float(sigmas):+.2f}" for sigmas in largest]
 
 
 def test_a_pareto_path_names_its_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +176,7 @@ def test_models_that_agree_are_reported(tmp_path: Path) -> None:
     assert "Missed by" in text
 
 
-def test_trouble_is_told_and_not_raised(tmp_path: Path) -> None:
+def test_trouble_is_reported_and_not_raised(tmp_path: Path) -> None:
     grid = fe.vmap(make_problem(), x0=torch.stack([x0s(1)[0], torch.full_like(x0s(1)[0], torch.nan)]))
     answers = fe.solve(grid, max_steps=2)
     assert "status NONFINITE1" in Page(write(tmp_path / "a.html", answers, grid)).text
@@ -216,7 +223,7 @@ def test_rows_and_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="report: solution must have the rows"):
         write(tmp_path / "a.html", solution, fe.vmap(problem, seed=torch.arange(2)))
     with pytest.raises(TypeError, match="report: path must be a str or a path, got int"):
-        solution.report(3, problem)  # type: ignore[arg-type]
+        fe.report(solution, problem, 3)  # type: ignore[arg-type]
     with pytest.raises(OSError, match=r"report: cannot write .* there is no folder"):
         write(tmp_path / "missing" / "a.html", solution, problem)
 

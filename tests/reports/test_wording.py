@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import funcexplain as fe
-from funcexplain.reports.details import row_of
+from funcexplain.reports.details import select_row
 from funcexplain.reports.wording import question, reached, stable, unusual
 from tests.helpers import make_problem
 
@@ -18,13 +18,13 @@ ALLOCATION = make_problem().args["target"].tolist()
 def test_questions_name_what_moves_most() -> None:
     names = [f"asset {place}" for place in range(6)]
     today = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
-    told = question(today, np.array([0.0, 0.4, 0.2, 0.2, 0.1, 0.1]), names)
-    assert "0.0% asset 0 (today 50.0%), 40.0% asset 1 (today 10.0%)" in told
-    assert told.endswith("and given weights of 3 more assets?")
+    text = question(today, np.array([0.0, 0.4, 0.2, 0.2, 0.1, 0.1]), names)
+    assert "0.0% asset 0 (today 50.0%), 40.0% asset 1 (today 10.0%)" in text
+    assert text.endswith("and given weights of 3 more assets?")
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "text"),
     [
         (fe.targets.at_least("EUR", 0.6), "hold a weight of at least 60.0% in EUR?"),
         (
@@ -42,10 +42,10 @@ def test_questions_name_what_moves_most() -> None:
     ],
     ids=["at least", "group", "turnover and concentration", "exact"],
 )
-def test_goals_are_told_in_words(target: Any, told: str) -> None:
+def test_goals_are_put_into_words(target: Any, text: str) -> None:
     problem = make_problem(target=target, assets=NAMES)
-    row = row_of(fe.solve(problem, max_steps=0), problem, (), None, "")
-    assert told in question(row.today, row.target, NAMES)
+    row = select_row(fe.solve(problem, max_steps=0), problem, (), None, "")
+    assert text in question(row.today, row.target, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_verdicts_grade_by_history(share: float, head: str) -> None:
     assert beyond == ("Unusual" if head == "Ordinary" else head)
 
 
-def test_what_is_unknown_is_told_as_such() -> None:
+def test_unknown_measures_are_reported_as_such() -> None:
     for measured in ({}, {"rms_sigmas": math.nan}):
         assert unusual(measured).head == "Unknown"
     assert stable({}, 0.05, 1e-3).head == "Unknown"

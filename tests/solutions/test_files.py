@@ -1,4 +1,4 @@
-"""Answers in files: every kind comes back bit for bit, and any other file is refused in one line."""
+"""Answers in files: every kind comes back bit for bit, and any other file is refused with one line."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_safetensors_library_reads_the_files(tmp_path: Path) -> None:
         ({"channels": "rv"}, TypeError, "save: channels must be a sequence of labels, got str"),
         ({"dates": 6}, TypeError, "save: dates must be a sequence of labels, got int"),
         ({"settings": [1]}, TypeError, "save: settings must be a dict, got list"),
-        ({"settings": {"lr": object()}}, TypeError, "save: settings must be what JSON can hold"),
+        ({"settings": {"lr": object()}}, TypeError, "save: settings must be JSON values"),
         ({"settings": {"lr": math.nan}}, ValueError, "save: settings must be finite"),
     ],
     ids=repr,
@@ -342,18 +342,18 @@ def test_folders_and_missing_files_say_what_they_are(tmp_path: Path) -> None:
         fe.load(tmp_path)
     with pytest.raises(IsADirectoryError, match=r"save: .* is a folder; name a file in it"):
         solution.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"load: cannot read '.*none'.*is it there"):
+    with pytest.raises(FileNotFoundError, match=r"load: cannot read '.*none'.*check that it exists"):
         fe.load(tmp_path / "none")
     for act in (fe.load, solution.save):
-        with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'; make it first"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'; create it first"):
             act(tmp_path / "nowhere" / "a")
     for act in (fe.load, solution.save):
         with pytest.raises(TypeError, match="path must be a str or a path, got int"):
             act(1)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="path must be that of a file"):
+        with pytest.raises(ValueError, match="path must name a file"):
             act("a\0b")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match=r"load: .* is no regular file"):
+    with pytest.raises(OSError, match=r"load: .* is not a regular file"):
         fe.load(tmp_path / "pipe")
 
 

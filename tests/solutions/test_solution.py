@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -164,7 +166,7 @@ def test_one_row_is_the_solution_of_one_question() -> None:
             (wrong, TypeError, "solution: rows are picked by int, slice, ... or one-dimensional tensor")
             for wrong in (True, None, "start", 1.0, [0, 1])
         ],
-        # Every tensor and array has an `__index__`, whatever its shape and dtype.
+        # Every tensor and array has an `__index__`, of any shape and dtype.
         *[
             (wrong, TypeError, "solution: rows are picked by int, slice, ... or one-dimensional tensor")
             for wrong in (torch.zeros(2, 2, dtype=torch.int64), torch.tensor(True), np.array([0, 1]))
@@ -199,7 +201,7 @@ def test_iterating_goes_along_the_first_dimension() -> None:
 
 
 def best_by_brute_force(rank: np.ndarray, hit: np.ndarray, places: list[int]) -> np.ndarray:
-    """Flat numbers of the best rows: hits first, then the least rank, NaN last, ties to the first."""
+    """Flat numbers of the best rows: hits first, then the lowest rank, NaN last, ties to the first."""
     kept = [place for place in range(rank.ndim) if place not in places]
     winners = []
     for where in np.ndindex(*(rank.shape[place] for place in kept)):
@@ -288,9 +290,9 @@ def test_fields_become_arrays(dtype: torch.dtype) -> None:
 def test_a_grid_says_how_many_rows_ended_how() -> None:
     codes = torch.as_tensor(answer().status)
     counts = {status: int((codes == status).sum()) for status in fe.Status}
-    told = ", ".join(f"{status} {count}" for status, count in counts.items() if count)
+    texts = ", ".join(f"{status} {count}" for status, count in counts.items() if count)
     assert repr(answer()) == (
-        f"Solution(rows=(again=2, target=3, start=4), status=({told}), x=(2, 6, 5) torch.float64)"
+        f"Solution(rows=(again=2, target=3, start=4), status=({texts}), x=(2, 6, 5) torch.float64)"
     )
     assert repr(answer()[:, :0]).startswith("Solution(rows=(again=2, target=0, start=4), status=()")
 
@@ -307,3 +309,15 @@ def test_a_grid_is_an_optree_node_with_its_dimensions() -> None:
     assert halved.x.shape == answer().x.shape[1:]
     one: Any = optree.tree_map(lambda leaf: leaf, node[0, 0, 0])
     assert isinstance(one.status, fe.Status)
+
+
+def test_a_solution_needs_no_other_wing() -> None:
+    program = (
+        "import sys, torch; from funcexplain.solutions.solution import Solution, Status;"
+        "one = torch.ones(()); solution = Solution(one, one, one, one[None], one, Status.HIT, one);"
+        "assert '<table>' in solution._repr_html_();"
+        "loaded = [m for m in sys.modules if m.startswith('funcexplain.')];"
+        "wings = {m.split('.')[1] for m in loaded} - {'solutions'};"
+        "assert wings == {'problems'} and len(loaded) <= 12, loaded"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""What differs between the answer and the market as it was: where, when, and in how few assets."""
+"""The change from the actual market to the answer: where, when, and in how many assets."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from funcexplain.reports.drawing import (
     BLUE,
     GREY,
     INK,
-    MOST_ROWS,
+    MAX_ROWS,
     ORANGE,
     PALE,
     Array,
-    checked,
-    dress,
+    as_array,
+    check_array,
     label_days,
     legend,
     new_axes,
-    plain,
-    short,
+    shorten,
+    style_axes,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_BARS = 12
-"""Assets whose share of the change has a bar of its own."""
+MAX_BARS = 12
+"""Maximum number of assets with a bar of their own."""
 
 
 def plot_changes(
@@ -46,22 +46,22 @@ def plot_changes(
 ) -> Axes:
     """Heat map of ``(x - reference) / scale``: where, when and by how many sigmas x differs.
 
-    One block per channel stands beside the next; days run from left to right in each, and the assets
-    with the largest change (root mean square over all channels and days) come first. Of more than
-    `MOST_ROWS` assets the others are left out, and the title says so.
+    One block per channel, side by side; days run from left to right, and the assets with the largest
+    change (root mean square over channels and days) come first. Beyond `MAX_ROWS` assets the rest are
+    left out, and the title says so.
 
     Args:
         x: the answer, ``(C, L, A)``.
-        reference: what it is compared with, ``(C, L, A)``.
+        reference: the window it is compared with, ``(C, L, A)``.
         scale: one sigma of each entry; broadcasts to x, such as ``(C, 1, 1)``.
         assets: ``A`` names.
         channels: ``C`` names.
         dates: the ``L`` days of the window. Default: days are counted back from the last one.
-        unit: what ``scale`` is one of.
+        unit: name of the unit of ``scale``.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
-        The axes; the color bar stands beside them.
+        The axes; the color bar is beside them.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -73,15 +73,17 @@ def plot_changes(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['EUR', 'JPY']
     """
-    answer = plain(x)
+    answer = as_array(x)
     length = answer.shape[1] if answer.ndim == 3 else 0
     shape = (len(channels), length if dates is None else len(dates), len(assets))
-    sigmas = (checked("x", answer, shape) - checked("reference", reference, shape)) / plain(scale)
-    order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MOST_ROWS]
+    sigmas = (check_array("x", answer, shape) - check_array("reference", reference, shape)) / as_array(
+        scale
+    )
+    order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MAX_ROWS]
     ax = ax or new_axes(8.0, 1.6 + 0.24 * len(order))
     limit = float(np.abs(sigmas).max()) or 1.0
     gap = max(1.0, 0.1 * length)
-    # White lines set cells apart as long as the cells are wider than the lines.
+    # White lines separate the cells, as long as the cells are wider than the lines.
     line = 0.3 if len(channels) * length <= 100 else 0.0
     for channel, name in enumerate(channels):
         left = channel * (length + gap)
@@ -96,7 +98,7 @@ def plot_changes(
             linewidth=line,
         )
         ax.annotate(
-            short(name),
+            shorten(name),
             xy=(left + length / 2, 1.0),
             xycoords=ax.get_xaxis_transform(),
             xytext=(0, 4),
@@ -106,11 +108,11 @@ def plot_changes(
             fontsize=9,
         )
     hidden = len(assets) - len(order)
-    left_out = f" ({hidden} assets that change less left out)" if hidden else ""
-    dress(ax, f"Change of the market{left_out}", pad=20)
+    left_out = f" ({hidden} assets with smaller changes left out)" if hidden else ""
+    style_axes(ax, f"Change of the market{left_out}", pad=20)
     for side in ("bottom", "left"):
         ax.spines[side].set_visible(False)
-    ax.set_yticks(np.arange(len(order)) + 0.5, [short(assets[index]) for index in order])
+    ax.set_yticks(np.arange(len(order)) + 0.5, [shorten(assets[index]) for index in order])
     ax.set_ylim(len(order), 0)
     label_days(ax, dates, length, gap, len(channels))
     bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=12 + len(order))
@@ -128,15 +130,15 @@ def plot_cumulative(
     assets: Sequence[str],
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of the change that each asset carries, the largest first, and their sum so far.
+    """Share of the change that each asset contributes, largest first, and the cumulative share.
 
-    The share of an asset is its part of ``sum(((x - reference) / scale)^2)``. A line that rises at once
-    is a change of a few assets; one that rises evenly, a change of the whole market. The title says how
-    many carry four fifths of it.
+    The share of an asset is its part of ``sum(((x - reference) / scale)^2)``. A line that rises
+    steeply is a change of a few assets; one that rises evenly, a change of the whole market. The title
+    says how many assets make up 80 % of it.
 
     Args:
         x: the answer, ``(C, L, A)``.
-        reference: what it is compared with, ``(C, L, A)``.
+        reference: the window it is compared with, ``(C, L, A)``.
         scale: one sigma of each entry; broadcasts to x, such as ``(C, 1, 1)``.
         assets: ``A`` names.
         ax: axes to draw on. Default: those of a new figure.
@@ -152,30 +154,32 @@ def plot_cumulative(
         >>> x, change = np.zeros((1, 2, 2)), np.array([[[0.01, 0.03], [0.01, 0.03]]])
         >>> ax = plot_cumulative(x + change, x, scale=0.01, assets=["EUR", "JPY"])
         >>> ax.get_title(loc="left"), ax.lines[0].get_ydata().round().tolist()
-        ('1 of 2 assets carry 80% of the change', [90.0, 100.0])
+        ('1 of 2 assets make up 80% of the change', [90.0, 100.0])
     """
-    answer = plain(x)
+    answer = as_array(x)
     shape = (*answer.shape[:-1], len(assets))
-    sigmas = (checked("x", answer, shape) - checked("reference", reference, shape)) / plain(scale)
+    sigmas = (check_array("x", answer, shape) - check_array("reference", reference, shape)) / as_array(
+        scale
+    )
     sizes = np.square(sigmas).reshape(-1, len(assets)).sum(axis=0)
     order = np.argsort(-sizes, kind="stable")
     shares = 100.0 * sizes[order] / (sizes.sum() or 1.0)
     total = shares.cumsum()
-    carriers = int(np.searchsorted(total, 80.0)) + 1
-    names = [short(assets[index]) for index in order]
-    hidden = len(assets) - MOST_BARS
+    count = int(np.searchsorted(total, 80.0)) + 1
+    names = [shorten(assets[index]) for index in order]
+    hidden = len(assets) - MAX_BARS
     if hidden > 0:
-        shares = np.append(shares[:MOST_BARS], 100.0 - total[MOST_BARS - 1])
-        total = np.append(total[:MOST_BARS], 100.0)
-        names = [*names[:MOST_BARS], f"{hidden} others"]
+        shares = np.append(shares[:MAX_BARS], 100.0 - total[MAX_BARS - 1])
+        total = np.append(total[:MAX_BARS], 100.0)
+        names = [*names[:MAX_BARS], f"{hidden} others"]
     rows = np.arange(len(names))
     ax = ax or new_axes(6.0, 3.4)
-    bars = ax.bar(rows, shares, width=0.7, color=BLUE, label="of the asset")
+    bars = ax.bar(rows, shares, width=0.7, color=BLUE, label="asset")
     if hidden > 0:
         bars.patches[-1].set_facecolor(GREY)
-    ax.plot(rows, total, color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="so far")
-    told = f"{carriers} of {len(assets)} assets carry 80% of the change"
-    dress(ax, told if sizes.any() else "Nothing changes", pad=22)
+    ax.plot(rows, total, color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="cumulative")
+    title = f"{count} of {len(assets)} assets make up 80% of the change"
+    style_axes(ax, title if sizes.any() else "Nothing changes", pad=22)
     ax.set_xticks(rows, names, rotation=90)
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_ylim(0, 105)

@@ -1,4 +1,4 @@
-"""Paths of prices: what happened, and what would have had to happen."""
+"""Price paths: the actual ones, and those of the scenario."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from funcexplain.reports.drawing import (
     INK,
     PALE,
     Array,
-    apart,
-    checked,
-    dress,
+    as_array,
+    check_array,
     legend,
     new_axes,
-    plain,
-    short,
+    shorten,
+    spread_out,
+    style_axes,
 )
 
 if TYPE_CHECKING:
@@ -36,18 +36,18 @@ def plot_prices(
     most: int = 5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Price paths of the assets that move most: as they were, dashed, and in the scenario, solid.
+    """Price paths of the assets that move most: actual, dashed, and in the scenario, solid.
 
-    Prices are shown as an index, 100 on the first day, so that assets of any price compare. Those
-    whose paths lie furthest apart, ``max |log(scenario / actual)|`` over days, are drawn and named at
-    the end of their line.
+    Prices are shown as an index, 100 on the first day, so that all assets are comparable. Those
+    with the largest distance between both paths, ``max |log(scenario / actual)|`` over days, are drawn
+    and named at the end of their line.
 
     Args:
-        actual: prices that were paid, positive, ``(D, A)``.
+        actual: actual prices, positive, ``(D, A)``.
         scenario: prices in the scenario, positive, ``(D, A)``.
         assets: ``A`` names.
         dates: the ``D`` days. Default: days are counted back from the last one.
-        most: number of assets to draw, 1 to 7.
+        most: maximum number of assets to draw, 1 to 7.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -64,11 +64,11 @@ def plot_prices(
     """
     if not 1 <= most <= len(COLORS):
         raise ValueError(f"plot_prices: most must be in 1 ... {len(COLORS)}, the colors, got {most}")
-    days = plain(actual).shape[0] if dates is None else len(dates)
-    pair = [checked(name, table, (days, len(assets))) for name, table in
+    days = as_array(actual).shape[0] if dates is None else len(dates)
+    pair = [check_array(name, table, (days, len(assets))) for name, table in
             (("actual", actual), ("scenario", scenario))]  # fmt: skip
     if not all((table > 0).all() for table in pair):
-        raise ValueError("plot_prices: prices must be positive; returns become prices by prices_of")
+        raise ValueError("plot_prices: prices must be positive; fe.scenarios.prices_of converts returns")
     distance = np.abs(np.log(pair[1] / pair[0])).max(axis=0)
     order = np.argsort(-distance, kind="stable")[:most]
     before, after = (100.0 * table[:, order] / table[0, order] for table in pair)
@@ -82,8 +82,8 @@ def plot_prices(
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
     hidden = len(assets) > len(order)
-    dress(ax, f"Prices of the {len(order)} assets that move most" if hidden else "Prices")
-    _name_ends(ax, after[-1], [short(assets[index]) for index in order], high - low + 2 * margin)
+    style_axes(ax, f"Prices of the {len(order)} assets that move most" if hidden else "Prices")
+    _name_ends(ax, after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin)
     ax.set_ylabel("price, first day = 100", color=INK, fontsize=9)
     if dates is None:
         ax.locator_params(axis="x", integer=True)
@@ -97,18 +97,18 @@ def plot_prices(
     entries = ax.get_legend()
     assert entries is not None
     for line in entries.get_lines():
-        line.set_color(INK)  # the line's kind tells them apart; its color names the asset
+        line.set_color(INK)  # the line style tells both apart; the color is the asset's
     return ax
 
 
 def _name_ends(ax: Axes, values: Array, names: list[str], height: float) -> None:
-    """Names behind the ends of the lines, moved apart where they would cover each other."""
-    places = apart(values, 0.065 * height)
-    for value, place, name, color in zip(values, places, names, COLORS, strict=False):
+    """Write names behind the ends of the lines, moved apart where they would overlap."""
+    positions = spread_out(values, 0.065 * height)
+    for value, position, name, color in zip(values, positions, names, COLORS, strict=False):
         ax.annotate(
             name,
             xy=(0, value),
-            xytext=(1.03, (place - ax.get_ylim()[0]) / height),
+            xytext=(1.03, (position - ax.get_ylim()[0]) / height),
             textcoords="axes fraction",
             va="center",
             color=color,

@@ -1,4 +1,4 @@
-"""How the search went: losses over steps, and what hitting the target costs."""
+"""The search: losses over steps, and distance against fit."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from funcexplain.reports.drawing import (
     ORANGE,
     PALE,
     Array,
-    checked,
-    dress,
+    as_array,
+    check_array,
+    escape_dollars,
     legend,
-    literal,
     new_axes,
-    plain,
+    style_axes,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_POINTS = 400
-"""Steps of a line that are drawn; more fall on the same pixels."""
+MAX_POINTS = 400
+"""Maximum number of points of a line; more would fall on the same pixels."""
 
 
 def plot_history(
@@ -42,16 +42,15 @@ def plot_history(
     """Loss over steps on a logarithmic scale, one line per row; the best row stands out.
 
     A dot marks its lowest loss. Losses that are not positive or not finite cannot be drawn on this
-    scale and leave a gap; where none is left, as for a row that needed no step, the axes say so. Where
-    it is known which rows hit, a ring marks the end of those that did and a cross of those that did
-    not.
+    scale and leave a gap; if none can, as for a row without steps, a note on the axes says so. With
+    ``hit``, a ring marks the end of each row that hit, and a cross that of each row that missed.
 
     Args:
         history: losses ``(num_steps,)``, or ``(S, num_steps)`` for several rows, or a sequence of
             such rows of different lengths.
-        best: index of the row that the answer comes from. Default: the one with the lowest loss.
+        best: index of the row of the answer. Default: the one with the lowest loss.
         hit: whether each row hit its target, ``(S,)``.
-        rows: what a row is called.
+        rows: name of a row.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -67,13 +66,13 @@ def plot_history(
         2
     """
     lines = _rows(history)
-    flags = None if hit is None else checked("hit", hit, (len(lines),)) > 0
+    flags = None if hit is None else check_array("hit", hit, (len(lines),)) > 0
     if best is None:
         best = min(range(len(lines)), key=lambda index: np.nanmin(lines[index], initial=np.inf))
     ax = ax or new_axes(6.0, 3.2)
     others = [row for index, row in enumerate(lines) if index != best]
     if others:
-        # All of them are one line with gaps: a thousand artists would take seconds to draw.
+        # Drawn as one line with gaps: a thousand artists would take seconds.
         steps, losses = zip(*map(_thinned, others), strict=True)
         name = f"other {rows}s" if len(others) > 1 else f"other {rows}"
         faint = max(0.15, 0.7 / (1 + len(others) / 40))
@@ -91,11 +90,11 @@ def plot_history(
         loss = lines[best][step]
         ax.scatter([step], [loss], s=30, color=BLUE, zorder=3, label=f"lowest: {loss:.2g}")
     else:
-        note = ax.text(0.5, 0.5, "no step was taken, or no loss is positive", color=INK, fontsize=9)
+        note = ax.text(0.5, 0.5, "no steps, or no positive losses", color=INK, fontsize=9)
         note.set(ha="center", va="center", transform=ax.transAxes)
     if flags is not None:
         _mark_ends(ax, lines, flags)
-    dress(ax, "Search", pad=8.0 if flags is None else 22.0)
+    style_axes(ax, "Search", pad=8.0 if flags is None else 22.0)
     if any(np.isfinite(row).any() for row in lines):
         ax.set_yscale("log")
     ax.set_xlabel("step")
@@ -114,16 +113,16 @@ def plot_tradeoff(
     unit: str = "sigmas",
     ax: Axes | None = None,
 ) -> Axes:
-    """How near rows come to their target, against how far they are from today's market.
+    """Error of each row against its distance from today's market.
 
-    A row is efficient where no other is nearer to both; a stepped line goes through these. Rows may be
-    those of a Pareto path, from ``fe.vmap(problem, penalty=strengths)``, or any others.
+    A row is efficient if no other row is better in both; a stepped line joins these. The rows may come
+    from a Pareto path, ``fe.vmap(problem, penalty=strengths)``, or from any other grid.
 
     Args:
         distance: from today's market, such as ``metrics["rms_sigmas"]``, ``(R,)``.
         error: from the target, such as ``solution.error``, as a share of the portfolio, ``(R,)``.
         hit: whether each row hit its target, ``(R,)``.
-        labels: ``R`` names; those of efficient rows are written beside them, where there is room.
+        labels: ``R`` names; those of efficient rows are written beside them if there is room.
         unit: of the distance.
         ax: axes to draw on. Default: those of a new figure.
 
@@ -139,10 +138,10 @@ def plot_tradeoff(
         >>> ax.lines[0].get_xdata().tolist()
         [0.1, 0.2]
     """
-    far = plain(distance)
+    far = as_array(distance)
     size = far.size
-    far, miss = checked("distance", far, (size,)), 100.0 * checked("error", error, (size,))
-    flags = np.zeros(size, bool) if hit is None else checked("hit", hit, (size,)) > 0
+    far, miss = check_array("distance", far, (size,)), 100.0 * check_array("error", error, (size,))
+    flags = np.zeros(size, bool) if hit is None else check_array("hit", hit, (size,)) > 0
     known = np.isfinite(far) & np.isfinite(miss)
     if labels is not None and len(labels) != size:
         raise ValueError(f"expected {size} labels, one for each row, got {len(labels)}")
@@ -166,7 +165,7 @@ def plot_tradeoff(
             ax.scatter(
                 far[chosen], miss[chosen], s=26, color=color, marker=marker, alpha=faint, label=name
             )
-    dress(ax, "Distance against fit")
+    style_axes(ax, "Distance against fit")
     positive = miss[known & (miss > 0)]
     if positive.size and positive.max() > 30 * positive.min():
         ax.set_yscale("symlog", linthresh=float(positive.min()))
@@ -174,14 +173,14 @@ def plot_tradeoff(
     if labels is not None and front.size:
         _name_rows(ax, far, miss, front, labels)
     ax.set_xlabel(f"distance from today's market, {unit}")
-    ax.set_ylabel("largest miss of a weight, percentage points", color=INK, fontsize=9)
+    ax.set_ylabel("largest error of a weight, percentage points", color=INK, fontsize=9)
     ax.grid(color=PALE, linewidth=0.8)
     legend(ax)
     return ax
 
 
 def _mark_ends(ax: Axes, rows: list[Array], flags: Array) -> None:
-    """Rings and crosses at the last loss of each row, apart by shape as well as by color."""
+    """Rings and crosses at the last loss of each row; their shapes differ, not only their colors."""
     ended = [np.flatnonzero(np.isfinite(row)) for row in rows]
     kinds: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("hit", True, {"marker": "o", "facecolors": "none", "edgecolors": BLUE}),
@@ -198,9 +197,9 @@ def _mark_ends(ax: Axes, rows: list[Array], flags: Array) -> None:
 
 
 def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence[str]) -> None:
-    """Names of efficient rows, to the lower left of their points: no row lies there, and no line.
+    """Names of efficient rows, to the lower left of their points, where neither rows nor lines are.
 
-    The ends of the line come first; a name is left out where there is no room for it.
+    The ends of the line come first; a name without room is left out.
     """
     low, high = float(far[front].min()), ax.get_xlim()[1]
     ax.set_xlim(low - 0.3 * (high - low), high)
@@ -208,16 +207,16 @@ def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence
     pixels = ax.figure.dpi / 72.0
     corners = ax.transData.transform(np.stack([far[front], miss[front]], axis=1))
     edge = ax.transAxes.transform((0.0, 0.0))[0]
-    taken: list[tuple[float, float, float]] = []
+    used: list[tuple[float, float, float]] = []
     for place in dict.fromkeys([0, len(front) - 1, *range(len(front))]):
         (right, top), label = corners[place], labels[front[place]]
         left, height = right - (6.0 + 5.5 * len(label)) * pixels, 14.0 * pixels
         if left > edge and all(
-            abs(top - other) >= height or right <= start or left >= end for start, end, other in taken
+            abs(top - other) >= height or right <= start or left >= end for start, end, other in used
         ):
-            taken.append((left, right, top))
+            used.append((left, right, top))
             ax.annotate(
-                literal(label),
+                escape_dollars(label),
                 xy=(far[front[place]], miss[front[place]]),
                 xytext=(-6, -4),
                 textcoords="offset points",
@@ -229,26 +228,26 @@ def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence
 
 
 def _efficient(far: Array, miss: Array, known: Array) -> Array:
-    """Rows that no other beats in both, by growing distance."""
+    """Rows that no other row beats in both, in order of distance."""
     order = np.flatnonzero(known)[np.lexsort((miss[known], far[known]))]
-    least = np.minimum.accumulate(miss[order])
+    lowest = np.minimum.accumulate(miss[order])
     better = np.ones(len(order), bool)
-    better[1:] = miss[order][1:] < least[:-1]
+    better[1:] = miss[order][1:] < lowest[:-1]
     return order[better]
 
 
 def _thinned(row: Array) -> tuple[Array, Array]:
-    """Steps and losses of a line, at most `MOST_POINTS` of them, with a gap behind."""
+    """Steps and losses of a line, at most `MAX_POINTS`, followed by a gap."""
     steps = np.arange(len(row))
-    if len(row) > MOST_POINTS:
-        steps = np.unique(np.linspace(0, len(row) - 1, MOST_POINTS).astype(int))
+    if len(row) > MAX_POINTS:
+        steps = np.unique(np.linspace(0, len(row) - 1, MAX_POINTS).astype(int))
     return np.append(steps, np.nan), np.append(row[steps], np.nan)
 
 
 def _rows(history: Tensor | ArrayLike | Sequence[Tensor]) -> list[Array]:
-    """Histories as a list of rows; what a logarithm cannot show becomes nan."""
-    if isinstance(history, (list, tuple)) and history and np.ndim(plain(history[0])) == 1:
-        rows = [plain(row) for row in history]
+    """Histories as a list of rows; NaN replaces values without a logarithm."""
+    if isinstance(history, (list, tuple)) and history and np.ndim(as_array(history[0])) == 1:
+        rows = [as_array(row) for row in history]
     else:
-        rows = list(np.atleast_2d(plain(history)))
+        rows = list(np.atleast_2d(as_array(history)))
     return [np.where(np.isfinite(row) & (row > 0), row, np.nan) for row in rows]

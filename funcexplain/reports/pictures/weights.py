@@ -1,4 +1,4 @@
-"""Allocations asset by asset: held today, asked for and reached."""
+"""Allocations asset by asset: today's, the target, and the one reached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from funcexplain.problems.criterion import LINEAR
 from funcexplain.reports.drawing import (
     BLUE,
     GREY,
-    MOST_ROWS,
+    MAX_ROWS,
     ORANGE,
     PALE,
     Array,
-    checked,
-    dress,
+    as_array,
+    check_array,
     legend,
     new_axes,
-    plain,
-    short,
+    shorten,
+    style_axes,
 )
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ def plot_weights(
     assets: Sequence[str],
     ax: Axes | None = None,
 ) -> Axes:
-    """Three allocations, asset by asset: held today, asked for, and reached.
+    """Three allocations, asset by asset: today's, the target, and the one reached.
 
-    Assets are sorted by their target weight. Of more than `MOST_ROWS` the largest are shown, and the
-    last row is the sum of all others. Goals are no allocation: bounds of single assets are drawn as
-    brackets, other goals are not drawn, and assets are sorted by the weight that was reached, those
-    with bounds first.
+    Assets are sorted by their target weight. Beyond `MAX_ROWS` the largest are shown, and the last
+    row is the sum of all others. With goals in place of a target allocation, bounds of single assets are
+    drawn as brackets, other goals are not drawn, and assets are sorted by the weight reached, those with
+    bounds first.
 
     Args:
-        today: weights that the network holds for the reference, ``(A,)``.
-        target: weights asked for, ``(A,)``, or goals as in ``problem.args``, ``(K, A + 3)``.
-        reached: weights that the network holds for the answer, ``(A,)``.
+        today: weights at the reference, ``(A,)``.
+        target: target weights, ``(A,)``, or goals as in ``problem.args``, ``(K, A + 3)``.
+        reached: weights at the answer, ``(A,)``.
         assets: ``A`` names.
         ax: axes to draw on. Default: those of a new figure.
 
@@ -64,42 +64,42 @@ def plot_weights(
         'weight in the portfolio, %'
     """
     size = len(assets)
-    held, got = checked("today", today, (size,)), checked("reached", reached, (size,))
-    asked = plain(target)
-    if asked.ndim == 2:
-        lower, upper = bounds_of(checked("target", asked, (len(asked), size + 3)))
+    held, got = check_array("today", today, (size,)), check_array("reached", reached, (size,))
+    goals = as_array(target)
+    if goals.ndim == 2:
+        lower, upper = asset_bounds(check_array("target", goals, (len(goals), size + 3)))
     else:
-        lower = upper = checked("target", asked, (size,))
+        lower = upper = check_array("target", goals, (size,))
     bounded = np.isfinite(lower) | np.isfinite(upper)
-    first = lower if asked.ndim == 1 else np.where(bounded, 2.0, 0.0) + got
+    first = lower if goals.ndim == 1 else np.where(bounded, 2.0, 0.0) + got
     order, rest = _order(np.stack([held, got, np.where(bounded, first, 0.0)]), first)
     table = 100.0 * np.stack([held, got, lower, upper])  # (4, A)
-    names = [short(assets[index]) for index in order]
-    shown = table[:, order]
+    names = [shorten(assets[index]) for index in order]
+    columns = table[:, order]
     if len(rest):
-        # Bounds of single assets do not add up to one of their sum, allocations do.
+        # Weights add up; bounds of single assets do not bound their sum.
         total = table[:, rest].sum(1)
-        total[2:] = total[2:] if asked.ndim == 1 else (-np.inf, np.inf)
-        shown = np.concatenate([shown, total[:, None]], axis=1)
+        total[2:] = total[2:] if goals.ndim == 1 else (-np.inf, np.inf)
+        columns = np.concatenate([columns, total[:, None]], axis=1)
         names.append(f"{len(rest)} others")
-    held, got, lower, upper = shown
+    held, got, lower, upper = columns
     rows = np.arange(len(names))
     ax = ax or new_axes(6.0, 1.4 + 0.24 * len(names))
     ax.hlines(rows, np.minimum(held, got), np.maximum(held, got), color=PALE, linewidth=5, zorder=1)
     ax.scatter(held, rows, s=34, color=GREY, label="today", zorder=2)
-    if asked.ndim == 1:
+    if goals.ndim == 1:
         ax.scatter(
             lower, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target"
         )
     ax.scatter(got, rows, s=20, color=BLUE, label="reached", zorder=3)
     ends = np.stack([held, got, lower, upper])
-    most = max(float(ends[np.isfinite(ends)].max()), 1e-9)
-    least = min(float(ends[np.isfinite(ends)].min()), 0.0)
-    margin = 0.03 * (most - least)
-    ax.set_xlim(least - margin, most + 2 * margin)
-    if asked.ndim == 2:
+    right = max(float(ends[np.isfinite(ends)].max()), 1e-9)
+    left = min(float(ends[np.isfinite(ends)].min()), 0.0)
+    margin = 0.03 * (right - left)
+    ax.set_xlim(left - margin, right + 2 * margin)
+    if goals.ndim == 2:
         _bracket(ax, rows, lower, upper)
-    dress(ax, "Allocation")
+    style_axes(ax, "Allocation")
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel("weight in the portfolio, %")
@@ -108,8 +108,8 @@ def plot_weights(
     return ax
 
 
-def bounds_of(goals: Array) -> tuple[Array, Array]:
-    """Bounds that goals set to single assets: lower and upper ones, infinite where there are none.
+def asset_bounds(goals: Array) -> tuple[Array, Array]:
+    """Lower and upper bounds that goals set on single assets, infinite where there are none.
 
     Args:
         goals: rows as in ``problem.args["target"]``, ``(K, A + 3)``.
@@ -118,30 +118,30 @@ def bounds_of(goals: Array) -> tuple[Array, Array]:
         Lower and upper bounds, ``(A,)`` each.
 
     Example:
-        >>> bounds_of(np.array([[0.0, 1.0, 0.0, 0.3, np.inf], [1.0, 1.0, 0.0, 0.5, 0.9]]))
+        >>> asset_bounds(np.array([[0.0, 1.0, 0.0, 0.3, np.inf], [1.0, 1.0, 0.0, 0.5, 0.9]]))
         (array([-inf,  0.3]), array([inf, inf]))
     """
     coefficients, (kinds, low, high) = goals[:, :-3], goals[:, -3:].T
     lower, upper = np.full(coefficients.shape[1], -np.inf), np.full(coefficients.shape[1], np.inf)
-    alone = (kinds == LINEAR) & (np.count_nonzero(coefficients, axis=1) == 1)
-    for row in np.flatnonzero(alone):
+    single = (kinds == LINEAR) & (np.count_nonzero(coefficients, axis=1) == 1)
+    for row in np.flatnonzero(single):
         (asset,) = np.flatnonzero(coefficients[row])
-        least, most = sorted((low[row], high[row]) / coefficients[row, asset])
-        lower[asset], upper[asset] = max(lower[asset], least), min(upper[asset], most)
+        low_weight, high_weight = sorted((low[row], high[row]) / coefficients[row, asset])
+        lower[asset], upper[asset] = max(lower[asset], low_weight), min(upper[asset], high_weight)
     return lower, upper
 
 
 def _order(sizes: Array, first: Array) -> tuple[Array, Array]:
-    """Assets in the order in which they are drawn, and those that are summed up."""
-    if sizes.shape[1] <= MOST_ROWS:
+    """Assets in drawing order, and those that are summed in the last row."""
+    if sizes.shape[1] <= MAX_ROWS:
         return np.argsort(-first, kind="stable"), np.arange(0)
     by_size = np.argsort(-sizes.max(axis=0), kind="stable")
-    shown, rest = by_size[: MOST_ROWS - 1], by_size[MOST_ROWS - 1 :]
-    return shown[np.argsort(-first[shown], kind="stable")], rest
+    top, rest = by_size[: MAX_ROWS - 1], by_size[MAX_ROWS - 1 :]
+    return top[np.argsort(-first[top], kind="stable")], rest
 
 
 def _bracket(ax: Axes, rows: Array, lower: Array, upper: Array) -> None:
-    """A line from bound to bound with a cap at each; towards an open side it goes on to the edge."""
+    """A line between the bounds with a cap at each; on an open side it extends to the edge."""
     bounded = np.isfinite(lower) | np.isfinite(upper)
     left, right = ax.get_xlim()
     ends = np.clip(lower, left, right)[bounded], np.clip(upper, left, right)[bounded]

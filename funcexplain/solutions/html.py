@@ -1,0 +1,41 @@
+"""HTML elements: text is escaped unless it is HTML already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+class Html(str):
+    """Text that is HTML already; any other text is escaped when it is put into an element."""
+
+    __slots__ = ()
+
+
+def element(name: str, *content: str, **attributes: str) -> Html:
+    """An element around its content; text in it and in attributes is escaped.
+
+    Example:
+        >>> element("p", "R&D ", element("b", "<script>"), class_="note")
+        '<p class="note">R&amp;D <b>&lt;script&gt;</b></p>'
+    """
+    pairs = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
+    inside = "".join(part if isinstance(part, Html) else escape(part) for part in content)
+    return Html(f"<{name}{pairs}>{inside}</{name}>")
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:
+    """A table in a box that scrolls; the columns with these ``numbers`` are aligned to the right."""
+
+    def line(cells: Sequence[str], kind: str) -> Html:
+        return element(
+            "tr",
+            *(
+                element(kind, cell, **({"class_": "number"} if place in numbers else {}))
+                for place, cell in enumerate(cells)
+            ),
+        )
+
+    head = [element("thead", line(heads, "th"))] if heads else []
+    body = element("tbody", *(line(cells, "td") for cells in lines))
+    return element("div", element("table", *head, body), class_="scroll")

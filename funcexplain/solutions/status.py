@@ -1,0 +1,39 @@
+"""How a search ended."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """How a search ended; `sentence` says it in words.
+
+    Example:
+        >>> Status.HIT.sentence
+        'The target is hit: every weight is within atol of it.'
+    """
+
+    HIT = 0
+    STALLED = 1
+    MAX_STEPS = 2
+    NONFINITE = 3
+    INTERRUPTED = 4
+    FAILED = 5
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def sentence(self) -> str:
+        """What the status means."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.HIT: "The target is hit: every weight is within atol of it.",
+    Status.STALLED: "The search stalled: no step moves the input, or patience ran out without progress.",
+    Status.MAX_STEPS: "The search reached max_steps before the target was hit.",
+    Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",
+    Status.INTERRUPTED: "The search was interrupted; this is what it had found so far, NaN if nothing.",
+    Status.FAILED: "The row failed repeatedly and is NaN; the run stores the error.",
+}
