@@ -26,7 +26,7 @@ from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.problems.grid import take
 from funcexplain.problems.problem import Args, Problem
-from funcexplain.solutions.solution import Status
+from funcexplain.solutions.status import Status
 from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem
-from funcexplain.solutions.solution import Status
+from funcexplain.solutions.status import Status
 
 Keep = Literal["last", "best"]
 

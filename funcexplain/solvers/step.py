@@ -17,7 +17,7 @@ from torch import Tensor
 
 from funcexplain.problems.checks import check_count, check_number
 from funcexplain.problems.problem import Args, Problem, check_question
-from funcexplain.solutions.solution import Status
+from funcexplain.solutions.status import Status
 from funcexplain.solvers.gradient import (
     ValueAndGrad,
     is_readable,
