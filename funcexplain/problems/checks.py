@@ -161,12 +161,12 @@ def check_strength(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
     return factor
 
 
-def check_number(where: str, name: str, value: Any, *, least: float, strict: bool = False) -> float:
-    """Refuse what is no finite number, or is below (``strict``: not above) a least value."""
-    bound = f"> {least:g}" if strict else f">= {least:g}"
+def check_number(where: str, name: str, value: Any, *, minimum: float, strict: bool = False) -> float:
+    """Raise unless a value is a finite number, at least (``strict``: above) a minimum."""
+    bound = f"> {minimum:g}" if strict else f">= {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
-    if not math.isfinite(value) or value < least or (strict and value == least):
+    if not math.isfinite(value) or value < minimum or (strict and value == minimum):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
     return float(value)
 

@@ -47,7 +47,7 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
         tensor([[[ 0.0020, -0.0020]]])
     """
     if not isinstance(std, Tensor):
-        check_number("standardize", "std", std, least=0.0, strict=True)
+        check_number("standardize", "std", std, minimum=0.0, strict=True)
 
     def encode(x: Tensor, args: Args) -> Tensor:
         return (x - args["mean"]) / args["std"]

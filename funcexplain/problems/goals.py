@@ -243,7 +243,7 @@ def check_length(where: str, name: str, value: Tensor, book: Book) -> None:
 
 def check_weight(where: str, name: str, value: Any) -> float:
     """Refuse what is no finite number."""
-    return check_number(where, name, value, least=-math.inf)
+    return check_number(where, name, value, minimum=-math.inf)
 
 
 def check_bound(name: str, value: Any) -> Tensor:

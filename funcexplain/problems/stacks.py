@@ -85,7 +85,7 @@ def starts(x0: Tensor, *, scale: float | Tensor, seeds: Tensor) -> Tensor:
     """
     x0 = _window("starts", x0)
     if not isinstance(scale, Tensor):
-        check_number("starts", "scale", scale, least=0.0)
+        check_number("starts", "scale", scale, minimum=0.0)
     sigma = check_scale("starts", scale, x0)
     kind = seeds.dtype if isinstance(seeds, Tensor) else type(seeds).__name__
     if kind is not torch.int64:

@@ -248,7 +248,7 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
         tensor([ 0.1000,  0.2000, -0.3000])
     """
     key, own = goals.check_asset("shift", asset), goals.check_today("shift", today)
-    checks.check_number("shift", "delta", delta, least=-math.inf)
+    checks.check_number("shift", "delta", delta, minimum=-math.inf)
 
     def allocation(book: Book) -> Tensor:
         place, held = goals.place_of("shift", key, book), goals.held_today("shift", own, book)
@@ -281,7 +281,7 @@ def turnover(at_most: float, *, today: Tensor | None = None) -> Target:
         tensor([0.1500])
     """
     most, own = (
-        checks.check_number("turnover", "at_most", at_most, least=0.0),
+        checks.check_number("turnover", "at_most", at_most, minimum=0.0),
         goals.check_today("turnover", today),
     )
 
@@ -311,7 +311,7 @@ def concentration(at_most: float) -> Target:
         O. C. Herfindahl (1950), Concentration in the Steel Industry; A. O. Hirschman (1964), The
         Paternity of an Index, https://www.jstor.org/stable/1818582
     """
-    most = checks.check_number("concentration", "at_most", at_most, least=0.0, strict=True)
+    most = checks.check_number("concentration", "at_most", at_most, minimum=0.0, strict=True)
 
     def rows(book: Book) -> Tensor:
         return goals.goal_rows(book, torch.zeros(1, len(book.like)), CONCENTRATION, upper=most)

@@ -178,7 +178,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
         raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
     key = check_name("penalize", name if name is not None else getattr(penalty, "__name__", None))
     if not isinstance(strength, Tensor):
-        check_number("penalize", "strength", strength, least=0.0)
+        check_number("penalize", "strength", strength, minimum=0.0)
 
     def cost(x: Tensor, args: Args) -> Tensor:
         value = penalty(x, args["reference"])
@@ -219,7 +219,7 @@ def jitter(scale: float | Tensor) -> Transform:
         False
     """
     if not isinstance(scale, Tensor):
-        check_number("jitter", "scale", scale, least=0.0)
+        check_number("jitter", "scale", scale, minimum=0.0)
 
     def jittered(problem: Problem) -> Problem:
         check_problem("jitter", problem)

@@ -143,10 +143,10 @@ def make_parts(problem: Problem, optimizer: Optimizer, rules: Rules) -> Parts:
 def check_search(where: str, method: Any, rules: Rules) -> Method:
     """Refuse wrong settings of a search; returns the method."""
     if rules.atol is not None:
-        check_number(where, "atol", rules.atol, least=0.0)
+        check_number(where, "atol", rules.atol, minimum=0.0)
     if not (isinstance(rules.keep, str) and rules.keep in ("last", "best")):
         raise ValueError(f"{where}: keep must be 'last' or 'best', got {rules.keep!r}")
-    check_number(where, "rtol", rules.rtol, least=0.0)
+    check_number(where, "rtol", rules.rtol, minimum=0.0)
     if rules.patience is not None:
         if check_count(where, "patience", rules.patience) < 1:
             raise ValueError(f"{where}: patience must be >= 1, or None to wait for ever, got 0")
