@@ -12,6 +12,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -240,3 +241,39 @@ def check_covariance(where: str, value: Any) -> Tensor:
             "assets, or shrinkage towards a diagonal, make it so"
         )
     return cov
+
+
+def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
+    """Raise unless a target is an allocation of x0's assets."""
+    target = check_like(where, "target", target, x0, "x0")
+    return check_shape(where, "target", target, x0.shape[-1:], "one weight per asset of x0")
+
+
+def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+    """Raise unless there is one different name for each asset of x0."""
+    if assets is None:
+        return None
+    names = () if isinstance(assets, str) else tuple(assets)
+    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
+            f"{assets!r}"
+        )
+    return names
+
+
+def check_params(params: Any, x0: Tensor) -> None:
+    """Raise unless parameters have x0's dtype and device."""
+    leaves = [p for p in optree.tree_leaves(params) if isinstance(p, Tensor)]
+    devices = {p.device for p in leaves} - {x0.device}
+    if devices:
+        raise TypeError(
+            f"problem: network and x0 must be on one device, got {devices.pop()} and {x0.device}; "
+            "move one of them"
+        )
+    dtypes = {p.dtype for p in leaves if p.is_floating_point()}
+    if dtypes and x0.dtype not in dtypes:
+        raise TypeError(
+            f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
+            "x0 and target to the network's; fe.cast(dtype=...) then casts the whole problem"
+        )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["cosine_distance", "cross_entropy", "huber", "js", "kl", "mae", "mse"]
+
 
 def mse(weights: Tensor, target: Tensor) -> Tensor:
     """Mean of squared differences, ``mean((w - t)**2)``; no factor one half.

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from funcexplain.networks.functional import SEED
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
-from funcexplain.problems.criterion import EXACT, GOALS
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import EXACT, GOALS, Target
+from funcexplain.problems.encoding import check_loss, encode_targets
 from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
-from funcexplain.problems.stating import encode_targets, refuse_loss
 
 
 def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Problem:
@@ -182,7 +181,7 @@ def _with_targets(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
             raise ValueError("vmap: a list of targets maps over target once, got a second time")
         row = problem[(0,) * len(problem.dims)] if problem.dims else problem
         target, criterion = encode_targets("vmap", target, problem.apply, row.args, problem.assets)
-        refuse_loss("vmap", problem.loss, criterion)
+        check_loss("vmap", problem.loss, criterion)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:
         like, criterion = criterion.weights_like(problem.args["target"]), EXACT

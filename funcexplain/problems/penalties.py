@@ -15,6 +15,8 @@ from torch import Tensor
 
 from funcexplain.problems import checks
 
+__all__ = ["group", "l1", "l2", "mahalanobis", "scaled", "smoothness"]
+
 Penalty = Callable[[Tensor, Tensor], Tensor]
 _AXES = {"channels": -3, "days": -2, "assets": -1}
 

@@ -22,25 +22,20 @@ from torch import Tensor, nn
 from funcexplain.networks.functional import Apply, functionalize, with_seed
 from funcexplain.problems import losses
 from funcexplain.problems.checks import (
+    check_allocation,
+    check_assets,
     check_count,
     check_gradients,
     check_like,
     check_mask,
+    check_params,
     check_scalar,
     check_shape,
     check_tensor,
 )
-from funcexplain.problems.criterion import EXACT, Criterion
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import EXACT, Criterion, Target
+from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
 from funcexplain.problems.grid import RowDim, select
-from funcexplain.problems.stating import (
-    check_allocation,
-    check_assets,
-    check_params,
-    encode_targets,
-    refuse_loss,
-    refuse_sum,
-)
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -288,11 +283,11 @@ def problem(
     names, criterion = check_assets(assets, x0), EXACT
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, names)
-        refuse_loss("problem", loss, criterion)
+        check_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:
         args["target"] = target
-        refuse_sum("problem", apply, args)
+        check_sum("problem", apply, args)
     return Problem(apply=apply, loss=loss, args=args, criterion=criterion, assets=names)
 
 
