@@ -205,8 +205,8 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("vmap", "seed", torch.tensor([True, False]), TypeError, "torch.bool"),
     ("vmap", "seed", torch.tensor(3), ValueError, "()"),
     ("vmap", "seed", range(3), TypeError, "range"),
-    ("vmap", "params", {}, TypeError, "another structure"),
-    ("vmap", "params", {"weight": X0}, TypeError, "another structure"),
+    ("vmap", "params", {}, TypeError, "PyTreeSpec"),
+    ("vmap", "params", {"weight": X0}, TypeError, "PyTreeSpec"),
     ("vmap", "params", dict(make_network("mlp_batch_norm").state_dict()), ValueError, "("),
     ("vmap", "x0", torch.stack([X0, X0]).to_sparse(), TypeError, "a torch.sparse_coo one"),
     ("consensus", "problem", NET, TypeError, "Sequential; fe.problem("),
@@ -286,6 +286,7 @@ def several(p: Any) -> Any:
 STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda p: fe.vmap(p), ValueError, r"vmap: expected at least one stack.*got none"),
     (lambda p: fe.vmap(p, name="start"), ValueError, r"vmap: expected at least one stack.*got none"),
+    (lambda p: fe.vmap(name="start"), ValueError, r"vmap: expected at least one stack.*got none"),
     (
         lambda p: fe.vmap(p, x0s=X0[None]),
         ValueError,
@@ -299,7 +300,7 @@ STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (
         lambda p: fe.vmap(several(p), name="target", seed=torch.arange(3)),
         ValueError,
-        "vmap: name must be that of no other row dimension, got 'target'",
+        "vmap: name must differ from those of other row dimensions, got 'target'",
     ),
     (
         lambda p: fe.vmap(several(p), x0=torch.stack([X0, X0])),

@@ -90,6 +90,24 @@ def test_a_transform_may_come_after_the_grid(name: str) -> None:
         assert_same(fe.solve(grid, max_steps=5), expected)
 
 
+def test_without_a_problem_it_is_a_transform() -> None:
+    problem, stacks = make_problem(), {"x0": x0s(3), "seed": torch.arange(3)}
+    direct = fe.vmap(fe.vmap(fe.freeze(problem), **stacks), name="goal", target=targets(2))
+    piped = fe.pipe(
+        problem, fe.freeze, fe.vmap(**stacks), fe.vmap(name="goal", target=targets(2)), fe.jitter(0.0)
+    )
+    assert piped.dims == direct.dims
+    assert_same(fe.solve(piped, max_steps=3), fe.solve(direct, max_steps=3))
+    for apply in (
+        lambda: fe.pipe(problem, fe.vmap(start=x0s(3))),
+        lambda: fe.vmap(problem, start=x0s(3)),
+    ):
+        with pytest.raises(ValueError, match=r"vmap: args hold \['mask', .*got a stack for 'start'"):
+            apply()
+    with pytest.raises(TypeError, match="vmap: problem must be a Problem, got int"):
+        fe.vmap(x0=x0s(3))(3)  # type: ignore[arg-type]
+
+
 def test_a_search_space_of_another_shape_is_mapped_too() -> None:
     flat = fe.reparametrize(lambda x: x.mean(1, keepdim=True), lambda z: z.expand(2, 6, 5))
     grid = fe.vmap(flat(make_problem()), x0=x0s(4))

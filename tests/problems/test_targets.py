@@ -263,7 +263,7 @@ def test_what_some_allocation_meets_is_not_refused() -> None:
             ValueError,
             r"same number of values.*\[1, 4\]",
         ),
-        (lambda: twice(), ValueError, "a list of targets maps over target once"),
+        (lambda: twice(), ValueError, "target must be mapped once by a list"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, error: type[Exception], message: str) -> None:
