@@ -219,9 +219,9 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
         (where, *row)
         for where in ("box", "clip")
         for row in (
-            ("lower", 9.5, ValueError, "lower > upper in 1 places"),
+            ("lower", 9.5, ValueError, "lower > upper in 1 entries"),
             ("lower", NAN, ValueError, "1 entries of 1"),
-            ("lower", -(10**400), ValueError, "an int beyond all floats"),
+            ("lower", -(10**400), ValueError, "an int above all floats"),
             ("lower", torch.full((5,), -9.0), TypeError, "torch.float32"),
             ("lower", torch.full((5, 1), -9.0, dtype=F64), ValueError, "(5, 1)"),
             ("upper", None, TypeError, "NoneType"),
@@ -236,12 +236,12 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("cast", "device", "gpu", ValueError, "'gpu'"),
     ("cast", "device", "meta", ValueError, "'meta'"),
     ("standardize", "std", 0.0, ValueError, "0.0"),
-    ("standardize", "std", -TARGET, ValueError, "a least value of -"),
+    ("standardize", "std", -TARGET, ValueError, "a minimum of -"),
     ("standardize", "mean", X0[0, 0, :3], ValueError, "(3,)"),
     ("standardize", "mean", [0.0], TypeError, "list"),
     ("jitter", "scale", -1.0, ValueError, "-1.0"),
     ("jitter", "scale", "1", TypeError, "str"),
-    ("jitter", "scale", -X0.abs(), ValueError, "a least value of -"),
+    ("jitter", "scale", -X0.abs(), ValueError, "a minimum of -"),
     ("reparametrize", "encode", "log", TypeError, "str"),
     ("penalize", "penalty", "l2", TypeError, "str"),
     ("penalize", "strength", -1.0, ValueError, "-1.0"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.networks.functional import Apply, with_seed
+from funcexplain.networks.functional import Apply, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems import losses
 from funcexplain.problems.criterion import EXACT, GOALS, Criterion, Portfolio, Target
@@ -182,7 +182,7 @@ def _project(weights: Tensor, long_only: bool) -> Tensor:
 
 def _probe_weights(apply: Apply, args: dict[str, Any]) -> Tensor:
     """The network's weights at the reference and at windows around it, ``(1 + N, A)``."""
-    params, reference = with_seed(args["params"], args["seed"]), args["reference"]
+    params, reference = set_seed(args["params"], args["seed"]), args["reference"]
     noise = normal(args["seed"], (_NUM_PROBES, *reference.shape), reference.dtype)
     spread = reference.std(correction=0)
     scale = torch.where(spread > 0, spread, torch.ones_like(spread))

@@ -115,7 +115,7 @@ def test_they_follow_the_problem_to_other_dtypes_and_are_stored_by_name() -> Non
         (
             lambda: fe.penalties.scaled(fe.penalties.l1, torch.tensor([1.0, -2.0])),
             ValueError,
-            "scaled: scale must be > 0, got a least value of -2",
+            "scaled: scale must be > 0, got a minimum of -2",
         ),
     ],
 )
