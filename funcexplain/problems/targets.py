@@ -216,16 +216,10 @@ def group(
         raise ValueError(f"group: assets must be one or more different assets, got {list(assets)}")
     if (w is None) == (at_least is None and at_most is None):
         raise ValueError("group: expected either w, or at_least or at_most or both")
+    lower = -math.inf if at_least is None else criterion.check_weight("group", "at_least", at_least)
+    upper = math.inf if at_most is None else criterion.check_weight("group", "at_most", at_most)
     if w is not None:
         lower = upper = criterion.check_weight("group", "w", w)
-    else:
-        lower, upper = (
-            unbounded if bound is None else criterion.check_weight("group", name, bound)
-            for name, bound, unbounded in (
-                ("at_least", at_least, -math.inf),
-                ("at_most", at_most, math.inf),
-            )
-        )
     if lower > upper:
         raise ValueError(f"group: at_least must be <= at_most, got {at_least!r} and {at_most!r}")
 
@@ -261,7 +255,7 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
         tensor([ 0.1000,  0.2000, -0.3000])
     """
     key, own = criterion.check_asset("shift", asset), criterion.check_today("shift", today)
-    checks.check_number("shift", "delta", delta, minimum=-math.inf)
+    criterion.check_weight("shift", "delta", delta)
 
     def allocation(portfolio: Portfolio) -> Tensor:
         index = criterion.find_asset("shift", key, portfolio)

@@ -96,9 +96,8 @@ def _error(program: Program, cap: float, point: _Point) -> Tensor:
     low = torch.where(program.budgets > 0.0, low, point.weights * point.at_zero)
     # With small budgets, a slack may be as small as a weight, and must be weighted likewise.
     smallest = program.budgets.masked_fill(program.budgets == 0.0, 1.0).amin(-1, keepdim=True)
-    high = (
-        point.slack / _width(program, cap) * point.at_cap * (1e-14 / smallest.square()).clamp(1.0, 1e8)
-    )
+    factor = (1e-14 / smallest.square()).clamp(1.0, 1e8)
+    high = point.slack / _width(program, cap) * point.at_cap * factor
     parts = torch.stack([stationary, inside, low, high])
     return torch.maximum(parts.abs().amax((0, -1)), full[..., 0].abs())
 
@@ -145,9 +144,8 @@ def _step(program: Program, cap: float, point: _Point) -> _Point:
     values = torch.stack(point[:4])
     affine, _ = direction(budgets, torch.zeros_like(budgets))
     mu = distance(values)
-    center = (
-        mu * (distance(values + max_length(affine) * affine) / mu.clamp(min=1e-300)).clamp(max=1.0) ** 3
-    )
+    ratio = distance(values + max_length(affine) * affine) / mu.clamp(min=1e-300)
+    center = mu * ratio.clamp(max=1.0) ** 3
     low, high = budgets + center, center.expand_as(slack)
     # A second-order term as large as its target would cancel the step: where the product is a tenth of
     # its target, the step would lead back to the present point.

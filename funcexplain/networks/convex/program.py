@@ -64,9 +64,8 @@ def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) 
         failed = (~done).nonzero()[:, 0]
         if len(failed):
             hard = rest.rows(failed)
-            walked, done[failed] = refine(
-                hard, cap, inner.rows(failed), _WALK_STEPS, walk, damping=_DAMPING
-            )
+            start = inner.rows(failed)
+            walked, done[failed] = refine(hard, cap, start, _WALK_STEPS, walk, damping=_DAMPING)
             for whole, part in zip(refined, hold_dependent(hard, walked), strict=True):
                 whole[failed] = part
         worse = ~done & (_violation(rest, cap, refined) > _violation(rest, cap, inner))
