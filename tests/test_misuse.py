@@ -146,7 +146,7 @@ CALLS: dict[str, tuple[Callable[[Given], Any], type[Exception], str, str]] = {
     "encode_dtype": (
         goes(change(Tensor.float, torch.sinh)),
         T,
-        "reparametrize: what enc",
+        "reparametrize: the output of enc",
         "got torch.f",
     ),
     "box_uncalled": (goes(fe.box), T, "pipe: transforms[0] (box)", "as in fe.box(lower, upper)"),
