@@ -16,9 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
-from funcexplain.problems.checks import check_count, check_is_tensor
+from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor
 from funcexplain.problems.problem import problem
-from funcexplain.problems.stating import check_allocation
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
 from funcexplain.solvers.optimizers import adam

@@ -226,6 +226,8 @@ PENALTIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smoothness": fe.penalties.smoothness,
     "group_assets": fe.penalties.group("assets"),
     "group_days": fe.penalties.group("days"),
+    # Its covariance fixes the number of assets: no average over more of them (see test_penalties).
+    "mahalanobis": fe.penalties.mahalanobis(torch.eye(ASSETS, dtype=torch.float64) + 0.5),
     "l2_in_sigmas": fe.penalties.scaled(fe.penalties.l2, torch.tensor([[[0.3]], [[2.0]]])),
 }
 OPTIMIZERS: dict[str, Callable[[], fe.Optimizer]] = {
@@ -245,6 +247,9 @@ TRANSFORMS: dict[str, Callable[[fe.Problem], fe.Problem]] = {
     "standardize": fe.standardize(0.1, 0.7),
     "reparametrize": fe.reparametrize(torch.asinh, torch.sinh),
     "jitter": fe.jitter(0.1),
+    # z is (rise, fall), twice the size of x, and only its split form without overlap is unique. Like
+    # penalize, it moves the minimum away from the target.
+    "sparsify": fe.sparsify(0.01),
 }
 
 

@@ -205,8 +205,8 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("vmap", "seed", torch.tensor([True, False]), TypeError, "torch.bool"),
     ("vmap", "seed", torch.tensor(3), ValueError, "()"),
     ("vmap", "seed", range(3), TypeError, "range"),
-    ("vmap", "params", {}, TypeError, "another structure"),
-    ("vmap", "params", {"weight": X0}, TypeError, "another structure"),
+    ("vmap", "params", {}, TypeError, "PyTreeSpec"),
+    ("vmap", "params", {"weight": X0}, TypeError, "PyTreeSpec"),
     ("vmap", "params", dict(make_network("mlp_batch_norm").state_dict()), ValueError, "("),
     ("vmap", "x0", torch.stack([X0, X0]).to_sparse(), TypeError, "a torch.sparse_coo one"),
     ("consensus", "problem", NET, TypeError, "Sequential; fe.problem("),
@@ -219,9 +219,9 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
         (where, *row)
         for where in ("box", "clip")
         for row in (
-            ("lower", 9.5, ValueError, "lower > upper in 1 places"),
+            ("lower", 9.5, ValueError, "lower > upper in 1 entries"),
             ("lower", NAN, ValueError, "1 entries of 1"),
-            ("lower", -(10**400), ValueError, "an int beyond all floats"),
+            ("lower", -(10**400), ValueError, "an int above all floats"),
             ("lower", torch.full((5,), -9.0), TypeError, "torch.float32"),
             ("lower", torch.full((5, 1), -9.0, dtype=F64), ValueError, "(5, 1)"),
             ("upper", None, TypeError, "NoneType"),
@@ -236,12 +236,12 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("cast", "device", "gpu", ValueError, "'gpu'"),
     ("cast", "device", "meta", ValueError, "'meta'"),
     ("standardize", "std", 0.0, ValueError, "0.0"),
-    ("standardize", "std", -TARGET, ValueError, "a least value of -"),
+    ("standardize", "std", -TARGET, ValueError, "a minimum of -"),
     ("standardize", "mean", X0[0, 0, :3], ValueError, "(3,)"),
     ("standardize", "mean", [0.0], TypeError, "list"),
     ("jitter", "scale", -1.0, ValueError, "-1.0"),
     ("jitter", "scale", "1", TypeError, "str"),
-    ("jitter", "scale", -X0.abs(), ValueError, "a least value of -"),
+    ("jitter", "scale", -X0.abs(), ValueError, "a minimum of -"),
     ("reparametrize", "encode", "log", TypeError, "str"),
     ("penalize", "penalty", "l2", TypeError, "str"),
     ("penalize", "strength", -1.0, ValueError, "-1.0"),
@@ -286,6 +286,7 @@ def several(p: Any) -> Any:
 STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda p: fe.vmap(p), ValueError, r"vmap: expected at least one stack.*got none"),
     (lambda p: fe.vmap(p, name="start"), ValueError, r"vmap: expected at least one stack.*got none"),
+    (lambda p: fe.vmap(name="start"), ValueError, r"vmap: expected at least one stack.*got none"),
     (
         lambda p: fe.vmap(p, x0s=X0[None]),
         ValueError,
@@ -299,7 +300,7 @@ STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (
         lambda p: fe.vmap(several(p), name="target", seed=torch.arange(3)),
         ValueError,
-        "vmap: name must be that of no other row dimension, got 'target'",
+        "vmap: name must differ from those of other row dimensions, got 'target'",
     ),
     (
         lambda p: fe.vmap(several(p), x0=torch.stack([X0, X0])),

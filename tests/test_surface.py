@@ -83,9 +83,11 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["losses", "penalties", "targets"])
 def test_every_loss_and_penalty_is_documented(name: str) -> None:
-    for function in vars(getattr(fe, name)).values():
-        if inspect.isfunction(function) and not function.__name__.startswith("_"):
-            assert "Example:" in (function.__doc__ or "")
+    module = getattr(fe, name)
+    public = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
+    assert sorted(public) == module.__all__
+    for function in public:
+        assert "Example:" in (getattr(module, function).__doc__ or "")
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in HOUSES])

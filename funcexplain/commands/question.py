@@ -17,7 +17,7 @@ from funcexplain.commands.history import History, place_of_day, places
 from funcexplain.commands.network import in_short
 from funcexplain.markets import covariances
 from funcexplain.markets.features import CHANNELS, features, log_returns
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import Target
 
 _CHUNK = 256  # windows that go through the network at once
 

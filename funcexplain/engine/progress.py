@@ -159,7 +159,7 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
     """
     if stream is not None and not callable(getattr(stream, "write", None)):
         raise TypeError(f"progress: stream must be a text stream, got {type(stream).__name__}")
-    return ProgressBar(stream, check_number("progress", "every", every, least=0.0))
+    return ProgressBar(stream, check_number("progress", "every", every, minimum=0.0))
 
 
 class ProgressBar:

@@ -56,7 +56,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     check_problem("prune", problem)
     if not isinstance(solution, Solution):
         raise TypeError(f"prune: solution must be a Solution, got {type(solution).__name__}")
-    check_number("prune", "atol", atol, least=0.0)
+    check_number("prune", "atol", atol, minimum=0.0)
     if solution.shape != problem.shape:
         raise ValueError(
             f"prune: solution must have the rows of the problem {problem.shape}, got {solution.shape}"

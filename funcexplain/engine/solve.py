@@ -22,7 +22,7 @@ from funcexplain.engine.rows import Execution, Rows, solve_rows
 from funcexplain.networks.functional import Apply, bound
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import Target
 from funcexplain.problems.mapping import vmap
 from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze

@@ -103,7 +103,7 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
         taken as zero; pandas computes the formula above as ``ewm(alpha=1 - decay).cov()``.
     """
     returns = _history("exponential", returns)
-    if not check_number("exponential", "decay", decay, least=0.0, strict=True) < 1.0:
+    if not check_number("exponential", "decay", decay, minimum=0.0, strict=True) < 1.0:
         raise ValueError(f"exponential: decay must be in (0, 1), got {decay!r}; sample weighs all alike")
     age = torch.arange(len(returns) - 1, -1, -1, device=returns.device)
     # In float64 first: the powers of a long history span more than float16 does.

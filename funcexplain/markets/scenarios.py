@@ -38,7 +38,7 @@ from funcexplain.problems.checks import (
 from funcexplain.problems.coordinates import reparametrize
 from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
-from funcexplain.problems.transforms import Transform, with_data
+from funcexplain.problems.transforms import Transform, add_data
 from funcexplain.solutions.solution import Solution
 
 Features = Callable[[Tensor], Tensor]
@@ -137,7 +137,7 @@ def scenario(
         reference = check_problem("scenario", problem).args["reference"]
         given = check_like("scenario", "returns", returns, reference, "x0")
         compute = features or _with_span(given, reference)
-        args = with_data("scenario", problem, returns=given, factor=factor)
+        args = add_data("scenario", problem, returns=given, factor=factor)
         _check_base(problem, given, compute)
         return reparametrize(*_pair(compute, inverse or invert))(replace(problem, args=args))
 

@@ -107,7 +107,7 @@ def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 1
     """
     history = check_tensor("bootstrap", "history", history)
     days = check_positive("bootstrap", "num_days", num_days)
-    check_number("bootstrap", "block", block, least=1.0)
+    check_number("bootstrap", "block", block, minimum=1.0)
     if history.ndim != 2 or history.numel() == 0:
         raise ValueError(
             f"bootstrap: history must have shape (days, assets), got {tuple(history.shape)}"

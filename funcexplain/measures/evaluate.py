@@ -121,12 +121,12 @@ def evaluate(
         problem=problem,
         past=None if history is None else _checked_past(history, x0),
         scale=None if scale is None else _checked_scale(scale, x0),
-        tolerance=check_number("evaluate", "tolerance", tolerance, least=0.0),
+        tolerance=check_number("evaluate", "tolerance", tolerance, minimum=0.0),
         nearest=check_positive("evaluate", "nearest", nearest),
-        noise=check_number("evaluate", "noise", noise, least=0.0),
+        noise=check_number("evaluate", "noise", noise, minimum=0.0),
         seeds=first + torch.arange(draws, device=x0.device),
         models=models,
-        atol=check_number("evaluate", "atol", atol, least=0.0),
+        atol=check_number("evaluate", "atol", atol, minimum=0.0),
     )
     check_positive("evaluate", "chunk_size", chunk_size)
     check_positive("evaluate", "top", top)

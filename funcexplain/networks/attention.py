@@ -1,8 +1,8 @@
-"""Rules for attention: the plain matrix products in place of fused kernels.
+"""Rules for attention: matrix products in place of fused kernels.
 
-torch's fused attention kernels have no batching rule: mapped, they run one row at a time. Written as
-matrix products and a softmax, which torch does itself where attention weights are asked for, the same
-layer maps as one batch.
+torch's fused attention kernels have no batching rule: under ``vmap`` they run one row at a time. As
+matrix products and a softmax, which torch itself uses if attention weights are requested, the same layer
+runs as one batch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-# torch's own function, but not handed to an active mode as one opaque call: modes are asleep while they
-# run a call, and would not see the dropout inside (see `dropout.SeededDropout`).
+# torch's own function without its dispatch to an active mode as one call: modes are disabled inside a
+# call that they run, and would not see its dropout (see `dropout.SeededDropout`).
 _attend = FunctionType(
     F.multi_head_attention_forward.__code__,
     {**vars(F), "has_torch_function": lambda tensors: False},
@@ -23,7 +23,7 @@ _attend = FunctionType(
 
 
 def explicit_attention(module: nn.Module) -> nn.Module:
-    """Make a ``MultiheadAttention`` compute its weights explicitly, whether they are asked for or not.
+    """Make a ``MultiheadAttention`` always compute its weights explicitly.
 
     Args:
         module: private copy of the layer; its ``forward`` is replaced.
@@ -33,7 +33,7 @@ def explicit_attention(module: nn.Module) -> nn.Module:
     """
     assert isinstance(module, nn.MultiheadAttention)
     if type(module).forward is not nn.MultiheadAttention.forward:
-        return module  # a subclass knows better
+        return module  # a subclass with its own forward
     layer = module
 
     def forward(
@@ -46,8 +46,8 @@ def explicit_attention(module: nn.Module) -> nn.Module:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        turned = layer.batch_first and query.dim() == 3
-        if turned:
+        transposed = layer.batch_first and query.dim() == 3
+        if transposed:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         separate: dict[str, Any] = {}
         if not layer._qkv_same_embed_dim:
@@ -79,30 +79,30 @@ def explicit_attention(module: nn.Module) -> nn.Module:
             is_causal=is_causal,
             **separate,
         )
-        return output.transpose(0, 1) if turned else output, weights if need_weights else None
+        return output.transpose(0, 1) if transposed else output, weights if need_weights else None
 
     module.forward = forward  # type: ignore[method-assign]
     return module
 
 
 def plain_encoder_layer(module: nn.Module) -> nn.Module:
-    """Keep a ``TransformerEncoderLayer`` from its fused kernel, by hiding that its activation is known.
+    """Disable the fused kernel of a ``TransformerEncoderLayer`` by hiding its activation's kind.
 
     Args:
-        module: private copy of the layer; it is changed in place.
+        module: private copy of the layer; changed in place.
 
     Returns:
-        The same module; the activation itself stays what it is.
+        The same module; the activation itself does not change.
     """
     module.activation_relu_or_gelu = 0  # type: ignore[assignment]
     return module
 
 
 def plain_encoder(module: nn.Module) -> nn.Module:
-    """Keep a ``TransformerEncoder`` from packing padded batches into nested tensors.
+    """Disable the nested tensors of a ``TransformerEncoder`` for padded batches.
 
     Args:
-        module: private copy of the encoder; it is changed in place.
+        module: private copy of the encoder; changed in place.
 
     Returns:
         The same module.

@@ -1,9 +1,9 @@
-"""Rule for cvxpylayers: known allocation problems go to exact allocators, all others through `opaque`.
+"""Rule for cvxpylayers: known programs are solved by exact allocators, all others through `opaque`.
 
-A layer of cvxpylayers hands a convex program to a solver outside of torch: torch.func cannot run it,
-its answer is as exact as the solver's tolerance, and rows are solved one at a time. The four programs
-that portfolio networks end in are recognized by their text, and solved exactly and in batches by
-`convex`. Any other program keeps its solver, and becomes a citizen of torch.func.
+A layer of cvxpylayers calls a convex solver outside of torch: torch.func cannot run it, its result is
+only as exact as the solver's tolerance, and rows are solved one at a time. The four programs that
+portfolio networks usually end in are recognized by their text and solved exactly, in batches, by
+`convex`. Any other program keeps its solver and works under torch.func through `opaque`.
 """
 
 from __future__ import annotations
@@ -22,61 +22,61 @@ Allocate = Callable[..., Tensor]
 
 
 def exact_or_opaque(layer: nn.Module) -> nn.Module:
-    """Replace a ``CvxpyLayer`` by what torch.func can run.
+    """Replace a ``CvxpyLayer`` by a module that works under torch.func.
 
     Args:
         layer: private copy of the layer.
 
     Returns:
-        A module that is called like the layer and returns, like it, a tuple of tensors.
+        A module with the layer's arguments and results.
 
     Raises:
-        TypeError: if the layer does not say which program it solves (cvxpylayers before 1.0).
+        TypeError: if the layer does not store its program (cvxpylayers before 1.0).
     """
     context: Any = getattr(layer, "ctx", None)
     if not hasattr(context, "problem") or not hasattr(context, "parameters"):
         raise TypeError(
-            f"network: {type(layer).__name__} must say which convex program it solves, got a layer "
-            "without one; cvxpylayers 1.0 or newer is needed, or fe.functionalize(network, rules=())"
+            f"network: {type(layer).__name__} must store its convex program, got a layer "
+            "without one; use cvxpylayers 1.0 or newer, or fe.functionalize(network, rules=())"
         )
-    allocate = _recognized(context.problem, context.parameters)
-    return _Through(layer) if allocate is None else _Exact(allocate)
+    allocate = _recognize(context.problem, context.parameters)
+    return _OpaqueLayer(layer) if allocate is None else _ExactLayer(allocate)
 
 
-class _Exact(nn.Module):
-    """An exact allocator that is called like a layer of cvxpylayers."""
+class _ExactLayer(nn.Module):
+    """An exact allocator with the interface of a layer of cvxpylayers."""
 
     def __init__(self, allocate: Allocate) -> None:
         super().__init__()
         self.allocate = allocate
 
     def forward(self, *parameters: Tensor, solver_args: Any = None) -> tuple[Tensor]:
-        del solver_args  # there is no tolerance to set
+        del solver_args  # exact: there is no tolerance
         return (self.allocate(*parameters),)
 
 
-class _Through(nn.Module):
+class _OpaqueLayer(nn.Module):
     """A layer of cvxpylayers behind `opaque`: mapped rows join the layer's own batch."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        # In a tuple: its buffers are constants of the program, no parameters of the network.
-        self.kept = (layer,)
+        # In a tuple: its buffers are constants of the program, not parameters of the network.
+        self.layers = (layer,)
 
     def forward(self, *parameters: Tensor, solver_args: Any = None) -> tuple[Tensor, ...]:
-        (layer,) = self.kept
+        (layer,) = self.layers
         context: Any = layer.ctx
         settings = {} if solver_args is None else {"solver_args": solver_args}
 
-        def solved(*parameters: Tensor) -> tuple[Tensor, ...]:
+        def solve(*parameters: Tensor) -> tuple[Tensor, ...]:
             return tuple(layer(*parameters, **settings))
 
         batched = [p.ndim > s.ndim for p, s in zip(parameters, context.parameters, strict=True)]
         dims = tuple(0 if b else None for b in batched)
-        return opaque(solved, in_batch=dims, out_batch=0 if any(batched) else None)(*parameters)
+        return opaque(solve, in_batch=dims, out_batch=0 if any(batched) else None)(*parameters)
 
 
-def _recognized(problem: Any, parameters: list[Any]) -> Allocate | None:
+def _recognize(problem: Any, parameters: list[Any]) -> Allocate | None:
     """The exact allocator of a program, or ``None`` for a program of another form."""
     variables, last = problem.variables(), problem.constraints[-1] if problem.constraints else None
     if len(variables) != 1 or variables[0].ndim != 1 or last is None or len(last.args) != 2:
@@ -85,52 +85,52 @@ def _recognized(problem: Any, parameters: list[Any]) -> Allocate | None:
     if not (bound.is_constant() and bound.is_scalar()):
         return None
     cap, text = float(bound.value), _text(problem, parameters)
-    for known, symbols, allocate in _known(variables[0].size, cap):
+    for known, symbols, allocate in _known_programs(variables[0].size, cap):
         if [p.shape for p in symbols] == [p.shape for p in parameters] and _text(known, symbols) == text:
             return allocate
     return None
 
 
 def _text(problem: Any, parameters: list[Any]) -> str:
-    """A program's text with its symbols named by their place, so that equal programs read equal."""
+    """A program's text with its symbols numbered, so that equal programs have equal texts."""
     text = str(problem)
     for kind, symbols in (("parameter", parameters), ("variable", problem.variables())):
-        for place, symbol in enumerate(symbols):
-            text = re.sub(rf"\b{re.escape(symbol.name())}\b", f"{kind}[{place}]", text)
+        for index, symbol in enumerate(symbols):
+            text = re.sub(rf"\b{re.escape(symbol.name())}\b", f"{kind}[{index}]", text)
     return text
 
 
-def _known(num_assets: int, cap: float) -> Iterator[tuple[Any, list[Any], Allocate]]:
-    """The known programs, as cvxpy writes them here, with their allocators."""
+def _known_programs(num_assets: int, cap: float) -> Iterator[tuple[Any, list[Any], Allocate]]:
+    """The known programs, as this version of cvxpy prints them, with their allocators."""
     import cvxpy as cp
 
     w = cp.Variable(num_assets)
     vector, root = cp.Parameter(num_assets), cp.Parameter((num_assets, num_assets))
     positive = cp.Parameter(num_assets, nonneg=True)
     strength = cp.Parameter(nonneg=True)
-    whole, long_only, capped = cp.sum(w) == 1, w >= 0, w <= cap
+    invested, long_only, capped = cp.sum(w) == 1, w >= 0, w <= cap
 
     utility = vector @ w - cp.sum_squares(root @ w) - strength * cp.norm(w) ** 2
     yield (
-        cp.Problem(cp.Maximize(utility), [whole, long_only, capped]),
+        cp.Problem(cp.Maximize(utility), [invested, long_only, capped]),
         [vector, root, strength],
         lambda rets, root, alpha: markowitz(rets, root, torch.ones_like(alpha), alpha, cap),
     )
     distance = cp.sum_squares(vector - w)
     yield (
-        cp.Problem(cp.Minimize(distance), [whole, long_only, capped]),
+        cp.Problem(cp.Minimize(distance), [invested, long_only, capped]),
         [vector],
         lambda x: sparsemax(x, cap),
     )
     free_energy = -vector @ w - cp.sum(cp.entr(w))
     yield (
-        cp.Problem(cp.Minimize(free_energy), [whole, capped]),
+        cp.Problem(cp.Minimize(free_energy), [invested, capped]),
         [vector],
         lambda x: capped_softmax(x, cap),
     )
     barrier = 0.5 * cp.sum_squares(root @ w) - positive @ cp.log(w)
     yield (
-        cp.Problem(cp.Minimize(barrier), [whole, long_only, capped]),
+        cp.Problem(cp.Minimize(barrier), [invested, long_only, capped]),
         [root, positive],
         lambda root, budgets: risk_budgeting(root, budgets, cap),
     )

@@ -1,9 +1,9 @@
-"""Rules for the layers of deepdow that torch.func cannot run, or whose gradient is cut.
+"""Rules for layers of deepdow that torch.func cannot run, or that block gradients.
 
-``NCO`` clusters assets and ``Resample`` draws portfolios: both decide by values, sample by sample, and
-with a ``random_state`` they reseed torch's global generator. They become opaque, and leave the generator
-as it was. The clusters themselves are constants of the gradient, as any choice is. ``Zoom`` builds its
-grid from numbers, which cuts the gradient to its scale; here the grid stays a tensor.
+``NCO`` clusters assets and ``Resample`` draws portfolios: both branch on values, sample by sample, and
+reseed torch's global generator if they have a ``random_state``. They become opaque, and the generator is
+restored. The clusters are constants of the gradient, as any discrete choice is. ``Zoom`` builds its grid
+from Python numbers, which blocks the gradient of its scale; here the grid is a tensor.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from funcexplain.networks.opaque import opaque
 
 
 def opaque_samples(layer: nn.Module) -> nn.Module:
-    """Make a layer without parameters of its own opaque; it is called once for each mapped row.
+    """Make a layer without parameters opaque; it is called once for each mapped row.
 
     Args:
         layer: private copy of the layer.
 
     Returns:
-        A module that is called like the layer. Random numbers come from torch's generator as it is
-        found, which is put back.
+        A module with the layer's arguments. Random numbers come from torch's generator, whose state is
+        restored.
     """
-    return _RowByRow(layer)
+    return _OpaqueRows(layer)
 
 
-class _RowByRow(nn.Module):
-    """Calls a layer through `opaque`, once a row; arguments that are no tensors are settings."""
+class _OpaqueRows(nn.Module):
+    """Calls a layer through `opaque`, once per row; arguments that are not tensors are settings."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.kept = (layer,)
+        self.layers = (layer,)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        (layer,) = self.kept
+        (layer,) = self.layers
         values = [*args, *kwargs.values()]
-        given = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+        tensor_indices = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
 
-        def sampled(*tensors: Tensor) -> Tensor:
-            called = list(values)
-            for i, tensor in zip(given, tensors, strict=True):
-                called[i] = tensor
-            named = dict(zip(kwargs, called[len(args) :], strict=True))
+        def call(*tensors: Tensor) -> Tensor:
+            arguments = list(values)
+            for i, tensor in zip(tensor_indices, tensors, strict=True):
+                arguments[i] = tensor
+            named = dict(zip(kwargs, arguments[len(args) :], strict=True))
             with torch.random.fork_rng(devices=[]):
-                return layer(*called[: len(args)], **named)
+                return layer(*arguments[: len(args)], **named)
 
-        # Mapped rows are called one by one: in one batch, a row's noise would depend on its place.
-        return opaque(sampled, in_batch=None, out_batch=None)(*(values[i] for i in given))
+        # One call per mapped row: in one batch, a row's noise would depend on its position.
+        return opaque(call, in_batch=None, out_batch=None)(*(values[i] for i in tensor_indices))
 
 
 def differentiable_zoom(layer: nn.Module) -> nn.Module:
-    """Let the gradient through to the scale of a ``Zoom``.
+    """Make a ``Zoom`` differentiable in its scale.
 
     Args:
         layer: private copy of the layer; its ``forward`` is replaced.
@@ -66,7 +66,7 @@ def differentiable_zoom(layer: nn.Module) -> nn.Module:
     settings: Any = layer
 
     def forward(x: Tensor, scale: Tensor) -> Tensor:
-        # The grid that affine_grid would make, which has no batching rule.
+        # The grid of affine_grid, which has no batching rule.
         _, _, lookback, num_assets = x.shape
         scale = scale.to(x.dtype)[:, None]
         days = scale * _positions(lookback, x) + (1 - scale)
@@ -82,7 +82,7 @@ def differentiable_zoom(layer: nn.Module) -> nn.Module:
 
 
 def _positions(count: int, like: Tensor) -> Tensor:
-    """Pixels' places from -1 to 1; a single one lies in the middle."""
+    """Pixel positions from -1 to 1; a single pixel is in the middle."""
     if count == 1:
         return torch.zeros(1, dtype=like.dtype, device=like.device)
     return torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)

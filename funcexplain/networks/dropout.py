@@ -1,11 +1,10 @@
 """Dropout whose noise is a function of a seed: one seed, one thinned network.
 
-In training mode dropout draws from torch's global generator, which a pure function must not touch and
-``torch.func.vmap`` refuses. While `SeededDropout` is active, every dropout that the network calls, by
-layer, by function or inside attention, takes its mask from the seed and from its place in the order of
-calls instead. The same seed gives the same thinned network at every step and in every batch, so that a
-search has one objective, and rows with different seeds sample from the posterior that dropout stands
-for (Gal, Ghahramani 2016, https://arxiv.org/abs/1506.02142).
+In training mode dropout draws from torch's global generator, which a pure function must not use and
+``torch.func.vmap`` rejects. While `SeededDropout` is active, every dropout of the network, in a layer, a
+function or attention, computes its mask from the seed and the number of the call instead. A seed gives
+the same thinned network at every step and in every batch, so that a search has a fixed objective; rows
+with different seeds sample from the approximate posterior of dropout (Gal, Ghahramani 2016, https://arxiv.org/abs/1506.02142).
 """
 
 from __future__ import annotations
@@ -55,33 +54,33 @@ class SeededDropout(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run torch's function, or the seeded one in its place."""
+        """Run torch's function, or its seeded replacement."""
         del types
         kwargs = kwargs or {}
         if func in _ENTRIES or func in _FEATURES:
-            return self._dropped(func in _FEATURES, *args, **kwargs)
+            return self._drop(func in _FEATURES, *args, **kwargs)
         if _draws(func, args, kwargs):
             raise RuntimeError(
                 f"network: {func.__name__} in training mode draws from torch's global generator, which "
-                "no seed reaches; use dropout, or explain the network with train=False"
+                "cannot be seeded per row; use dropout, or functionalize with train=False"
             )
         return func(*args, **kwargs)
 
-    def _dropped(
+    def _drop(
         self, features: bool, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
-        del inplace  # the result is new; what called in place goes on with what is returned
+        del inplace  # in-place callers use the returned tensor
         if not training or p == 0.0:
             return x
         self.calls += 1
         shape = x.shape[:2] + (1,) * (x.ndim - 2) if features else x.shape
-        # Calls are told apart by their number; seeds are hashed, so that neighbours do not meet.
+        # The number of the call is in the upper bits; seeds are hashed, so that calls do not overlap.
         kept = uniform(self.seed + (self.calls << 32), shape) >= p
         return x * kept / (1.0 - p) if p < 1.0 else torch.zeros_like(x)
 
 
 def _draws(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call would draw noise of its own, out of the seed's reach."""
+    """Whether a call would draw from torch's generator."""
     if func in _UNSEEDED:
         return bool(kwargs.get("training", False))
     if func is F.scaled_dot_product_attention:

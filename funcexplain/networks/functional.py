@@ -1,8 +1,8 @@
 """From a module to a pure function: ``module -> (apply, params)``.
 
 ``apply(params, x) -> weights`` is written for one example ``(C, L, A) -> (A,)``; batches come from
-``torch.func.vmap`` alone. Everything that the network has learned travels in ``params``, so that it
-can be cast, stacked, mapped and differentiated; the caller's module is read once and never touched.
+``torch.func.vmap`` alone. Parameters and buffers are in ``params``, so that they can be cast,
+stacked, mapped and differentiated; the caller's module is read once and never modified.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def functionalize(
     """Turn a network into a pure function of its parameters and one input window.
 
     Args:
-        module: network from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``. It is not touched.
+        module: network from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``. It is not modified.
         train: whether dropout is active. Its noise is a function of the scalar int64 tensor
             ``params["dropout.seed"]``, which a problem replaces by its own seed: one seed, one thinned
-            network. Without that entry it comes from torch's global generator.
-        rules: mapping ``module type -> rule`` for parts that need help under torch.func (see
-            `register_rule`); ``None`` takes the registry, ``()`` applies none.
+            network. Without that entry, noise comes from torch's global generator.
+        rules: mapping ``module type -> rule`` for parts that do not work under torch.func (see
+            `register_rule`). Default: the registry; ``()`` applies no rules.
 
     Returns:
         ``(apply, params)``: ``apply(params, x)`` maps ``(C, L, A)`` to weights ``(A,)``; ``params``
         holds detached copies of the parameters and buffers by their names in the module.
 
     Raises:
-        TypeError: if ``module`` is no (Python) module, or, from ``apply``, returns something other
-            than one tensor.
-        ValueError: if batch normalisation is in training mode, or, from ``apply``, if the output is
-            not of shape ``(1, A)`` for a batch of one.
+        TypeError: if ``module`` is not a (Python) module, or, from ``apply``, if it does not return one
+            tensor.
+        ValueError: if batch normalization is in training mode, or, from ``apply``, if the output does
+            not have shape ``(1, A)`` for a batch of one.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -64,8 +64,8 @@ def functionalize(
     if not isinstance(module, nn.Module):
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
     network = prepare(module, train=train, rules=rules)
-    _refuse_running_statistics(network)
-    _refuse_opaque_dropout(network)
+    _check_running_statistics(network)
+    _check_opaque_dropout(network)
 
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
     # in the network.
@@ -79,13 +79,13 @@ def functionalize(
 
 
 class Network:
-    """What `functionalize` returns as ``apply``."""
+    """The ``apply`` that `functionalize` returns."""
 
     def __init__(
         self, module: nn.Module, names: frozenset[str], buffers: frozenset[str], lock: Any = None
     ) -> None:
         self._module, self._names, self._buffers = module, names, buffers
-        # Parameters are put into the one module for a call: threads take turns.
+        # A call puts parameters into the module, so only one thread may call at a time.
         self._lock = lock or RLock()
         self._call: Callable[[Params, Tensor], Any] = self._call_once
 
@@ -96,7 +96,7 @@ class Network:
     def samples(self, params: Params, xs: Tensor) -> Tensor:
         """Map windows ``(N, C, L, A)`` to weights ``(N, A)`` by the network's own sample dimension."""
         with SeededDropout(params[SEED]) if SEED in params else nullcontext():
-            # The network may work in place on its input.
+            # The network may modify its input in place.
             out = self._call(params, xs.clone())
         if not isinstance(out, Tensor):
             raise TypeError(
@@ -138,20 +138,20 @@ class Network:
             yield prepared
 
     def __deepcopy__(self, memo: Any) -> Network:
-        return self  # a pure function
+        return self  # immutable
 
     def _call_once(self, params: Params, xs: Tensor) -> Any:
         with self._lock:
             return functional_call(self._module, self._own(params), (xs,))
 
     def _own(self, params: Params) -> dict[str, Tensor]:
-        # functional_call takes what is missing from the network, and drops what it does not know.
+        # functional_call would use the network's own tensors for missing names, and ignore unknown ones.
         if params.keys() - {SEED} != self._names:
             raise ValueError(
                 "network: params must hold the names that functionalize returned, got a difference in "
                 f"{sorted((params.keys() - {SEED}) ^ self._names)}"
             )
-        # A forward pass may write to its buffers (a counter, a cache); copies keep the call pure.
+        # A forward pass may write to buffers (a counter, a cache); copies keep the call pure.
         return {
             name: params[name].clone() if name in self._buffers else params[name] for name in self._names
         }
@@ -160,15 +160,15 @@ class Network:
 def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
     """Prepare a network for many calls with the same parameters.
 
-    ``functional_call`` puts parameters into the network and takes them out again at every call, which
-    costs as much as a small network itself. Here it is done once.
+    ``functional_call`` puts parameters into the network and removes them at every call, which costs as
+    much as a small network. Here it is done once.
 
     Args:
-        apply: from `functionalize`; any other function is passed through.
-        params: what it will be called with.
+        apply: from `functionalize`; any other function is returned unchanged.
+        params: parameters of all calls.
 
     Returns:
-        A context with the prepared ``apply``; within it, the params that it is given are not looked at.
+        A context with the prepared ``apply``, which ignores its params argument.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
@@ -180,18 +180,18 @@ def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
     return apply.bind(params) if isinstance(apply, Network) else nullcontext(apply)
 
 
-def with_seed(params: Params, seed: Tensor) -> Params:
-    """Let the dropout of a network in training mode follow a seed; other parameters are as they were.
+def set_seed(params: Params, seed: Tensor) -> Params:
+    """Set the dropout seed of a network in training mode; other parameters do not change.
 
     Args:
-        params: what `functionalize` returned, or any other pytree.
+        params: from `functionalize`, or any other pytree.
         seed: scalar int64 tensor.
 
     Returns:
-        The parameters, with the seed where they have one.
+        The parameters, with the seed if they have one.
 
     Example:
-        >>> with_seed({"dropout.seed": torch.tensor(0)}, torch.tensor(7))
+        >>> set_seed({"dropout.seed": torch.tensor(0)}, torch.tensor(7))
         {'dropout.seed': tensor(7)}
     """
     return {**params, SEED: seed} if isinstance(params, dict) and SEED in params else params
@@ -202,14 +202,14 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
 
     Args:
         modules: M networks of the same class, with parameters of the same names, shapes and dtypes.
-            Settings that are no tensors (sizes, rates) are taken from the first.
+            Other settings (sizes, rates) are those of the first.
 
     Returns:
         ``(apply, params)``; every tensor of ``params`` has a leading dimension M, ready for
         ``torch.func.vmap(apply, in_dims=(0, None))``.
 
     Raises:
-        ValueError: if there is no module, or one that does not match the first (its index is named).
+        ValueError: if there are no modules, or one does not match the first (with its index).
 
     Example:
         >>> import torch, funcexplain as fe
@@ -243,7 +243,7 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
             raise ValueError(
                 f"stack: modules[{index}] ({type(modules[index]).__name__}) does not match modules[0] "
                 f"({type(modules[0]).__name__}) in parts, settings or parameters, got a difference in "
-                f"{differing or 'what is no parameter'}"
+                f"{differing or 'parts or settings'}"
             )
     return apply, {
         name: torch.stack([tensor, *(params[name] for _, params in others)])
@@ -256,12 +256,12 @@ def _device(params: dict[str, Tensor]) -> torch.device | None:
 
 
 def _parts(module: nn.Module) -> list[tuple[str, str, str]]:
-    """The parts of a network with their settings, as far as they print them."""
-    # By name: torch makes a new class for every layer that it parametrizes.
+    """The parts of a network with their printed settings."""
+    # Class names, since torch makes a new class for every parametrized layer.
     return [(name, type(p).__qualname__, p.extra_repr()) for name, p in module.named_modules()]
 
 
-def _refuse_running_statistics(network: nn.Module) -> None:
+def _check_running_statistics(network: nn.Module) -> None:
     for name, part in network.named_modules():
         if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None:
             raise ValueError(
@@ -271,13 +271,13 @@ def _refuse_running_statistics(network: nn.Module) -> None:
             )
 
 
-def _refuse_opaque_dropout(network: nn.Module) -> None:
+def _check_opaque_dropout(network: nn.Module) -> None:
     for name, part in network.named_modules():
         inside = part.modules() if isinstance(part, Opaque) else ()
         drops = [p for p in inside if isinstance(p, _DropoutNd) and p.training and p.p > 0]
         if drops:
             raise ValueError(
                 f"functionalize: train=True, but {name or 'the network'} is opaque and holds a "
-                f"{type(drops[0]).__name__}, whose noise no seed reaches there; use train=False, or "
-                "keep dropout outside of the opaque part"
+                f"{type(drops[0]).__name__}, which cannot be seeded there; use train=False, or keep "
+                "dropout outside of the opaque part"
             )

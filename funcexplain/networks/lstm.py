@@ -1,9 +1,9 @@
-"""The LSTM for many rows: torch's kernel without what a search does not need.
+"""A faster LSTM for many rows.
 
-torch's CPU kernel computes the gradient of the weights whether it is wanted or not. Here the backward
-pass computes what is asked for; and hidden units come first and rows last, so that every gate of all
-rows is one contiguous block. From a few hundred rows on this takes half the time of the kernel; below,
-its many small operations cost more than they save.
+torch's CPU kernel always computes the gradient of the weights. Here the backward pass computes it only
+if needed; and hidden units come first and rows last, so that every gate of all rows is one contiguous
+block. With more than a few hundred rows this takes half the time of the kernel; with fewer, its many
+small operations cost more than they save.
 
     i, f, o = sigmoid(W x_t + U h + b),   g = tanh(W x_t + U h + b)
     c = f c + i g,                        h = o tanh(c)
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from funcexplain.networks.unrolled import States, walk_layers
 
-_LEAST_ROWS = 512  # sequences from which on this is faster than torch's kernel (docs/benchmarks.md)
+_MIN_ROWS = 512  # sequences; with fewer, torch's kernel is faster (docs/benchmarks.md)
 _aten = torch.ops.aten
 
 
-def lstm_serves(h: Tensor, c: Tensor) -> bool:
-    """Whether `lstm` computes what ``torch.lstm`` would, and faster; both states of unpacked input."""
+def is_faster_lstm(h: Tensor, c: Tensor) -> bool:
+    """Whether `lstm` supports these states of unpacked input and is faster than ``torch.lstm``."""
     projected = h.shape[-1] != c.shape[-1]
-    return h.shape[1] >= _LEAST_ROWS and h.device.type == "cpu" and not projected
+    return h.shape[1] >= _MIN_ROWS and h.device.type == "cpu" and not projected
 
 
 def lstm(data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any) -> States:
-    """Compute what ``torch.lstm`` computes, without dropout and projections.
+    """Compute ``torch.lstm`` without dropout and projections.
 
     Args:
         data: input, ``(T, N, C)``, or ``(N, T, C)`` if ``batch_first``.
@@ -66,33 +66,33 @@ class _Layer(torch.autograd.Function):
         steps, rows, channels = x.shape
         units = h0.shape[-1]
         # torch orders the gates i, f, g, o; with g last the sigmoids are one block.
-        joint, shift = _reordered(torch.cat([w, u], 1)), _reordered(b)[:, None]
+        joint, shift = _reorder_gates(torch.cat([w, u], 1)), _reorder_gates(b)[:, None]
         # tanh(x) = 2 sigmoid(2 x) - 1 takes a quarter of the time of torch's tanh.
         factor = torch.ones_like(shift)
         factor[3 * units :] = 2.0
         doubled, doubled_shift = factor * joint, factor * shift
-        inputs = x.new_empty(steps + 1, channels + units, rows)  # of every step x_t and h
+        inputs = x.new_empty(steps + 1, channels + units, rows)  # x_t and h of every step
         inputs[:steps, :channels], inputs[0, channels:] = x.transpose(1, 2), h0.T
         gates = x.new_empty(steps, 4 * units, rows)
-        memory, shown = x.new_empty(steps + 1, units, rows), x.new_empty(steps, units, rows)
-        memory[0] = c0.T
+        cells, tanh_cells = x.new_empty(steps + 1, units, rows), x.new_empty(steps, units, rows)
+        cells[0] = c0.T
         for t in range(steps):
             torch.addmm(doubled_shift, doubled, inputs[t], out=gates[t]).sigmoid_()
             i, f, o, g = gates[t].split(units)
             g.mul_(2.0).sub_(1.0)
-            torch.mul(f, memory[t], out=memory[t + 1]).addcmul_(i, g)
-            torch.mul(memory[t + 1], 2.0, out=shown[t]).sigmoid_().mul_(2.0).sub_(1.0)
-            torch.mul(o, shown[t], out=inputs[t + 1, channels:])
-        ctx.save_for_backward(gates, memory, shown, joint, inputs)
+            torch.mul(f, cells[t], out=cells[t + 1]).addcmul_(i, g)
+            torch.mul(cells[t + 1], 2.0, out=tanh_cells[t]).sigmoid_().mul_(2.0).sub_(1.0)
+            torch.mul(o, tanh_cells[t], out=inputs[t + 1, channels:])
+        ctx.save_for_backward(gates, cells, tanh_cells, joint, inputs)
         hidden = inputs[1:, channels:].transpose(1, 2)
-        return hidden.clone(), hidden[-1].clone(), memory[-1].T.clone()
+        return hidden.clone(), hidden[-1].clone(), cells[-1].T.clone()
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Tensor | None, ...]:
-        gates, memory, shown, joint, inputs = ctx.saved_tensors
-        steps, units, rows = shown.shape
+        gates, cells, tanh_cells, joint, inputs = ctx.saved_tensors
+        steps, units, rows = tanh_cells.shape
         channels, transposed = joint.shape[1] - units, joint.T.contiguous()
-        of_weights = any(ctx.needs_input_grad[3:])
+        needs_weights = any(ctx.needs_input_grad[3:])
         d_joint, d_shift = torch.zeros_like(joint), joint.new_zeros(len(joint))
         d_x = gates.new_empty(steps, channels, rows)
         d_h, d_c = d_h.T, d_c.T
@@ -101,26 +101,26 @@ class _Layer(torch.autograd.Function):
             i, f, o, g = gates[t].split(units)
             d_i, d_f, d_o, d_g = d_gates.split(units)
             d_h = d_h + d_out[t].T
-            d_c = d_c + _aten.tanh_backward(d_h * o, shown[t])
-            torch.mul(d_h, shown[t], out=d_o)
+            d_c = d_c + _aten.tanh_backward(d_h * o, tanh_cells[t])
+            torch.mul(d_h, tanh_cells[t], out=d_o)
             torch.mul(d_c, g, out=d_i)
-            torch.mul(d_c, memory[t], out=d_f)
+            torch.mul(d_c, cells[t], out=d_f)
             torch.mul(d_c, i, out=d_g)
-            three = d_gates[: 3 * units]
-            _aten.sigmoid_backward(three, gates[t, : 3 * units], grad_input=three)
+            sigmoids = d_gates[: 3 * units]
+            _aten.sigmoid_backward(sigmoids, gates[t, : 3 * units], grad_input=sigmoids)
             _aten.tanh_backward(d_g, g, grad_input=d_g)
             d_c = d_c * f
             torch.mm(transposed, d_gates, out=d_input)
             d_x[t], d_h = d_input[:channels], d_input[channels:]
-            if of_weights:
+            if needs_weights:
                 d_joint += d_gates @ inputs[t].T
                 d_shift += d_gates.sum(1)
-        d_joint, d_shift = _reordered(d_joint), _reordered(d_shift)
+        d_joint, d_shift = _reorder_gates(d_joint), _reorder_gates(d_shift)
         d_w, d_u = d_joint[:, :channels], d_joint[:, channels:]
         return d_x.transpose(1, 2), d_h.T, d_c.T, d_w, d_u, d_shift
 
 
-def _reordered(blocks: Tensor) -> Tensor:
-    """From torch's order of gates, i f g o, to i f o g, and back."""
+def _reorder_gates(blocks: Tensor) -> Tensor:
+    """Convert torch's order of gates, i f g o, to i f o g, or back."""
     i, f, g, o = blocks.chunk(4)
     return torch.cat([i, f, o, g])

@@ -1,7 +1,7 @@
-"""Noise as a function of a seed: counter-based, so that it can be mapped and never needs a generator.
+"""Noise as a function of a seed: counter-based, so that it can be mapped and needs no generator.
 
-Entry ``i`` of seed ``s`` is a hash of ``(s, i)`` alone. A row of a grid therefore draws the same noise
-alone, in a batch, in any order and on any device, and torch's global generator is not involved.
+Entry ``i`` of seed ``s`` is a hash of ``(s, i)``. A row of a grid therefore gets the same noise alone,
+in a batch, in any order and on any device, and torch's global generator is not used.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
 
-def _shifted(bits: Tensor, places: int) -> Tensor:
+def _shift_right(bits: Tensor, count: int) -> Tensor:
     """Logical right shift; torch's own shift of signed integers repeats the sign bit."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
+    return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
-def _mixed(bits: Tensor) -> Tensor:
-    """The finalizer of SplitMix64; int64 multiplication wraps, as the algorithm wants."""
-    bits = (bits ^ _shifted(bits, 30)) * _MIX_1
-    bits = (bits ^ _shifted(bits, 27)) * _MIX_2
-    return bits ^ _shifted(bits, 31)
+def _mix(bits: Tensor) -> Tensor:
+    """The finalizer of SplitMix64; int64 multiplication wraps, as the algorithm requires."""
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    return bits ^ _shift_right(bits, 31)
 
 
 def uniform(seed: Tensor, shape: Sequence[int]) -> Tensor:
@@ -54,9 +54,9 @@ def uniform(seed: Tensor, shape: Sequence[int]) -> Tensor:
         https://doi.org/10.1145/2660193.2660195
     """
     index = torch.arange(1, math.prod(shape) + 1, device=seed.device)
-    # The seed is mixed first: neighbouring seeds then start far apart.
-    bits = _mixed(_mixed(seed + _GAMMA) + index * _GAMMA)
-    return ((_shifted(bits, 12).double() + 0.5) * 2.0**-52).reshape(tuple(shape))
+    # The seed is mixed first, so that neighboring seeds start far apart.
+    bits = _mix(_mix(seed + _GAMMA) + index * _GAMMA)
+    return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(tuple(shape))
 
 
 def normal(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -65,8 +65,8 @@ def normal(seed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     Args:
         seed: scalar int64 tensor.
         shape: shape of the noise.
-        dtype: floating dtype of the noise. It is drawn in float64 and rounded, so that all dtypes
-            see the same noise.
+        dtype: floating dtype of the noise. It is computed in float64 and rounded, so that all dtypes
+            have the same noise.
 
     Returns:
         Tensor of ``shape`` on the seed's device.

@@ -1,15 +1,15 @@
-"""Rules for normalisation: contiguous cotangents for its layers, batch norm and weight_norm written out.
+"""Rules for normalization: contiguous cotangents, explicit batch norm and weight_norm.
 
-torch's CPU kernel for the gradient of instance and batch normalisation reads a cotangent that is laid
-out channels-last as if it were contiguous when the batch holds ONE sample of several channels. The
-gradient is then wrong by more than its own size, silently, in every precision. Recurrent layers that
-permute their output send back exactly such cotangents, and a question about one window is a batch of
-one. Group, layer and RMS normalisation read the layout correctly and need no rule.
+torch's CPU kernel for the gradient of instance and batch normalization reads a channels-last cotangent
+as if it were contiguous when the batch has ONE sample of several channels. The gradient is then silently
+wrong by more than its own size, in every precision. Recurrent layers that permute their output send back
+such cotangents, and a question about one window is a batch of one. Group, layer and RMS normalization
+read the layout correctly and need no rule.
 
-Batch normalisation with fixed statistics is a scale and a shift of every channel; written as such it has
-neither that kernel nor its cost.
+Batch normalization with fixed statistics is a scale and a shift of every channel; written explicitly it
+avoids that kernel and its cost.
 
-The kernel of ``parametrizations.weight_norm`` is right, but has no batching rule: mapped over stacked
+The kernel of ``parametrizations.weight_norm`` is correct but has no batching rule: mapped over stacked
 parameters it runs one model at a time.
 """
 
@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _ContiguousCotangent(torch.autograd.Function):
-    """The identity, whose backward pass hands on a contiguous cotangent."""
+    """The identity; its backward pass makes the cotangent contiguous."""
 
     generate_vmap_rule = True
 
@@ -47,13 +47,13 @@ class _ContiguousCotangent(torch.autograd.Function):
 
 
 def contiguous_cotangents(module: nn.Module) -> nn.Module:
-    """Make the backward pass of a normalisation layer safe from its cotangent's memory layout.
+    """Make the backward pass of a normalization layer independent of its cotangent's memory layout.
 
     Args:
-        module: private copy of an instance or batch normalisation layer; it is changed in place.
+        module: private copy of an instance or batch normalization layer; changed in place.
 
     Returns:
-        The same module, with a forward hook that appends the identity of this file's class.
+        The same module, with a forward hook that appends `_ContiguousCotangent`.
     """
 
     def append_identity(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -65,18 +65,18 @@ def contiguous_cotangents(module: nn.Module) -> nn.Module:
 
 
 def affine_batch_norm(module: nn.Module) -> nn.Module:
-    """Write batch normalisation with fixed statistics as what it is, ``x * scale + shift``.
+    """Write batch normalization with fixed statistics as ``x * scale + shift``.
 
     Args:
-        module: private copy of a batch normalisation layer; it is changed in place. In training mode,
-            and without running statistics, `contiguous_cotangents` serves it.
+        module: private copy of a batch normalization layer; changed in place. In training mode,
+            or without running statistics, `contiguous_cotangents` is used.
 
     Returns:
         The same module.
     """
     norm: Any = module
-    own_forward = type(module).forward is not _BatchNorm.forward  # of a subclass
-    if norm.training or norm.running_mean is None or own_forward:
+    overridden = type(module).forward is not _BatchNorm.forward  # by a subclass
+    if norm.training or norm.running_mean is None or overridden:
         return contiguous_cotangents(module)
 
     def forward(x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def affine_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def explicit_weight_norm(module: nn.Module) -> nn.Module:
-    """Write ``weight_norm`` as what it is, ``g * v / |v|``.
+    """Write ``weight_norm`` as ``g * v / |v|``.
 
     Args:
         module: private copy of the parametrization; its ``forward`` is replaced.

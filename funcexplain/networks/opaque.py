@@ -1,13 +1,13 @@
-"""Any batched differentiable function as a citizen of torch.func.
+"""Make any batched differentiable function work under torch.func.
 
-``torch.func`` rewrites a function operation by operation, and refuses a network as soon as one of them
-is unknown to it: a fused recurrent kernel, a convex solver, anything that leaves torch on the way. Such
-code mostly serves a batch of independent rows already, and mapping asks for no more: the mapped
-dimension is folded into the function's own batch dimension, one call is made, its result is unfolded.
+``torch.func`` transforms a function operation by operation, and fails at the first operation that it
+does not know: a fused recurrent kernel, a convex solver, any code outside of torch. Such code usually
+supports a batch of independent rows, which is all that mapping needs: the mapped dimension is folded
+into the function's own batch dimension, the function is called once, and its result is unfolded.
 
-Two ``torch.autograd.Function`` do it. `_Apply` runs the function by ordinary autograd on plain tensors;
-`_Pull` sends cotangents back through the graph of that run. Both know how they are mapped. A `_Call`
-passes between them: how each level of ``vmap`` was served, and below the last level the graph.
+Two ``torch.autograd.Function`` do this. `_Apply` runs the function by ordinary autograd on plain
+tensors; `_Pull` sends cotangents back through the graph of that run. Both have a rule for ``vmap``. They
+share a `_Call`, which records how each level of ``vmap`` was mapped, and the graph of the last level.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from funcexplain.networks.folding import (
     Dims,
     Tensors,
     check_rows,
+    dims_per_tensor,
     fold,
-    front,
-    only_row,
-    spread,
+    mask_other_rows,
+    move_to_front,
+    select_row,
     stack_rows,
-    take_row,
     unfold,
 )
 
 
 def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> nn.Module:
-    """Make a batched function work under torch.func, whatever it does inside.
+    """Make a batched function work under torch.func, whatever operations it uses.
 
-    Where no transform is active, ``fn`` is called as it is. Under ``grad``, ``vjp``, ``jacrev`` and
-    ``vmap``, in any nesting with one derivative, it runs once for all mapped rows, and once backward
-    for each cotangent::
+    Without an active transform, ``fn`` is called directly. Under ``grad``, ``vjp``, ``jacrev`` and
+    ``vmap``, in any nesting with one derivative, it runs forward once for all mapped rows, and
+    backward once for each cotangent::
 
         vmap(opaque(fn))(x)  ==  fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     Args:
-        fn: differentiable function of tensors that returns a tensor or a tuple of tensors, or a module
-            of that kind. Parameters and dense buffers of a module count as arguments that all rows
-            share: ``functional_call`` can exchange them, and they can be mapped and differentiated.
-        in_batch: the dim of every argument along which its independent rows lie (mapped rows join them
-            there), or ``None`` for an argument that all rows share. If a shared argument is mapped (the
-            parameters of an ensemble), ``fn`` runs once for each of its values. An int or ``None``
-            stands for all arguments.
-        out_batch: the dim of the same rows in every output. ``None`` if, and only if, no argument has
-            a batch dim; mapping is a loop then.
+        fn: differentiable function of tensors that returns a tensor or a tuple of tensors, or such a
+            module. Parameters and dense buffers of a module are arguments that all rows share:
+            ``functional_call`` can replace them, and they can be mapped and differentiated.
+        in_batch: for each argument, the dim of its independent rows, into which mapped rows are folded,
+            or ``None`` if all rows share the argument. If a shared argument is mapped (the parameters
+            of an ensemble), ``fn`` runs once for each of its values. An int or ``None`` applies to all
+            arguments.
+        out_batch: likewise for each output. ``None`` if, and only if, no argument has a batch dim;
+            mapping is then a loop.
 
     Returns:
-        A module that takes the arguments of ``fn``, by position; a module ``fn`` is its child ``fn``.
+        A module with the positional arguments of ``fn``; a module ``fn`` becomes its child ``fn``.
 
     Raises:
-        TypeError: if ``fn`` cannot be called or a dim is no int; when called, if an argument or an
-            output is no tensor.
-        ValueError: if the dims contradict each other; when called, if tensors do not have the rows that
-            the dims promise, or if a batch normalisation in ``fn`` uses the statistics of its batch.
-        RuntimeError: for second or forward-mode derivatives, of a run that torch.func did not see.
+        TypeError: if ``fn`` is not callable or a dim is not an int; when called, if an argument or an
+            output is not a tensor.
+        ValueError: if the dims contradict each other; when called, if tensors do not have rows in their
+            dims, or if a batch normalization in ``fn`` uses the statistics of its batch.
+        RuntimeError: for second or forward-mode derivatives.
 
-    What it cannot tell: whether rows are independent in any other respect (where ``fn`` subtracts the
-    mean of its batch, results are wrong). Tensors that ``fn`` reads without being given them are
-    constants without a gradient, so pass a module itself, not a function that calls it. Random numbers
-    differ between rows, whatever ``vmap`` was told. A shared argument's gradient *for each mapped row*
-    costs a backward pass of the whole batch for each. ``torch.compile`` does not see through.
+    Limits: rows must be independent, which is not checked (results are wrong if ``fn`` subtracts the
+    mean of its batch). Tensors that ``fn`` captures are constants without a gradient, so pass a module
+    itself, not a function that calls it. Random numbers differ between rows, whatever the ``randomness``
+    of ``vmap``. The gradient of a shared argument *for each mapped row* costs one backward pass of the
+    whole batch per row. ``torch.compile`` does not trace ``fn``.
 
     Example:
         >>> import torch
@@ -86,17 +86,17 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
 
 
 class Opaque(nn.Module):
-    """What `opaque` returns."""
+    """The module that `opaque` returns."""
 
     def __init__(self, fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> None:
         super().__init__()
         if not callable(fn):
             raise TypeError(f"opaque: fn must be callable, got {type(fn).__name__}")
         for name, dims in {"in_batch": in_batch, "out_batch": out_batch}.items():
-            if not all(dim is None or type(dim) is int for dim in spread(dims, 1)):
+            if not all(dim is None or type(dim) is int for dim in dims_per_tensor(dims, 1)):
                 raise TypeError(f"opaque: {name} must be an int, None or a tuple of these, got {dims!r}")
-        batched = any(dim is not None for dim in spread(in_batch, 1))
-        if any((dim is not None) != batched for dim in spread(out_batch, 1)):
+        batched = any(dim is not None for dim in dims_per_tensor(in_batch, 1))
+        if any((dim is not None) != batched for dim in dims_per_tensor(out_batch, 1)):
             raise ValueError(
                 f"opaque: with in_batch={in_batch!r}, {'every' if batched else 'no'} output has a batch "
                 f"dim, got out_batch={out_batch!r}"
@@ -104,47 +104,47 @@ class Opaque(nn.Module):
         self.fn, self.in_batch, self.out_batch = fn, in_batch, out_batch
 
     def forward(self, *args: Tensor) -> Any:
-        """Call the function, folded where a transform is active."""
+        """Call the function; fold mapped dimensions if a transform is active."""
         check_rows("argument", args, self.in_batch)
-        # The question that autograd.Function asks, too; it has no public name.
+        # autograd.Function uses the same test; it has no public name.
         if not torch._C._are_functorch_transforms_active():
             return self.fn(*args)
 
         fn = self.fn
         state: dict[str, Tensor] = {}
-        _refuse_captured(fn)
+        _check_captured(fn)
         if isinstance(fn, nn.Module):
-            _refuse_batch_statistics(fn)
+            _check_batch_statistics(fn)
             state = {**dict(fn.named_parameters()), **dict(fn.named_buffers())}
-        # What all rows share and no transform sees is a constant: each operand costs time. The sparse
-        # buffers of a cvxpylayers layer could not be operands at all.
+        # Shared tensors that no transform tracks are constants: each operand costs time, and the sparse
+        # buffers of a cvxpylayers layer cannot be operands.
         names = [name for name, t in state.items() if _is_tracked(t)]
-        in_batch = spread(self.in_batch, len(args))
-        given = [i for i, t in enumerate(args) if in_batch[i] is not None or _is_tracked(t)]
-        fixed = {i: t for i, t in enumerate(args) if i not in given}
+        in_batch = dims_per_tensor(self.in_batch, len(args))
+        tracked = [i for i, t in enumerate(args) if in_batch[i] is not None or _is_tracked(t)]
+        fixed = {i: t for i, t in enumerate(args) if i not in tracked}
         single = False
 
         def run(*operands: Tensor) -> Any:
             nonlocal single
-            inputs = {**fixed, **dict(zip(given, operands, strict=False))}
+            inputs = {**fixed, **dict(zip(tracked, operands, strict=False))}
             ordered = tuple(inputs[i] for i in sorted(inputs))
-            own = dict(zip(names, operands[len(given) :], strict=True))
+            own = dict(zip(names, operands[len(tracked) :], strict=True))
             out = functional_call(fn, own, ordered) if isinstance(fn, nn.Module) else fn(*ordered)
             single = isinstance(out, Tensor)
             return (out,) if single else out
 
-        dims = (*[in_batch[i] for i in given], *[None] * len(names))
+        dims = (*[in_batch[i] for i in tracked], *[None] * len(names))
         call = _Call(run, dims, self.out_batch, torch.is_grad_enabled())
-        outputs = _Apply.apply(call, *[args[i] for i in given], *[state[name] for name in names])
+        outputs = _Apply.apply(call, *[args[i] for i in tracked], *[state[name] for name in names])
         return outputs[0] if single else outputs
 
 
 @dataclass(eq=False)
 class _Call:
-    """One application of a function: how each level of ``vmap`` was served, and at last the graph.
+    """One application of a function: how each level of ``vmap`` was mapped, and the graph of the last.
 
-    A level that maps no shared argument has one child, whose batch it is folded into; any other has a
-    child for each row.
+    A level that maps no shared argument is folded into the batch of its only child; any other level has
+    one child per row.
     """
 
     fn: Callable[..., Any]
@@ -188,8 +188,8 @@ class _Call:
 def _refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
     raise RuntimeError(
         "opaque: only one derivative, in reverse mode, is available, since the function runs under "
-        "ordinary autograd out of sight of torch.func; for more, write the function in operations that "
-        "torch.func knows, or take finite differences of the gradient"
+        "ordinary autograd, which torch.func does not see; for more, write the function in operations "
+        "that torch.func knows, or use finite differences of the gradient"
     )
 
 
@@ -215,9 +215,9 @@ class _Apply(torch.autograd.Function):
         kept = tuple(k for k, grad in enumerate(grads) if grad is not None)
         results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if wanted and kept:
-            # What arrives here may be wrapped by transforms, and the graph belongs to plain tensors:
-            # only `_Pull` reaches it. The inputs go along to say on which levels there are rows, which
-            # a cotangent that is the same for all of them would not.
+            # Cotangents may be wrapped by transforms, but the graph is one of plain tensors, which only
+            # `_Pull` reaches. The inputs show which levels are mapped; a cotangent that all rows share
+            # does not.
             task = _Task(ctx.call, wanted, kept)
             pulled = _Pull.apply(task, *ctx.saved_tensors, *[grads[k] for k in kept])
             for i, grad in zip(wanted, pulled, strict=True):
@@ -230,21 +230,21 @@ class _Apply(torch.autograd.Function):
     ) -> tuple[Tensors, tuple[int, ...]]:
         size, dims = info.batch_size, in_dims[1:]
         if size == 0:
-            raise ValueError("opaque: cannot map over no rows at all, got a mapped dimension of size 0")
+            raise ValueError("opaque: a mapped dimension must have at least one row, got size 0")
         call.folded = all(
             d is None for d, batch in zip(dims, call.in_batch, strict=True) if batch is None
         )
         if call.folded:
             folded = [
-                t if batch is None else fold(front(t, d, size), batch)
+                t if batch is None else fold(move_to_front(t, d, size), batch)
                 for t, d, batch in zip(inputs, dims, call.in_batch, strict=True)
             ]
             outputs = _Apply.apply(call.branch(), *folded)
-            out_batch = spread(call.out_batch, len(outputs))
+            out_batch = dims_per_tensor(call.out_batch, len(outputs))
             mapped = tuple(unfold(t, batch, size) for t, batch in zip(outputs, out_batch, strict=True))
         else:
             mapped = stack_rows(
-                [_Apply.apply(call.branch(), *take_row(inputs, dims, b)) for b in range(size)]
+                [_Apply.apply(call.branch(), *select_row(inputs, dims, b)) for b in range(size)]
             )
         return mapped, (0,) * len(mapped)
 
@@ -259,7 +259,7 @@ class _Task:
 
 
 class _Pull(torch.autograd.Function):
-    """Its derivative: ``(task, *inputs, *cotangents) -> gradients of the wanted inputs``."""
+    """The derivative of `_Apply`: ``(task, *inputs, *cotangents) -> gradients of the wanted inputs``."""
 
     backward = staticmethod(_refuse_derivative)
     jvp = staticmethod(_refuse_derivative)
@@ -281,14 +281,16 @@ class _Pull(torch.autograd.Function):
         call, wanted, kept, count = task.call, task.wanted, task.kept, len(task.call.in_batch)
         new_level = all(d is None for d in dims[:count])
         if new_level or not call.folded:
-            # A level that the forward pass did not have is a Jacobian's: one graph, several cotangents.
+            # A level that is new in the backward pass is a Jacobian: one graph, several cotangents.
             tasks = [_Task(c, wanted, kept) for c in ([call] * size if new_level else call.children)]
-            rows = [_Pull.apply(t, *take_row(tensors, dims, b)) for b, t in enumerate(tasks)]
+            rows = [_Pull.apply(t, *select_row(tensors, dims, b)) for b, t in enumerate(tasks)]
             return stack_rows(rows), (0,) * len(wanted)
 
-        (child,), out_batch = call.children, spread(call.out_batch, max(kept) + 1)
-        levels = take_row(tensors[:count], dims[:count], 0)
-        cotangents = [front(t, d, size) for t, d in zip(tensors[count:], dims[count:], strict=True)]
+        (child,), out_batch = call.children, dims_per_tensor(call.out_batch, max(kept) + 1)
+        levels = select_row(tensors[:count], dims[:count], 0)
+        cotangents = [
+            move_to_front(t, d, size) for t, d in zip(tensors[count:], dims[count:], strict=True)
+        ]
 
         def pull(numbers: list[int], cotangents: list[Tensor]) -> Tensors:
             folded = [fold(t, out_batch[k]) for t, k in zip(cotangents, kept, strict=True)]
@@ -299,10 +301,10 @@ class _Pull(torch.autograd.Function):
         grads = {
             i: unfold(g, call.in_batch[i], size) for i, g in zip(own, pull(own, cotangents), strict=True)
         }
-        # One backward pass sums the gradient of a shared input over all rows. To tell the rows apart,
-        # all cotangents but one row's are blanked.
-        blanked = [[only_row(t, b) for t in cotangents] for b in range(size if shared else 0)]
-        grads.update(zip(shared, stack_rows([pull(shared, cots) for cots in blanked]), strict=True))
+        # A backward pass sums the gradient of a shared input over all rows. For the gradient of one row,
+        # the cotangents of all others are set to zero.
+        masked = [[mask_other_rows(t, b) for t in cotangents] for b in range(size if shared else 0)]
+        grads.update(zip(shared, stack_rows([pull(shared, cots) for cots in masked]), strict=True))
         return tuple(grads[i] for i in wanted), (0,) * len(wanted)
 
 
@@ -318,23 +320,23 @@ def _is_tracked(t: Tensor) -> bool:
     return t.requires_grad or _is_wrapped(t)
 
 
-def _refuse_batch_statistics(fn: nn.Module) -> None:
+def _check_batch_statistics(fn: nn.Module) -> None:
     for name, part in fn.named_modules():
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             raise ValueError(
-                f"opaque: {name or 'fn'} ({type(part).__name__}) takes the statistics of its batch, "
+                f"opaque: {name or 'fn'} ({type(part).__name__}) uses the statistics of its batch, "
                 "which would mix mapped rows; call .eval(), or replace it if it tracks no statistics"
             )
 
 
-def _refuse_captured(fn: Callable[..., Any]) -> None:
-    # Inside, the transforms are gone: such a tensor would be a constant, and its gradient silently zero.
+def _check_captured(fn: Callable[..., Any]) -> None:
+    # Inside `_Apply` such a tensor would be a constant, and its gradient silently zero.
     cells = getattr(fn, "__closure__", None) or ()
     for item in (getattr(fn, "__self__", None), *(cell.cell_contents for cell in cells)):
         tensors = [item] if isinstance(item, Tensor) else []
         tensors += [*item.parameters(), *item.buffers()] if isinstance(item, nn.Module) else []
         if any(_is_wrapped(t) for t in tensors):
             raise ValueError(
-                f"opaque: fn reads a {type(item).__name__} that torch.func transforms without being "
-                "given it; pass its tensors as arguments, or the module itself as fn"
+                f"opaque: fn must not capture tensors that torch.func transforms, got a "
+                f"{type(item).__name__}; pass its tensors as arguments, or the module itself as fn"
             )

@@ -1,13 +1,13 @@
-"""A private shallow copy of a network, in which troublesome parts follow functional rules.
+"""A private shallow copy of a network, in which rules replace parts that do not work under torch.func.
 
 The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
 parameters, buffers, children and hooks, and plain lists and dicts), so that its mode can be set, parts
-can be exchanged and hooks added while the caller's module stays as it is. ``copy.deepcopy`` is no
-alternative: it fails on networks that hold sparse buffers, such as those with a cvxpylayers layer.
+replaced and hooks added while the caller's module does not change. ``copy.deepcopy`` does not work: it
+fails on networks with sparse buffers, such as those with a cvxpylayers layer.
 
-A rule is a function ``module -> module``. It is given the private copy of one module, after its
-children were treated, and returns what stands in its place; it may change the copy in place. Names of
-parameters and buffers must stay what they were.
+A rule is a function ``module -> module``. It is called with the private copy of one module, after its
+children, and returns the replacement; it may change the copy in place. Names of parameters and buffers
+must not change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
 
-# A dotted name stands for a type whose package need not be there.
+# A dotted name is a type whose package need not be installed.
 RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     _NormBase: contiguous_cotangents,
     _BatchNorm: affine_batch_norm,
@@ -52,7 +52,7 @@ _CONTAINERS = {name for name, value in vars(nn.Module()).items() if isinstance(v
 
 
 class _Uncompiled(nn.Module):
-    """Stands for a module that torch.compile has wrapped and bound to itself, under the same names."""
+    """Replaces the wrapper that torch.compile puts around a module; names do not change."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Uncompiled(nn.Module):
 def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
     """Add a rule that every later `functionalize` applies to modules of a type.
 
-    Subclasses follow it too; of several rules that fit, that of the nearest base class is taken. An
+    It also applies to subclasses; if several rules match, that of the nearest base class applies. An
     earlier rule for the same type is replaced.
 
     Args:
@@ -73,7 +73,7 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
         rule: function from a private copy of such a module to its replacement.
 
     Raises:
-        TypeError: if ``module_type`` is no module class or ``rule`` cannot be called.
+        TypeError: if ``module_type`` is not a module class or ``rule`` is not callable.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -98,13 +98,13 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     """Copy a module shallowly, set the copy's mode, and apply rules to its parts.
 
     Args:
-        module: any network; it is not touched.
+        module: any network; it is not modified.
         train: mode of the copy and all its parts.
-        rules: mapping (or pairs) ``module type -> rule``; ``None`` takes the registry, ``()`` none.
+        rules: mapping (or pairs) ``module type -> rule``. Default: the registry; ``()``: no rules.
 
     Returns:
         The copy. It shares parameters and buffers with ``module``. Forward hooks are kept; backward
-        hooks belong to training and are left out, since torch.func cannot run them.
+        hooks, which torch.func cannot run, are removed.
 
     Raises:
         TypeError: if ``module`` (or a part of it) is compiled TorchScript, which has no Python parts.
@@ -115,7 +115,7 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
 
     def copy(part: nn.Module, path: str) -> nn.Module:
         if id(part) not in copies:
-            _refuse_foreign(part, path)
+            _check_supported(part, path)
             if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
                 copies[id(part)] = _Uncompiled(copy(next(part.children()), path)).train(train)
                 return copies[id(part)]
@@ -124,20 +124,20 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
             for name, child in part._modules.items():
                 if child is not None:
                     twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
-            rule = _rule_for(type(part), table)
-            copies[id(part)] = twin if rule is None else _replaced(twin, rule)
+            rule = _find_rule(type(part), table)
+            copies[id(part)] = twin if rule is None else _apply_rule(twin, rule)
         return copies[id(part)]
 
     network = copy(module, "")
     for twin in twins:
         for name, value in vars(twin).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                twin.__dict__[name] = _redirected(value, copies)
+                twin.__dict__[name] = _redirect(value, copies)
     return network
 
 
-def _refuse_foreign(part: nn.Module, path: str) -> None:
-    """Refuse modules whose parts are not Python modules on one device."""
+def _check_supported(part: nn.Module, path: str) -> None:
+    """Raise unless a module's parts are Python modules on one device."""
     if isinstance(part, jit.ScriptModule):
         raise TypeError(
             f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
@@ -145,13 +145,12 @@ def _refuse_foreign(part: nn.Module, path: str) -> None:
         )
     if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise TypeError(
-            "functionalize: module must be one that runs on one device, got "
-            f"{type(part).__name__}; pass its .module"
+            f"functionalize: module must run on one device, got {type(part).__name__}; pass its .module"
         )
 
 
 def _twin(part: nn.Module, train: bool) -> nn.Module:
-    """A shallow copy of one module in a mode, with containers of its own and no backward hooks."""
+    """A shallow copy of one module in a mode, with its own containers and no backward hooks."""
     twin = object.__new__(type(part))
     twin.__dict__.update(vars(part))
     for name in _CONTAINERS & vars(part).keys():
@@ -163,7 +162,7 @@ def _twin(part: nn.Module, train: bool) -> nn.Module:
     return twin
 
 
-def _replaced(twin: nn.Module, rule: Rule) -> nn.Module:
+def _apply_rule(twin: nn.Module, rule: Rule) -> nn.Module:
     replacement = rule(twin)
     if not isinstance(replacement, nn.Module):
         raise TypeError(
@@ -173,7 +172,7 @@ def _replaced(twin: nn.Module, rule: Rule) -> nn.Module:
     return replacement
 
 
-def _rule_for(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
+def _find_rule(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
     """The rule of the nearest base class."""
     keys = (
         key for base in module_type.__mro__ for key in (base, f"{base.__module__}.{base.__qualname__}")
@@ -181,20 +180,20 @@ def _rule_for(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
     return next((table[key] for key in keys if key in table), None)
 
 
-def _redirected(value: Any, copies: Mapping[int, nn.Module]) -> Any:
-    """The same attribute with the copies in it; a list or dict is always a new one.
+def _redirect(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """An attribute with modules replaced by their copies; lists and dicts are always new.
 
-    A list of layers or a bound method kept in an attribute (or as a hook) would otherwise run the
-    caller's modules: in their mode, with their parameters.
+    A list of layers or a bound method in an attribute (or as a hook) would otherwise run the caller's
+    modules, in their mode and with their parameters.
     """
     if isinstance(value, nn.Module):
         return copies.get(id(value), value)
     if isinstance(value, MethodType) and id(value.__self__) in copies:
         return MethodType(value.__func__, copies[id(value.__self__)])
     if type(value) in (list, tuple):
-        return type(value)(_redirected(item, copies) for item in value)
+        return type(value)(_redirect(item, copies) for item in value)
     if type(value) in (dict, OrderedDict):
-        return type(value)((key, _redirected(item, copies)) for key, item in value.items())
+        return type(value)((key, _redirect(item, copies)) for key, item in value.items())
     return value
 
 

@@ -1,10 +1,10 @@
-"""Rule for recurrent layers: rows that torch.func maps join the layer's own batch.
+"""Rule for recurrent layers: mapped rows are folded into the layer's own batch.
 
-A recurrent layer ends in one fused kernel for all its steps. ``torch.func.vmap`` has no rule for it: it
-fails, or runs row by row with a warning, though the kernel takes any number of rows at once. While a
-transform is active, the rule catches the call of the kernel, and only that, and makes it `opaque`; what
-the layer does around it (initial states, packed sequences, checks) stays torch's own. Else the layer is
-called as it is.
+A recurrent layer calls one fused kernel for all its steps. ``torch.func.vmap`` has no rule for it: it
+fails, or runs row by row with a warning, although the kernel supports any number of rows. While a
+transform is active, this rule intercepts only the call of the kernel and makes it `opaque`; the rest of
+the layer (initial states, packed sequences, checks) remains torch's own. Otherwise the layer is called
+directly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from funcexplain.networks.lstm import lstm, lstm_serves
+from funcexplain.networks.lstm import is_faster_lstm, lstm
 from funcexplain.networks.opaque import opaque
 from funcexplain.networks.unrolled import (
     gru_cell,
@@ -24,7 +24,7 @@ from funcexplain.networks.unrolled import (
     lstm_cell,
     relu_cell,
     tanh_cell,
-    unrolled,
+    unroll,
 )
 
 KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
@@ -33,10 +33,10 @@ KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh
 def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     """Make a recurrent layer work under torch.func at the cost of one batched call.
 
-    Outputs are those of the layer, for all of its options, for batched, unbatched and packed input and
-    any initial state. Under ``grad``, ``vmap``, ``jacrev`` and their nestings with one derivative, all
-    mapped rows are one batch, whether input or initial states are mapped. If parameters are mapped (an
-    ensemble), the kernel runs once for each model, and for packed sequences once for each mapped row.
+    Outputs are those of the layer, for all options, for batched, unbatched and packed input and any
+    initial state. Under ``grad``, ``vmap``, ``jacrev`` and their nestings with one derivative, all
+    mapped rows are one batch, whether input or initial states are mapped. With mapped parameters (an
+    ensemble), the kernel runs once per model, and with packed sequences once per mapped row.
 
     Args:
         module: private copy of an ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` (or of a subclass); its class
@@ -45,7 +45,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     Returns:
         The same module. While a transform is active, its ``forward`` raises a ``RuntimeError`` for a
         second derivative, and if dropout between layers is active (in training mode): its noise would
-        not follow the ``randomness`` of ``vmap``.
+        ignore the ``randomness`` of ``vmap``.
 
     Example:
         >>> import torch
@@ -55,19 +55,19 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
         >>> output.shape, hidden.shape
         (torch.Size([64, 7, 2]), torch.Size([64, 1, 2]))
     """
-    if not isinstance(module, _Folded):
+    if not isinstance(module, _FoldedLayer):
         cls = type(module)
-        module.__class__ = type(cls.__name__, (_Folded, cls), {"__module__": cls.__module__})
-        # functional_call of older torch exchanges the entries of this list in place.
+        module.__class__ = type(cls.__name__, (_FoldedLayer, cls), {"__module__": cls.__module__})
+        # functional_call of older torch replaces the entries of this list in place.
         module._flat_weights = list(module._flat_weights)
     return module
 
 
-class _Folded(nn.RNNBase):
-    """Comes before the class of a recurrent layer."""
+class _FoldedLayer(nn.RNNBase):
+    """Mixin in front of the class of a recurrent layer."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """Call the layer; its kernel is folded where a transform is active."""
+        """Call the layer; fold its kernel if a transform is active."""
         if not (torch._C._are_functorch_transforms_active() or is_traced()):
             return super().forward(input, hx)
         if self.training and self.dropout > 0 and self.num_layers > 1:
@@ -80,16 +80,16 @@ class _Folded(nn.RNNBase):
 
 
 class _FoldKernels(TorchFunctionMode):
-    """Exchanges torch's recurrent kernels by folded ones; any other function passes."""
+    """Replaces torch's recurrent kernels by folded ones; other functions run unchanged."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _folded(func, *args) if func in KERNELS else func(*args, **(kwargs or {}))
+        return _fold_kernel(func, *args) if func in KERNELS else func(*args, **(kwargs or {}))
 
 
 def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Tell the two forms of a kernel's arguments apart.
+    """Split a kernel's arguments, which have two forms.
 
     They are ``(input, hx, weights, bias, layers, dropout, train, bidirectional, batch_first)`` and, for
     packed sequences, ``(data, batch_sizes, hx, weights, bias, layers, dropout, train, bidirectional)``;
@@ -99,36 +99,36 @@ def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, 
         args: arguments of one of `KERNELS`.
 
     Returns:
-        ``(batch_sizes,)`` or nothing, and all that follows, from ``hx`` on.
+        ``(batch_sizes,)`` or ``()``, and all arguments from ``hx`` on.
     """
     sizes = args[1:2] if isinstance(args[3], list) else ()
     return sizes, args[1 + len(sizes) :]
 
 
-def _folded(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+def _fold_kernel(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     sizes, (hx, weights, bias, layers, _, _, *shape) = split_arguments(args)
-    alone = isinstance(hx, Tensor)
-    states = (hx,) if alone else tuple(hx)
+    single = isinstance(hx, Tensor)
+    states = (hx,) if single else tuple(hx)
     count = len(states)
     projected = states[0].shape[-1] != states[-1].shape[-1]
     if is_traced() and not sizes and not projected:
-        return unrolled(kernel, args[0], states, weights, bias, layers, *shape)
+        return unroll(kernel, args[0], states, weights, bias, layers, *shape)
 
     def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if kernel is torch.lstm and not sizes and lstm_serves(*tensors[:count]):
+        if kernel is torch.lstm and not sizes and is_faster_lstm(*tensors[:count]):
             return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
-        own = tensors[0] if alone else tensors[:count]
-        # No dropout is left that `train` could switch on, and without `train` cuDNN has no backward.
-        return kernel(data, *sizes, own, list(tensors[count:]), bias, layers, 0.0, True, *shape)
+        hidden = tensors[0] if single else tensors[:count]
+        # train=True, since cuDNN has no backward without it; dropout is 0.
+        return kernel(data, *sizes, hidden, list(tensors[count:]), bias, layers, 0.0, True, *shape)
 
-    # Rows of packed data have lengths of their own; mapped copies of them go through one by one.
+    # Rows of packed data differ in length, so mapped rows cannot share one batch.
     rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
     in_batch = None if rows is None else (*rows, *[None] * len(weights))
     return opaque(call, in_batch, rows)(args[0], *states, *weights)
 
 
 def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
-    """Write a recurrent cell as matrix products and gates, which torch.func maps; its kernel does not.
+    """Write a recurrent cell as matrix products and gates, which torch.func can map, unlike its kernel.
 
     Args:
         module: private copy of an ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``; its ``forward`` is
@@ -149,7 +149,7 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
     """
     plain = (nn.LSTMCell.forward, nn.GRUCell.forward, nn.RNNCell.forward)
     if type(module).forward not in plain:
-        return module  # a subclass knows better
+        return module  # a subclass with its own forward
     linear = torch.nn.functional.linear
     cell: Any = module
     step: Any
@@ -164,10 +164,10 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
         if hx is None:
             hx = x.new_zeros(*x.shape[:-1], cell.hidden_size)
             hx = (hx, hx) if isinstance(module, nn.LSTMCell) else hx
-        h, *memory = hx if isinstance(module, nn.LSTMCell) else (hx,)
+        h, *cells = hx if isinstance(module, nn.LSTMCell) else (hx,)
         from_x = linear(x, cell.weight_ih, cell.bias_ih)
         from_h = linear(h, cell.weight_hh, cell.bias_hh)
-        states = step(from_x, from_h, h, *memory)
+        states = step(from_x, from_h, h, *cells)
         return states if isinstance(module, nn.LSTMCell) else states[0]
 
     cell.forward = forward

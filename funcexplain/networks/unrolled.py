@@ -1,7 +1,7 @@
-"""Recurrent layers written out, step by step, in operations that can be mapped, traced and compiled.
+"""Recurrent layers unrolled step by step, in operations that can be mapped, traced and compiled.
 
-The fused kernels are faster as they stand, but nothing can be seen inside of them. A compiler, which
-fuses the written form again, makes better code of it than the kernels are.
+The fused kernels are faster when run directly, but cannot be traced. Compiled, the unrolled form is
+faster than the kernels.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY
 def lstm_cell(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> States:
     """One step of an LSTM from ``W x + b`` and ``U h + b``: the next ``h`` and ``c``."""
     del h
-    take, forget, new, show = (from_x + from_h).chunk(4, -1)
-    c = forget.sigmoid() * c + take.sigmoid() * _tanh(new)
-    return show.sigmoid() * _tanh(c), c
+    i, f, g, o = (from_x + from_h).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * _tanh(g)
+    return o.sigmoid() * _tanh(c), c
 
 
 def gru_cell(from_x: Tensor, from_h: Tensor, h: Tensor) -> States:
     """One step of a GRU: the next ``h``."""
-    (reset, keep, new), (reset_h, keep_h, new_h) = from_x.chunk(3, -1), from_h.chunk(3, -1)
-    kept = (keep + keep_h).sigmoid()
-    return (kept * h + (1 - kept) * _tanh(new + (reset + reset_h).sigmoid() * new_h),)
+    (reset, update, new), (reset_h, update_h, new_h) = from_x.chunk(3, -1), from_h.chunk(3, -1)
+    z = (update + update_h).sigmoid()
+    return (z * h + (1 - z) * _tanh(new + (reset + reset_h).sigmoid() * new_h),)
 
 
 def tanh_cell(from_x: Tensor, from_h: Tensor, h: Tensor) -> States:
@@ -52,25 +52,25 @@ CELLS: dict[Any, Callable[..., States]] = {
 }
 
 
-def unrolled(
+def unroll(
     kernel: Any, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any
 ) -> tuple[Tensor, ...]:
-    """Compute what a recurrent kernel of torch computes, without dropout and projections.
+    """Compute a recurrent kernel of torch without dropout and projections.
 
     Args:
         kernel: a key of `CELLS`.
-        data: as in `walk_layers`, like all that follow.
+        data: see `walk_layers`, also for the other arguments.
         states: initial states.
         weights: of each layer and direction.
         shape: ``bias, layers, bidirectional, batch_first``.
 
     Returns:
-        The output, and the last of each state.
+        The output, and the last states.
 
     Example:
         >>> rnn = torch.nn.RNN(3, 2)
         >>> x, h = torch.zeros(5, 4, 3), torch.zeros(1, 4, 2)
-        >>> out, last = unrolled(torch.rnn_tanh, x, [h], rnn._flat_weights, True, 1, False, False)
+        >>> out, last = unroll(torch.rnn_tanh, x, [h], rnn._flat_weights, True, 1, False, False)
         >>> torch.allclose(out, rnn(x, h)[0])
         True
     """
@@ -80,13 +80,12 @@ def unrolled(
         x: Tensor, now: States, w: Tensor, u: Tensor, biases: Sequence[Tensor]
     ) -> tuple[Tensor, States]:
         b, b_h = biases if biases else (None, None)
-        shown = []
-        # One product for all steps would give each a place of its own in the result, and a compiler
-        # would make code of its own for each.
+        hidden = []
+        # Not one product for all steps: a compiler would generate separate code for each slice of it.
         for x_t in x.unbind(0):
             now = cell(linear(x_t, w, b), linear(now[0], u, b_h), *now)
-            shown.append(now[0])
-        return torch.stack(shown), now
+            hidden.append(now[0])
+        return torch.stack(hidden), now
 
     return walk_layers(run, data, states, weights, *shape)
 
@@ -101,7 +100,7 @@ def walk_layers(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """Send a sequence through all layers and directions of a recurrent network.
+    """Run a sequence through all layers and directions of a recurrent network.
 
     Args:
         run: one layer in one direction, ``(x, states, W, U, biases) -> (output, last states)``.
@@ -114,7 +113,7 @@ def walk_layers(
         batch_first: layout of ``data`` and of the output.
 
     Returns:
-        The output, and the last of each state.
+        The output, and the last states.
     """
     count, directions = 4 if bias else 2, 2 if bidirectional else 1
     x = data.transpose(0, 1) if batch_first else data
@@ -122,10 +121,10 @@ def walk_layers(
     for layer in range(layers):
         outputs = []
         for direction in range(directions):
-            place = layer * directions + direction
-            w, u, *biases = weights[count * place : count * (place + 1)]
-            begun = tuple(state[place] for state in states)
-            output, last = run(x.flip(0) if direction else x, begun, w, u, biases)
+            index = layer * directions + direction
+            w, u, *biases = weights[count * index : count * (index + 1)]
+            initial = tuple(state[index] for state in states)
+            output, last = run(x.flip(0) if direction else x, initial, w, u, biases)
             outputs.append(output.flip(0) if direction else output)
             lasts.append(last)
         x = torch.cat(outputs, -1) if bidirectional else outputs[0]
@@ -133,10 +132,10 @@ def walk_layers(
 
 
 def is_traced() -> bool:
-    """Whether operations are being recorded to a graph, to be compiled."""
+    """Whether operations are being traced to a graph."""
     return torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def _tanh(x: Tensor) -> Tensor:
-    # The same to rounding, in a quarter of the time of torch's tanh on a CPU.
+    # Equal to rounding, in a quarter of the time of torch's tanh on a CPU.
     return 2.0 * (2.0 * x).sigmoid() - 1.0

@@ -1,7 +1,7 @@
-"""Checks at the edge: one sentence each, naming the argument, what was expected and what was got.
+"""Checks of arguments at the public entry points; code below them does not check again.
 
-Below the entry points nobody checks again. Every function names the public function (``where``) and the
-argument (``name``) in its message.
+Every message names the public function (``where``), the argument (``name``), what was expected and what
+was found.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -19,21 +20,21 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -> Tensor:
-    """Refuse anything but a dense, finite, floating tensor, and detach it from the caller's.
+    """Raise unless a value is a dense, finite, floating tensor; return a detached copy.
 
     Args:
         where: public function that was called.
-        name: argument of it.
-        value: what was passed.
+        name: its argument.
+        value: the argument's value.
         infinite: whether entries may be infinite.
 
     Returns:
         A detached copy.
 
     Raises:
-        TypeError: if it is no tensor or not floating.
-        ValueError: if it holds NaN or an infinite value.
-        RuntimeError: if it is inside a torch.func transform.
+        TypeError: if it is not a dense floating tensor.
+        ValueError: if it has NaN or infinite entries.
+        RuntimeError: inside a torch.func transform.
     """
     check_is_tensor(where, name, value)
     check_is_plain(where, name, value)
@@ -44,27 +45,32 @@ def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -
     bad = value.isnan() if infinite else ~value.isfinite()
     if bool(bad.any()):
         raise ValueError(
-            f"{where}: {name} must {'be no NaN' if infinite else 'be finite'}, got {int(bad.sum())} "
+            f"{where}: {name} must {'have no NaN' if infinite else 'be finite'}, got {int(bad.sum())} "
             f"entries of {value.numel()} that are NaN{'' if infinite else ' or infinite'}"
         )
     return value.detach().clone()
 
 
 def check_is_plain(where: str, name: str, value: Tensor) -> None:
-    """Refuse a tensor inside a torch.func transform, and one that is not dense."""
-    # No public function tells; without this, a mapped or differentiated input would be cut off silently.
+    """Raise if a tensor is inside a torch.func transform, or not dense."""
+    # Detaching such a tensor would silently cut its gradient. There is no public test for it.
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise RuntimeError(
-            f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; state the "
+            f"{where}: {name} must be a plain tensor, got one inside a torch.func transform; make the "
             "problem outside of it, and map or differentiate fe.run over args"
         )
+    check_is_dense(where, name, value)
+
+
+def check_is_dense(where: str, name: str, value: Tensor) -> None:
+    """Raise unless a tensor is dense and holds data."""
     if value.layout is not torch.strided or value.is_nested or value.is_meta:
         kind = "nested" if value.is_nested else "meta" if value.is_meta else value.layout
         raise TypeError(f"{where}: {name} must be a dense tensor that holds data, got a {kind} one")
 
 
 def check_is_tensor(where: str, name: str, value: Any) -> None:
-    """Refuse what is no tensor."""
+    """Raise unless a value is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{where}: {name} must be a torch.Tensor, got {type(value).__name__}; "
@@ -75,7 +81,7 @@ def check_is_tensor(where: str, name: str, value: Any) -> None:
 def check_like(
     where: str, name: str, value: Any, other: Tensor, other_name: str, *, infinite: bool = False
 ) -> Tensor:
-    """Refuse a tensor whose dtype or device is not that of another; see `check_tensor`."""
+    """Raise unless a tensor has the dtype and device of another; see `check_tensor`."""
     value = check_tensor(where, name, value, infinite=infinite)
     if (value.dtype, value.device) != (other.dtype, other.device):
         raise TypeError(
@@ -86,7 +92,7 @@ def check_like(
 
 
 def check_shape(where: str, name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> Tensor:
-    """Refuse a tensor of another shape; nothing broadcasts silently."""
+    """Raise unless a tensor has a shape; nothing broadcasts silently."""
     if value.shape != shape:
         raise ValueError(
             f"{where}: {name} must have shape {tuple(shape)}, {meaning}, got {tuple(value.shape)}"
@@ -94,8 +100,19 @@ def check_shape(where: str, name: str, value: Tensor, shape: tuple[int, ...], me
     return value
 
 
+def check_window(where: str, x0: Any) -> Tensor:
+    """Raise unless a tensor is one window ``(C, L, A)``; see `check_tensor`."""
+    x0 = check_tensor(where, "x0", x0)
+    if x0.ndim != 3:
+        raise ValueError(
+            f"{where}: x0 must be one window of shape (channels, lookback, assets), got "
+            f"{tuple(x0.shape)}"
+        )
+    return x0
+
+
 def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
-    """Refuse a mask that is not bool or not of x0's shape; ``None`` frees every entry."""
+    """Raise unless a mask is bool and of x0's shape; ``None`` frees every entry."""
     if mask is None:
         return torch.ones_like(x0, dtype=torch.bool)
     if not isinstance(mask, Tensor):
@@ -108,15 +125,13 @@ def check_mask(where: str, mask: Any, x0: Tensor) -> Tensor:
             f"{where}: mask must be a bool tensor (True = free to change), got {mask.dtype}; "
             "a 0/1 tensor converts with mask.bool()"
         )
-    if mask.layout is not torch.strided or mask.is_meta:
-        kind = "meta" if mask.is_meta else mask.layout
-        raise TypeError(f"{where}: mask must be a dense tensor that holds data, got a {kind} one")
+    check_is_dense(where, "mask", mask)
     mask = mask.detach().clone().to(x0.device)
     return check_shape(where, "mask", mask, x0.shape, "that of x0")
 
 
 def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool = False) -> Tensor:
-    """Turn a number or tensor into transform data of x0's dtype that broadcasts to one window."""
+    """A transform's number or tensor as a tensor of x0's dtype that broadcasts to one window."""
     if isinstance(value, bool) or not isinstance(value, Real | Tensor):
         raise TypeError(
             f"{where}: {name} must be a number or a torch.Tensor, got {type(value).__name__}"
@@ -125,9 +140,9 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool
         try:
             value = torch.tensor(float(value), dtype=x0.dtype, device=x0.device)
         except OverflowError:
-            raise ValueError(f"{where}: {name} must be finite, got an int beyond all floats") from None
+            raise ValueError(f"{where}: {name} must be finite, got an int above all floats") from None
     value = check_like(where, name, value, x0, "x0", infinite=infinite)
-    window = x0.shape[-3:]  # of a grid, the dimensions before are its rows
+    window = x0.shape[-3:]  # in a grid, row dimensions come first
     try:
         fits = torch.broadcast_shapes(value.shape, window) == window
     except RuntimeError:
@@ -141,17 +156,18 @@ def check_datum(where: str, name: str, value: Any, x0: Tensor, *, infinite: bool
 
 
 def check_name(where: str, name: Any) -> str:
-    """Refuse what cannot name an entry of ``args``."""
+    """Raise unless a value can name an entry of ``args``."""
     if not (isinstance(name, str) and name.isidentifier()) or name == "name":
         raise TypeError(
-            f"{where}: name must be an identifier other than 'name' (which fe.vmap takes itself), got "
-            f'{name!r}; give one to a penalty that has no name of its own, as in name="proximity"'
+            f"{where}: name must be an identifier other than 'name' (an argument of fe.vmap), got "
+            f"{name!r}; "
+            'name a penalty that has no name of its own, as in name="proximity"'
         )
     return name
 
 
 def check_strength(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
-    """Refuse what is no factor of a penalty, one number >= 0; see `check_datum`."""
+    """Raise unless a penalty's strength is one number >= 0; see `check_datum`."""
     factor = check_datum(where, "strength", value, x0)
     if factor.ndim != 0 or bool(factor < 0):
         raise ValueError(
@@ -161,18 +177,18 @@ def check_strength(where: str, name: str, value: Any, x0: Tensor) -> Tensor:
     return factor
 
 
-def check_number(where: str, name: str, value: Any, *, least: float, strict: bool = False) -> float:
-    """Refuse what is no finite number, or is below (``strict``: not above) a least value."""
-    bound = f"> {least:g}" if strict else f">= {least:g}"
+def check_number(where: str, name: str, value: Any, *, minimum: float, strict: bool = False) -> float:
+    """Raise unless a value is a finite number, at least (``strict``: above) a minimum."""
+    bound = f"> {minimum:g}" if strict else f">= {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
-    if not math.isfinite(value) or value < least or (strict and value == least):
+    if not math.isfinite(value) or value < minimum or (strict and value == minimum):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
     return float(value)
 
 
 def check_gradients(where: str) -> None:
-    """Refuse ``torch.inference_mode``, in which every gradient would be zero without a word."""
+    """Raise inside ``torch.inference_mode``, where every gradient would silently be zero."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{where}: needs gradients, got torch.inference_mode(); leave it, or use torch.no_grad()"
@@ -180,7 +196,7 @@ def check_gradients(where: str) -> None:
 
 
 def check_count(where: str, name: str, value: Any) -> int:
-    """Refuse what is no non-negative integer of 63 bits."""
+    """Raise unless a value is an integer from 0 to below 2**63."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{where}: {name} must be an int >= 0, got {type(value).__name__}")
     count = int(value)
@@ -190,7 +206,7 @@ def check_count(where: str, name: str, value: Any) -> int:
 
 
 def check_positive(where: str, name: str, value: Any) -> int:
-    """Refuse what is no integer >= 1."""
+    """Raise unless a value is an integer >= 1."""
     count = check_count(where, name, value)
     if count < 1:
         raise ValueError(f"{where}: {name} must be >= 1, got {count}")
@@ -198,7 +214,7 @@ def check_positive(where: str, name: str, value: Any) -> int:
 
 
 def as_index(item: Any) -> int | None:
-    """Read a whole number that picks a row; None for anything else, flags included."""
+    """An integer index, or ``None`` if a value is not an integer; bools are not."""
     if isinstance(item, bool) or getattr(item, "dtype", None) is torch.bool:
         return None
     try:
@@ -207,16 +223,28 @@ def as_index(item: Any) -> int | None:
         return None
 
 
+def check_callable(where: str, name: str, value: Any) -> None:
+    """Raise unless a value can be called."""
+    if not callable(value):
+        raise TypeError(f"{where}: {name} must be callable, got {type(value).__name__}")
+
+
+def check_dtype(where: str, dtype: Any) -> None:
+    """Raise unless a dtype is floating or ``None``."""
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(f"{where}: dtype must be a floating torch.dtype, got {dtype!r}")
+
+
 def check_scale(where: str, scale: Any, x0: Tensor) -> Tensor:
-    """Refuse what is no standard deviation of x0's entries; see `check_datum`."""
+    """Raise unless a scale can be the standard deviation of x0's entries; see `check_datum`."""
     sigma = check_datum(where, "scale", scale, x0)
     if bool((sigma < 0).any()):
-        raise ValueError(f"{where}: scale must be >= 0, got a least value of {sigma.min():g}")
+        raise ValueError(f"{where}: scale must be >= 0, got a minimum of {sigma.min():g}")
     return sigma
 
 
 def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
-    """Refuse what a loss or penalty returns if it is no floating scalar tensor."""
+    """Raise unless a loss or penalty returned a floating scalar tensor."""
     if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
         name = getattr(function, "__name__", repr(function))
         got = type(value).__name__
@@ -227,16 +255,52 @@ def check_scalar(kind: str, function: Callable[..., Any], value: Any) -> Tensor:
 
 
 def check_covariance(where: str, value: Any) -> Tensor:
-    """Refuse what is no covariance ``(..., A, A)``: square, finite, symmetric and positive definite."""
+    """Raise unless a value is a covariance ``(..., A, A)``: symmetric and positive definite."""
     cov = check_tensor(where, "cov", value)
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         raise ValueError(f"{where}: cov must be square, got {tuple(cov.shape)}")
-    # Covariances of daily returns are about 1e-4: a tolerance of torch's own 1e-8 would let much pass.
+    # Relative: daily covariances are about 1e-4, too small for torch's absolute tolerance of 1e-8.
     if bool(((cov - cov.mT).abs() > 1e-4 * cov.abs().max()).any()):
         raise ValueError(f"{where}: cov must be symmetric, got one that is not")
     if bool(torch.linalg.cholesky_ex(cov.double()).info.any()):
         raise ValueError(
-            f"{where}: cov must be positive definite, got one that is not; more observations than "
-            "assets, or shrinkage towards a diagonal, make it so"
+            f"{where}: cov must be positive definite, got one that is not; use more observations "
+            "than assets, or shrinkage towards a diagonal"
         )
     return cov
+
+
+def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
+    """Raise unless a target is an allocation of x0's assets."""
+    target = check_like(where, "target", target, x0, "x0")
+    return check_shape(where, "target", target, x0.shape[-1:], "one weight per asset of x0")
+
+
+def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+    """Raise unless there is one different name for each asset of x0."""
+    if assets is None:
+        return None
+    names = () if isinstance(assets, str) else tuple(assets)
+    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
+            f"{assets!r}"
+        )
+    return names
+
+
+def check_params(params: Any, x0: Tensor) -> None:
+    """Raise unless parameters have x0's dtype and device."""
+    leaves = [p for p in optree.tree_leaves(params) if isinstance(p, Tensor)]
+    devices = {p.device for p in leaves} - {x0.device}
+    if devices:
+        raise TypeError(
+            f"problem: network and x0 must be on one device, got {devices.pop()} and {x0.device}; "
+            "move one of them"
+        )
+    dtypes = {p.dtype for p in leaves if p.is_floating_point()}
+    if dtypes and x0.dtype not in dtypes:
+        raise TypeError(
+            f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
+            "x0 and target to the network's; fe.cast(dtype=...) then casts the whole problem"
+        )

@@ -1,32 +1,39 @@
-"""What is compared with what: the weights with an allocation, or what goals measure with their bounds.
+"""How weights are compared with a target, and `Target`, from which the tensor in ``args`` is encoded.
 
-A target in ``args`` is a tensor, so that rows may vary in it. For one allocation it is that, ``(A,)``.
-Goals are rows of numbers, ``(K, A + 3)``: coefficients, what they measure (a kind), and two bounds.
+A target in ``args`` is a tensor, so that rows may vary in it: one allocation, ``(A,)``, or K goals,
+``(K, A + 3)``. Each goal is a row of numbers: A coefficients, a kind, a lower and an upper bound. The
+public functions that make a `Target` are in `targets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# What a row of goals measures of weights w, with coefficients v.
+from funcexplain.problems.checks import as_index, check_is_tensor, check_number, check_tensor
+
+Asset = int | str
+# Kinds of goals: what is measured of weights w, with coefficients v.
 LINEAR = 0  # sum(v * w)
 TURNOVER = 1  # sum(|w - v|) / 2
 CONCENTRATION = 2  # sum(w**2)
+_MAX_SHOWN = 8  # entries of a vector in a repr
 
 
 class Criterion(NamedTuple):
-    """How weights are compared with a target; both may lead with rows.
+    """How weights are compared with a target; both may have a leading row dimension.
 
     Attributes:
         compare: ``(weights, target) -> (measured, nearest)``: what is measured of the weights, and the
-            nearest values with which the target is met. The target is hit where both are equal.
+            nearest values that meet the target. The target is hit where both are equal.
         weights_like: from a target to a tensor of the shape of the weights.
-        ndim: dimensions of one target.
-        from_today: whether the target was made from today's weights, those at the reference.
+        ndim: number of dimensions of one target.
+        from_today: whether the target was made from the weights at the reference.
     """
 
     compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -35,35 +42,285 @@ class Criterion(NamedTuple):
     from_today: bool = False
 
     def error(self, weights: Tensor, target: Tensor, rows: int = 0) -> Tensor:
-        """Largest distance of what is measured from where the target is met, of each row.
+        """Maximum distance between the measured and the nearest values, for each row.
 
         Args:
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.
             target: as in ``args``.
-            rows: number of leading dimensions, 0 or 1.
+            rows: number of leading row dimensions, 0 or 1.
         """
         measured, nearest = self.compare(weights, target)
         return (measured - nearest).flatten(rows).abs().amax(-1)
 
 
-def _allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return weights, target
 
 
-def _goals(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    coefficients, kind, lower, upper = rows[..., :-3], rows[..., -3], rows[..., -2], rows[..., -1]
-    own = weights.unsqueeze(-2)
+def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
+    coefficients, kind, lower, upper = goals[..., :-3], goals[..., -3], goals[..., -2], goals[..., -1]
+    w = weights.unsqueeze(-2)
     measured = torch.where(
         kind == LINEAR,
-        (coefficients * own).sum(-1),
+        (coefficients * w).sum(-1),
         torch.where(
             kind == TURNOVER,
-            0.5 * (own - coefficients).abs().sum(-1),
-            own.square().sum(-1),
+            0.5 * (w - coefficients).abs().sum(-1),
+            w.square().sum(-1),
         ),
     )
     return measured, torch.minimum(torch.maximum(measured, lower), upper)
 
 
-EXACT = Criterion(_allocations, lambda target: target, ndim=1)
-GOALS = Criterion(_goals, lambda rows: rows[..., 0, :-3], ndim=2)
+EXACT = Criterion(_compare_allocations, lambda target: target, ndim=1)
+GOALS = Criterion(_compare_goals, lambda goals: goals[..., 0, :-3], ndim=2)
+
+
+class Portfolio(NamedTuple):
+    """What a target needs to know about the portfolio.
+
+    Attributes:
+        like: weights that give the number of assets, dtype and device, ``(A,)``.
+        assets: names of the assets, if they have names.
+        today: current weights ``(A,)``, if known.
+    """
+
+    like: Tensor
+    assets: tuple[str, ...] | None = None
+    today: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Target:
+    """A target, or several that must be met together (`all_of`).
+
+    Attributes:
+        call: the call that made it, its repr.
+        rows: from a `Portfolio` to goals ``(K, A + 3)``.
+        from_today: whether it needs today's weights from the portfolio.
+        weights: from a portfolio to the only allocation that meets the target, if there is only one.
+    """
+
+    call: str
+    rows: Callable[[Portfolio], Tensor]
+    from_today: bool = False
+    weights: Callable[[Portfolio], Tensor] | None = None
+
+    def residual(
+        self,
+        weights: Tensor,
+        *,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Signed distance of each measured value from its bounds, zero exactly where the target is met.
+
+        Args:
+            weights: allocation, shape ``(A,)``, or several with leading row dimensions.
+            today: current weights, ``(A,)``, for targets that are measured from them.
+            assets: names of the assets, for targets that use names.
+
+        Returns:
+            One number for each measured value, ``(K,)``; positive where the value is too large.
+
+        Raises:
+            TypeError: if weights are not a tensor, or today's weights are missing.
+            ValueError: if an asset is unknown.
+
+        Example:
+            >>> import funcexplain as fe
+            >>> fe.targets.at_least(0, 0.5).residual(torch.tensor([0.25, 0.75]))
+            tensor([-0.2500])
+        """
+        check_is_tensor("residual", "weights", weights)
+        like = weights.detach()[(0,) * (weights.ndim - 1)]
+        portfolio = Portfolio(like, None if assets is None else tuple(assets), today)
+        measured, nearest = GOALS.compare(weights, self.rows(portfolio))
+        return measured - nearest
+
+    def loss(
+        self,
+        weights: Tensor,
+        *,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Mean of squared residuals, ``mean(residual**2)``.
+
+        Args:
+            weights: allocation, shape ``(A,)``.
+            today: see `residual`.
+            assets: see `residual`.
+
+        Returns:
+            Scalar, zero exactly where the target is met.
+
+        Example:
+            >>> import funcexplain as fe
+            >>> fe.targets.at_least(0, 0.5).loss(torch.tensor([0.25, 0.75]))
+            tensor(0.0625)
+        """
+        return self.residual(weights, today=today, assets=assets).square().mean(-1)
+
+    def hit(
+        self,
+        weights: Tensor,
+        *,
+        atol: float = 1e-3,
+        today: Tensor | None = None,
+        assets: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Whether the target is met, ``max |residual| <= atol``.
+
+        Args:
+            weights: allocation, shape ``(A,)``.
+            atol: tolerance.
+            today: see `residual`.
+            assets: see `residual`.
+
+        Returns:
+            Bool scalar.
+
+        Example:
+            >>> import funcexplain as fe
+            >>> fe.targets.at_least(0, 0.5).hit(torch.tensor([0.4995, 0.5005]))
+            tensor(True)
+        """
+        return self.residual(weights, today=today, assets=assets).abs().amax(-1) <= atol
+
+    def __repr__(self) -> str:
+        return self.call
+
+
+def encode_goals(
+    portfolio: Portfolio,
+    coefficients: Tensor,
+    kind: int = LINEAR,
+    *,
+    lower: float | Tensor = -math.inf,
+    upper: float | Tensor = math.inf,
+) -> Tensor:
+    """Goals ``(K, A + 3)`` of one kind, from their coefficients ``(K, A)``."""
+    bounds = [
+        (bound if isinstance(bound, Tensor) else torch.tensor(bound, dtype=torch.float64)).expand(
+            len(coefficients)
+        )
+        for bound in (lower, upper)
+    ]
+    kinds = torch.full((len(coefficients),), float(kind))
+    like = portfolio.like
+    return torch.cat([coefficients.to(like), *(c[:, None].to(like) for c in (kinds, *bounds))], dim=1)
+
+
+def bound_asset(where: str, asset: Asset, lower: float, upper: float, *arguments: float) -> Target:
+    """Keep one asset's weight within bounds; ``arguments`` are the other arguments of the call."""
+    key = check_asset(where, asset)
+
+    def rows(portfolio: Portfolio) -> Tensor:
+        unit = torch.eye(len(portfolio.like))[find_asset(where, key, portfolio)]
+        return encode_goals(portfolio, unit[None], lower=lower, upper=upper)
+
+    return Target(f"{where}({', '.join(map(repr, (asset, *arguments)))})", rows)
+
+
+def reach_allocation(
+    call: str, allocation: Callable[[Portfolio], Tensor], from_today: bool = False
+) -> Target:
+    """Reach one whole allocation."""
+
+    def rows(portfolio: Portfolio) -> Tensor:
+        weights = allocation(portfolio)
+        return encode_goals(portfolio, torch.eye(len(weights)), lower=weights, upper=weights)
+
+    return Target(call, rows, from_today, allocation)
+
+
+def find_asset(where: str, asset: Asset, portfolio: Portfolio) -> int:
+    """The index of an asset."""
+    count = len(portfolio.like)
+    if isinstance(asset, int):
+        if not -count <= asset < count:
+            raise ValueError(f"{where}: asset must be one of {count}, 0 to {count - 1}, got {asset}")
+        return asset % count
+    if portfolio.assets is None:
+        raise ValueError(
+            f"{where}: asset must be a number, since the assets have no names here, got {asset!r}; to "
+            "use names, pass them to the problem, as in fe.problem(network, target, x0, assets=[...])"
+        )
+    if asset not in portfolio.assets:
+        raise ValueError(f"{where}: asset must be one of {', '.join(portfolio.assets)}, got {asset!r}")
+    return portfolio.assets.index(asset)
+
+
+def find_today(where: str, today: Tensor | None, portfolio: Portfolio) -> Tensor:
+    """Today's weights: the target's own, or else the portfolio's."""
+    weights = today if today is not None else portfolio.today
+    if weights is None:
+        raise TypeError(
+            f"{where}: today must be the current weights, got none; fe.problem uses the network's "
+            "weights at the reference, elsewhere pass today=weights"
+        )
+    check_length(where, "today", weights, portfolio)
+    return weights.to(portfolio.like)
+
+
+def check_asset(where: str, asset: Any) -> Asset:
+    """Raise unless an asset is a number or a name."""
+    if isinstance(asset, str):
+        return asset
+    index = as_index(asset)
+    if index is None:
+        raise TypeError(f"{where}: asset must be a number or a name, got {type(asset).__name__}")
+    return index
+
+
+def check_vector(where: str, name: str, value: Any) -> Tensor:
+    """Raise unless a value is an allocation ``(A,)``."""
+    value = check_tensor(where, name, value)
+    if value.ndim != 1 or not len(value):
+        raise ValueError(f"{where}: {name} must have shape (A,), got {tuple(value.shape)}")
+    return value
+
+
+def check_today(where: str, today: Any) -> Tensor | None:
+    """Raise unless today's weights are an allocation or ``None``."""
+    return None if today is None else check_vector(where, "today", today)
+
+
+def check_length(where: str, name: str, value: Tensor, portfolio: Portfolio) -> None:
+    """Raise unless a vector has one entry for each asset."""
+    if value.shape != portfolio.like.shape:
+        raise ValueError(
+            f"{where}: {name} must have one weight for each of {len(portfolio.like)} assets, got shape "
+            f"{tuple(value.shape)}"
+        )
+
+
+def check_weight(where: str, name: str, value: Any) -> float:
+    """Raise unless a value is a finite number."""
+    return check_number(where, name, value, minimum=-math.inf)
+
+
+def check_bound(name: str, value: Any) -> Tensor:
+    """Raise unless a value is a number or vector that can be a bound of `between`."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise TypeError(f"between: {name} must be a number or a torch.Tensor, got {value!r}")
+        return torch.tensor(float(value), dtype=torch.float64)
+    value = check_tensor("between", name, value, infinite=True)
+    if value.ndim > 1:
+        raise ValueError(f"between: {name} must be a number or (A,), got shape {tuple(value.shape)}")
+    return value
+
+
+def format_value(value: float | Tensor) -> str:
+    """A number or vector in the repr of a call; a long vector is cut."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return f"{float(value):g}"
+    shown = [f"{number:g}" for number in value[:_MAX_SHOWN].tolist()]
+    return f"[{', '.join([*shown, *(['...'] if len(value) > _MAX_SHOWN else [])])}]"
+
+
+def format_today(today: Tensor | None) -> str:
+    """Today's weights as the last argument in the repr of a call."""
+    return "" if today is None else f", today={format_value(today)}"

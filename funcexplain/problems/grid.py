@@ -1,8 +1,8 @@
-"""How the rows of a grid lie in ``args``: dimensions, and rows picked out of them.
+"""The layout of a grid's rows in ``args``, and how rows are selected.
 
-An entry of ``args`` that varies along some dimensions leads with their sizes, outermost first; one that
-varies along none is shared by all rows. A grid of targets and starts thus holds its targets and its
-starts, and never their product.
+An entry of ``args`` begins with the dimensions along which it varies, outermost first; an entry that
+does not vary is shared by all rows. A grid of targets and starts thus stores its targets and its starts,
+and never their product.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class RowDim(NamedTuple):
     """One dimension of a grid of rows.
 
     Attributes:
-        name: what the dimension is called.
-        size: rows along it.
+        name: name of the dimension.
+        size: number of rows along it.
         varying: names of the entries of ``args`` that vary along it.
     """
 
@@ -33,25 +33,25 @@ class RowDim(NamedTuple):
 
 
 def varying_dims(dims: Sequence[RowDim], name: str) -> list[int]:
-    """Which dimensions an entry varies along; it leads with these, in this order.
+    """The dimensions along which an entry varies; it begins with these, in this order.
 
     Example:
         >>> dims = (RowDim("target", 3, frozenset({"target"})), RowDim("start", 2, frozenset({"x0"})))
         >>> varying_dims(dims, "x0")
         [1]
     """
-    return [place for place, dim in enumerate(dims) if name in dim.varying]
+    return [index for index, dim in enumerate(dims) if name in dim.varying]
 
 
 def mapped_dims(dims: Sequence[RowDim], args: dict[str, Any]) -> dict[str, int | None]:
-    """The ``in_dims`` with which ``torch.func.vmap`` maps what `take` returns."""
+    """The ``in_dims`` of ``torch.func.vmap`` for the data that `take` returns."""
     return {name: 0 if varying_dims(dims, name) else None for name in args}
 
 
 def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str) -> Tensor:
-    """View an entry so that it broadcasts with others over the grid: size one where it does not vary."""
+    """A view of an entry that broadcasts over the grid, with size one where it does not vary."""
     along, value = varying_dims(dims, name), args[name]
-    lead = [dim.size if place in along else 1 for place, dim in enumerate(dims)]
+    lead = [dim.size if index in along else 1 for index, dim in enumerate(dims)]
     return value.view(*lead, *value.shape[len(along) :])
 
 
@@ -61,10 +61,10 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
     Args:
         dims: dimensions of the grid.
         args: data of the grid.
-        rows: numbers of rows, int64, ``(B,)``.
+        rows: row numbers, int64, ``(B,)``.
 
     Returns:
-        Data in which each entry that varies leads with ``B``.
+        Data in which each varying entry begins with a dimension of size ``B``.
 
     Example:
         >>> dims = (RowDim("target", 3, frozenset({"target"})), RowDim("start", 2, frozenset({"x0"})))
@@ -72,26 +72,26 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
         >>> take(dims, args, torch.tensor([0, 3]))
         {'target': tensor([0, 1]), 'x0': tensor([0, 1]), 'seed': tensor(7)}
     """
-    taken = {}
+    selected = {}
     for name, value in args.items():
         along = varying_dims(dims, name)
         if along:
             number, last = row_numbers(dims, along, rows), len(along) - 1
             value = optree.tree_map(lambda leaf: leaf.flatten(0, last)[number], value)  # noqa: B023
-        taken[name] = value
-    return taken
+        selected[name] = value
+    return selected
 
 
 def by_model(
     dims: tuple[RowDim, ...], args: dict[str, Any], rows: Tensor, least: int
 ) -> Iterator[tuple[tuple[RowDim, ...], dict[str, Any], Tensor]]:
-    """Split rows of a grid whose params vary by their models, if these have ``least`` rows on average.
+    """Group rows by model if params vary and models have at least ``least`` rows on average.
 
-    Rows of one model share its matrices, and a product with one matrix costs a fraction of a batch of
-    products; with few rows per model the batch of all models is better.
+    A product of all rows of one model with its matrix costs a fraction of a batch of products; with few
+    rows per model, one batch of all models is faster.
 
     Yields:
-        Dimensions and data in which params do not vary, and the numbers of the rows that they are for.
+        Dimensions and data in which params do not vary, and the row numbers of the group.
     """
     along = varying_dims(dims, "params")
     number, last = row_numbers(dims, along, rows), len(along) - 1
@@ -106,48 +106,49 @@ def by_model(
 
 
 def row_numbers(dims: Sequence[RowDim], along: list[int], rows: Tensor) -> Tensor:
-    """Number rows within the smaller grid of some of the dimensions."""
+    """Row numbers in the sub-grid spanned by the dimensions ``along``."""
     number = torch.zeros_like(rows)
-    for place in along:
-        inner = math.prod(dim.size for dim in dims[place + 1 :])
-        number = number * dims[place].size + rows // inner % dims[place].size
+    for index in along:
+        inner = math.prod(dim.size for dim in dims[index + 1 :])
+        number = number * dims[index].size + rows // inner % dims[index].size
     return number
 
 
 def select(
     dims: tuple[RowDim, ...], args: dict[str, Any], place: int, item: Any
 ) -> tuple[tuple[RowDim, ...], dict[str, Any]]:
-    """Select along one dimension: an int takes the dimension away, a slice keeps part of it.
+    """Select along one dimension: an int removes the dimension, a slice keeps part of it.
 
     Args:
         dims: dimensions of the grid.
         args: data of the grid.
-        place: number of the dimension.
+        place: index of the dimension.
         item: int or slice.
 
     Returns:
-        Dimensions and data of what is left.
+        The remaining dimensions and their data.
 
     Raises:
-        IndexError: if there is no such row.
+        IndexError: if the row does not exist.
         TypeError: if ``item`` is neither int nor slice.
     """
     dim = dims[place]
     if not isinstance(item, slice):
-        item = as_index(item)
-        if item is None:
-            raise TypeError("problem: rows are picked by int or slice, one for each dimension")
+        number = as_index(item)
+        if number is None:
+            raise TypeError(f"problem: index must hold ints and slices, got {type(item).__name__}")
+        item = number
     if isinstance(item, slice):
         index: Any = torch.tensor(range(dim.size)[item], dtype=torch.int64)
-        left: tuple[RowDim, ...] = (dim._replace(size=len(index)),)
+        kept: tuple[RowDim, ...] = (dim._replace(size=len(index)),)
     else:
         if not -dim.size <= item < dim.size:
-            raise IndexError(f"problem: no row {item} along {dim.name}, which has {dim.size}")
-        index, left = item, ()
+            raise IndexError(f"problem: row must be one of {dim.size} along {dim.name}, got {item}")
+        index, kept = item, ()
     selected = {}
     for name, value in args.items():
         if name in dim.varying:
             before = (slice(None),) * varying_dims(dims, name).index(place)
             value = optree.tree_map(lambda leaf: leaf[(*before, index)], value)  # noqa: B023
         selected[name] = value
-    return dims[:place] + left + dims[place + 1 :], selected
+    return dims[:place] + kept + dims[place + 1 :], selected

@@ -1,9 +1,9 @@
-"""Losses: how far an allocation is from the target, ``(weights, target) -> scalar``.
+"""Losses: distance of an allocation from the target, ``(weights, target) -> scalar``.
 
-Each is a pure function of two vectors of shape ``(A,)``. Whether it averages over assets (`mse`, `mae`,
-`huber`) or sums (`kl`, `js`, `cross_entropy`) is stated in its first line and follows the convention of
-its field. Logarithms see weights of at least the dtype's smallest normal number, so that a weight of
-exactly zero costs much but not infinitely much.
+Each is a pure function of two vectors of shape ``(A,)``. Following the conventions of their fields,
+`mse`, `mae` and `huber` average over assets, `kl`, `js` and `cross_entropy` sum. Logarithms clamp
+weights to the dtype's smallest normal number, so that a weight of exactly zero has a large but finite
+cost.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["cosine_distance", "cross_entropy", "huber", "js", "kl", "mae", "mse"]
+
 
 def mse(weights: Tensor, target: Tensor) -> Tensor:
     """Mean of squared differences, ``mean((w - t)**2)``; no factor one half.
 
-    Through a softmax its gradient vanishes near one-hot allocations; `kl` keeps it.
+    Through a softmax its gradient vanishes near one-hot allocations; that of `kl` does not.
 
     Args:
         weights: allocation, shape ``(A,)``.
         target: allocation to reach, shape ``(A,)``.
 
     Returns:
-        Scalar, zero exactly where both are equal.
+        Scalar, zero only where both are equal.
 
     Example:
         >>> mse(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
@@ -51,13 +53,13 @@ def mae(weights: Tensor, target: Tensor) -> Tensor:
 def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     """Mean of Huber's function: ``d**2 / 2`` for ``|d| <= delta``, else ``delta * (|d| - delta / 2)``.
 
-    Weights differ by at most one, so that the default only halves `mse`; 0.01 is a sensible ``delta``
+    Weights differ by at most one, so the default is half of `mse`; 0.01 is a sensible ``delta``
     (``functools.partial(huber, delta=0.01)``).
 
     Args:
         weights: allocation, shape ``(A,)``.
         target: allocation to reach, shape ``(A,)``.
-        delta: difference at which the square turns into a line.
+        delta: difference at which the function becomes linear.
 
     Returns:
         Scalar.
@@ -83,11 +85,11 @@ def kl(weights: Tensor, target: Tensor) -> Tensor:
 
     Args:
         weights: allocation, shape ``(A,)``, non-negative.
-        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` count zero. A
-            negative one (a short position) makes the loss NaN: use `mse` or `mae` there.
+        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` are zero. A
+            negative weight (a short position) makes the loss NaN: use `mse` or `mae` instead.
 
     Returns:
-        Scalar, non-negative where both sum to the same.
+        Scalar, non-negative if both have the same sum.
 
     Example:
         >>> kl(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
@@ -97,7 +99,7 @@ def kl(weights: Tensor, target: Tensor) -> Tensor:
         S. Kullback, R. A. Leibler (1951), On Information and Sufficiency,
         https://doi.org/10.1214/aoms/1177729694
     """
-    return (torch.xlogy(target, target) - torch.xlogy(target, _floored(weights))).sum()
+    return (torch.xlogy(target, target) - torch.xlogy(target, _clamp_positive(weights))).sum()
 
 
 def js(weights: Tensor, target: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def js(weights: Tensor, target: Tensor) -> Tensor:
         target: allocation to reach, shape ``(A,)``, non-negative.
 
     Returns:
-        Scalar in ``[0, log 2]`` where both sum to one; symmetric.
+        Scalar in ``[0, log 2]`` if both sum to one; symmetric.
 
     Example:
         >>> js(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
@@ -118,17 +120,17 @@ def js(weights: Tensor, target: Tensor) -> Tensor:
         J. Lin (1991), Divergence Measures Based on the Shannon Entropy,
         https://doi.org/10.1109/18.61115
     """
-    middle = _floored(0.5 * (weights + target)).log()
+    middle = _clamp_positive(0.5 * (weights + target)).log()
     from_target = torch.xlogy(target, target) - target * middle
-    # weights * log(weights) has an infinite slope at zero; the floor keeps it finite.
-    from_weights = weights * (_floored(weights).log() - middle)
+    # weights * log(weights) has an infinite slope at zero; the clamp keeps it finite.
+    from_weights = weights * (_clamp_positive(weights).log() - middle)
     return 0.5 * (from_target + from_weights).sum()
 
 
 def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
     """Cross entropy of the weights under the target, ``-sum(t * log(w))``, in nats.
 
-    It is `kl` plus the target's entropy: the same gradient, but not zero at the target.
+    It is `kl` plus the target's entropy: the same gradient, but nonzero at the target.
 
     Args:
         weights: allocation, shape ``(A,)``, non-negative.
@@ -141,20 +143,20 @@ def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
         >>> cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
         tensor(0.6931)
     """
-    return -torch.xlogy(target, _floored(weights)).sum()
+    return -torch.xlogy(target, _clamp_positive(weights)).sum()
 
 
 def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
-    """One minus the cosine of the angle between both, ``1 - <w, t> / (|w| |t|)``.
+    """One minus the cosine similarity, ``1 - <w, t> / (|w| |t|)``.
 
-    Blind to scale: it asks for the target's proportions, not for its size.
+    Scale-invariant: it measures the target's proportions, not its size.
 
     Args:
         weights: allocation, shape ``(A,)``.
         target: allocation to reach, shape ``(A,)``.
 
     Returns:
-        Scalar in ``[0, 2]``; norms are taken as at least 1e-8.
+        Scalar in ``[0, 2]``; norms are clamped to at least 1e-8.
 
     Example:
         >>> cosine_distance(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
@@ -163,5 +165,5 @@ def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
     return 1.0 - torch.nn.functional.cosine_similarity(weights, target, dim=0, eps=1e-8)
 
 
-def _floored(weights: Tensor) -> Tensor:
+def _clamp_positive(weights: Tensor) -> Tensor:
     return weights.clamp_min(torch.finfo(weights.dtype).tiny)

@@ -1,17 +1,17 @@
-"""One question becomes a grid of rows: ``vmap`` adds a dimension, ``consensus`` folds one away.
+"""From one question to a grid of rows: ``vmap`` adds a dimension, ``consensus`` removes one.
 
     problem                                     one question
     starts = vmap(problem, x0=starts)           rows (S,)
     grid = vmap(starts, target=targets)         rows (T, S), the outer product, outermost first
 
 Nothing is computed and nothing is multiplied out: `args` hold the stacks, and `solve` takes rows from
-them chunk after chunk.
+them, one chunk at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import optree
 import torch
@@ -19,37 +19,45 @@ from torch import Tensor
 
 from funcexplain.networks.functional import SEED
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
-from funcexplain.problems.criterion import EXACT, GOALS
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import EXACT, GOALS, Target
+from funcexplain.problems.encoding import check_loss, encode_targets
 from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
-from funcexplain.problems.stating import encode_targets, refuse_loss
+from funcexplain.problems.transforms import Transform
 
 
-def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Problem:
-    """Ask a question once for every row of stacks: over starts, targets, masks, seeds, models, ...
+@overload
+def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Problem: ...
+@overload
+def vmap(*, name: str | None = None, **stacks: Any) -> Transform: ...
+def vmap(
+    problem: Problem | None = None, /, *, name: str | None = None, **stacks: Any
+) -> Problem | Transform:
+    """Repeat a question for every row of stacks: over starts, targets, masks, seeds, models, ...
+
+    Without a problem it is a transform: ``pipe(problem, freeze, vmap(x0=starts))``.
 
     Args:
-        problem: the question, or a grid that becomes the inner part of a larger one.
-        name: name of the new dimension, which `Solution.isel` and `Solution.best` take. Default: the
-            first mapped name, with a number behind it where a dimension already has that name.
+        problem: the question, or a grid, which becomes the inner part of a larger grid.
+        name: name of the new dimension, as used by `Solution.isel` and `Solution.best`. Default: the
+            first mapped name, with a number appended if another dimension already has that name.
         stacks: by the names of ``problem.args`` (``x0``, ``target``, ``reference``, ``mask``, ``seed``,
-            ``params``, and what transforms brought, such as ``lower``, or a penalty's strength by its
-            name): a stack with one value per row in its first dimension, of the shape, dtype and device
-            of the entry behind it. ``params`` are stacked tensor by tensor (see `stack`); targets in the
-            language of portfolios are a list of them. All stacks of one call go together, row by row.
-            Rows that are not finite are taken: they end NONFINITE without touching others. A start
-            outside of bounds begins on the bound.
+            ``params``, and what transforms added, such as ``lower``, or a penalty's strength by its
+            name): a stack with one value per row, with the entry's shape, dtype and device after the
+            first dimension. ``params`` are stacked tensor by tensor (see `stack`); targets in portfolio
+            language are a list. All stacks of one call are mapped together, row by row. Non-finite rows
+            are allowed: they end as NONFINITE and do not affect others. A start outside its bounds
+            begins on the bound.
 
     Returns:
-        The grid: its rows are those of ``problem`` for each value of the stacks, the new dimension
-        outermost. Entries that the problem has by default do not follow others: with ``x0`` alone
-        mapped, penalties measure from the one ``reference``.
+        The grid, with one copy of the rows of ``problem`` for each value of the stacks; the new
+        dimension is the outermost. Default entries do not follow others: with only ``x0`` mapped,
+        penalties measure from the one ``reference``. Without ``problem``: a transform.
 
     Raises:
-        TypeError: if a stack is no tensor, or of another dtype or device.
-        ValueError: for a name that ``args`` do not hold (they are listed), no stack at all, stacks of
-            different sizes, a shape that does not fit, or a dimension's name that is taken.
+        TypeError: if a stack is not a tensor, or has another dtype or device.
+        ValueError: for a name that ``args`` do not have (they are listed), no stack at all, stacks of
+            different sizes, a shape that does not fit, or a name that another dimension has.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -58,19 +66,28 @@ def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Prob
         >>> grid = fe.vmap(fe.vmap(p, x0=torch.randn(3, 1, 1, 2)), target=fe.one_hot_targets(2))
         >>> fe.solve(grid, max_steps=5).x.shape
         torch.Size([2, 3, 1, 1, 2])
+        >>> fe.pipe(p, fe.freeze, fe.vmap(x0=torch.randn(3, 1, 1, 2))).shape
+        (3,)
     """
-    check_problem("vmap", problem)
-    problem, stacks = _with_targets(problem, stacks)
+    if problem is not None:
+        check_problem("vmap", problem)
     if not stacks:
         raise ValueError(
             "vmap: expected at least one stack, as in fe.vmap(problem, x0=starts), got none"
         )
-    taken = {dim.name for dim in problem.dims}
+    if problem is None:
+
+        def mapped(problem: Problem) -> Problem:
+            return vmap(check_problem("vmap", problem), name=name, **stacks)
+
+        return mapped
+    problem, stacks = _encode_stack(problem, stacks)
+    names = {dim.name for dim in problem.dims}
     if name is not None and (not isinstance(name, str) or not name.isidentifier()):
         raise TypeError(f"vmap: name must be an identifier, got {name!r}")
-    if name in taken:
-        raise ValueError(f"vmap: name must be that of no other row dimension, got {name!r}")
-    copies = {entry: _checked(problem, entry, stack) for entry, stack in stacks.items()}
+    if name in names:
+        raise ValueError(f"vmap: name must differ from those of other row dimensions, got {name!r}")
+    copies = {entry: _copy_stack(problem, entry, stack) for entry, stack in stacks.items()}
     sizes = {entry: len(next(iter(optree.tree_leaves(stack)))) for entry, stack in copies.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(
@@ -78,28 +95,28 @@ def vmap(problem: Problem, /, *, name: str | None = None, **stacks: Any) -> Prob
             "combinations"
         )
     size = next(iter(sizes.values()))
-    dim = RowDim(name or _free_name(next(iter(stacks)), taken), size, frozenset(stacks))
+    dim = RowDim(name or _free_name(next(iter(stacks)), names), size, frozenset(stacks))
     return replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
 
 
 def consensus(problem: Problem) -> Problem:
-    """Ask for one window at which all models of an ensemble hold the target at once.
+    """Search for one window at which all models of an ensemble reach the target.
 
-    The dimension along which ``params`` vary is folded into the question: the loss is the mean of the
-    models' losses, the weights of a solution are those of all models, ``(M, A)``, and it is a hit where
-    every model's are within ``atol``.
+    The dimension along which ``params`` vary becomes part of the question: the loss is the mean of the
+    models' losses, a solution's weights are those of all models, ``(M, A)``, and it is a hit if every
+    model's weights are within ``atol``.
 
     Args:
-        problem: a grid mapped over ``params``; or a question whose params are those of `stack`. A
-            ``target`` that varies along the models' dimension gives each model its own; all other
-            entries must not.
+        problem: a grid mapped over ``params``, or a question whose params come from `stack`. A
+            ``target`` that varies along the models' dimension gives each model its own target; no other
+            entry may vary along it.
 
     Returns:
-        The problem without that dimension. Its ``target`` has the shape ``(M, A)``: map over targets
-        first, or stack targets of this shape.
+        The problem without that dimension. Its ``target`` has shape ``(M, A)``: map over targets first,
+        or stack targets of this shape.
 
     Raises:
-        TypeError: if ``problem`` is no Problem.
+        TypeError: if ``problem`` is not a Problem.
         ValueError: if params are not stacked, or another entry varies along their dimension.
 
     Example:
@@ -116,21 +133,21 @@ def consensus(problem: Problem) -> Problem:
     along = varying_dims(problem.dims, "params")
     if len(along) > 1:
         raise ValueError("consensus: params must vary along one row dimension, got several")
-    target, dims, own_targets = problem.args["target"], problem.dims, False
+    target, dims, target_varies = problem.args["target"], problem.dims, False
     if along:
-        (place,) = along
-        varying = dims[place].varying
+        (dim,) = along
+        varying = dims[dim].varying
         if varying - {"params", "target"}:
             raise ValueError(
                 f"consensus: only target may vary together with params, got {sorted(varying)}; all "
                 "models share one window and its data"
             )
-        size = dims[place].size
-        of_target = varying_dims(dims, "target")
-        own_targets = place in of_target
-        if own_targets:
-            target = target.movedim(of_target.index(place), -1 - problem.criterion.ndim)
-        dims = dims[:place] + dims[place + 1 :]
+        size = dims[dim].size
+        target_dims = varying_dims(dims, "target")
+        target_varies = dim in target_dims
+        if target_varies:
+            target = target.movedim(target_dims.index(dim), -1 - problem.criterion.ndim)
+        dims = dims[:dim] + dims[dim + 1 :]
     else:
         leaves = [p for p in optree.tree_leaves(problem.args["params"]) if isinstance(p, Tensor)]
         leading = {p.shape[:1] for p in leaves}
@@ -142,66 +159,65 @@ def consensus(problem: Problem) -> Problem:
         (size,) = leading.pop()
     if size == 0:
         raise ValueError("consensus: expected at least one model, got an empty stack")
-    if not own_targets:
-        behind = -1 - problem.criterion.ndim
-        target = torch.stack([target] * size, dim=behind)
+    if not target_varies:
+        target = torch.stack([target] * size, dim=-1 - problem.criterion.ndim)
     apply, loss = problem.apply, problem.loss
 
-    def of_all(params: Any, x: Tensor) -> Tensor:
-        # The seed of dropout is that of the question: all models are thinned alike.
-        thinned = isinstance(params, dict) and SEED in params
-        dims = {name: None if name == SEED else 0 for name in params} if thinned else 0
+    def apply_all(params: Any, x: Tensor) -> Tensor:
+        # All models share the question's dropout seed.
+        seeded = isinstance(params, dict) and SEED in params
+        dims = {name: None if name == SEED else 0 for name in params} if seeded else 0
         return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
 
     def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
         return torch.func.vmap(loss)(measured, nearest).mean()
 
     args = {**problem.args, "target": target.contiguous()}
-    return replace(problem, apply=of_all, loss=mean_loss, args=args, dims=dims)
+    return replace(problem, apply=apply_all, loss=mean_loss, args=args, dims=dims)
 
 
-def _with_targets(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:
-    """State targets that are given as a list, and let the problem compare with what is given."""
+def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:
+    """Encode a list of targets, and switch the problem to the criterion of the new targets."""
     target: Any = stacks.get("target")
     criterion = problem.criterion
-    moving = {n for n in ("params", "reference") if n in stacks or varying_dims(problem.dims, n)}
-    in_words = isinstance(target, list | tuple) and any(isinstance(t, Target) for t in target)
+    varying = {n for n in ("params", "reference") if n in stacks or varying_dims(problem.dims, n)}
+    is_list = isinstance(target, list | tuple) and any(isinstance(t, Target) for t in target)
     from_today = (
         criterion.from_today
         if target is None
-        else in_words and any(isinstance(t, Target) and t.from_today for t in target)
+        else is_list and any(isinstance(t, Target) and t.from_today for t in target)
     )
-    if moving and from_today:
+    if varying and from_today:
         raise ValueError(
-            "vmap: a target that is measured from today's weights must go with one reference and one "
-            f"network, got stacks of {sorted(moving)}; give each row its own, as in "
+            "vmap: a target measured from today's weights must have one reference and one network, got "
+            f"stacks of {sorted(varying)}; give each row its own, as in "
             "target=[fe.targets.turnover(0.1, today=weights) for weights in ...]"
         )
-    if in_words:
+    if is_list:
         if varying_dims(problem.dims, "target"):
-            raise ValueError("vmap: a list of targets maps over target once, got a second time")
+            raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
         row = problem[(0,) * len(problem.dims)] if problem.dims else problem
         target, criterion = encode_targets("vmap", target, problem.apply, row.args, problem.assets)
-        refuse_loss("vmap", problem.loss, criterion)
+        check_loss("vmap", problem.loss, criterion)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:
         like, criterion = criterion.weights_like(problem.args["target"]), EXACT
     else:
         return problem, stacks
-    stated_problem = replace(problem, criterion=criterion, args={**problem.args, "target": like})
-    return stated_problem, {**stacks, "target": target}
+    problem = replace(problem, criterion=criterion, args={**problem.args, "target": like})
+    return problem, {**stacks, "target": target}
 
 
-def _free_name(wanted: str, taken: set[str]) -> str:
+def _free_name(wanted: str, names: set[str]) -> str:
     number, name = 1, wanted
-    while name in taken:
+    while name in names:
         number += 1
         name = f"{wanted}_{number}"
     return name
 
 
-def _checked(problem: Problem, entry: str, stack: Any) -> Any:
-    """A copy of a stack whose tensors have one more leading dimension than those of the entry."""
+def _copy_stack(problem: Problem, entry: str, stack: Any) -> Any:
+    """A checked copy of a stack; its tensors have one more leading dimension than the entry's."""
     if entry not in problem.args:
         raise ValueError(f"vmap: args hold {sorted(problem.args)}, got a stack for {entry!r}")
     current, tree = optree.tree_flatten(problem.args[entry])
@@ -210,16 +226,16 @@ def _checked(problem: Problem, entry: str, stack: Any) -> Any:
         if entry != "params":
             check_is_tensor("vmap", entry, stack)
         raise TypeError(
-            "vmap: params must be those of the problem's network, stacked tensor by tensor as "
-            f"fe.stack(models)[1] does, got another structure ({other}, expected {tree})"
+            "vmap: params must have the structure of the problem's params, as from fe.stack(models)[1], "
+            f"expected {tree}, got {other}"
         )
     if not leaves:
         raise ValueError(
-            f"vmap: {entry} must hold tensors to map over, got none; the network has no such"
+            f"vmap: {entry} must hold tensors to map over, got none; the network has no {entry}"
         )
     paths = [".".join(map(str, path)) for path in optree.treespec_paths(tree)]
-    named = [f"{entry}[{path!r}]" if path else entry for path in paths]
-    copies = [_stacked(*pair) for pair in zip(named, leaves, current, strict=True)]
+    names = [f"{entry}[{path!r}]" if path else entry for path in paths]
+    copies = [_copy_leaf(*pair) for pair in zip(names, leaves, current, strict=True)]
     if len({len(leaf) for leaf in copies}) > 1:
         raise ValueError(
             f"vmap: all tensors of {entry} must have one leading size, got "
@@ -228,7 +244,7 @@ def _checked(problem: Problem, entry: str, stack: Any) -> Any:
     return optree.tree_unflatten(tree, copies)
 
 
-def _stacked(name: str, leaf: Any, current: Any) -> Tensor:
+def _copy_leaf(name: str, leaf: Any, current: Any) -> Tensor:
     check_is_tensor("vmap", name, leaf)
     check_is_plain("vmap", name, leaf)
     check_is_tensor("vmap", f"the problem's own {name}", current)

@@ -1,8 +1,8 @@
-"""Penalties: what it costs to move away from the reference, ``(x, reference) -> scalar``.
+"""Penalties: the cost of moving away from the reference, ``(x, reference) -> scalar``.
 
-Each is a pure function of two windows of shape ``(C, L, A)`` and an average over entries, so that one
-strength means the same for a short and a long window. Units are those of ``x``; `scaled` measures in
-others, such as sigmas. `group`, `mahalanobis` and `scaled` make a penalty from their settings.
+Each is a pure function of two windows of shape ``(C, L, A)`` and an average over entries, so that a
+strength means the same for short and long windows. Units are those of ``x``; `scaled` changes them, for
+example to sigmas. `group`, `mahalanobis` and `scaled` make a penalty from their settings.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems import checks
+
+__all__ = ["group", "l1", "l2", "mahalanobis", "scaled", "smoothness"]
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 _AXES = {"channels": -3, "days": -2, "assets": -1}
@@ -56,9 +58,9 @@ def l2(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def smoothness(x: Tensor, reference: Tensor) -> Tensor:
-    """Mean squared step of the change from one day to the next, ``mean((d[l + 1] - d[l])**2)``.
+    """Mean squared difference of the change from one day to the next, ``mean((d[l + 1] - d[l])**2)``.
 
-    ``d = x - r``: a shift of a whole history costs nothing, a spike on one day costs twice its square.
+    ``d = x - r``: shifting a whole history costs nothing, a spike on one day costs twice its square.
 
     Args:
         x: window, shape ``(C, L, A)``; the lookback is dimension -2.
@@ -77,16 +79,16 @@ def smoothness(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def group(axis: str) -> Penalty:
-    """Few assets, few days or few channels: the mean over them of the root mean square change of each.
+    """Group lasso over assets, days or channels: mean of each group's root mean square change.
 
-    ``mean_g sqrt(mean(d_g**2))`` with ``d = x - r``, the group lasso. A square root has its slope at
-    zero, too, so that it pays to leave a whole group alone; within a group changes spread as with `l2`.
+    ``mean_g sqrt(mean(d_g**2))`` with ``d = x - r``. The square root has a nonzero slope at zero, which
+    favors few changed groups; within a group, changes spread as with `l2`.
 
     Args:
-        axis: what a group is: ``"assets"``, ``"days"`` or ``"channels"``.
+        axis: one group per asset, day or channel: ``"assets"``, ``"days"`` or ``"channels"``.
 
     Returns:
-        A penalty, by name ``"group"``; its gradient is zero in groups that are not changed.
+        A penalty named ``"group"``; its gradient is zero in unchanged groups.
 
     Raises:
         ValueError: for another axis.
@@ -109,25 +111,24 @@ def group(axis: str) -> Penalty:
         groups = (x - reference).movedim(dim, 0).flatten(1)
         return torch.linalg.vector_norm(groups, dim=1).mean() / groups.shape[1] ** 0.5
 
-    return _named(penalty, "group")
+    return _set_name(penalty, "group")
 
 
 def mahalanobis(cov: Tensor) -> Penalty:
-    """How unusual a day's changes are, ``mean(d' inv(cov) d) / A`` over channels and days.
+    """Mean squared Mahalanobis distance per asset, ``mean(d' inv(cov) d) / A`` over channels and days.
 
-    Changes that the assets make together, as they do in the market, cost less than changes against
-    their correlations. With ``cov`` the identity it is `l2`; its value is one where changes are drawn
-    from ``cov``.
+    Changes in line with the assets' correlations cost less than changes against them. With the identity
+    as ``cov`` it is `l2`; its expected value is one for changes drawn from ``cov``.
 
     Args:
         cov: covariance of the assets, shape ``(A, A)``, or one for each channel, ``(C, 1, A, A)``;
             symmetric and positive definite, in units of ``x**2``.
 
     Returns:
-        A penalty, by name ``"mahalanobis"``.
+        A penalty named ``"mahalanobis"``.
 
     Raises:
-        TypeError: if ``cov`` is no floating tensor.
+        TypeError: if ``cov`` is not a floating tensor.
         ValueError: if it is not square, finite, symmetric and positive definite.
 
     Example:
@@ -143,7 +144,7 @@ def mahalanobis(cov: Tensor) -> Penalty:
         https://doi.org/10.2469/faj.v66.n5.3
     """
     factor = torch.linalg.cholesky(checks.check_covariance("mahalanobis", cov))
-    # One product whitens: the factor is small, and a penalty is evaluated at every step.
+    # Inverted once: a penalty is evaluated at every step.
     whiten = torch.linalg.solve_triangular(
         factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device), upper=False
     ).mT
@@ -151,24 +152,24 @@ def mahalanobis(cov: Tensor) -> Penalty:
     def penalty(x: Tensor, reference: Tensor) -> Tensor:
         return ((x - reference).unsqueeze(-2) @ whiten.to(x)).square().mean()
 
-    return _named(penalty, "mahalanobis")
+    return _set_name(penalty, "mahalanobis")
 
 
 def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
     """Measure changes in other units: the penalty of ``x / scale`` and ``reference / scale``.
 
-    With each channel's standard deviation a change counts in sigmas; with a scale per entry some may
-    be made dearer than others.
+    With each channel's standard deviation, changes count in sigmas; with a scale per entry, some entries
+    can cost more than others.
 
     Args:
         penalty: function ``(x, reference) -> scalar``.
         scale: number, or tensor that broadcasts to x, such as ``(C, 1, 1)``; positive.
 
     Returns:
-        A penalty, by the name of ``penalty``.
+        A penalty with the name of ``penalty``.
 
     Raises:
-        TypeError: if ``penalty`` cannot be called, or ``scale`` is neither number nor floating tensor.
+        TypeError: if ``penalty`` is not callable, or ``scale`` is not a number or floating tensor.
         ValueError: if a scale is not positive and finite.
 
     Example:
@@ -177,22 +178,21 @@ def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
         >>> in_sigmas(torch.full((2, 1, 1), 10.0), torch.zeros(2, 1, 1))
         tensor(3.)
     """
-    if not callable(penalty):
-        raise TypeError(f"scaled: penalty must be callable, got {type(penalty).__name__}")
+    checks.check_callable("scaled", "penalty", penalty)
     if isinstance(scale, Tensor):
         scale = checks.check_tensor("scaled", "scale", scale)
     else:
-        scale = torch.tensor(checks.check_number("scaled", "scale", scale, least=0.0, strict=True))
+        scale = torch.tensor(checks.check_number("scaled", "scale", scale, minimum=0.0, strict=True))
     if bool((scale <= 0).any()):
-        raise ValueError(f"scaled: scale must be > 0, got a least value of {scale.min():g}")
+        raise ValueError(f"scaled: scale must be > 0, got a minimum of {scale.min():g}")
     units = scale
 
-    def in_units(x: Tensor, reference: Tensor) -> Tensor:
+    def penalize_scaled(x: Tensor, reference: Tensor) -> Tensor:
         return penalty(x / units.to(x), reference / units.to(x))
 
-    return _named(in_units, getattr(penalty, "__name__", "scaled"))
+    return _set_name(penalize_scaled, getattr(penalty, "__name__", "scaled"))
 
 
-def _named(penalty: Any, name: str) -> Penalty:
-    penalty.__name__ = name  # by which `penalize` stores its strength
+def _set_name(penalty: Any, name: str) -> Penalty:
+    penalty.__name__ = name  # the default name of its strength in `penalize`
     return penalty

@@ -1,11 +1,11 @@
-"""The question: a frozen `Problem` of pure functions and the ``args`` that a row may vary in.
+"""The question: a frozen `Problem` of pure functions and ``args``, the data that may vary by row.
 
     z  --decode-->  x  --apply-->  weights  --loss-->  value
     search space    window         allocation          (plus penalties of x)
 
 A transform is a function ``Problem -> Problem``; `pipe` applies several from left to right. All data
-(parameters, start, target, bounds, strengths) live in ``args``; the functions capture none of it. That
-is what lets one question be mapped over seeds, starts, targets, assets and models (see `mapping`).
+(parameters, start, target, bounds, strengths) is in ``args``; the functions capture no data. So one
+question can be mapped over seeds, starts, targets, assets and models (see `mapping`).
 """
 
 from __future__ import annotations
@@ -19,28 +19,24 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from funcexplain.networks.functional import Apply, functionalize, with_seed
+from funcexplain.networks.functional import Apply, functionalize, set_seed
 from funcexplain.problems import losses
 from funcexplain.problems.checks import (
+    check_allocation,
+    check_assets,
+    check_callable,
     check_count,
     check_gradients,
     check_like,
     check_mask,
+    check_params,
     check_scalar,
     check_shape,
-    check_tensor,
+    check_window,
 )
-from funcexplain.problems.criterion import EXACT, Criterion
-from funcexplain.problems.goals import Target
+from funcexplain.problems.criterion import EXACT, Criterion, Target
+from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
 from funcexplain.problems.grid import RowDim, select
-from funcexplain.problems.stating import (
-    check_allocation,
-    check_assets,
-    check_params,
-    encode_targets,
-    refuse_loss,
-    refuse_sum,
-)
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,7 +44,7 @@ Map = Callable[[Tensor, Args], Tensor]
 
 
 def identity(point: Tensor, args: Args) -> Tensor:
-    """The map that changes nothing: ``x`` itself is searched."""
+    """The identity map: the search is over ``x`` itself."""
     del args
     return point
 
@@ -59,28 +55,28 @@ def _from_x0(args: Args) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Problem:
-    """One question about a network, or a grid of them: pure functions, and the data they are given.
+    """One question about a network, or a grid of questions: pure functions and their data.
 
-    Built by `problem`, changed by transforms (with ``dataclasses.replace``), made a grid of rows by
-    `vmap`, answered by `solve`. The functions are those of one row. ``problem[i, j]`` picks rows.
+    Made by `problem`, changed by transforms (with ``dataclasses.replace``), mapped to a grid of rows by
+    `vmap`, solved by `solve`. The functions work on one row. ``problem[i, j]`` selects rows.
 
     Attributes:
         apply: ``(params, x) -> weights``, the network for one window ``(C, L, A) -> (A,)``.
-        loss: ``(measured, nearest) -> scalar``, the misfit: of weights and target, or of what a goal
-            measures and the nearest values that meet it.
-        args: dict of everything that a row may vary in: ``params``, ``x0`` ``(C, L, A)``, ``target``
-            ``(A,)`` (of goals ``(K, A + 3)``), ``reference`` and bool ``mask`` ``(C, L, A)``, ``seed``
-            (scalar int64), and what transforms added by name.
+        loss: ``(measured, nearest) -> scalar``, the misfit: of weights and target, or of the values that
+            goals measure and the nearest values that meet them.
+        args: dict of everything that may vary by row: ``params``, ``x0`` ``(C, L, A)``, ``target``
+            ``(A,)`` (goals: ``(K, A + 3)``), ``reference`` and bool ``mask`` ``(C, L, A)``, ``seed``
+            (scalar int64), and the data of transforms.
         criterion: how weights are compared with the target.
-        assets: names of the assets, where they have some.
+        assets: names of the assets, if they have names.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
-        start: ``args -> z``, where the search begins.
+        start: ``args -> z``, the start of the search.
         project: ``(z, args) -> z``, back to the feasible set after an update.
-        penalties: functions ``(x, args) -> scalar`` that are added to the loss.
-        costs: functions ``(z, args) -> scalar`` of the search point, which are added, too.
-        dims: dimensions of the grid, outermost first; none for one question. An entry of ``args`` leads
-            with the sizes of those dimensions along which it varies, in that order.
+        penalties: functions ``(x, args) -> scalar``, added to the loss.
+        costs: functions ``(z, args) -> scalar`` of the search point, also added to the loss.
+        dims: dimensions of the grid, outermost first; empty for one question. An entry of ``args``
+            begins with the dimensions along which it varies, in that order.
     """
 
     apply: Apply
@@ -102,24 +98,24 @@ class Problem:
         return tuple(dim.size for dim in self.dims)
 
     def __getitem__(self, index: Any) -> Problem:
-        """Pick rows by an int (one of them) or a slice for each leading row dimension.
+        """Select rows by an int (one row) or a slice for each leading row dimension.
 
         Args:
             index: an int or slice, or a tuple of these.
 
         Returns:
-            The problem of these rows; an int takes its dimension away.
+            The problem of these rows; an int removes its dimension.
 
         Raises:
-            IndexError: if there are fewer dimensions or rows.
-            TypeError: for anything else.
+            IndexError: if a dimension or row does not exist.
+            TypeError: if an index is neither an int nor a slice.
         """
         items = index if isinstance(index, tuple) else (index,)
         if len(items) > len(self.dims):
-            raise IndexError(f"problem: got {len(items)} indices for {len(self.dims)} row dimensions")
+            raise IndexError(f"problem: expected at most {len(self.dims)} indices, got {len(items)}")
         dims, args = self.dims, self.args
-        for place, item in reversed(list(enumerate(items))):
-            dims, args = select(dims, args, place, item)
+        for dim, item in reversed(list(enumerate(items))):
+            dims, args = select(dims, args, dim, item)
         return replace(self, dims=dims, args=args)
 
     def evaluate(self, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -130,20 +126,20 @@ class Problem:
             args: data of the problem.
 
         Returns:
-            What is minimized (loss plus penalties), the loss alone, and the weights ``(A,)``.
+            The objective (loss plus penalties), the loss alone, and the weights ``(A,)``.
 
         Raises:
-            TypeError: if the network returns no tensor, or the loss no scalar tensor.
-            ValueError: if the weights are not one for each asset that the target knows.
+            TypeError: if the network does not return a tensor, or the loss a scalar tensor.
+            ValueError: if the weights do not have the target's shape.
         """
-        weights = self.apply(with_seed(args["params"], args["seed"]), x)
+        weights = self.apply(set_seed(args["params"], args["seed"]), x)
         return self.score(weights, x, args)
 
     def score(self, weights: Any, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Compute ``(value, (loss, weights))`` from what the network returned for one window.
+        """Compute ``(value, (loss, weights))`` from the network's output for one window.
 
         Args:
-            weights: what it returned, ``(A,)``.
+            weights: the network's output, ``(A,)``.
             x: window, shape ``(C, L, A)``.
             args: data of the problem.
 
@@ -171,7 +167,7 @@ class Problem:
         return value, (loss, weights)
 
     def objective(self, x: Tensor, args: Args) -> tuple[Tensor, Tensor]:
-        """Compute ``(value, weights)`` of one window: what is minimized, and the allocation as aux.
+        """Compute ``(value, weights)`` of one window: the objective, and the allocation as aux.
 
         Args:
             x: window, shape ``(C, L, A)``.
@@ -198,7 +194,7 @@ class Problem:
             args: data of the problem.
 
         Returns:
-            What is minimized beyond the loss, a scalar.
+            The part of the objective besides the loss, a scalar.
         """
         x = self.decode(z, args)
         terms = [penalty(x, args) for penalty in self.penalties]
@@ -224,34 +220,34 @@ def problem(
     seed: int = 0,
     assets: Sequence[str] | None = None,
 ) -> Problem:
-    """State a question: for which window does the network hold the target allocation?
+    """Make a question: for which window does the network hold the target allocation?
 
-    Nothing that is passed is changed or kept: tensors are copied, a module is made functional.
+    Arguments are neither changed nor kept: tensors are copied, a module is made functional.
 
     Args:
         network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, explained in eval
             mode, or a pair ``(apply, params)`` with ``apply(params, x)`` for one window.
-        target: allocation to reach, shape ``(A,)``, or a target in the language of portfolios, such as
+        target: allocation to reach, shape ``(A,)``, or a target in portfolio language, such as
             ``fe.targets.at_least(0, 0.3)``.
-        x0: window where the search starts, shape ``(C, L, A)``: channels, lookback, assets.
-        loss: misfit ``(weights, target) -> scalar``; see ``fe.losses``. Of goals it is given what they
-            measure and the nearest values that meet them, ``(K,)`` each: `mse` is the mean of squared
-            residuals.
-        mask: bool, shape ``(C, L, A)``; True = free to change. It takes effect through `freeze` or
+        x0: window at which the search starts, shape ``(C, L, A)``: channels, lookback, assets.
+        loss: misfit ``(weights, target) -> scalar``; see ``fe.losses``. For goals, its
+            arguments are the measured values and the nearest values that meet them, ``(K,)`` each:
+            `mse` is the mean of squared residuals.
+        mask: bool, shape ``(C, L, A)``; True = free to change. It has an effect only with `freeze` or
             `zero_masked`. Default: all free.
         reference: window that frozen entries keep and penalties measure from. Default: ``x0``.
-        seed: seed of this question's noise: of its start (see `jitter`), and of a network's dropout
-            in training mode (see `functionalize`).
-        assets: names of the ``A`` assets, by which targets may call them.
+        seed: seed of the noise of the start (see `jitter`) and of dropout in training mode (see
+            `functionalize`).
+        assets: names of the ``A`` assets, for targets that use names.
 
     Returns:
-        The problem, searched over ``x`` itself until transforms say otherwise.
+        The problem; its search space is that of ``x`` until transforms change it.
 
     Raises:
-        TypeError: for something that is no tensor, no network or no function, for integers where
-            floats are wanted, a mask that is not bool, or dtypes or devices that differ.
-        ValueError: for a wrong shape, NaN or infinite values, an unknown asset, or a target that no
-            allocation of the network's kind can meet.
+        TypeError: if an argument is not a tensor, network or function, is not floating, if the mask is
+            not bool, or dtypes or devices differ.
+        ValueError: for a wrong shape, NaN or infinite values, an unknown asset, or an infeasible
+            target.
         RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Example:
@@ -261,15 +257,11 @@ def problem(
         Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
     """
     check_gradients("problem")
-    apply, params = _as_function(network)
-    if not callable(loss):
-        raise TypeError(f"problem: loss must be callable, got {type(loss).__name__}")
-    x0 = check_tensor("problem", "x0", x0)
-    if x0.ndim != 3 or x0.numel() == 0:
-        raise ValueError(
-            "problem: x0 must be one window of shape (channels, lookback, assets), none of them zero, "
-            f"got {tuple(x0.shape)}"
-        )
+    apply, params = _split_network(network)
+    check_callable("problem", "loss", loss)
+    x0 = check_window("problem", x0)
+    if x0.numel() == 0:
+        raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
     if not isinstance(target, Target):
         target = check_allocation("problem", target, x0)
     check_params(params, x0)
@@ -288,11 +280,11 @@ def problem(
     names, criterion = check_assets(assets, x0), EXACT
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, names)
-        refuse_loss("problem", loss, criterion)
+        check_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:
         args["target"] = target
-        refuse_sum("problem", apply, args)
+        check_sum("problem", apply, args)
     return Problem(apply=apply, loss=loss, args=args, criterion=criterion, assets=names)
 
 
@@ -304,10 +296,10 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
         transforms: functions ``Problem -> Problem``.
 
     Returns:
-        The transformed problem; ``problem`` itself is as it was.
+        The transformed problem; ``problem`` itself does not change.
 
     Raises:
-        TypeError: if something is no Problem or a transform returns none (its position is named).
+        TypeError: if an argument or the result of a transform is not a Problem (with its position).
 
     Example:
         >>> import torch, funcexplain as fe
@@ -328,9 +320,9 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
             inspect.signature(transform).bind(problem)
         except TypeError as error:
             raise TypeError(
-                f"pipe: transforms[{index}] ({name}) must be a function Problem -> Problem, got one of "
-                f"other arguments ({error}); a transform with settings is called with them first, "
-                "as in fe.box(lower, upper)"
+                f"pipe: transforms[{index}] ({name}) must be a function Problem -> Problem, got one "
+                f"with other arguments ({error}); call a transform with its settings first, as in "
+                "fe.box(lower, upper)"
             ) from None
         except ValueError:  # some built-in functions have no signature
             pass
@@ -338,15 +330,15 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
         if not isinstance(result, Problem):
             raise TypeError(
                 f"pipe: transforms[{index}] ({name}) must return a Problem, got "
-                f"{type(result).__name__}; a transform with settings is called with them first, "
-                "as in fe.box(lower, upper)"
+                f"{type(result).__name__}; call a transform with its settings first, as in "
+                "fe.box(lower, upper)"
             )
         problem = result
     return problem
 
 
 def check_problem(where: str, value: Any) -> Problem:
-    """Refuse what is no `Problem`, and a mode in which none can be worked with."""
+    """Raise unless a value is a `Problem`; raise in inference mode."""
     check_gradients(where)
     if not isinstance(value, Problem):
         raise TypeError(
@@ -357,33 +349,33 @@ def check_problem(where: str, value: Any) -> Problem:
 
 
 def check_question(where: str, value: Any) -> Problem:
-    """Refuse what is no `Problem` of one row."""
+    """Raise unless a value is a `Problem` of one row."""
     if check_problem(where, value).dims:
         raise ValueError(
-            f"{where}: problem must be one question, got a grid of rows {value.shape}; pick a row, as "
-            f"in problem[{', '.join('0' * len(value.dims))}]"
+            f"{where}: problem must be one question, got a grid of rows {value.shape}; select a row, "
+            f"as in problem[{', '.join('0' * len(value.dims))}]"
         )
     return value
 
 
-def _as_function(network: Any) -> tuple[Apply, Any]:
+def _split_network(network: Any) -> tuple[Apply, Any]:
     if isinstance(network, nn.Module):
         return functionalize(network)
     if isinstance(network, tuple) and len(network) == 2 and not isinstance(network[1], nn.Module):
         apply, params = network
         if callable(apply):
-            # Live parameters would let an outer tape record the whole search.
-            return apply, optree.tree_map(_copied, params)
+            # With live parameters an outer autograd graph would record the whole search.
+            return apply, optree.tree_map(_copy_leaf, params)
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
         f"apply(params, x) -> weights, got {type(network).__name__}"
     )
 
 
-def _copied(leaf: Any) -> Any:
+def _copy_leaf(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def lifted(costs: tuple[Map, ...], decode: Map) -> tuple[Map, ...]:
-    """Costs of the decoded point, for a search over another variable."""
+def decode_costs(costs: tuple[Map, ...], decode: Map) -> tuple[Map, ...]:
+    """Costs of the decoded point, for a search over a new variable."""
     return tuple(lambda z, args, cost=cost: cost(decode(z, args), args) for cost in costs)

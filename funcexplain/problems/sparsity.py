@@ -1,4 +1,4 @@
-"""Few changes: an absolute penalty whose answers hold true zeros, by any optimizer."""
+"""Sparse changes: an absolute penalty whose solutions have exact zeros, with any optimizer."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_name, check_strength
-from funcexplain.problems.problem import Args, Problem, check_problem, identity, lifted
-from funcexplain.problems.transforms import Transform, with_data
+from funcexplain.problems.problem import Args, Problem, check_problem, decode_costs, identity
+from funcexplain.problems.transforms import Transform, add_data
 
 
 def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
-    """Add ``strength * mean(|u - r|)`` so that what need not change does not change at all.
+    """Add ``strength * mean(|u - r|)`` so that entries that need not change do not change at all.
 
-    ``u`` is what was searched before, ``r`` its value at the reference: after `standardize` changes
-    count in sigmas. The change is split, ``u = r + rise - fall`` with ``rise, fall >= 0``, where the
-    penalty is linear, ``strength * mean(rise + fall)``, and after every update both are projected on
-    what is not negative. Such a step is the proximal step of the absolute value (for `sgd`: soft
+    ``u`` is the search variable so far, ``r`` its value at the reference: after `standardize`, changes
+    count in sigmas. The change is split, ``u = r + rise - fall`` with ``rise, fall >= 0``, which makes
+    the penalty linear, ``strength * mean(rise + fall)``; after every update both are projected to
+    non-negative values. Such a step is the proximal step of the absolute value (for `sgd`: soft
     thresholding by ``lr * strength / N``), and its zeros are exact: entries of ``x`` that do not change
-    equal the reference bit for bit. With `penalize` and `penalties.l1` an optimizer only wobbles around
-    zero.
+    equal the reference bit for bit. With `penalize` and `penalties.l1`, an optimizer oscillates around
+    zero instead.
 
     Args:
         strength: factor, a number >= 0 or a scalar tensor of the problem's dtype.
         name: name of the strength in ``args``, by which it can be mapped.
 
     Returns:
-        A transform. It comes after `standardize`, `box` and `clip`; `State.z` has ``rise`` and ``fall``
-        in front.
+        A transform, to be applied after `standardize`, `box` and `clip`; `State.z` begins with a
+        dimension ``(rise, fall)``.
 
     Raises:
-        TypeError: if ``strength`` is no number, or ``name`` no identifier.
-        ValueError: if ``strength`` is negative or no scalar, or the name is taken.
+        TypeError: if ``strength`` is not a number, or ``name`` is not an identifier.
+        ValueError: if ``strength`` is negative or not a scalar, or the name exists.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -51,13 +51,13 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
     """
     check_name("sparsify", name)
 
-    def sparsified(problem: Problem) -> Problem:
+    def add_sparsity(problem: Problem) -> Problem:
         x0 = check_problem("sparsify", problem).args["x0"]
         factor = check_strength("sparsify", name, strength, x0)
         inner_decode, inner_encode, inner_start = problem.decode, problem.encode, problem.start
         inner_project = problem.project
 
-        def joined(z: Tensor, args: Args) -> Tensor:
+        def join(z: Tensor, args: Args) -> Tensor:
             return inner_encode(args["reference"], args) + (z[0] - z[1])
 
         def split(u: Tensor, args: Args) -> Tensor:
@@ -68,28 +68,28 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
             z = z.clamp_min(0.0)
             if inner_project is identity:
                 return z
-            u = joined(z, args)
+            u = join(z, args)
             moved = inner_project(u, args)
             return torch.where(moved == u, z, split(moved, args))
 
         def decode(z: Tensor, args: Args) -> Tensor:
-            x = inner_decode(joined(z, args), args)
-            still = x.detach() == inner_decode(inner_encode(args["reference"], args), args)
-            # Units and back may cost a last digit, which would be a change; its gradient passes.
-            return torch.where(still, args["reference"] + (x - x.detach()), x)
+            x = inner_decode(join(z, args), args)
+            unchanged = x.detach() == inner_decode(inner_encode(args["reference"], args), args)
+            # A round trip through units may change the last digit. Only the value is corrected.
+            return torch.where(unchanged, args["reference"] + (x - x.detach()), x)
 
         def cost(z: Tensor, args: Args) -> Tensor:
-            # Over the entries of one of the two.
+            # A mean over rise and fall halves the mean over entries.
             return args[name] * 2.0 * z.mean()
 
         return replace(
             problem,
-            args=with_data("sparsify", problem, **{name: factor}),
+            args=add_data("sparsify", problem, **{name: factor}),
             decode=decode,
             encode=lambda x, args: split(inner_encode(x, args), args),
             start=lambda args: split(inner_start(args), args),
             project=project,
-            costs=(*lifted(problem.costs, joined), cost),
+            costs=(*decode_costs(problem.costs, join), cost),
         )
 
-    return sparsified
+    return add_sparsity

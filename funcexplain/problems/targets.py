@@ -1,8 +1,9 @@
-"""Targets in the language of portfolios: ``at_least("EUR", 0.3)``, a sector's sum, a limit on turnover.
+"""Targets in portfolio language: ``at_least("EUR", 0.3)``, a sector's total, a limit on turnover.
 
-Each says what is measured of the weights and where it should lie. Its ``residual`` is how far off that
-is, zero where the target is met. `problem` takes one in place of an allocation, and `vmap` a list of
-them, one for each row. Assets are named by number, or by name where the problem has ``assets``.
+Each target measures something of the weights and sets bounds for it; its ``residual`` is the distance
+from the bounds, zero where the target is met. `problem` accepts a target in place of an allocation, and
+`vmap` a list of targets, one for each row. An asset is a number, or a name if the problem has
+``assets``.
 """
 
 from __future__ import annotations
@@ -13,13 +14,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from funcexplain.problems import checks, goals
-from funcexplain.problems.criterion import CONCENTRATION, TURNOVER
-from funcexplain.problems.goals import Asset, Book, Target
+from funcexplain.problems import checks, criterion
+from funcexplain.problems.criterion import Asset, Portfolio, Target
+
+__all__ = [
+    "all_of",
+    "at_least",
+    "at_most",
+    "between",
+    "concentration",
+    "exact",
+    "exit",
+    "group",
+    "shift",
+    "top",
+    "turnover",
+]
 
 
 def exact(weights: Tensor) -> Target:
-    """This allocation, ``w = weights``; the same as giving `problem` the tensor itself.
+    """This allocation, ``w = weights``; equivalent to passing the tensor itself to `problem`.
 
     Args:
         weights: allocation to reach, shape ``(A,)``.
@@ -28,47 +42,48 @@ def exact(weights: Tensor) -> Target:
         A target.
 
     Raises:
-        TypeError, ValueError: if it is no finite floating vector.
+        TypeError, ValueError: if it is not a finite floating vector.
 
     Example:
         >>> exact(torch.tensor([0.5, 0.5])).residual(torch.tensor([0.25, 0.75]))
         tensor([-0.2500,  0.2500])
     """
-    own = goals.check_vector("exact", "weights", weights)
+    own = criterion.check_vector("exact", "weights", weights)
 
-    def allocation(book: Book) -> Tensor:
-        goals.check_length("exact", "weights", own, book)
-        return own.to(book.like)
+    def allocation(portfolio: Portfolio) -> Tensor:
+        criterion.check_length("exact", "weights", own, portfolio)
+        return own.to(portfolio.like)
 
-    return goals.of_allocation(f"exact({goals.told(own)})", allocation)
+    return criterion.reach_allocation(f"exact({criterion.format_value(own)})", allocation)
 
 
 def at_least(asset: Asset, w: float) -> Target:
-    """At least so much in one asset, ``w_k >= w``.
+    """One asset's weight is at least ``w``, ``w_k >= w``.
 
     Args:
         asset: number or name.
-        w: its least weight.
+        w: its minimum weight.
 
     Returns:
         A target.
 
     Raises:
-        TypeError, ValueError: if ``asset`` is neither number nor name, or ``w`` no finite number.
+        TypeError, ValueError: if ``asset`` is neither a number nor a name, or ``w`` is not finite.
 
     Example:
         >>> at_least(0, 0.5).residual(torch.tensor([0.25, 0.75]))
         tensor([-0.2500])
     """
-    return goals.of_asset("at_least", asset, goals.check_weight("at_least", "w", w), math.inf, w)
+    lower = criterion.check_weight("at_least", "w", w)
+    return criterion.bound_asset("at_least", asset, lower, math.inf, w)
 
 
 def at_most(asset: Asset, w: float) -> Target:
-    """At most so much in one asset, ``w_k <= w``.
+    """One asset's weight is at most ``w``, ``w_k <= w``.
 
     Args:
         asset: number or name.
-        w: its largest weight.
+        w: its maximum weight.
 
     Returns:
         A target.
@@ -80,11 +95,12 @@ def at_most(asset: Asset, w: float) -> Target:
         >>> at_most(1, 0.5).residual(torch.tensor([0.25, 0.75]))
         tensor([0.2500])
     """
-    return goals.of_asset("at_most", asset, -math.inf, goals.check_weight("at_most", "w", w), w)
+    upper = criterion.check_weight("at_most", "w", w)
+    return criterion.bound_asset("at_most", asset, -math.inf, upper, w)
 
 
-def exit(asset: Asset) -> Target:  # noqa: A001 (the word of the trade; called as targets.exit)
-    """Nothing in one asset, ``w_k = 0``: neither long nor short.
+def exit(asset: Asset) -> Target:  # noqa: A001 (portfolio managers' term; called as targets.exit)
+    """No position in one asset, ``w_k = 0``: neither long nor short.
 
     Args:
         asset: number or name.
@@ -93,57 +109,55 @@ def exit(asset: Asset) -> Target:  # noqa: A001 (the word of the trade; called a
         A target.
 
     Raises:
-        TypeError: if ``asset`` is neither number nor name.
+        TypeError: if ``asset`` is neither a number nor a name.
 
     Example:
         >>> exit(1).residual(torch.tensor([0.25, 0.75]))
         tensor([0.7500])
     """
-    return goals.of_asset("exit", asset, 0.0, 0.0)
+    return criterion.bound_asset("exit", asset, 0.0, 0.0)
 
 
 def between(lower: float | Tensor, upper: float | Tensor) -> Target:
     """Every weight within bounds, ``lower <= w <= upper``.
 
     Args:
-        lower: number, or one for each asset, ``(A,)``; ``-inf`` for none.
-        upper: likewise, ``inf`` for none.
+        lower: number, or one for each asset, ``(A,)``; ``-inf`` for no bound.
+        upper: likewise; ``inf`` for no bound.
 
     Returns:
         A target.
 
     Raises:
-        TypeError: if a bound is neither number nor floating tensor.
-        ValueError: if one is NaN or not of that shape, or lower > upper.
+        TypeError: if a bound is neither a number nor a floating tensor.
+        ValueError: if a bound is NaN or has another shape, or lower > upper.
 
     Example:
         >>> between(0.3, torch.tensor([1.0, 0.5])).residual(torch.tensor([0.25, 0.75]))
         tensor([-0.0500,  0.2500])
     """
-    least, most = (
-        goals.check_bound(name, value) for name, value in (("lower", lower), ("upper", upper))
-    )
-    if least.ndim and most.ndim and least.shape != most.shape:
+    low, high = criterion.check_bound("lower", lower), criterion.check_bound("upper", upper)
+    if low.ndim and high.ndim and low.shape != high.shape:
         raise ValueError(
-            f"between: lower and upper must have one shape, got {tuple(least.shape)} and "
-            f"{tuple(most.shape)}"
+            f"between: lower and upper must have one shape, got {tuple(low.shape)} and "
+            f"{tuple(high.shape)}"
         )
-    if bool((least > most).any()):
-        raise ValueError(
-            f"between: lower must be <= upper, got {goals.told(lower)} and {goals.told(upper)}"
-        )
+    shown = [criterion.format_value(bound) for bound in (lower, upper)]
+    if bool((low > high).any()):
+        raise ValueError(f"between: lower must be <= upper, got {' and '.join(shown)}")
 
-    def rows(book: Book) -> Tensor:
-        for name, bound in (("lower", least), ("upper", most)):
+    def rows(portfolio: Portfolio) -> Tensor:
+        for name, bound in (("lower", low), ("upper", high)):
             if bound.ndim:
-                goals.check_length("between", name, bound, book)
-        return goals.goal_rows(book, torch.eye(len(book.like)), lower=least, upper=most)
+                criterion.check_length("between", name, bound, portfolio)
+        identity = torch.eye(len(portfolio.like))
+        return criterion.encode_goals(portfolio, identity, lower=low, upper=high)
 
-    return Target(f"between({goals.told(lower)}, {goals.told(upper)})", rows)
+    return Target(f"between({', '.join(shown)})", rows)
 
 
 def top(asset: Asset) -> Target:
-    """The largest position, ``w_k >= w_j`` for every other asset; a tie counts.
+    """One asset is the largest position, ``w_k >= w_j`` for every other asset; a tie counts.
 
     Args:
         asset: number or name.
@@ -152,18 +166,18 @@ def top(asset: Asset) -> Target:
         A target.
 
     Raises:
-        TypeError: if ``asset`` is neither number nor name.
+        TypeError: if ``asset`` is neither a number nor a name.
 
     Example:
         >>> top(0).residual(torch.tensor([0.25, 0.75, 0.0]))
         tensor([-0.5000,  0.0000])
     """
-    key = goals.check_asset("top", asset)
+    key = criterion.check_asset("top", asset)
 
-    def rows(book: Book) -> Tensor:
-        place, identity = goals.place_of("top", key, book), torch.eye(len(book.like))
-        others = torch.arange(len(identity)) != place
-        return goals.goal_rows(book, identity[place] - identity[others], lower=0.0)
+    def rows(portfolio: Portfolio) -> Tensor:
+        index, identity = criterion.find_asset("top", key, portfolio), torch.eye(len(portfolio.like))
+        others = torch.arange(len(identity)) != index
+        return criterion.encode_goals(portfolio, identity[index] - identity[others], lower=0.0)
 
     return Target(f"top({asset!r})", rows)
 
@@ -175,20 +189,21 @@ def group(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Target:
-    """So much in several assets together, a sector's sum: ``sum(w_k) = w``, or within bounds.
+    """The total weight of several assets, such as a sector: ``sum(w_k) = w``, or within bounds.
 
     Args:
-        assets: numbers or names, none twice.
-        w: their weight together; or instead of it, one or both bounds.
-        at_least: their least weight together.
-        at_most: their largest weight together.
+        assets: different numbers or names.
+        w: their total weight; or instead of it, one or both bounds.
+        at_least: their minimum total weight.
+        at_most: their maximum total weight.
 
     Returns:
         A target.
 
     Raises:
-        TypeError: if assets are no sequence of numbers or names.
-        ValueError: if there is none, one twice, no number or too many, or at_least > at_most.
+        TypeError: if assets are not a sequence of numbers or names.
+        ValueError: if assets are empty or repeated, ``w`` and bounds are both missing or both given, or
+            at_least > at_most.
 
     Example:
         >>> group([0, 2], 0.5).residual(torch.tensor([0.25, 0.75, 0.0]))
@@ -196,112 +211,103 @@ def group(
     """
     if isinstance(assets, str | bytes) or not isinstance(assets, Sequence):
         raise TypeError(f"group: assets must be a list of numbers or names, got {type(assets).__name__}")
-    keys = [goals.check_asset("group", asset) for asset in assets]
+    keys = [criterion.check_asset("group", asset) for asset in assets]
     if not keys or len(set(keys)) < len(keys):
-        raise ValueError(f"group: assets must be at least one, and none twice, got {list(assets)}")
+        raise ValueError(f"group: assets must be one or more different assets, got {list(assets)}")
     if (w is None) == (at_least is None and at_most is None):
-        raise ValueError("group: expected either w or at_least and at_most (one or both)")
-    least, most = (w, w) if w is not None else (at_least, at_most)
-    lower = (
-        -math.inf
-        if least is None
-        else goals.check_weight("group", "w" if w is not None else "at_least", least)
-    )
-    upper = (
-        math.inf
-        if most is None
-        else goals.check_weight("group", "w" if w is not None else "at_most", most)
-    )
+        raise ValueError("group: expected either w, or at_least or at_most or both")
+    lower = -math.inf if at_least is None else criterion.check_weight("group", "at_least", at_least)
+    upper = math.inf if at_most is None else criterion.check_weight("group", "at_most", at_most)
+    if w is not None:
+        lower = upper = criterion.check_weight("group", "w", w)
     if lower > upper:
         raise ValueError(f"group: at_least must be <= at_most, got {at_least!r} and {at_most!r}")
 
-    def rows(book: Book) -> Tensor:
-        places = [goals.place_of("group", key, book) for key in keys]
-        return goals.goal_rows(
-            book, torch.eye(len(book.like))[places].sum(0)[None], lower=lower, upper=upper
-        )
+    def rows(portfolio: Portfolio) -> Tensor:
+        indices = [criterion.find_asset("group", key, portfolio) for key in keys]
+        members = torch.eye(len(portfolio.like))[indices].sum(0)
+        return criterion.encode_goals(portfolio, members[None], lower=lower, upper=upper)
 
-    given = {"w": w, "at_least": at_least, "at_most": at_most}
-    told = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
-    return Target(f"group({list(assets)!r}{told})", rows)
+    arguments = {"w": w, "at_least": at_least, "at_most": at_most}
+    shown = "".join(f", {name}={value!r}" for name, value in arguments.items() if value is not None)
+    return Target(f"group({list(assets)!r}{shown})", rows)
 
 
 def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
-    """Today's weights with one asset's changed by ``delta``, funded pro rata by the others.
+    """Today's weights with one asset's weight changed by ``delta``, funded pro rata by the others.
 
-    ``w_k = t_k + delta`` and ``w_j = t_j (1 - delta / (sum(t) - t_k))`` for the others. It is one
-    allocation, to be reached as `exact` is.
+    ``w_k = t_k + delta`` and ``w_j = t_j (1 - delta / (sum(t) - t_k))`` for the others: one
+    allocation, to be reached like that of `exact`.
 
     Args:
         asset: number or name.
-        delta: what is added to its weight; 0.05 are five percentage points.
-        today: weights held now, ``(A,)``. Default: those that the network holds at the reference.
+        delta: change of its weight; 0.05 is five percentage points.
+        today: current weights, ``(A,)``. Default: the network's weights at the reference.
 
     Returns:
         A target.
 
     Raises:
-        TypeError, ValueError: for what is no asset, number or vector.
+        TypeError, ValueError: if an argument is not an asset, number or vector.
 
     Example:
         >>> shift(0, 0.2).residual(torch.tensor([0.5, 0.5, 0.0]), today=torch.tensor([0.2, 0.4, 0.4]))
         tensor([ 0.1000,  0.2000, -0.3000])
     """
-    key, own = goals.check_asset("shift", asset), goals.check_today("shift", today)
-    checks.check_number("shift", "delta", delta, least=-math.inf)
+    key, own = criterion.check_asset("shift", asset), criterion.check_today("shift", today)
+    criterion.check_weight("shift", "delta", delta)
 
-    def allocation(book: Book) -> Tensor:
-        place, held = goals.place_of("shift", key, book), goals.held_today("shift", own, book)
-        chosen = torch.arange(len(held), device=held.device) == place
-        others = torch.where(chosen, 0.0, held)
+    def allocation(portfolio: Portfolio) -> Tensor:
+        index = criterion.find_asset("shift", key, portfolio)
+        weights = criterion.find_today("shift", own, portfolio)
+        chosen = torch.arange(len(weights), device=weights.device) == index
+        others = torch.where(chosen, 0.0, weights)
         if others.sum() == 0:
-            raise ValueError(f"shift: the other assets must hold something to fund {asset!r}, got 0")
-        return torch.where(chosen, held + delta, held - delta * others / others.sum())
+            raise ValueError(f"shift: the other assets must fund {asset!r}, got no weight in them")
+        return torch.where(chosen, weights + delta, weights - delta * others / others.sum())
 
-    return goals.of_allocation(
-        f"shift({asset!r}, {delta!r}{goals.given(today)})", allocation, own is None
-    )
+    call = f"shift({asset!r}, {delta!r}{criterion.format_today(today)})"
+    return criterion.reach_allocation(call, allocation, own is None)
 
 
 def turnover(at_most: float, *, today: Tensor | None = None) -> Target:
-    """Not far from today's weights: one-sided turnover ``sum(|w - t|) / 2 <= at_most``.
+    """One-sided turnover from today's weights is limited, ``sum(|w - t|) / 2 <= at_most``.
 
     Args:
-        at_most: largest share of the portfolio that changes hands, >= 0.
-        today: weights held now, ``(A,)``. Default: those that the network holds at the reference.
+        at_most: maximum share of the portfolio that is traded, >= 0.
+        today: current weights, ``(A,)``. Default: the network's weights at the reference.
 
     Returns:
         A target.
 
     Raises:
-        TypeError, ValueError: if ``at_most`` is no number >= 0, or ``today`` no vector.
+        TypeError, ValueError: if ``at_most`` is not a number >= 0, or ``today`` is not a vector.
 
     Example:
         >>> turnover(0.1).residual(torch.tensor([0.25, 0.75]), today=torch.tensor([0.5, 0.5]))
         tensor([0.1500])
     """
-    most, own = (
-        checks.check_number("turnover", "at_most", at_most, least=0.0),
-        goals.check_today("turnover", today),
-    )
+    upper = checks.check_number("turnover", "at_most", at_most, minimum=0.0)
+    own = criterion.check_today("turnover", today)
 
-    def rows(book: Book) -> Tensor:
-        return goals.goal_rows(book, goals.held_today("turnover", own, book)[None], TURNOVER, upper=most)
+    def rows(portfolio: Portfolio) -> Tensor:
+        weights = criterion.find_today("turnover", own, portfolio)
+        return criterion.encode_goals(portfolio, weights[None], criterion.TURNOVER, upper=upper)
 
-    return Target(f"turnover({at_most!r}{goals.given(today)})", rows, own is None)
+    return Target(f"turnover({at_most!r}{criterion.format_today(today)})", rows, own is None)
 
 
 def concentration(at_most: float) -> Target:
-    """Spread over assets: Herfindahl index ``sum(w**2) <= at_most``; ``1 / n`` is that of n equal ones.
+    """The Herfindahl index is limited, ``sum(w**2) <= at_most``; n equal weights have ``1 / n``.
 
     Args:
-        at_most: largest index, > 0.
+        at_most: maximum index, > 0.
 
     Returns:
         A target.
 
     Raises:
-        TypeError, ValueError: if ``at_most`` is no number > 0.
+        TypeError, ValueError: if ``at_most`` is not a number > 0.
 
     Example:
         >>> concentration(0.5).residual(torch.tensor([0.25, 0.75]))
@@ -311,26 +317,27 @@ def concentration(at_most: float) -> Target:
         O. C. Herfindahl (1950), Concentration in the Steel Industry; A. O. Hirschman (1964), The
         Paternity of an Index, https://www.jstor.org/stable/1818582
     """
-    most = checks.check_number("concentration", "at_most", at_most, least=0.0, strict=True)
+    upper = checks.check_number("concentration", "at_most", at_most, minimum=0.0, strict=True)
 
-    def rows(book: Book) -> Tensor:
-        return goals.goal_rows(book, torch.zeros(1, len(book.like)), CONCENTRATION, upper=most)
+    def rows(portfolio: Portfolio) -> Tensor:
+        zeros = torch.zeros(1, len(portfolio.like))
+        return criterion.encode_goals(portfolio, zeros, criterion.CONCENTRATION, upper=upper)
 
     return Target(f"concentration({at_most!r})", rows)
 
 
 def all_of(*targets: Target) -> Target:
-    """Several targets together.
+    """Several targets that must be met together.
 
     Args:
         targets: at least one.
 
     Returns:
-        A target that is met where all of them are.
+        A target that is met where all of them are met.
 
     Raises:
-        TypeError: if one is no target.
-        ValueError: if there is none.
+        TypeError: if one is not a target.
+        ValueError: if there are no targets.
 
     Example:
         >>> all_of(at_least(0, 0.5), exit(2)).residual(torch.tensor([0.25, 0.5, 0.25]))
@@ -339,14 +346,14 @@ def all_of(*targets: Target) -> Target:
     for index, target in enumerate(targets):
         if not isinstance(target, Target):
             raise TypeError(
-                f"all_of: targets[{index}] must be a target, as fe.targets.at_least(0, 0.3) is, got "
-                f"{type(target).__name__}; an allocation is one as fe.targets.exact(weights)"
+                f"all_of: targets[{index}] must be a target, such as fe.targets.at_least(0, 0.3), got "
+                f"{type(target).__name__}; fe.targets.exact(weights) makes one of an allocation"
             )
     if not targets:
         raise ValueError("all_of: expected at least one target, got none")
 
-    def rows(book: Book) -> Tensor:
-        return torch.cat([target.rows(book) for target in targets])
+    def rows(portfolio: Portfolio) -> Tensor:
+        return torch.cat([target.rows(portfolio) for target in targets])
 
     calls = ", ".join(target.call for target in targets)
     return Target(f"all_of({calls})", rows, any(target.from_today for target in targets))

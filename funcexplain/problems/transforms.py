@@ -1,7 +1,7 @@
-"""Transforms, ``Problem -> Problem``: what stays as it is, what it costs to move, dtype, start noise.
+"""Transforms, ``Problem -> Problem``: frozen entries, penalties, dtype and device, noise of the start.
 
-Later transforms wrap earlier ones. Data that a transform brings goes into ``args`` under a name of its
-own, so that rows may vary in it. Changes of the search space itself are in `coordinates`.
+Later transforms wrap earlier ones. A transform's data goes into ``args`` under its own name, so that
+rows may vary in it. Changes of the search space are in `coordinates`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import (
-    FLOATING,
+    check_callable,
+    check_dtype,
     check_name,
     check_number,
     check_scalar,
@@ -29,13 +30,13 @@ from funcexplain.problems.problem import Args, Problem, check_problem
 Transform = Callable[[Problem], Problem]
 
 
-def with_data(where: str, problem: Problem, **data: Any) -> Args:
-    """Add data to a problem's ``args``; a name that is taken is refused, since both would mean it."""
-    taken = sorted(data.keys() & problem.args.keys())
-    if taken:
+def add_data(where: str, problem: Problem, **data: Any) -> Args:
+    """Add data to a problem's ``args``; raise if a name exists, since it would mean two things."""
+    known = sorted(data.keys() & problem.args.keys())
+    if known:
         raise ValueError(
-            f"{where}: args already hold {taken} from an earlier transform or the problem itself; "
-            "apply it once, or choose another name where one can be given"
+            f"{where}: args already hold {known} from an earlier transform or the problem itself; "
+            "apply it once, or choose another name if it has an argument name"
         )
     return {**problem.args, **data}
 
@@ -43,17 +44,17 @@ def with_data(where: str, problem: Problem, **data: Any) -> Args:
 def freeze(problem: Problem) -> Problem:
     """Keep entries with mask False at the reference (True = free to change), bit for bit.
 
-    ``x = where(mask, decode(z), reference)``: the network and all penalties see the kept entries.
+    ``x = where(mask, decode(z), reference)``: the network and all penalties see the reference there.
     Commutes with `box`.
 
     Args:
         problem: the question; its ``mask`` and ``reference`` are used.
 
     Returns:
-        The problem with frozen entries.
+        The problem with these entries frozen.
 
     Raises:
-        TypeError: if ``problem`` is no Problem.
+        TypeError: if ``problem`` is not a Problem.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -84,7 +85,7 @@ def zero_masked(problem: Problem) -> Problem:
         The problem with zeroed entries.
 
     Raises:
-        TypeError: if ``problem`` is no Problem.
+        TypeError: if ``problem`` is not a Problem.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -110,15 +111,15 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
     """Move a whole problem to a dtype and a device: parameters, start, target, bounds, everything.
 
     Args:
-        dtype: floating dtype for all floating data; integers and masks keep theirs. Default: as is.
-        device: device for all data. Default: as is.
+        dtype: floating dtype for all floating data; integers and masks keep theirs. Default: unchanged.
+        device: device for all data. Default: unchanged.
 
     Returns:
         A transform.
 
     Raises:
-        TypeError: if ``dtype`` is no floating torch.dtype.
-        ValueError: if ``device`` is none that is here.
+        TypeError: if ``dtype`` is not a floating torch.dtype.
+        ValueError: if ``device`` is not available.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -127,44 +128,43 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
         >>> fe.solve(fe.cast(dtype=torch.float64)(p), max_steps=1).x.dtype
         torch.float64
     """
-    if dtype is not None and dtype not in FLOATING:
-        raise TypeError(f"cast: dtype must be a floating torch.dtype, got {dtype!r}")
+    check_dtype("cast", dtype)
     try:
-        here = torch.zeros((), device=device)
+        empty = torch.zeros((), device=device)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch's choice varies
         reason = str(error).splitlines()[0]
-        raise ValueError(f"cast: device must be one that is here, got {device!r}: {reason}") from None
-    if here.is_meta:
-        raise ValueError("cast: device must be one that holds data, got 'meta'")
+        raise ValueError(f"cast: device must be available, got {device!r}: {reason}") from None
+    if empty.is_meta:
+        raise ValueError("cast: device must hold data, got 'meta'")
 
-    def converted(leaf: Any) -> Any:
+    def convert(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-    def casted(problem: Problem) -> Problem:
+    def convert_problem(problem: Problem) -> Problem:
         check_problem("cast", problem)
         args: Any = problem.args
-        args = optree.tree_map(converted, args)
+        args = optree.tree_map(convert, args)
         return replace(problem, args=args)
 
-    return casted
+    return convert_problem
 
 
 def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = None) -> Transform:
-    """Add ``strength * penalty(x, reference)`` to what is minimized.
+    """Add ``strength * penalty(x, reference)`` to the objective.
 
     Args:
         penalty: function ``(x, reference) -> scalar``; see ``fe.penalties``.
         strength: factor, a number >= 0 or a scalar tensor of the problem's dtype.
-        name: name of the strength in ``args``, by which it can be mapped. Default: the penalty's own.
+        name: name of the strength in ``args``, by which it can be mapped. Default: the penalty's name.
 
     Returns:
-        A transform. The reported loss stays the misfit alone.
+        A transform. The reported loss remains the misfit alone.
 
     Raises:
-        TypeError: if ``penalty`` cannot be called, or ``strength`` is no number.
-        ValueError: if ``strength`` is negative or no scalar, or the name is taken.
+        TypeError: if ``penalty`` is not callable, or ``strength`` is not a number.
+        ValueError: if ``strength`` is negative or not a scalar, or the name exists.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -174,31 +174,30 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
         >>> p.objective(torch.ones(1, 1, 2), p.args)[0]         # 0.16 + 0.5 * 1
         tensor(0.6600)
     """
-    if not callable(penalty):
-        raise TypeError(f"penalize: penalty must be callable, got {type(penalty).__name__}")
+    check_callable("penalize", "penalty", penalty)
     key = check_name("penalize", name if name is not None else getattr(penalty, "__name__", None))
     if not isinstance(strength, Tensor):
-        check_number("penalize", "strength", strength, least=0.0)
+        check_number("penalize", "strength", strength, minimum=0.0)
 
     def cost(x: Tensor, args: Args) -> Tensor:
         value = penalty(x, args["reference"])
         return args[key] * check_scalar("penalty", penalty, value)
 
-    def penalized(problem: Problem) -> Problem:
+    def add_penalty(problem: Problem) -> Problem:
         x0 = check_problem("penalize", problem).args["x0"]
         factor = check_strength("penalize", key, strength, x0)
-        args = with_data("penalize", problem, **{key: factor})
+        args = add_data("penalize", problem, **{key: factor})
         return replace(problem, args=args, penalties=(*problem.penalties, cost))
 
-    return penalized
+    return add_penalty
 
 
 def jitter(scale: float | Tensor) -> Transform:
     """Add normal noise to the start of the search, drawn from the problem's seed alone.
 
-    ``z_start = z_start + scale * noise(seed)`` in units of the search space as it is when the
-    transform is applied: after `standardize` a scale of 0.1 means a tenth of a sigma. The noise is a
-    function of ``args["seed"]``; torch's global generator is neither used nor moved.
+    ``z_start = z_start + scale * noise(seed)`` in the units of the search space at this point of the
+    pipe: after `standardize`, a scale of 0.1 means a tenth of a sigma. The noise is a function of
+    ``args["seed"]``; torch's global generator is not used.
 
     Args:
         scale: standard deviation of the noise, >= 0; a number, or a tensor that broadcasts to x0.
@@ -207,7 +206,7 @@ def jitter(scale: float | Tensor) -> Transform:
         A transform; the scale is ``args["jitter"]``.
 
     Raises:
-        TypeError: if ``scale`` is no number or tensor.
+        TypeError: if ``scale`` is not a number or tensor.
         ValueError: if it is negative.
 
     Example:
@@ -219,9 +218,9 @@ def jitter(scale: float | Tensor) -> Transform:
         False
     """
     if not isinstance(scale, Tensor):
-        check_number("jitter", "scale", scale, least=0.0)
+        check_number("jitter", "scale", scale, minimum=0.0)
 
-    def jittered(problem: Problem) -> Problem:
+    def add_noise(problem: Problem) -> Problem:
         check_problem("jitter", problem)
         sigma = check_scale("jitter", scale, problem.args["x0"])
         inner = problem.start
@@ -230,6 +229,6 @@ def jitter(scale: float | Tensor) -> Transform:
             z = inner(args)
             return z + args["jitter"] * normal(args["seed"], z.shape, z.dtype)
 
-        return replace(problem, start=start, args=with_data("jitter", problem, jitter=sigma))
+        return replace(problem, start=start, args=add_data("jitter", problem, jitter=sigma))
 
-    return jittered
+    return add_noise

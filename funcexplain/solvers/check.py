@@ -120,7 +120,7 @@ def check_gradient(
         True
     """
     check_question("check_gradient", problem)
-    check_number("check_gradient", "rtol", rtol, least=0.0)
+    check_number("check_gradient", "rtol", rtol, minimum=0.0)
     if check_count("check_gradient", "num_directions", num_directions) < 1:
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")
 

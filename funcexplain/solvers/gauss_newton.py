@@ -226,7 +226,7 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
         raise ValueError(
             f"levenberg_marquardt: residual must be 'auto', 'weights', 'sqrt' or 'log', got {residual!r}"
         )
-    mu = check_number("levenberg_marquardt", "damping", damping, least=0.0, strict=True)
+    mu = check_number("levenberg_marquardt", "damping", damping, minimum=0.0, strict=True)
     return LevenbergMarquardt(residual, mu)
 
 

@@ -121,14 +121,14 @@ def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float
         D. P. Kingma, J. Ba (2015), Adam: A Method for Stochastic Optimization,
         https://arxiv.org/abs/1412.6980
     """
-    lr = check_number("adam", "lr", lr, least=0.0)
-    eps = check_number("adam", "eps", eps, least=0.0)
+    lr = check_number("adam", "lr", lr, minimum=0.0)
+    eps = check_number("adam", "eps", eps, minimum=0.0)
     try:
         b1, b2 = betas
     except (TypeError, ValueError):
         raise TypeError(f"adam: betas must be a pair of numbers, got {betas!r}") from None
     for index, beta in enumerate((b1, b2)):
-        if check_number("adam", f"betas[{index}]", beta, least=0.0) >= 1.0:
+        if check_number("adam", f"betas[{index}]", beta, minimum=0.0) >= 1.0:
             raise ValueError(f"adam: betas[{index}] must be < 1, got {beta!r}")
     return _adam(lr, float(b1), float(b2), eps)
 
@@ -212,8 +212,8 @@ def sgd(lr: float = 1e-1, momentum: float = 0.0) -> Optimizer:
         B. T. Polyak (1964), Some Methods of Speeding Up the Convergence of Iteration Methods,
         https://doi.org/10.1016/0041-5553(64)90137-5
     """
-    lr = check_number("sgd", "lr", lr, least=0.0)
-    return _sgd(lr, check_number("sgd", "momentum", momentum, least=0.0))
+    lr = check_number("sgd", "lr", lr, minimum=0.0)
+    return _sgd(lr, check_number("sgd", "momentum", momentum, minimum=0.0))
 
 
 @cache

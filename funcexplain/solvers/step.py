@@ -238,7 +238,7 @@ def decide_in_numbers(
 def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -> Stopping:
     """Raise unless the settings say when a search ends."""
     if atol is not None:
-        check_number(where, "atol", atol, least=0.0)
+        check_number(where, "atol", atol, minimum=0.0)
     if not (isinstance(keep, str) and keep in ("last", "best")):
         raise ValueError(f"{where}: keep must be 'last' or 'best', got {keep!r}")
     if patience is not None:
@@ -247,7 +247,7 @@ def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -
         if atol is None:
             raise ValueError(f"{where}: patience needs an atol, since without one no search ends")
     if rtol is not None:
-        check_number(where, "rtol", rtol, least=0.0)
+        check_number(where, "rtol", rtol, minimum=0.0)
         if patience is None:
             raise ValueError(
                 f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "

@@ -85,7 +85,7 @@ def test_prices(
         ({"question": {"target": {"OIL": 1.5}}}, "the weight of OIL in 0 ... 1, got 1.5"),
         ({"question": {"target": {"OIL": 0.6, "GOLD": 0.6}}}, "sum to at most 1, got 1.2"),
         ({"question": {"exit": "SILVER"}}, "question.exit: there is no 'SILVER' in the data; choose"),
-        ({"question": {"target": None, "at_least": {"OIL": 1.2}}}, "target must be within reach"),
+        ({"question": {"target": None, "at_least": {"OIL": 1.2}}}, "target must be feasible"),
         ({"question": {"target": None, "top": "OIL", "loss": "kl"}}, "compares whole allocations"),
         ({"question": {"date": "2023-01-01"}}, "the first day with 9 days behind it is 2024-01-09"),
         ({"question": {"date": "2025-01-01"}}, "no window ends on 2025-01-01; the trading day before"),

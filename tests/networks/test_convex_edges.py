@@ -85,7 +85,7 @@ def test_modules_are_the_functions(name: str) -> None:
     assert module.state_dict() == {}
     assert f"({ASSETS}, max_weight={CAP}" in repr(module)
     with pytest.raises(
-        ValueError, match=r"must have 6 assets in its last dimension, .* got shape \(3, 5"
+        ValueError, match=r"must have 6 assets in its last dimension .*, got shape \(3, 5"
     ):
         module(*make(name, 3, num_assets=5))
     with pytest.raises(ValueError, match=r"max_weight must be at least 1 / 6"):

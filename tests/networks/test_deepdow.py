@@ -313,7 +313,7 @@ def test_an_exported_program_is_a_network() -> None:
 def test_a_convex_layer_that_does_not_say_its_program_is_refused() -> None:
     layer = type("CvxpyLayer", (nn.Module,), {"__module__": "cvxpylayers.torch.cvxpylayer"})()
     network = nn.Sequential(nn.Flatten(), layer)
-    with pytest.raises(TypeError, match=r"CvxpyLayer must say which convex program.*1.0 or newer"):
+    with pytest.raises(TypeError, match=r"CvxpyLayer must store its convex program.*1.0 or newer"):
         fe.functionalize(network)
     fe.functionalize(network, rules=())
 
@@ -322,11 +322,11 @@ def test_a_convex_layer_that_does_not_say_its_program_is_refused() -> None:
     "name", ["BachelierNet", "sparsemax", "softmax_capped", "risk_budgeting", "ThorpNet"]
 )
 def test_known_convex_programs_are_solved_exactly(name: str) -> None:
-    from funcexplain.networks.convex_layers import _Exact
+    from funcexplain.networks.convex_layers import _ExactLayer
     from funcexplain.networks.prepare import prepare
 
     network = make(name)
     kinds = [type(part) for part in prepare(network).modules()]
-    assert _Exact in kinds
+    assert _ExactLayer in kinds
     assert "CvxpyLayer" not in {kind.__name__ for kind in kinds}
     assert "CvxpyLayer" in {type(part).__name__ for part in network.modules()}

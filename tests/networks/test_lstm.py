@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.networks import lstm as module
 from funcexplain.networks import recurrent
-from funcexplain.networks.lstm import lstm, lstm_serves
+from funcexplain.networks.lstm import is_faster_lstm, lstm
 from tests.grids import assert_rows_equal_alone, models, targets, x0s
 from tests.helpers import RECURRENT, assert_close, make_problem, params
 from tests.networks import test_recurrent as recurrent_laws
@@ -174,17 +174,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(states[0].shape[1])
         return lstm(data, states, *rest)
 
-    monkeypatch.setattr(module, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(module, "_MIN_ROWS", 1)
     monkeypatch.setattr(recurrent, "lstm", counted)
     return sizes
 
 
 def test_it_serves_many_unprojected_sequences_on_a_cpu() -> None:
     many, few = torch.zeros(1, 512, 4), torch.zeros(1, 511, 4)
-    assert lstm_serves(many, many)
-    assert not lstm_serves(few, few)
-    assert not lstm_serves(many[..., :2], many)
-    assert not lstm_serves(many.to("meta"), many.to("meta"))
+    assert is_faster_lstm(many, many)
+    assert not is_faster_lstm(few, few)
+    assert not is_faster_lstm(many[..., :2], many)
+    assert not is_faster_lstm(many.to("meta"), many.to("meta"))
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -229,7 +229,7 @@ def test_grids_still_equal_their_rows_alone(calls: list[int], name: str) -> None
 
 
 def test_a_large_grid_equals_a_small_one() -> None:
-    assert module._LEAST_ROWS == 512
+    assert module._MIN_ROWS == 512
     # Each row is five sequences, one for each asset.
     grid = fe.vmap(make_problem("lstm_instance_norm"), x0=x0s(104), target=targets(104))
     large, small = (

@@ -106,7 +106,7 @@ def test_a_penalty_does_not_depend_on_where_the_reference_is(name: str) -> None:
     assert_close(penalty(x + 3.0, reference + 3.0), penalty(x, reference))
 
 
-@every_penalty
+@pytest.mark.parametrize("name", params(n for n in PENALTIES if n != "mahalanobis"))
 def test_a_penalty_averages_over_assets(name: str) -> None:
     def doubled(x: Tensor) -> Tensor:
         return torch.cat([x, x], dim=-1)

@@ -90,6 +90,25 @@ def test_a_transform_may_come_after_the_grid(name: str) -> None:
         assert_same(fe.solve(grid, max_steps=5), expected)
 
 
+def test_without_a_problem_it_is_a_transform() -> None:
+    problem = make_problem()
+    stacks: dict[str, Any] = {"x0": x0s(3), "seed": torch.arange(3)}
+    direct = fe.vmap(fe.vmap(fe.freeze(problem), **stacks), name="goal", target=targets(2))
+    piped = fe.pipe(
+        problem, fe.freeze, fe.vmap(**stacks), fe.vmap(name="goal", target=targets(2)), fe.jitter(0.0)
+    )
+    assert piped.dims == direct.dims
+    assert_same(fe.solve(piped, max_steps=3), fe.solve(direct, max_steps=3))
+    for apply in (
+        lambda: fe.pipe(problem, fe.vmap(start=x0s(3))),
+        lambda: fe.vmap(problem, start=x0s(3)),
+    ):
+        with pytest.raises(ValueError, match=r"vmap: args hold \['mask', .*got a stack for 'start'"):
+            apply()
+    with pytest.raises(TypeError, match="vmap: problem must be a Problem, got int"):
+        fe.vmap(x0=x0s(3))(3)  # type: ignore[arg-type]
+
+
 def test_a_search_space_of_another_shape_is_mapped_too() -> None:
     flat = fe.reparametrize(lambda x: x.mean(1, keepdim=True), lambda z: z.expand(2, 6, 5))
     grid = fe.vmap(flat(make_problem()), x0=x0s(4))
@@ -125,7 +144,7 @@ def test_casting_a_grid_casts_its_stacks() -> None:
 def test_bounds_are_checked_against_all_starts_and_rows_outside_begin_on_them() -> None:
     starts = torch.stack([make_x0().clamp(-1, 1), 9.0 * torch.ones_like(make_x0())])
     for transform in (fe.box(-2.0, 2.0), fe.clip(-2.0, 2.0)):
-        with pytest.raises(ValueError, match="x0 must lie within the bounds"):
+        with pytest.raises(ValueError, match="x0 must be within the bounds"):
             transform(fe.vmap(make_problem(x0=starts[0]), x0=starts))
         grid = fe.vmap(transform(make_problem(x0=starts[0], mask=None)), x0=starts)
         begun = fe.solve(grid, max_steps=0).x
@@ -160,17 +179,17 @@ def test_indexing_picks_rows(item: Any, of_targets: Any, of_starts: Any) -> None
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        (3, IndexError, "no row 3 along target, which has 3"),
-        ((0, -5), IndexError, "no row -5 along x0, which has 4"),
-        ((0, 0, 0), IndexError, "got 3 indices for 2 row dimensions"),
+        (3, IndexError, "row must be one of 3 along target, got 3"),
+        ((0, -5), IndexError, "row must be one of 4 along x0, got -5"),
+        ((0, 0, 0), IndexError, "expected at most 2 indices, got 3"),
         *[
-            (wrong, TypeError, "rows are picked by int or slice")
+            (wrong, TypeError, "index must hold ints and slices")
             for wrong in (True, 1.0, "x0", None, Ellipsis, [0, 1])
         ],
         # Every tensor and array has an `__index__`, whatever its shape and dtype.
-        (torch.tensor([0, 1]), TypeError, "rows are picked by int or slice"),
-        (torch.tensor(True), TypeError, "rows are picked by int or slice"),
-        (np.array([0, 1]), TypeError, "rows are picked by int or slice"),
+        (torch.tensor([0, 1]), TypeError, "index must hold ints and slices"),
+        (torch.tensor(True), TypeError, "index must hold ints and slices"),
+        (np.array([0, 1]), TypeError, "index must hold ints and slices"),
     ],
     ids=repr,
 )

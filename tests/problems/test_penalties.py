@@ -57,11 +57,14 @@ def test_mahalanobis_is_that_of_numpy(lead: tuple[int, ...]) -> None:
     assert_gradient(lambda x: penalty(x, reference), x, torch.func.grad(penalty)(x, reference))
 
 
-def test_mahalanobis_of_the_identity_is_l2_and_of_draws_one() -> None:
+def test_mahalanobis_of_the_identity_is_l2_averages_over_assets_and_is_one_for_draws() -> None:
     x, reference = make_x0(seed=9), make_x0()
     identity = fe.penalties.mahalanobis(torch.eye(5, dtype=F64))
     assert_close(identity(x, reference), fe.penalties.l2(x, reference))
     cov = covariance()
+    both = fe.penalties.mahalanobis(torch.block_diag(cov, cov))  # of assets that are there twice
+    expected = fe.penalties.mahalanobis(cov)(x, reference)
+    assert_close(both(torch.cat([x, x], -1), torch.cat([reference, reference], -1)), expected)
     draws = torch.randn(1, 40_000, 5, dtype=F64, generator=torch.Generator().manual_seed(1))
     draws = draws @ torch.linalg.cholesky(cov).mT
     value = fe.penalties.mahalanobis(cov)(draws, torch.zeros_like(draws))
@@ -112,7 +115,7 @@ def test_they_follow_the_problem_to_other_dtypes_and_are_stored_by_name() -> Non
         (
             lambda: fe.penalties.scaled(fe.penalties.l1, torch.tensor([1.0, -2.0])),
             ValueError,
-            "scaled: scale must be > 0, got a least value of -2",
+            "scaled: scale must be > 0, got a minimum of -2",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Exact allocators: the convex programs that networks end in, batched, differentiable by torch alone."""
+"""Exact allocators: convex programs as last layers of networks, batched and differentiable in torch."""
 
 from funcexplain.networks.convex.layers import CappedSoftmax as CappedSoftmax
 from funcexplain.networks.convex.layers import Markowitz as Markowitz

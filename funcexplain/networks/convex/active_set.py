@@ -1,9 +1,9 @@
-"""Primal-dual active sets: guess which weights sit on a bound, solve for the others, correct the guess.
+"""Primal-dual active sets: guess which weights are on a bound, solve for the others, correct the guess.
 
-The program is that of `program.py`, on plain tensors ``(N, A)`` of one scale. A step solves for the
-weights that may move while the others stay on their bounds; then a weight that left the bounds is put
-on the one it crossed, and a bound whose multiplier has the wrong sign is released. When nothing
-changes, the XX
+The program is that of `program.py`, on plain tensors ``(N, A)``, scaled. A step solves for the moving
+weights with all others on their bounds; then a weight that crossed a bound is put on it, and a bound
+whose multiplier has the wrong sign is released. When nothing changes, the guess is the solution.
+
 Source: Hintermüller, Ito and Kunisch, The primal-dual active set strategy as a semismooth Newton method
 (2003), https://doi.org/10.1137/S1052623401383558.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from funcexplain.networks.convex.newton import newton_step, step_matrix
 
-# In units of the scaled program, whose entries are at most one: some ten roundings of a sum.
+# In units of the scaled program, whose entries are at most one: about ten rounding errors of a sum.
 TOLERANCE = 2e-14
 # A pivot below this, relative to Q, counts as zero: the step along it would be rounding noise.
 SINGULAR = 1e-11
@@ -32,49 +32,49 @@ class Program(NamedTuple):
     budgets: Tensor  # (N, A)
 
     def rows(self, index: Tensor) -> Program:
-        """The program of some rows."""
+        """Select rows."""
         return Program(self.matrix[index], self.returns[index], self.budgets[index])
 
     def size(self) -> Tensor:
-        """The largest entry of Q, ``(N,)``; one if there is none, as in `step_matrix`."""
+        """The largest entry of Q, ``(N,)``; one if Q is zero, as in `step_matrix`."""
         size = self.matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
         return size.masked_fill(size == 0.0, 1.0)
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """``Q w - r - b / w``, with ``0 / 0`` taken as 0."""
+        """``Q w - r - b / w``, with ``0 / 0 = 0``."""
         pull = self.budgets / weights.masked_fill(self.budgets == 0.0, 1.0)
         return (self.matrix @ weights[..., None])[..., 0] - self.returns - pull
 
 
 class Guess(NamedTuple):
-    """Weights ``(N, A)`` and what is known of each: on a bound, or held where it is."""
+    """Weights ``(N, A)``, and which of them are on a bound or held."""
 
     weights: Tensor
     lower: Tensor  # bool: at zero
     upper: Tensor  # bool: at the cap
-    held: Tensor  # bool: between the bounds, but not moved
+    held: Tensor  # bool: fixed between the bounds
 
     def rows(self, index: Tensor) -> Guess:
-        """The guess for some rows."""
+        """Select rows."""
         return Guess(*(part[index] for part in self))
 
     def change(self, weights: Tensor, below: Tensor, above: Tensor, freed: Tensor) -> Guess:
-        """New weights; some more on their bounds, some released."""
+        """Set new weights, add some to their bounds and release others."""
         return Guess(weights, (self.lower & ~freed) | below, (self.upper & ~freed) | above, self.held)
 
     @property
     def moving(self) -> Tensor:
-        """The weights that a step may move."""
+        """The weights that a step may change."""
         return ~(self.lower | self.upper | self.held)
 
 
 class _Move(NamedTuple):
-    """Newton's step from a guess, all bounds of the guess taken at their word."""
+    """A Newton step from a guess, with its bounds active."""
 
-    weights: Tensor  # (N, A), on the bounds that the guess names
+    weights: Tensor  # (N, A), on the guess's bounds
     step: Tensor  # (N, A)
-    curved: Tensor  # bool, (N, A): a weight with a budget, which stays above zero by itself
-    missing: Tensor  # (N, 1), what the step adds to the sum
+    curved: Tensor  # bool, (N, A): has a budget, whose logarithm keeps it positive
+    missing: Tensor  # (N, 1), the sum of the step
 
 
 Correct = Callable[[Program, float, Guess, _Move], tuple[Guess, Tensor]]
@@ -88,19 +88,19 @@ def refine(
     Args:
         program: N rows.
         cap: upper bound of each weight.
-        guess: where to begin; its sets may be wrong.
-        max_steps: budget per row.
-        correct: how the sets follow a step: `leap` or `walk`.
+        guess: initial guess; its sets may be wrong.
+        max_steps: maximum number of steps per row.
+        correct: how the sets change after a step: `leap` or `walk`.
         damping: curvature added in every direction, relative to Q: a proximal point method, whose steps
-            are finite where there is no curvature and whose limit is the solution all the same.
+            are finite without curvature and which converges to the same solution.
 
     Returns:
-        The last guess and, ``(N,)``, whether it is the solution. A row whose system turns out singular
-        stops at the guess before.
+        The last guess and, ``(N,)``, whether it is the solution. A row with a singular system stops at
+        the previous guess.
     """
     best = Guess(*(part.clone() for part in guess))
-    settled = torch.zeros_like(guess.weights[:, 0], dtype=torch.bool)
-    rows = torch.arange(len(settled), device=settled.device)
+    solved = torch.zeros_like(guess.weights[:, 0], dtype=torch.bool)
+    rows = torch.arange(len(solved), device=solved.device)
     for _ in range(max_steps):
         if not len(rows):
             break
@@ -108,15 +108,15 @@ def refine(
         guess, done = correct(program, cap, guess, move)
         for whole, part in zip(best, guess, strict=True):
             whole[rows[regular]] = part[regular]
-        settled[rows] = done & regular
+        solved[rows] = done & regular
         keep = regular & ~done
         if not bool(keep.all()):
             rows, program, guess = rows[keep], program.rows(keep), guess.rows(keep)
-    return best, settled
+    return best, solved
 
 
 def _solve(program: Program, cap: float, guess: Guess, damping: float) -> tuple[_Move, Tensor]:
-    """Newton's step over the moving weights; also whether the row's system is regular."""
+    """The Newton step of the moving weights, and whether the row's system is regular."""
     moving, budgets = guess.moving, program.budgets
     weights = guess.weights.masked_fill(guess.lower, 0.0).masked_fill(guess.upper, cap)
     missing = 1.0 - weights.sum(-1, keepdim=True)
@@ -133,37 +133,38 @@ def _solve(program: Program, cap: float, guess: Guess, damping: float) -> tuple[
 
 
 def leap(program: Program, cap: float, guess: Guess, move: _Move) -> tuple[Guess, Tensor]:
-    """Take the whole step and correct all sets at once: soon done, unless it goes round in circles."""
+    """Take the whole step and correct all sets at once: fast, but it may cycle."""
     moving = guess.moving
-    # A weight with a budget stays positive; near the solution this never binds.
+    # Keeps weights with a budget positive; near the solution it is never active.
     fraction = (-0.9 * move.weights / move.step).masked_fill(~move.curved | (move.step >= 0.0), 1.0)
     weights = move.weights + move.step * fraction.amin(-1, keepdim=True).clamp(max=1.0)
     below = moving & (weights < -TOLERANCE)
     above = moving & (weights > cap + TOLERANCE)
     error, wrong, gradient = _check(program, guess, weights)
-    freed = (wrong > TOLERANCE) | _jammed(gradient, guess, move.missing)
-    settled = (error <= TOLERANCE) & ~(below | above | freed).any(-1)
-    return guess.change(weights, below, above, freed), settled
+    freed = (wrong > TOLERANCE) | _release_blocked(gradient, guess, move.missing)
+    solved = (error <= TOLERANCE) & ~(below | above | freed).any(-1)
+    return guess.change(weights, below, above, freed), solved
 
 
 def walk(program: Program, cap: float, guess: Guess, move: _Move) -> tuple[Guess, Tensor]:
-    """Stop at the first bound; release one only where none was met: from a feasible guess, downhill."""
+    """Stop at the first bound; release one only if no bound was met: a descent from a feasible guess."""
     moving, step = guess.moving, move.step
     ahead = torch.where(step < 0.0, move.weights, cap - move.weights).clamp(min=0.0)
     room = torch.where(moving & (step != 0.0), ahead / step.abs(), torch.inf)
     soft = move.curved & (step < 0.0)
     fraction = torch.where(soft, 0.9 * room, room).amin(-1, keepdim=True).clamp(max=1.0)
     weights = move.weights + step * fraction
-    met = moving & ~soft & (room <= fraction) & (fraction < 1.0)
+    hit = moving & ~soft & (room <= fraction) & (fraction < 1.0)
     error, wrong, gradient = _check(program, guess, weights)
-    calm = (fraction[..., 0] == 1.0) & (error <= TOLERANCE)
+    stationary = (fraction[..., 0] == 1.0) & (error <= TOLERANCE)
     worst = (wrong > TOLERANCE) & (wrong >= wrong.amax(-1, keepdim=True))
-    freed = (worst & calm[:, None]) | _jammed(gradient, guess, move.missing)
-    return guess.change(weights, met & (step < 0.0), met & (step > 0.0), freed), calm & ~freed.any(-1)
+    freed = (worst & stationary[:, None]) | _release_blocked(gradient, guess, move.missing)
+    changed = guess.change(weights, hit & (step < 0.0), hit & (step > 0.0), freed)
+    return changed, stationary & ~freed.any(-1)
 
 
 def _check(program: Program, guess: Guess, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The error between the bounds, ``(N,)``, the wrong sign of each multiplier, and the gradient."""
+    """The error of free weights and sum, ``(N,)``, each multiplier's violation, and the gradient."""
     gradient = program.gradient(weights)
     level = price(gradient, guess)
     slope = (gradient - level) / (1.0 + level.abs())  # b / w may exceed the scale of the program
@@ -173,37 +174,37 @@ def _check(program: Program, guess: Guess, weights: Tensor) -> tuple[Tensor, Ten
     return error, wrong, gradient
 
 
-def _jammed(gradient: Tensor, guess: Guess, missing: Tensor) -> Tensor:
-    """The bound to release first, ``(N, A)``, where no weight moves and yet the sum is not one."""
+def _release_blocked(gradient: Tensor, guess: Guess, missing: Tensor) -> Tensor:
+    """The bound to release, ``(N, A)``, if no weight moves but the sum is not one."""
     short = ~guess.moving.any(-1, keepdim=True) & (missing > TOLERANCE)
     over = ~guess.moving.any(-1, keepdim=True) & (missing < -TOLERANCE)
-    cheapest = gradient.masked_fill(~guess.lower, torch.inf).amin(-1, keepdim=True)
-    dearest = gradient.masked_fill(~guess.upper, -torch.inf).amax(-1, keepdim=True)
-    return (short & guess.lower & (gradient <= cheapest)) | (over & guess.upper & (gradient >= dearest))
+    lowest = gradient.masked_fill(~guess.lower, torch.inf).amin(-1, keepdim=True)
+    highest = gradient.masked_fill(~guess.upper, -torch.inf).amax(-1, keepdim=True)
+    return (short & guess.lower & (gradient <= lowest)) | (over & guess.upper & (gradient >= highest))
 
 
 def price(gradient: Tensor, guess: Guess) -> Tensor:
     """The multiplier of ``sum(w) = 1``, ``(N, 1)``, from the gradient ``(N, A)``.
 
-    Where no weight moves, it is an interval between the gradients at the caps and at zero: its middle.
+    If no weight moves, any value between the gradients at the caps and at zero is valid: the middle.
     """
     moving = guess.moving
     count = moving.sum(-1, keepdim=True)
     mean = (gradient * moving).sum(-1, keepdim=True) / count.clamp(min=1)
-    least = gradient.masked_fill(~guess.lower, torch.inf).amin(-1, keepdim=True)
-    most = gradient.masked_fill(~guess.upper, -torch.inf).amax(-1, keepdim=True)
-    # Either set may be empty; the interval is then a ray, and its end serves.
-    least = torch.where(least == torch.inf, most, least)
-    most = torch.where(most == -torch.inf, least, most)
-    return torch.where(count > 0, mean, 0.5 * (least + most))
+    high = gradient.masked_fill(~guess.lower, torch.inf).amin(-1, keepdim=True)
+    low = gradient.masked_fill(~guess.upper, -torch.inf).amax(-1, keepdim=True)
+    # If one of the sets is empty, the interval has one end: take it.
+    high = torch.where(high == torch.inf, low, high)
+    low = torch.where(low == -torch.inf, high, low)
+    return torch.where(count > 0, mean, 0.5 * (high + low))
 
 
 def hold_dependent(program: Program, guess: Guess) -> Guess:
-    """Hold what would make the step's system singular, so that the others determine it.
+    """Hold moving weights that make the step's system singular.
 
-    Where several allocations are optimal, the curvature vanishes along some directions between the
-    moving weights. A pivoted Cholesky factorization, measured from the largest weight, picks moving
-    weights without such a direction; the rest is held.
+    If several allocations are optimal, the curvature is zero along some directions between the moving
+    weights. A pivoted Cholesky factorization, relative to the largest weight, selects moving weights
+    without such a direction; the others are held.
     """
     moving = guess.moving
     rows = torch.arange(len(moving), device=moving.device)
@@ -213,20 +214,20 @@ def hold_dependent(program: Program, guess: Guess) -> Guess:
     matrix = program.matrix + torch.diag_embed(barrier)
     column = matrix[rows, base]
     # Curvature along e_i - e_base and e_j - e_base.
-    left = matrix - column[:, :, None] - column[:, None, :] + column[rows, base][:, None, None]
-    open_ = moving.clone()
-    open_[rows, base] = False
+    schur = matrix - column[:, :, None] - column[:, None, :] + column[rows, base][:, None, None]
+    remaining = moving.clone()
+    remaining[rows, base] = False
     chosen = torch.zeros_like(moving)
     chosen[rows, base] = moving[rows, base]
     for _ in range(moving.shape[-1] - 1):
-        pivots = left.diagonal(dim1=-2, dim2=-1).masked_fill(~open_, -torch.inf)
+        pivots = schur.diagonal(dim1=-2, dim2=-1).masked_fill(~remaining, -torch.inf)
         size, at = pivots.max(-1)
         regular = size > SINGULAR * program.size()
         if not bool(regular.any()):
             break
         chosen[rows, at] |= regular
-        open_[rows, at] = False
-        column = left[rows, at]
+        remaining[rows, at] = False
+        column = schur[rows, at]
         change = column[:, :, None] * column[:, None, :] / size.masked_fill(~regular, 1.0)[:, None, None]
-        left = torch.where(regular[:, None, None], left - change, left)
+        schur = torch.where(regular[:, None, None], schur - change, schur)
     return guess._replace(held=moving & ~chosen)

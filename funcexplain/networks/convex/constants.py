@@ -1,9 +1,9 @@
-"""Searches whose answers are constants: invisible to derivatives, at home under ``vmap``.
+"""Searches whose results are constants for derivatives, and which work under ``vmap``.
 
-A convex program is solved in two moves. The first, a search, finds which weights sit on a bound; it
-loops, compacts and stops early, so it must see plain tensors and decide by ``.item()``. Locally its
-answer does not change, so no derivative passes through it. The second move recomputes the solution from
-that answer with ordinary operations of torch, and carries all derivatives. `constant` makes the first.
+A convex program is solved in two stages. The first, a search, finds which weights are on a bound; it
+loops, compacts and stops early, so it needs plain tensors and branches on values. Locally its result is
+constant, so it has no derivative. The second stage recomputes the solution from that result with
+ordinary operations of torch, which carry all derivatives. `constant` runs the first stage.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def constant(search: Search, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Call a search on detached tensors, under any torch.func transform.
 
     Args:
-        search: function of tensors that share their leading dimensions, whatever these are, to a tuple
-            of tensors that begin with the same dimensions. It may decide by values.
+        search: function of tensors with common leading dimensions to a tuple of tensors with the same
+            leading dimensions. It may branch on values.
         tensors: its arguments, ``(..., *)``.
 
     Returns:
-        What ``search`` returns; derivatives of any order and mode are zero.
+        The result of ``search``; derivatives of any order and mode are zero.
     """
     return _Constant.apply(search, *(tensor.detach() for tensor in tensors))

@@ -1,7 +1,7 @@
-"""The allocators as modules, called as deepdow's convex layers are.
+"""The allocators as modules, with the interface of deepdow's convex layers.
 
-They hold no parameters and no state but their settings, follow the dtype and device of their input, and
-take any leading dimensions, none included.
+They have settings but no parameters and no state, follow the dtype and device of their input, and accept
+any leading dimensions, including none.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class _Allocator(nn.Module):
     def _check_assets(self, name: str, tensor: Tensor) -> None:
         if tensor.shape[-1] != self.n_assets:
             raise ValueError(
-                f"{type(self).__name__}: {name} must have {self.n_assets} assets in its last dimension, "
-                f"as n_assets says, got shape {tuple(tensor.shape)}"
+                f"{type(self).__name__}: {name} must have {self.n_assets} assets in its last dimension "
+                f"(n_assets), got shape {tuple(tensor.shape)}"
             )
 
     def extra_repr(self) -> str:
-        """The settings, as they are given to the constructor."""
+        """The settings, as arguments of the constructor."""
         return f"{self.n_assets}, max_weight={self.max_weight}"
 
 
 class Markowitz(_Allocator):
-    """`markowitz` as a module, in the place of deepdow's ``NumericalMarkowitz``.
+    """`markowitz` as a module, in place of deepdow's ``NumericalMarkowitz``.
 
     Args:
         n_assets: number of assets A.
@@ -60,7 +60,7 @@ class Markowitz(_Allocator):
 
 
 class RiskBudgeting(_Allocator):
-    """`risk_budgeting` as a module, in the place of deepdow's ``NumericalRiskBudgeting``.
+    """`risk_budgeting` as a module, in place of deepdow's ``NumericalRiskBudgeting``.
 
     Args:
         n_assets: number of assets A.
@@ -83,7 +83,7 @@ class RiskBudgeting(_Allocator):
 
 
 class _Scored(_Allocator):
-    """An allocator over scores that are divided by a temperature."""
+    """An allocator of scores divided by a temperature."""
 
     allocate: Callable[[Tensor, float], Tensor]
 
@@ -104,21 +104,21 @@ class _Scored(_Allocator):
                 f"call, got {self.temperature} and {temperature}; pass temperature=None to one of them"
             )
         divisor = self.temperature if temperature is None else temperature[..., None]
-        # One of the two temperatures is there.
+        # Exactly one of the two temperatures is not None.
         return self.allocate(x / divisor, self.max_weight)  # type: ignore[operator]
 
     def extra_repr(self) -> str:
-        """The settings, as they are given to the constructor."""
+        """The settings, as arguments of the constructor."""
         return f"{super().extra_repr()}, temperature={self.temperature}"
 
 
 class Sparsemax(_Scored):
-    """`sparsemax` of ``x / temperature`` as a module, in the place of deepdow's ``SparsemaxAllocator``.
+    """`sparsemax` of ``x / temperature`` as a module, in place of deepdow's ``SparsemaxAllocator``.
 
     Args:
         n_assets: number of assets A.
         max_weight: upper bound on each weight, at least ``1 / n_assets``.
-        temperature: divides the scores; ``None`` if each call brings its own.
+        temperature: divides the scores; ``None`` if it is an argument of each call.
 
     Raises:
         ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.
@@ -134,12 +134,12 @@ class Sparsemax(_Scored):
 
 
 class CappedSoftmax(_Scored):
-    """`capped_softmax` of ``x / temperature``, in the place of deepdow's ``SoftmaxAllocator``.
+    """`capped_softmax` of ``x / temperature``, in place of deepdow's ``SoftmaxAllocator``.
 
     Args:
         n_assets: number of assets A.
         max_weight: upper bound on each weight, at least ``1 / n_assets``.
-        temperature: divides the scores; ``None`` if each call brings its own.
+        temperature: divides the scores; ``None`` if it is an argument of each call.
 
     Raises:
         ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.

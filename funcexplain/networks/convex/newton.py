@@ -1,11 +1,11 @@
-"""One Newton step of a quadratic model over the weights that may move, their sum given.
+"""One Newton step of a quadratic model over the moving weights, with a given sum.
 
-``d = argmin_d  1/2 d' H d + g' d``  subject to ``sum(d) = s`` and ``d = 0`` where nothing may move.
+``d = argmin_d  1/2 d' H d + g' d``  subject to ``sum(d) = s`` and ``d = 0`` for all other weights.
 
 The bordered system of this problem is regular exactly when ``H + rho 1 1'`` on the moving weights is
-positive definite, for any rho > 0, and has the same step: the added term is constant where the sum is
-kept. So a singular covariance needs no pseudo-inverse, and a symmetric positive definite matrix of
-unchanged size does for all.
+positive definite, for any rho > 0, and gives the same step: the added term is constant for a fixed sum.
+So a singular covariance needs no pseudo-inverse, and one symmetric positive definite matrix of
+unchanged size is enough.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def step_matrix(matrix: Tensor, barrier: Tensor, moving: Tensor) -> Tensor:
     """``H + rho 1 1'`` over the moving weights and ``rho I`` over the others, ``(..., A, A)``.
 
     Args:
-        matrix: the quadratic's own matrix Q, ``(..., A, A)``.
-        barrier: what is added to its diagonal, ``(..., A)``: ``H = Q + diag(barrier)``.
+        matrix: the matrix Q of the quadratic, ``(..., A, A)``.
+        barrier: addition to its diagonal, ``(..., A)``: ``H = Q + diag(barrier)``.
         moving: bool, ``(..., A)``, ``True`` = may move.
     """
-    # rho of the size of Q: a barrier of a weight near zero is many orders larger and would drown it.
+    # rho of the size of Q: the barrier of a weight near zero is many orders larger.
     rho = matrix.detach().diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
     rho = torch.maximum(rho, barrier.detach().amin(-1, keepdim=True))[..., None]
     rho = rho.masked_fill(rho == 0.0, 1.0)
@@ -39,25 +39,25 @@ def step_matrix(matrix: Tensor, barrier: Tensor, moving: Tensor) -> Tensor:
 def newton_step(
     gradient: Tensor, moving: Tensor, total: Tensor, solve: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The step ``(..., A)``; zero where nothing may move.
+    """The step ``(..., A)``; zero for weights that may not move.
 
     Args:
-        gradient: g, ``(..., A)``; a constant added to all of it changes nothing.
+        gradient: g, ``(..., A)``; adding a constant does not change the step.
         moving: bool, ``(..., A)``, ``True`` = may move.
-        total: s, what the step shall sum to, ``(..., 1)``.
-        solve: right-hand sides ``(..., A, 2)`` to the solutions with `step_matrix`.
+        total: s, the sum of the step, ``(..., 1)``.
+        solve: from right-hand sides ``(..., A, 2)`` to solutions of the system `step_matrix`.
     """
     ones = moving.to(gradient.dtype)
     free, along = solve(torch.stack([-gradient * ones, ones], -1)).unbind(-1)
-    # Along the second solution the sum changes; where nothing moves, both are zero.
+    # The second solution changes the sum; if nothing moves, both are zero.
     rate = along.sum(-1, keepdim=True).masked_fill(~moving.any(-1, keepdim=True), 1.0)
     step = free + along * ((total - free.sum(-1, keepdim=True)) / rate)
-    # Once more: where Q is small beside the gradient, that was a difference of large numbers.
+    # Twice: if Q is small relative to the gradient, the first correction has lost digits.
     return step + along * ((total - step.sum(-1, keepdim=True)) / rate)
 
 
 def differentiable_step(matrix: Tensor, barrier: Tensor, gradient: Tensor, moving: Tensor) -> Tensor:
-    """`newton_step` that keeps the sum, by operations that torch differentiates any number of times."""
+    """`newton_step` with sum zero, in operations that torch can differentiate any number of times."""
     # Not torch.linalg.solve: its forward-mode derivatives of second order are wrong (torch 2.13).
     inverse = torch.linalg.inv_ex(step_matrix(matrix, barrier, moving)).inverse
     total = torch.zeros_like(gradient[..., :1])

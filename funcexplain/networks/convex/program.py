@@ -1,10 +1,10 @@
-"""The program behind Markowitz and risk budgeting, solved exactly on plain tensors.
+"""The program of Markowitz and risk budgeting, solved exactly on plain tensors.
 
     minimize  1/2 w' Q w - r' w - b' log w   subject to   sum(w) = 1,  0 <= w <= cap
 
-with Q positive semidefinite and b >= 0. Leaping active sets settle most programs without budgets. An
-interior point guesses the sets of the others, and active sets polish its answer: by leaps, and where
-these fail, step by step.
+with Q positive semidefinite and b >= 0. Active sets with `leap` solve most programs without budgets. For
+the others, an interior point method guesses the sets, and active sets refine its result: with `leap`,
+and if that fails, with `walk`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from funcexplain.networks.convex.active_set import (
 from funcexplain.networks.convex.interior_point import interior_point
 from funcexplain.networks.convex.simplex import project
 
-_COLD = 15  # steps; two are usual
-_POLISH = 10  # steps; two are usual
-_WALK = 120  # steps, where leaps go round in circles or several allocations are optimal
-_DAMPING = 1e-9  # of the walk, relative to Q
+# Maximum numbers of steps; two are usual with leap.
+_COLD_STEPS = 15
+_REFINE_STEPS = 10
+_WALK_STEPS = 120  # if leap cycles or several allocations are optimal
+_DAMPING = 1e-9  # of walk, relative to Q
 
 
 def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the weights, and which of them lie between the bounds and move with the data.
+    """Find the weights, and which of them are between the bounds and move with the data.
 
     Args:
         cap: upper bound of each weight, at most one, ``A * cap > 1``.
@@ -42,8 +43,8 @@ def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) 
 
     Returns:
         ``(weights, moving)``, both ``(..., A)``; ``moving`` is bool. Rows with entries that are not
-        finite are NaN. Where several allocations are optimal, one of them is returned, and of
-        the weights that could be exchanged only some move.
+        finite are NaN. If several allocations are optimal, one of them is returned, and only some
+        of the interchangeable weights move.
     """
     shape, num_assets = returns.shape, returns.shape[-1]
     program = Program(
@@ -51,33 +52,34 @@ def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) 
         returns.reshape(-1, num_assets),
         budgets.reshape(-1, num_assets),
     )
-    program, bad = _scaled(program)
+    program, bad = _scale(program)
     if cap >= 1.0:
-        cap = 2.0  # no bound at all: at the vertex of one asset it would double the one at zero
-    guess, settled = _cold(program, cap)
-    rows = (~settled).nonzero()[:, 0]
+        cap = 2.0  # no bound: a cap of one would be degenerate with the others at zero
+    guess, solved = _cold_start(program, cap)
+    rows = (~solved).nonzero()[:, 0]
     if len(rows):
         rest = program.rows(rows)
         inner = interior_point(rest, cap)
-        polished, done = refine(rest, cap, inner, _POLISH, leap)
-        left = (~done).nonzero()[:, 0]
-        if len(left):
-            some = rest.rows(left)
-            walked, done[left] = refine(some, cap, inner.rows(left), _WALK, walk, damping=_DAMPING)
-            for whole, part in zip(polished, hold_dependent(some, walked), strict=True):
-                whole[left] = part
-        lost = ~done & (_violation(rest, cap, polished) > _violation(rest, cap, inner))
-        safe = hold_dependent(rest, inner) if bool(lost.any()) else inner
-        for whole, part, other in zip(guess, polished, safe, strict=True):
-            whole[rows] = torch.where(lost[:, None], other, part)
+        refined, done = refine(rest, cap, inner, _REFINE_STEPS, leap)
+        failed = (~done).nonzero()[:, 0]
+        if len(failed):
+            hard = rest.rows(failed)
+            start = inner.rows(failed)
+            walked, done[failed] = refine(hard, cap, start, _WALK_STEPS, walk, damping=_DAMPING)
+            for whole, part in zip(refined, hold_dependent(hard, walked), strict=True):
+                whole[failed] = part
+        worse = ~done & (_violation(rest, cap, refined) > _violation(rest, cap, inner))
+        safe = hold_dependent(rest, inner) if bool(worse.any()) else inner
+        for whole, part, other in zip(guess, refined, safe, strict=True):
+            whole[rows] = torch.where(worse[:, None], other, part)
     weights = guess.weights.clamp(0.0, min(cap, 1.0)).masked_fill(bad[:, None], torch.nan)
     return weights.reshape(shape), guess.moving.reshape(shape)
 
 
-def _scaled(program: Program) -> tuple[Program, Tensor]:
-    """Bring each row to entries of at most one; replace rows without a solution by an empty program.
+def _scale(program: Program) -> tuple[Program, Tensor]:
+    """Scale each row to entries of at most one; replace rows without a solution by an empty program.
 
-    Multiplying the objective by a constant, or adding one to all returns, leaves the solution as it is.
+    Multiplying the objective by a constant, or adding one to all returns, does not change the solution.
     """
     matrix, returns, budgets = program
     finite = (matrix.sum((-2, -1)) + returns.sum(-1) + budgets.sum(-1)).isfinite()
@@ -95,29 +97,29 @@ def _scaled(program: Program) -> tuple[Program, Tensor]:
     return Program(matrix / size[..., None], returns / size, budgets / size), bad
 
 
-def _cold(program: Program, cap: float) -> tuple[Guess, Tensor]:
-    """Active sets from what three projected gradient steps suggest; with budgets, nothing.
+def _cold_start(program: Program, cap: float) -> tuple[Guess, Tensor]:
+    """Active sets from a guess of three projected gradient steps; programs with budgets are skipped.
 
-    Such a step costs a third of an active set's, and three of them save it five.
+    A gradient step costs a third of an active-set step, and three of them save five.
     """
     weights = torch.full_like(program.returns, 1.0 / program.returns.shape[-1])
-    nowhere = torch.zeros_like(weights, dtype=torch.bool)
+    none = torch.zeros_like(weights, dtype=torch.bool)
     free = torch.ones_like(weights)
     if bool((program.budgets > 0.0).any()):
-        return Guess(weights, nowhere, nowhere.clone(), nowhere.clone()), nowhere.any(-1)
+        return Guess(weights, none, none.clone(), none.clone()), none.any(-1)
     curvature = program.matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).clamp(min=SINGULAR)
     for scale in (1.0, 2.0, 2.0):
         pull = program.gradient(weights) / (scale * curvature)
         weights, free = project(min(cap, 1.0), weights - pull)
     bound = free == 0.0
     lower = bound & (weights < 0.5 * cap)
-    return refine(program, cap, Guess(weights, lower, bound & ~lower, nowhere), _COLD, leap)
+    return refine(program, cap, Guess(weights, lower, bound & ~lower, none), _COLD_STEPS, leap)
 
 
 def _violation(program: Program, cap: float, guess: Guess) -> Tensor:
-    """How far the weights are from solving their row, ``(N,)``: in a projected gradient step, or in sum.
+    """The error of the weights, ``(N,)``: of a projected gradient step, or of the sum.
 
-    A weight with a budget is measured by the product with its slope, which stays finite at zero.
+    The error of a weight with a budget is the product with its slope, which stays finite at zero.
     """
     gradient = program.gradient(guess.weights)
     slope = gradient - price(gradient, guess)

@@ -1,9 +1,9 @@
-"""Markowitz and risk budgeting: a search for the bounds, then Newton's method as plain torch operations.
+"""Markowitz and risk budgeting: a search for the bounds, then Newton's method in plain torch operations.
 
-The search returns the solution itself and the weights that move with the data. A Newton step from there
-has no length, but it is written in the data, and its derivatives are those of the solution: all of them
-for a quadratic objective, where one step solves the program from anywhere; up to order ``2^k - 1`` after
-k steps otherwise.
+The search returns the solution and the weights that move with the data. A Newton step from there has
+length zero, but it is a function of the data, and its derivatives are those of the solution: of all
+orders for a quadratic objective, which one step solves from any point; up to order ``2^k - 1`` after k
+steps otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from funcexplain.networks.convex.constants import constant
 from funcexplain.networks.convex.newton import differentiable_step
 from funcexplain.networks.convex.program import solve_program
 
-_NEWTON_STEPS = 2  # of risk budgeting: derivatives up to the third
+_NEWTON_STEPS = 2  # of risk budgeting: derivatives up to third order
 
 
 def markowitz(
@@ -38,24 +38,24 @@ def markowitz(
     """The mean-variance portfolio with a ridge penalty and an upper bound on each weight.
 
     ``w = argmax r @ w - ||gamma_sqrt * S @ w||^2 - |alpha| * ||w||^2`` subject to ``sum(w) = 1`` and
-    ``0 <= w <= max_weight``, the program of deepdow's ``NumericalMarkowitz``: gamma_sqrt stands inside
-    the square, and there is no factor one half. Where several portfolios are optimal, one of
-    them is returned, and a derivative follows one way of staying optimal.
+    ``0 <= w <= max_weight``, the program of deepdow's ``NumericalMarkowitz``: gamma_sqrt is inside the
+    square, and there is no factor one half. If several portfolios are optimal, one of them is returned,
+    with the derivatives of one optimal path.
 
     Args:
-        expected_returns: r, ``(..., A)``, of any floating dtype; the work is done in float64.
+        expected_returns: r, ``(..., A)``, of any floating dtype; computed in float64.
         cov_sqrt: S, ``(..., A, A)``, with ``S' S`` the covariance; it may be singular.
-        gamma_sqrt: root of the risk aversion, ``(...)``.
-        alpha: strength of the ridge penalty, ``(...)``; its absolute value counts.
-        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more is no bound.
+        gamma_sqrt: square root of the risk aversion, ``(...)``.
+        alpha: strength of the ridge penalty, ``(...)``; its absolute value is used.
+        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more means no bound.
 
     Returns:
         Weights ``(..., A)`` in the dtype of ``expected_returns``, differentiable in all tensors any
         number of times; a row with an entry that is not finite is NaN.
 
     Raises:
-        TypeError: if an argument is no floating tensor or ``max_weight`` no number.
-        ValueError: if shapes do not fit together, or ``A * max_weight < 1``.
+        TypeError: if an argument is not a floating tensor or ``max_weight`` is not a number.
+        ValueError: if shapes do not match, or ``A * max_weight < 1``.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def markowitz(
     cap = check_cap("markowitz", num_assets, max_weight)
 
     root = cov_sqrt.double() * gamma_sqrt.double()[..., None, None]
-    returns = 0.5 * expected_returns.double()  # all is halved, so that the matrix is the covariance
+    returns = 0.5 * expected_returns.double()  # halved, as is the matrix, which is then the covariance
     ridge = alpha.double().abs()[..., None].expand(*alpha.shape, num_assets)
     matrix, returns, ridge = broadcast_batch("markowitz", root.mT @ root, returns, ridge)
     if is_equal_split(num_assets, cap):
@@ -100,25 +100,25 @@ def _search_markowitz(
 
 
 def risk_budgeting(cov_sqrt: Tensor, budgets: Tensor, max_weight: float = 1.0) -> Tensor:
-    """The portfolio whose assets contribute to its risk as budgeted, with an upper bound on each weight.
+    """The portfolio with given risk contributions of its assets and an upper bound on each weight.
 
     ``w = argmin 1/2 ||S @ w||^2 - sum(b * log(w))`` subject to ``sum(w) = 1`` and
     ``0 <= w <= max_weight``, the program of deepdow's ``NumericalRiskBudgeting``. Budgets are not
-    normalised: with large ones the covariance loses its say. An asset without one may get no weight.
+    normalized: large budgets dominate the covariance. An asset with budget zero may have weight zero.
 
     Args:
         cov_sqrt: S, ``(..., A, A)``, of any floating dtype, with ``S' S`` the covariance; it may be
-            singular. The work is done in float64.
-        budgets: b, ``(..., A)``, none negative.
-        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more is no bound.
+            singular. Computed in float64.
+        budgets: b, ``(..., A)``, non-negative.
+        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more means no bound.
 
     Returns:
         Weights ``(..., A)`` in the dtype of ``cov_sqrt``, with exact derivatives up to the third order
         in both tensors; a row with a negative budget or an entry that is not finite is NaN.
 
     Raises:
-        TypeError: if an argument is no floating tensor or ``max_weight`` no number.
-        ValueError: if shapes do not fit together, or ``A * max_weight < 1``.
+        TypeError: if an argument is not a floating tensor or ``max_weight`` is not a number.
+        ValueError: if shapes do not match, or ``A * max_weight < 1``.
 
     Example:
         >>> import torch

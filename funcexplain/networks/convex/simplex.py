@@ -1,7 +1,7 @@
-"""Projections onto the simplex with a cap: sparsemax and softmax, each from one sort.
+"""Projections onto the simplex with a cap: sparsemax and softmax, each by one sort.
 
-Both are ``w_i = clip(link(x_i - tau), 0, cap)`` for the number tau at which the weights sum to one. The
-search finds tau's piece, that is which weights are free; on a piece both are closed formulas.
+Both are ``w_i = clip(link(x_i - tau), 0, cap)`` with tau such that the weights sum to one. The search
+finds which weights are free; with these known, both have a closed form.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ def sparsemax(x: Tensor, max_weight: float = 1.0) -> Tensor:
     """Project scores onto the simplex with an upper bound on each weight.
 
     ``w = argmin ||w - x||^2`` subject to ``sum(w) = 1`` and ``0 <= w <= max_weight``: the weights are
-    ``clip(x - tau, 0, max_weight)``. Among the free weights, those strictly between the bounds, the
-    gradient is the centering matrix; elsewhere it is zero. A score exactly on a kink counts as not free.
+    ``clip(x - tau, 0, max_weight)``. For the free weights, those strictly between the bounds, the
+    gradient is the centering matrix; for others it is zero. A score exactly at a kink is not free.
 
     Args:
-        x: scores, ``(..., A)``, of any floating dtype; the work is done in float64.
-        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more is no bound.
+        x: scores, ``(..., A)``, of any floating dtype; computed in float64.
+        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more means no bound.
 
     Returns:
         Weights ``(..., A)`` in the dtype of ``x``; a row with an entry that is not finite is NaN.
 
     Raises:
-        TypeError: if ``x`` is no floating tensor or ``max_weight`` no number.
+        TypeError: if ``x`` is not a floating tensor or ``max_weight`` is not a number.
         ValueError: if ``x`` has no assets, or ``A * max_weight < 1``.
 
     Example:
@@ -53,7 +53,7 @@ def sparsemax(x: Tensor, max_weight: float = 1.0) -> Tensor:
         return equal_split(x)
     scores = x.double()
     weights, free = constant(partial(project, cap), scores)
-    # The solution is linear on its piece: zero is added in value, the centered scores in derivative.
+    # Adds zero to the value, and the centered scores to the derivative.
     change = free * (scores - scores.detach())
     change = change - free * (change.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1.0))
     return (weights + change).to(x.dtype)
@@ -62,9 +62,9 @@ def sparsemax(x: Tensor, max_weight: float = 1.0) -> Tensor:
 def project(cap: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """Project rows onto the capped simplex, without derivatives.
 
-    The total of ``clip(x - t, 0, cap)`` falls in t and bends at ``t = x_i`` and at ``t = x_i - cap``.
-    With the scores sorted, running sums give the total at every bend; tau lies right of the last bend
-    at which the total is still one or more, and the total is linear from there to tau.
+    The total of ``clip(x - t, 0, cap)`` decreases in t, with kinks at ``t = x_i`` and ``t = x_i - cap``.
+    With sorted scores, cumulative sums give the total at every kink; tau is to the right of the last
+    kink with a total of at least one, and the total is linear from there to tau.
 
     Args:
         cap: upper bound of each weight, at most one, ``A * cap > 1``.
@@ -75,23 +75,23 @@ def project(cap: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     num_assets = x.shape[-1]
     ascending = x.sort(-1).values
-    # tau lies within cap below the k-th largest score, k = ceil(1 / cap): scores further than cap from
-    # that one are clipped without changing the answer, and all sums keep the precision of a weight.
+    # tau is at most cap below the k-th largest score, k = ceil(1 / cap): clipping scores that are more
+    # than cap from it does not change the solution, and all sums have the precision of a weight.
     kth = max(num_assets - math.ceil(1.0 / cap), 0)
     center = ascending[..., kth : kth + 1].clone()
     ascending = (ascending - center).clamp(-cap, cap)
     sums = torch.nn.functional.pad(ascending.cumsum(-1), (1, 0))
     rank = torch.arange(num_assets, device=x.device).expand_as(ascending)
 
-    def totals(bends: Tensor, first_free: Tensor, first_capped: Tensor) -> Tensor:
+    def totals(kinks: Tensor, first_free: Tensor, first_capped: Tensor) -> Tensor:
         free = sums.gather(-1, first_capped) - sums.gather(-1, first_free)
-        # In the dtype of x: a Python number times integers is a float32.
+        # In the dtype of x: a Python float times an integer tensor is float32.
         capped = (num_assets - first_capped).to(x.dtype)
-        return free - (first_capped - first_free) * bends + cap * capped
+        return free - (first_capped - first_free) * kinks + cap * capped
 
-    # At its own bend a score adds 0 or cap whichever side it is counted on, so ties need no care.
+    # At its own kink a score adds 0 or cap on either side, so ties need no special case.
     leaves_cap = ascending - cap
-    bends = torch.cat([ascending, leaves_cap], -1)
+    kinks = torch.cat([ascending, leaves_cap], -1)
     total = torch.cat(
         [
             totals(ascending, rank, torch.searchsorted(ascending, ascending + cap)),
@@ -99,10 +99,10 @@ def project(cap: float, x: Tensor) -> tuple[Tensor, Tensor]:
         ],
         -1,
     )
-    bend, at = bends.masked_fill(total < 1.0, -math.inf).max(-1, keepdim=True)
+    kink, at = kinks.masked_fill(total < 1.0, -math.inf).max(-1, keepdim=True)
     scores = (x - center).clamp(-cap, cap)
-    slope = ((scores > bend) & (scores - cap <= bend)).sum(-1, keepdim=True)
-    tau = bend + (total.gather(-1, at) - 1.0).clamp(min=0.0) / slope.clamp(min=1)
+    slope = ((scores > kink) & (scores - cap <= kink)).sum(-1, keepdim=True)
+    tau = kink + (total.gather(-1, at) - 1.0).clamp(min=0.0) / slope.clamp(min=1)
 
     free = ((scores > tau) & (scores - cap < tau)).to(x.dtype)
     weights = (scores - tau).clamp(0.0, cap)
@@ -114,18 +114,18 @@ def capped_softmax(x: Tensor, max_weight: float = 1.0) -> Tensor:
     """Softmax with an upper bound on each weight.
 
     ``w = argmin sum(w log w) - w @ x`` subject to ``sum(w) = 1`` and ``w <= max_weight``: the weights
-    are ``min(max_weight, exp(x - tau))``. What the capped weights leave over is shared among the others
-    by a softmax of their scores; where nothing is capped, this is ``torch.softmax``.
+    are ``min(max_weight, exp(x - tau))``. The remainder is distributed among the other
+    weights by a softmax of their scores; if no weight is capped, this is ``torch.softmax``.
 
     Args:
-        x: scores, ``(..., A)``, of any floating dtype; the work is done in float64.
-        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more is no bound.
+        x: scores, ``(..., A)``, of any floating dtype; computed in float64.
+        max_weight: upper bound on each weight, at least ``1 / A``; 1 or more means no bound.
 
     Returns:
         Weights ``(..., A)`` in the dtype of ``x``; a row with an entry that is not finite is NaN.
 
     Raises:
-        TypeError: if ``x`` is no floating tensor or ``max_weight`` no number.
+        TypeError: if ``x`` is not a floating tensor or ``max_weight`` is not a number.
         ValueError: if ``x`` has no assets, or ``A * max_weight < 1``.
 
     Example:
@@ -138,34 +138,34 @@ def capped_softmax(x: Tensor, max_weight: float = 1.0) -> Tensor:
 
     References:
         Martins and Kreutzer, Learning what's easy: fully differentiable neural easy-first taggers
-        (2017), https://aclanthology.org/D17-1036, where it is named constrained softmax.
+        (2017), https://aclanthology.org/D17-1036, where it is called constrained softmax.
     """
     check_tensor("capped_softmax", "x", x, "(..., A)", 1)
     cap = check_cap("capped_softmax", x.shape[-1], max_weight)
     if is_equal_split(x.shape[-1], cap):
         return equal_split(x)
     scores = x.double()
-    capped, left, poison = constant(partial(_softmax_search, cap), scores)
+    capped, remainder, poison = constant(partial(_softmax_search, cap), scores)
     shared = torch.softmax(scores.masked_fill(capped, -math.inf), -1)
-    return ((left * shared).masked_fill(capped, cap) + poison).to(x.dtype)
+    return ((remainder * shared).masked_fill(capped, cap) + poison).to(x.dtype)
 
 
 def _softmax_search(cap: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the capped weights ``(..., A)``, what they leave over ``(..., 1)``, and NaN for bad rows.
+    """Find the capped weights ``(..., A)``, the remainder ``(..., 1)``, and NaN for bad rows.
 
-    With the scores sorted, k weights are capped for the smallest k at which the next largest one, given
-    its share of the rest, fits under the cap.
+    With sorted scores, k weights are capped for the smallest k at which the next weight, its share of
+    the remainder, is below the cap.
     """
     num_assets = x.shape[-1]
     poison = (0.0 * x).sum(-1, keepdim=True)
     ascending = x.sort(-1).values
-    # Entry i: the share of score i in a softmax of the scores up to it, times what those above leave.
+    # Entry i: the share of score i in a softmax of the scores up to it, times the remainder.
     above = torch.arange(num_assets - 1, -1, -1, dtype=x.dtype, device=x.device)
     largest = (ascending - ascending.logcumsumexp(-1)).exp() * (1.0 - cap * above)
-    # The last entry that fits is the largest free score; the first always fits, being alone.
+    # The last entry that fits is the largest free score; the first always fits.
     fits = (largest <= cap) & (cap * above < 1.0)
     fits[..., 0] = True
     threshold = ascending.masked_fill(~fits, -math.inf).amax(-1, keepdim=True)
     capped = x > threshold
-    left = 1.0 - cap * capped.to(x.dtype).sum(-1, keepdim=True)
-    return capped, left, poison
+    remainder = 1.0 - cap * capped.to(x.dtype).sum(-1, keepdim=True)
+    return capped, remainder, poison

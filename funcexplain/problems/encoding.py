@@ -1,0 +1,203 @@
+"""From `Target` to the tensor in ``args``, and the proof that a target is infeasible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcexplain.networks.functional import Apply, set_seed
+from funcexplain.networks.noise import normal
+from funcexplain.problems import losses
+from funcexplain.problems.criterion import EXACT, GOALS, Criterion, Portfolio, Target
+
+# The network is probed at this many windows around the reference: do its weights sum to one?
+_NUM_PROBES = 4
+_SUM_TOLERANCE = 1e-3
+# Losses of whole allocations; they are meaningless for the measured values of goals.
+_ALLOCATION_LOSSES = (losses.kl, losses.js, losses.cross_entropy, losses.cosine_distance)
+
+# Smaller errors are left to the search: they may be rounding, or a tie.
+_MIN_ERROR = 2e-3
+_MAX_STEPS = 500
+_CHECK_EVERY = 50
+# Networks whose weights have any sum may hold this much of an asset, long or short.
+_LEVERAGE = 10.0
+_ROUNDING = 1e-4
+_OTHER_CURVATURE = 6.0
+
+
+def encode_targets(
+    where: str,
+    targets: Sequence[Target],
+    apply: Apply,
+    args: dict[str, Any],
+    assets: tuple[str, ...] | None,
+) -> tuple[Tensor, Criterion]:
+    """Encode targets as a stack of tensors.
+
+    Args:
+        where: public function that was called.
+        targets: at least one; all measure the same number of values.
+        apply: the network.
+        args: data of one question.
+        assets: names of the assets.
+
+    Returns:
+        A stack with one target in each row, and how weights are compared with one.
+
+    Raises:
+        TypeError: if one is not a target.
+        ValueError: if an asset is unknown, targets cannot be stacked, or one is infeasible.
+    """
+    for index, target in enumerate(targets):
+        if not isinstance(target, Target):
+            raise TypeError(
+                f"{where}: target[{index}] must be a target like the others, got "
+                f"{type(target).__name__}; fe.targets.exact(weights) makes one of an allocation"
+            )
+    from_today = any(target.from_today for target in targets)
+    like = args["x0"][0, 0]
+    with torch.no_grad():
+        weights = _probe_weights(apply, args)
+        if weights.ndim > 2:
+            raise ValueError(
+                f"{where}: problem must not be a consensus, whose targets cannot be replaced, got one; "
+                "map over targets first"
+            )
+        portfolio = Portfolio(like, assets, weights[0])
+        exact = [target.weights(portfolio) for target in targets if target.weights is not None]
+        if len(exact) == len(targets):
+            stack, criterion = torch.stack(exact), EXACT
+        else:
+            rows = [target.rows(portfolio) for target in targets]
+            counts = sorted({len(row) for row in rows})
+            if len(counts) > 1:
+                raise ValueError(
+                    f"{where}: targets of one stack must measure the same number of values, got "
+                    f"{counts}; map over each kind in a separate call"
+                )
+            stack, criterion = torch.stack(rows), GOALS
+        _check_feasible(where, [target.call for target in targets], stack, criterion, weights)
+    return stack, criterion._replace(from_today=from_today)
+
+
+def check_loss(where: str, loss: Any, criterion: Criterion) -> None:
+    """Raise if a loss compares whole allocations and the target is not an allocation."""
+    if criterion.ndim == GOALS.ndim and loss in _ALLOCATION_LOSSES:
+        raise ValueError(
+            f"{where}: loss must compare what targets measure with their bounds, as fe.losses.mse and "
+            f"mae do, got {loss.__name__}, which compares whole allocations"
+        )
+
+
+def check_sum(where: str, apply: Apply, args: dict[str, Any]) -> None:
+    """Raise if an allocation does not sum to one and the network's weights always do."""
+    total = float(args["target"].sum())
+    if abs(total - 1.0) > _SUM_TOLERANCE:  # the network is called only if needed
+        with torch.no_grad():
+            if is_long_only(_probe_weights(apply, args)):
+                raise ValueError(
+                    f"{where}: target must be feasible, got weights that sum to {total:.3g}, but the "
+                    "network's weights are always >= 0 and sum to one"
+                )
+
+
+def is_long_only(weights: Tensor) -> bool:
+    """Whether all allocations ``(N, A)`` are long-only and fully invested."""
+    sums = weights.double().sum(-1)
+    return bool((weights >= -_ROUNDING).all() and ((sums - 1.0).abs() <= _ROUNDING).all())
+
+
+def minimum_error(criterion: Criterion, targets: Tensor, count: int, *, long_only: bool) -> Tensor:
+    """The error of the best allocation for each target, zero where some allocation may meet it.
+
+    Minimizes ``sum(residual**2) / 2``, which is convex, over long-only allocations that sum to one
+    (``long_only``) or over weights of at most ten in absolute value, by accelerated projected gradient
+    steps. An error is returned only where the linear bound ``f(w) - <g, w - s>``, s the best vertex,
+    proves that no allocation does better (Frank and Wolfe 1956,
+    https://doi.org/10.1002/nav.3800030109).
+
+    Args:
+        criterion: of the targets.
+        targets: ``(T, ...)``.
+        count: number of assets.
+        long_only: whether weights are non-negative and sum to one.
+
+    Returns:
+        `Criterion.error` of the best allocation for each target, ``(T,)``, float64.
+    """
+    targets = targets.double()
+    w = torch.full((len(targets), count), 1.0 / count, dtype=torch.float64, device=targets.device)
+    best, ahead, momentum = w, w, 1.0
+    proven = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    value = _objective(criterion, w, targets)[0]
+    # A safe step size for linear goals, turnover (slope 1 / 2 in every weight) and concentration.
+    squares = targets[..., :-3].square().sum((-1, -2)) if criterion.ndim == 2 else w.new_zeros(1)
+    rate = 1.0 / (_OTHER_CURVATURE + count / 4 + squares.expand(len(targets)))
+    for step in range(_MAX_STEPS):
+        _, grad = _objective(criterion, ahead, targets)
+        moved = _project(ahead - rate[:, None] * grad, long_only)
+        next_momentum = 0.5 * (1.0 + (1.0 + 4.0 * momentum**2) ** 0.5)
+        ahead = moved + (momentum - 1.0) / next_momentum * (moved - w)
+        w, momentum = moved, next_momentum
+        if step % _CHECK_EVERY:
+            continue
+        now, grad = _objective(criterion, w, targets)
+        best = torch.where((now < value)[:, None], w, best)
+        value = torch.minimum(now, value)
+        if long_only:
+            gap = (grad * w).sum(-1) - grad.amin(-1)
+        else:
+            gap = (grad * w).sum(-1) + _LEVERAGE * grad.abs().sum(-1)
+        proven |= now - gap > 0
+        if bool((proven & (gap < 1e-9) | (value < 0.5 * _MIN_ERROR**2)).all()):
+            break
+    error = criterion.error(best, targets, rows=1)
+    return torch.where(proven & (error > _MIN_ERROR), error, 0.0)
+
+
+def _objective(criterion: Criterion, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the sum of squared residuals of each row, and its gradient."""
+    with torch.enable_grad():
+        weights = weights.detach().requires_grad_()
+        measured, nearest = criterion.compare(weights, targets)
+        values = 0.5 * (measured - nearest).square().sum(-1)
+        (grads,) = torch.autograd.grad(values.sum(), weights)
+    return values.detach(), grads
+
+
+def _project(weights: Tensor, long_only: bool) -> Tensor:
+    """The nearest feasible allocation (the simplex: Held, Wolfe and Crowder 1974)."""
+    if not long_only:
+        return weights.clamp(-_LEVERAGE, _LEVERAGE)
+    ordered = weights.sort(-1, descending=True).values
+    counts = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
+    excess = (ordered.cumsum(-1) - 1.0) / counts
+    num_positive = (ordered > excess).sum(-1, keepdim=True)
+    return (weights - excess.gather(-1, num_positive - 1)).clamp_min(0.0)
+
+
+def _probe_weights(apply: Apply, args: dict[str, Any]) -> Tensor:
+    """The network's weights at the reference and at windows around it, ``(1 + N, A)``."""
+    params, reference = set_seed(args["params"], args["seed"]), args["reference"]
+    noise = normal(args["seed"], (_NUM_PROBES, *reference.shape), reference.dtype)
+    spread = reference.std(correction=0)
+    scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.stack([apply(params, window) for window in [reference, *(reference + scale * noise)]])
+
+
+def _check_feasible(
+    where: str, calls: list[str], targets: Tensor, criterion: Criterion, weights: Tensor
+) -> None:
+    long_only = is_long_only(weights)
+    errors = minimum_error(criterion, targets, weights.shape[-1], long_only=long_only)
+    worst = int(errors.argmax())
+    if errors[worst] > 0:
+        kind = "weights >= 0 that sum to one, like the network's," if long_only else "weights"
+        raise ValueError(
+            f"{where}: target must be feasible, got {calls[worst]}: no {kind} can meet it; the minimum "
+            f"error is {float(errors[worst]):.3g}"
+        )
