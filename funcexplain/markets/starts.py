@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcexplain.networks.noise import uniform
 from funcexplain.problems.checks import check_number, check_positive, check_tensor
-from funcexplain.problems.problem import problem
+from funcexplain.problems.problem import Problem, problem
 
 # Windows that go through the network at once: enough to fill its kernels, few enough for the cache.
 _CHUNK = 256
@@ -63,16 +63,22 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
             f"{tuple(windows.shape)} and k = {count}"
         )
     question = problem(network, target, windows[0])
-    args = question.args
-
-    def weights_at(x: Tensor) -> Tensor:
-        return question.objective(x, args)[1]
-
-    with torch.no_grad():
-        weights = torch.func.vmap(weights_at, chunk_size=_CHUNK)(windows)
-    error = (weights - args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    weights = weights_at(question, windows)
+    error = (
+        (weights - question.args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    )
     places = error.argsort(stable=True)[:count]
     return Nearest(places, error[places], weights[places])
+
+
+def weights_at(question: Problem, windows: Tensor) -> Tensor:
+    """The network's weights ``(N, A)`` at windows ``(N, C, L, A)``, without gradients."""
+
+    def weights(x: Tensor) -> Tensor:
+        return question.objective(x, question.args)[1]
+
+    with torch.no_grad():
+        return torch.func.vmap(weights, chunk_size=_CHUNK)(windows)
 
 
 def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:
