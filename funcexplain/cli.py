@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 DEMO = """\
@@ -157,10 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     demo.set_defaults(command=_demo)
-    for name, command, summary, description, argument in (
-        ("run", _run, "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
-        ("check", _check, "check a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", _report, "write the report of a run again", REPORT, "DIR"),
+    for name, function, summary, description, argument in (
+        ("run", "run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
+        ("check", "check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
+        ("report", "rewrite_report", "write the report of a run again", REPORT, "DIR"),
     ):
         own = commands.add_parser(name, help=summary, description=description)
         own.add_argument("path", metavar=argument)
@@ -172,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
             help="allow loading a .pt2 file, which runs code from it; only if you trust its author",
         )
         own.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        own.set_defaults(command=command)
+        own.set_defaults(command=_call, function=function, settings=["trust_model"])
+    commands.choices["run"].set_defaults(settings=["trust_model", "workers", "dask", "quiet"])
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
         "--workers",
@@ -209,42 +210,20 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import run_config
+def _call(arguments: argparse.Namespace) -> int:
+    """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
+    from funcexplain.commands import run
 
-    names = ("workers", "dask", "trust_model", "quiet")
-    settings = {name: getattr(arguments, name) for name in names}
-    return _print_results(arguments, lambda say: run_config(arguments.path, say=say, **settings))
+    function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
+    settings = {name: getattr(arguments, name) for name in arguments.settings}
 
-
-def _check(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import check_config
-
-    return _print_results(
-        arguments, lambda say: check_config(arguments.path, trust_model=arguments.trust_model, say=say)
-    )
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import rewrite_report
-
-    return _print_results(
-        arguments, lambda say: rewrite_report(arguments.path, trust_model=arguments.trust_model, say=say)
-    )
-
-
-def _print_results(arguments: argparse.Namespace, command: Callable[[Any], dict[str, Any]]) -> int:
-    """Run a command and print its results: lines, one JSON object, or nothing."""
-    silent = arguments.quiet or arguments.json
-
-    def say(line: str) -> None:
-        if not silent:
+    def print_line(line: str) -> None:
+        if not (arguments.quiet or arguments.json):
             print(line, flush=True)
 
+    # With --json, what the user's network prints goes to stderr.
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        results = function(arguments.path, print_line=print_line, **settings)
     if arguments.json:
-        with redirect_stdout(sys.stderr):  # keep what the user's network prints out
-            results = command(say)
         print(json.dumps(results, allow_nan=False))
-    else:
-        results = command(say)
     return int(results["exit_code"])

@@ -166,7 +166,7 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     """On the shipped prices, with the defaults of the command line."""
     lines: list[str] = []
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    solution = run_demo(out=tmp_path, say=lines.append)
+    solution = run_demo(out=tmp_path, print_line=lines.append)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert solution.status is fe.Status.HIT
@@ -185,7 +185,7 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
 
 def test_seed_determines_the_demo(market: Path) -> None:
     def answer(seed: int) -> torch.Tensor:
-        return run_demo(market, seed=seed, out=market.parent, say=lambda line: None, **QUICK).x
+        return run_demo(market, seed=seed, out=market.parent, print_line=lambda line: None, **QUICK).x
 
     assert torch.equal(answer(3), answer(3))
     assert not torch.equal(answer(3), answer(4))
@@ -194,9 +194,9 @@ def test_seed_determines_the_demo(market: Path) -> None:
 def test_demo_answers_a_target_that_already_holds(market: Path) -> None:
     """A target that is met, or almost met, at the start needs few steps."""
     lines: list[str] = []
-    run_demo(market, out=market.parent, say=lines.append, **QUICK)
+    run_demo(market, out=market.parent, print_line=lines.append, **QUICK)
     rows = [line.split() for line in lines if line.startswith(("GOLD", "OIL"))]
     named = {row[0]: float(row[1].rstrip("%")) / 100 for row in rows}
-    solution = run_demo(market, named, out=market.parent, say=lines.append, **QUICK)
+    solution = run_demo(market, named, out=market.parent, print_line=lines.append, **QUICK)
     assert solution.status is fe.Status.HIT
     assert solution.num_steps < 20

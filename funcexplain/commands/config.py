@@ -54,6 +54,10 @@ class DateRange:
 Dates = str | tuple[date, ...] | DateRange
 
 
+def _table(kind: type) -> Any:
+    return lambda where, value: read_table(kind, where, value)
+
+
 def _factory(where: str, value: Any) -> str:
     module, colon, function = read_text(where, value).partition(":")
     dotted = [*module.split("."), *function.split(".")]
@@ -93,10 +97,6 @@ class WindowPart:
     last_days: int | None = entry(integer_between(1), None)
 
 
-def _parts(where: str, value: Any) -> WindowPart:
-    return read_table(WindowPart, where, value)
-
-
 @dataclass(frozen=True)
 class GroupConfig:
     """Weight of several assets together."""
@@ -128,10 +128,6 @@ class StartsConfig:
     number: int = entry(integer_between(1, 10**5), 4)
     jitter: float = entry(read_non_negative, 0.05)
     seed: int = entry(integer_between(0, 2**32 - 1), 0)
-
-
-def _starts(where: str, value: Any) -> StartsConfig:
-    return read_table(StartsConfig, where, value)
 
 
 def _settings(where: str, value: Any) -> Any:
@@ -187,8 +183,8 @@ class QuestionConfig:
     date: Dates = entry(_dates, "last")
     search: str = entry(one_of("features", "scenario"), "features")
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
-    free: WindowPart = entry(_parts, WindowPart())
-    frozen: WindowPart = entry(_parts, WindowPart())
+    free: WindowPart = entry(_table(WindowPart), WindowPart())
+    frozen: WindowPart = entry(_table(WindowPart), WindowPart())
 
 
 GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
@@ -203,7 +199,7 @@ class MethodConfig:
     max_steps: int = entry(integer_between(0), 1000)
     atol: float = entry(read_non_negative, 1e-3)
     patience: int | None = entry(integer_between(1), None)
-    starts: StartsConfig = entry(_starts, StartsConfig())
+    starts: StartsConfig = entry(_table(StartsConfig), StartsConfig())
     threads: int = entry(integer_between(1, 1024), 1)
     settings: dict[str, Any] = entry(lambda where, value: value, None)
 
@@ -232,10 +228,6 @@ class OutputConfig:
     report: bool = entry(read_flag, True)
     picture: bool = entry(read_flag, True)
     title: str | None = entry(read_text, None)
-
-
-def _table(kind: type) -> Any:
-    return lambda where, value: read_table(kind, where, value)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.history import History
 from funcexplain.commands.outputs import make_folder, make_outcome, write_picture, write_report
-from funcexplain.commands.printing import Say, changes_table, prices_line, weights_table
+from funcexplain.commands.printing import PrintLine, changes_table, prices_line, weights_table
 from funcexplain.commands.question import Query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.covariances import sample
@@ -43,7 +43,7 @@ def run_demo(
     training_steps: int = 100,
     max_steps: int = 100,
     num_starts: int = 4,
-    say: Say = print,
+    print_line: PrintLine = print,
 ) -> fe.Solution:
     """Train, ask, answer, and save ``overview.png`` and ``report.html``.
 
@@ -61,7 +61,7 @@ def run_demo(
         training_steps: steps of training.
         max_steps: maximum number of steps of each search.
         num_starts: number of searches, at least 1.
-        say: called with each line of output.
+        print_line: called with each line of output.
 
     Returns:
         The answer.
@@ -75,18 +75,18 @@ def run_demo(
         >>> import tempfile
         >>> lines = []
         >>> solution = run_demo(out=tempfile.mkdtemp(), training_steps=2, max_steps=2, num_starts=1,
-        ...                     say=lines.append)
+        ...                     print_line=lines.append)
         >>> lines[0]
         '16 assets, 4310 days, 2010-01-04 to 2026-10-30: US dollars per unit of currency, ...'
     """
     require_matplotlib()
     prices = load(data)
     assets = prices.assets
-    say(prices_line(prices))
+    print_line(prices_line(prices))
     _check(prices, wanted)
     folder = make_folder(Path(out))
     with torch_threads(1):
-        network, history = train_on(prices, seed, training_steps, say)
+        network, history = train_on(prices, seed, training_steps, print_line)
         x0 = history.windows[-1].clone()
         with torch.no_grad():
             today = network(x0[None])[0]
@@ -96,13 +96,13 @@ def run_demo(
         seeds = [seed * num_starts + start for start in range(num_starts)]
         date = history.ends[-1]
         sentence = describe_question(QuestionConfig(target=dict(wanted)), [date])
-        say(f"\n{sentence}")
+        print_line(f"\n{sentence}")
         problem = _make_problem(network, target, history, seeds)
         query = Query(problem, [len(history.windows) - 1], [date], seeds, today[None], sentence)
         solutions = fe.solve(problem, fe.levenberg_marquardt(), max_steps=max_steps, atol=ATOL)
         size = torch.stack([_size(row, problem[start]) for start, row in enumerate(solutions)])
         for start, solution in enumerate(solutions):
-            say(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
+            print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
         report = write_report(folder, solutions, query, history, title=None, settings=settings)
 
@@ -115,12 +115,12 @@ def run_demo(
         *weights_table(columns, assets, order),
         *changes_table(x0, best.x, history.std, assets, CHANNELS, days),
     ):
-        say(line)
+        print_line(line)
     verdict = "The network holds the target" if best.status is fe.Status.HIT else "Not reached"
-    say(f"\n{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
-    say(f"Report: {folder / report}")
+    print_line(f"\n{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
+    print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
-    say(f"Picture: {folder / picture}")
+    print_line(f"Picture: {folder / picture}")
     return best
 
 
@@ -137,17 +137,19 @@ def _check(prices: Prices, wanted: Mapping[str, float] | None) -> None:
     check_wanted(wanted or {}, assets)
 
 
-def train_on(prices: Prices, seed: int, num_steps: int, say: Say) -> tuple[ConvAllocator, History]:
+def train_on(
+    prices: Prices, seed: int, num_steps: int, print_line: PrintLine
+) -> tuple[ConvAllocator, History]:
     """Train a network on prices; returns it with the windows that it was trained on."""
     stack, last_days = windows(prices, LOOKBACK, SPAN)
     stack = stack.float()
     known = stack[:-HORIZON]  # the windows whose future is known
     future = forward_returns(prices, last_days[:-HORIZON], HORIZON)
-    say(f"Training on {len(known)} windows of {LOOKBACK} days:")
+    print_line(f"Training on {len(known)} windows of {LOOKBACK} days:")
 
     def report(step: int, loss: float) -> None:
         if step % 25 == 0 or step == num_steps:
-            say(f"  step {step} of {num_steps}: loss {loss:+.3f}")
+            print_line(f"  step {step} of {num_steps}: loss {loss:+.3f}")
 
     network = train_allocator(known, future, seed=seed, num_steps=num_steps, callback=report)
     # The last days of all windows are the channels of every day.

@@ -12,7 +12,7 @@ from funcexplain.commands.outputs import WEIGHTS, Outcome
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
 
-Say = Callable[[str], object]
+PrintLine = Callable[[str], object]
 
 _MAX_ASSETS, _MAX_CHANGES = 12, 8
 

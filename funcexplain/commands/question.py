@@ -172,9 +172,10 @@ def describe_question(question: QuestionConfig, dates: list[str]) -> str:
 def _phrases(question: QuestionConfig) -> Iterator[str]:
     """One phrase per goal."""
     named = list((question.target or {}).items())
-    yield from (f"{_percent(weight)} {name}" for name, weight in named[:3])
-    if len(named) > 3:
-        yield f"{len(named) - 3} more as given"
+    shown = named if len(named) <= 4 else named[:3]
+    yield from (f"{_percent(weight)} {name}" for name, weight in shown)
+    if len(named) > len(shown):
+        yield f"{len(named) - len(shown)} more"
     for bound, weights in (("at least", question.at_least), ("at most", question.at_most)):
         yield from (f"{bound} {_percent(weight)} {name}" for name, weight in (weights or {}).items())
     if question.top is not None:

@@ -15,7 +15,7 @@ from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_here, solve_shared
 from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs
-from funcexplain.commands.printing import Say, outcome_lines, prices_line
+from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
 
@@ -31,7 +31,7 @@ def run_config(
     dask: str | None = None,
     trust_model: bool = False,
     quiet: bool = False,
-    say: Say = print,
+    print_line: PrintLine = print,
 ) -> dict:
     """Solve the question of a config, and write the answer to its folder.
 
@@ -41,7 +41,7 @@ def run_config(
         dask: address of a Dask scheduler whose workers share them.
         trust_model: whether a ``.pt2`` file may run its code.
         quiet: whether to hide the progress.
-        say: called with each line of output.
+        print_line: called with each line of output.
 
     Returns:
         The summary as JSON values; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
@@ -54,7 +54,7 @@ def run_config(
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model)
         folder = outputs.make_folder(Path(config.output.folder))
-        _describe(inputs, say)
+        _describe(inputs, print_line)
         query, history = inputs.query, inputs.history
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
@@ -87,22 +87,22 @@ def run_config(
     summary["exit_code"] = HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED
     outputs.write_json(folder / outputs.SUMMARY, summary)
     for line in outcome_lines(outcome, query, history.prices.assets):
-        say(line)
+        print_line(line)
     for rows, error in failures[:_MAX_FAILURES]:
-        say(f"Searches {rows.start} to {rows.stop - 1} failed: {error.splitlines()[0]}")
+        print_line(f"Searches {rows.start} to {rows.stop - 1} failed: {error.splitlines()[0]}")
     if len(failures) > _MAX_FAILURES:
-        say(f"... and {len(failures) - _MAX_FAILURES} more chunks, in {outputs.SUMMARY}")
-    say(f"{folder}: {', '.join(summary['files'])}")
+        print_line(f"... and {len(failures) - _MAX_FAILURES} more chunks, in {outputs.SUMMARY}")
+    print_line(f"{folder}: {', '.join(summary['files'])}")
     return summary
 
 
-def check_config(path: str | Path, *, trust_model: bool = False, say: Say = print) -> dict:
+def check_config(path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print) -> dict:
     """Check everything that a config names without solving, including the gradient of the first search.
 
     Args:
         path: the config file.
         trust_model: whether a ``.pt2`` file may run its code.
-        say: called with each line of output.
+        print_line: called with each line of output.
 
     Returns:
         The findings as JSON values.
@@ -114,7 +114,7 @@ def check_config(path: str | Path, *, trust_model: bool = False, say: Say = prin
     outputs.check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model)
-        _describe(inputs, say)
+        _describe(inputs, print_line)
         query, problem = inputs.query, inputs.query.problem
         checked = fe.check_gradient(
             problem[(0,) * len(problem.dims)] if problem.dims else problem, rtol=0.05
@@ -123,8 +123,8 @@ def check_config(path: str | Path, *, trust_model: bool = False, say: Say = prin
             raise ValueError(
                 f"network: {checked.verdict} A search by gradients needs differentiable layers"
             )
-        say(checked.verdict)
-    say(f"{path} is valid; funcexplain run {path} solves it")
+        print_line(checked.verdict)
+    print_line(f"{path} is valid; funcexplain run {path} solves it")
     today = dict(zip(inputs.history.prices.assets, query.today[-1].tolist(), strict=True))
     return {
         "exit_code": HIT,
@@ -135,13 +135,15 @@ def check_config(path: str | Path, *, trust_model: bool = False, say: Say = prin
     }
 
 
-def rewrite_report(folder: str | Path, *, trust_model: bool = False, say: Say = print) -> dict:
+def rewrite_report(
+    folder: str | Path, *, trust_model: bool = False, print_line: PrintLine = print
+) -> dict:
     """Write the report of a folder again, from the files that `run_config` wrote there.
 
     Args:
         folder: the folder of a run; its config has paths relative to the current folder.
         trust_model: whether a ``.pt2`` file may run its code.
-        say: called with each line of output.
+        print_line: called with each line of output.
 
     Returns:
         The name of the file as JSON values.
@@ -172,7 +174,7 @@ def rewrite_report(folder: str | Path, *, trust_model: bool = False, say: Say = 
                 "run again, or restore the original"
             )
         name = _write_report(outputs.make_folder(folder), inputs, solution)
-    say(f"{folder / name}")
+    print_line(f"{folder / name}")
     return {"exit_code": HIT, "folder": str(folder), "files": [name]}
 
 
@@ -211,13 +213,13 @@ def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
     )
 
 
-def _describe(inputs: Inputs, say: Say) -> None:
+def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     """Print prices, network, question and search."""
     problem, method = inputs.query.problem, inputs.config.method
-    say(prices_line(inputs.history.prices))
+    print_line(prices_line(inputs.history.prices))
     count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
-    say(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
-    say(inputs.query.sentence)
+    print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
+    print_line(inputs.query.sentence)
     dims = " x ".join(f"{dim.size} {dim.name}s" for dim in problem.dims) or "1 search"
-    say(f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}")
+    print_line(f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}")

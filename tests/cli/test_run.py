@@ -136,7 +136,7 @@ def test_exit_code_is_1_if_not_reached(
     folder, module = place
     whole = table(module, method={"max_steps": 0, "atol": 0.0})
     assert main(["run", write(folder, whole)]) == 1
-    assert "Not reached: missed by" in capsys.readouterr().out
+    assert "Not reached: largest miss" in capsys.readouterr().out
     assert main(["run", write(folder, whole), "--json"]) == 1
     answer = found(capsys)
     assert (answer["exit_code"], answer["hits"]) == (1, 0)
