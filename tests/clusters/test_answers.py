@@ -13,8 +13,7 @@ import torch
 import funcexplain as fe
 from funcexplain.clusters.answers import _Best
 from funcexplain.clusters.folder import Folder
-from funcexplain.problems.grid import RowDim
-from funcexplain.problems.grid import numbers as number_rows
+from funcexplain.problems.grid import RowDim, row_numbers
 from tests.clusters import builds
 from tests.clusters.conftest import assert_same
 from tests.helpers import assert_close
@@ -39,7 +38,7 @@ def test_rows_are_picked_as_of_a_tensor(
     assert type(run[index]) is fe.Solution
 
 
-def test_wrong_indices_are_refused(run: fe.clusters.ChunkedSolution) -> None:
+def test_wrong_indices_raise(run: fe.clusters.ChunkedSolution) -> None:
     with pytest.raises(IndexError):
         run[4]
     with pytest.raises(IndexError, match="got the index"):
@@ -79,7 +78,7 @@ def test_best_rows_of_any_answers(seed: int) -> None:
             best = _Best.of_none(int(torch.Size([shape[place] for place in kept]).numel()))
             for rows in numbers.flatten().split(chunk_size):
                 flat = (status.flatten()[rows], rank.flatten()[rows])
-                best.update(number_rows(grid, [*kept], rows), rows, *flat)
+                best.update(row_numbers(grid, [*kept], rows), rows, *flat)
             picked = [place for place in range(len(shape)) if place not in kept]
             assert best.row.tolist() == whole.best(*picked).num_steps.flatten().tolist()
 
