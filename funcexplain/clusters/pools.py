@@ -67,9 +67,9 @@ class WorkerPool(ProcessPoolExecutor):
 def _set_up_worker() -> None:
     """Use one thread, and exit when the parent process has ended."""
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr  # what networks print is not what the coordinator says
+    sys.stdout = sys.stderr  # keeps the output of networks apart from the coordinator's
     parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed coordinator would leave it waiting for ever
+    if parent is not None:  # otherwise it would outlive a killed coordinator
         Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
