@@ -183,8 +183,8 @@ def _phrases(question: QuestionConfig) -> Iterator[str]:
     yield from (f"no {name}" for name in question.exit or ())
     for group in question.group or ():
         bounds = {"": group.weight, "at least ": group.at_least, "at most ": group.at_most}
-        weights = " and ".join(f"{bound}{_percent(w)}" for bound, w in bounds.items() if w is not None)
-        yield f"{weights} in {' + '.join(group.assets)}"
+        amounts = " and ".join(f"{bound}{_percent(w)}" for bound, w in bounds.items() if w is not None)
+        yield f"{amounts} in {' + '.join(group.assets)}"
     for name, delta in (question.shift or {}).items():
         yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name} than today"
     if question.turnover is not None:
