@@ -1,7 +1,7 @@
 """The command line: ``funcexplain demo``, ``run``, ``check`` and ``report``.
 
-Everything but argparse is imported when a command runs, so that ``--help`` answers at once. What the
-user got wrong is one line on stderr and exit code 2; ``--debug`` lets the traceback through.
+Everything but argparse is imported when a command runs, so that ``--help`` is fast. A user's error is
+one line on stderr and exit code 2; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 DEMO = """\
 Train a small allocator on real prices, then ask what the market would have to look like for it to hold
-another portfolio. Prints both as tables and saves DIR/overview.png; takes less than a minute.
+another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes less than
+a minute.
 """
 RUN = """\
-Ask your own network about your own prices, as a config says, and write the answer to the config's
+Ask your own network about your own prices, as stated in a config, and write the answer to the config's
 folder: the solution, tables of weights and metrics, a picture, a report. Exit code 0 if the network
-holds the target on every date, 1 if not, 2 if something is wrong with the input.
+holds the target on every date, 1 if not, 2 if the input is invalid.
 """
 CHECK = """\
-Try everything that a config names without solving it: keys, network, weights, prices, features, target,
-folder, and whether the network's gradient is right. Exit code 0 if all is well, else 2.
+Check everything that a config names without solving it: keys, network, weights, prices, features,
+target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
 """
 REPORT = """\
-Write the report of a run again, from what is in its folder and the network and prices that it names.
-Run it where the run was started.
+Write the report of a run again, from the files in its folder and the network and prices that its config
+names. Start it in the folder in which the run was started.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong, so that all errors leave by the same door."""
+    """Raises its errors, so that all errors are reported in one place."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name. Default: those of this process.
 
     Returns:
-        0 for success (of ``run``: the target is hit), 1 if it is not reached, 2 for a user's error, of
-        which one line is printed to stderr, 130 after Ctrl-C.
+        0 for success (of ``run``: the target is hit), 1 if the target is not reached, 2 for a user's
+        error, which is printed to stderr as one line, 130 after Ctrl-C.
 
     Raises:
         SystemExit: with code 0 after ``--help`` and ``--version``.
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = _parser().parse_args(argv)
-        with _warnings_in_a_line(getattr(arguments, "quiet", False)):
+        with _one_line_warnings(getattr(arguments, "quiet", False)):
             return int(arguments.command(arguments))
     except Exception as error:
         if "--debug" in argv:
@@ -71,25 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"exit_code": 2, "error": message}))
         return 2
     except KeyboardInterrupt as interrupt:
-        told = f": {interrupt}" if str(interrupt) else ""
-        print(f"funcexplain: interrupted{told}", file=sys.stderr)
+        detail = f": {interrupt}" if str(interrupt) else ""
+        print(f"funcexplain: interrupted{detail}", file=sys.stderr)
         return 130
 
 
 def _message(error: Exception) -> str:
-    """What is wrong, on one line. Errors of other kinds than ours are not the user's: they say so."""
+    """The error on one line; an unexpected type of error is named, with a hint to ``--debug``."""
     words = " ".join(str(error).split())
     if isinstance(error, ValueError | TypeError | OSError | ImportError) and words:
         return words
-    return f"{type(error).__name__}: {words or 'no message'}; --debug shows where it comes from"
+    return f"{type(error).__name__}: {words or 'no message'}; --debug shows the traceback"
 
 
 @contextmanager
-def _warnings_in_a_line(quiet: bool) -> Iterator[None]:
-    """Show each warning once and as one line, or none of them."""
+def _one_line_warnings(quiet: bool) -> Iterator[None]:
+    """Print each warning once and as one line, or none of them."""
 
-    def show(message: Warning | str, *place: Any, **more: Any) -> None:
-        del place, more
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
         print(f"funcexplain: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
@@ -99,17 +100,16 @@ def _warnings_in_a_line(quiet: bool) -> Iterator[None]:
 
 
 def parse_target(text: str) -> dict[str, float]:
-    """Weights by asset from text such as ``EUR=0.4,CHF=20%``.
+    """Parse weights by asset from text such as ``EUR=0.4,CHF=20%``.
 
     Args:
         text: ``NAME=WEIGHT`` separated by commas; a weight is a number, or a percentage with ``%``.
 
     Returns:
-        The weights in the order of the text. Whether they make sense is the demo's to say, which knows
-        the assets.
+        The weights in the order of the text; the demo, which knows the assets, checks them.
 
     Raises:
-        ValueError: the text does not read like that, or names an asset twice.
+        ValueError: if the text has another form, or names an asset twice.
 
     Example:
         >>> parse_target("EUR=0.4, CHF=20%")
@@ -125,7 +125,7 @@ def parse_target(text: str) -> dict[str, float]:
         if not (name and equals):
             raise ValueError(f"--target: expected NAME=WEIGHT such as EUR=0.4 or CHF=20%, got {part!r}")
         if name in target:
-            raise ValueError(f"--target: {name} is named twice in {text!r}")
+            raise ValueError(f"--target: {name} appears twice in {text!r}")
         target[name] = weight
     return target
 
@@ -150,38 +150,39 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--target",
         metavar="EUR=0.4,CHF=20%",
-        help="weights to ask for; the other assets keep today's proportions (default: 40%% in the asset "
-        "that the network holds least)",
+        help="target weights; the other assets keep today's proportions (default: 40%% in the asset "
+        "with the smallest weight)",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="network and starts (default: 0)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of network and starts (default: 0)")
     demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     demo.set_defaults(command=_demo)
-    for name, command, short, text, place in (
-        ("run", _run, "ask your own network, as a config says", RUN, "CONFIG.toml"),
-        ("check", _check, "try a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", _report, "write the report of a run again", REPORT, "DIR"),
+    for name, function, summary, description, argument in (
+        ("run", "run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
+        ("check", "check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
+        ("report", "rewrite_report", "write the report of a run again", REPORT, "DIR"),
     ):
-        own = commands.add_parser(name, help=short, description=text)
-        own.add_argument("path", metavar=place)
+        own = commands.add_parser(name, help=summary, description=description)
+        own.add_argument("path", metavar=argument)
         own.add_argument("--quiet", action="store_true", help="print nothing but errors")
         own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
         own.add_argument(
             "--trust-model",
             action="store_true",
-            help="load a .pt2 file, which runs code from it; only if you trust who made it",
+            help="allow loading a .pt2 file, which runs code from it; only if you trust its author",
         )
         own.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        own.set_defaults(command=command)
-    engine = commands.choices["run"].add_mutually_exclusive_group()
-    engine.add_argument(
+        own.set_defaults(command=_call, function=function, settings=["trust_model"])
+    commands.choices["run"].set_defaults(settings=["trust_model", "workers", "dask", "quiet"])
+    executor = commands.choices["run"].add_mutually_exclusive_group()
+    executor.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
-        help="share the searches among N processes; what is answered is kept, and the same command goes "
-        "on after Ctrl-C",
+        help="share the searches among N processes; answers are kept, and the same command resumes "
+        "after Ctrl-C",
     )
-    engine.add_argument(
+    executor.add_argument(
         "--dask",
         metavar="tcp://HOST:PORT",
         help="share them among the workers of a Dask scheduler that see this folder",
@@ -191,13 +192,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number in 0 ... {2**32 - 1}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer in 0 ... {2**32 - 1}, got {text!r}")
     return int(text)
 
 
 def _workers(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
 
 
@@ -209,42 +210,20 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import run
+def _call(arguments: argparse.Namespace) -> int:
+    """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
+    from funcexplain.commands import run
 
-    names = ("workers", "dask", "trust_model", "quiet")
-    settings = {name: getattr(arguments, name) for name in names}
-    return _told(arguments, lambda say: run(arguments.path, say=say, **settings))
+    function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
+    settings = {name: getattr(arguments, name) for name in arguments.settings}
 
-
-def _check(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import check
-
-    return _told(
-        arguments, lambda say: check(arguments.path, trust_model=arguments.trust_model, say=say)
-    )
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from funcexplain.commands.run import report
-
-    return _told(
-        arguments, lambda say: report(arguments.path, trust_model=arguments.trust_model, say=say)
-    )
-
-
-def _told(arguments: argparse.Namespace, command: Callable[[Any], dict[str, Any]]) -> int:
-    """Run a command and print what it says: lines, one JSON object, or nothing."""
-    silent = arguments.quiet or arguments.json
-
-    def say(line: str) -> None:
-        if not silent:
+    def print_line(line: str) -> None:
+        if not (arguments.quiet or arguments.json):
             print(line, flush=True)
 
+    # With --json, what the user's network prints goes to stderr.
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        results = function(arguments.path, print_line=print_line, **settings)
     if arguments.json:
-        with redirect_stdout(sys.stderr):  # what the user's network prints is no part of the object
-            found = command(say)
-        print(json.dumps(found, allow_nan=False))
-    else:
-        found = command(say)
-    return int(found["exit_code"])
+        print(json.dumps(results, allow_nan=False))
+    return int(results["exit_code"])

@@ -1,9 +1,9 @@
-"""Drop-in for ``deepdow.explain.gradient_wrt_input``: its signature, its results, its printed lines.
+"""Drop-in for ``deepdow.explain.gradient_wrt_input``: same signature, results and printed lines.
 
-What differs is intended: the caller's model is untouched, ``n_iter=0`` works, gradients are right where
-torch's are wrong, and the returned window is detached. Buffers that a network moves in training mode
-(the power iteration of spectral normalisation) start anew at every iteration, and input that makes no
-sense (NaN, a target of another length) is refused.
+The differences are intended: the caller's model is untouched, ``n_iter=0`` works, gradients are right
+where torch's are wrong, and the returned window is detached. Buffers that a network updates in training
+mode (the power iteration of spectral normalization) are reset at every iteration, and invalid input
+(NaN, a target of another length) raises.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gradient_wrt_input(
 
     Adam on ``mean((model(x * mask) - target)**2)`` with the model in train mode, so that dropout draws
     from torch's global generator: the same ``torch.manual_seed`` gives the same numbers as the
-    original. New code is better served by `explain`.
+    original. New code should use `explain`.
 
     Args:
         model: network from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``.
@@ -60,9 +60,9 @@ def gradient_wrt_input(
         ``(x, hist)``: the window after the last update, and the loss before each update.
 
     Raises:
-        ValueError: if the mask has another shape than the initial guess, or batch normalisation has one
+        ValueError: if the mask has another shape than the initial guess, or batch normalization has one
             value per channel.
-        TypeError: if the mask is no tensor.
+        TypeError: if the mask is not a tensor.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -95,14 +95,14 @@ def gradient_wrt_input(
             f"{tuple(initial_guess.shape)}, got {tuple(mask.shape)}"
         )
     place, precision = device or torch.device("cpu"), dtype or torch.float32
-    # Only what rights a gradient: in convex layers the original's own solver decides.
-    rules = {_NormBase: contiguous_cotangents, _BatchNorm: _of_one_sample}
+    # Only the rules that correct gradients: convex layers keep the original's solver.
+    rules = {_NormBase: contiguous_cotangents, _BatchNorm: _use_sample_statistics}
     apply, params = functionalize(model, train=True, rules=rules)
     del params[SEED]  # dropout then draws from torch's global generator, as in the original
     params = {n: p.to(place, precision if p.is_floating_point() else p.dtype) for n, p in params.items()}
     guess = initial_guess.to(place, precision)
     target = check_allocation("gradient_wrt_input", target_weights.to(place, precision), guess)
-    # The original takes targets that no network can reach, too; equal weights stand in for them.
+    # The original accepts unreachable targets; equal weights stand in for them in the checks.
     equal = torch.full_like(target, 1.0 / len(target))
     question = problem((apply, params), equal, guess, mask=None if mask is None else mask.bool())
     question = zero_masked(replace(question, args={**question.args, "target": target}))
@@ -122,8 +122,8 @@ def gradient_wrt_input(
     return state.z, hist
 
 
-def _of_one_sample(module: nn.Module) -> nn.Module:
-    """Let batch normalisation use the statistics of its one sample, as the original's does."""
+def _use_sample_statistics(module: nn.Module) -> nn.Module:
+    """Let batch normalization use the statistics of its one sample, as the original does."""
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         module._buffers[name] = None
     return contiguous_cotangents(module)

@@ -12,7 +12,8 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main, parse_target
-from funcexplain.commands.demo import fill_target, run_demo
+from funcexplain.commands.allocation import fill_target
+from funcexplain.commands.demo import run_demo
 
 QUICK: dict[str, Any] = {"training_steps": 20, "max_steps": 300, "num_starts": 2}
 
@@ -32,8 +33,8 @@ def market(tmp_path: Path) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line on stderr with which a command line is refused."""
+def error_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run an invalid command line, and return its error line."""
     assert main(argv) == 2
     message = capsys.readouterr().err
     assert message.startswith("funcexplain: error: ")
@@ -52,7 +53,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_answers_at_once() -> None:
+def test_help_is_fast() -> None:
     def seconds() -> float:
         begin = time.perf_counter()
         argv = [sys.executable, "-m", "funcexplain", "demo", "--help"]
@@ -60,7 +61,7 @@ def test_help_answers_at_once() -> None:
         assert "--target" in shown
         return time.perf_counter() - begin
 
-    # The best of some, since another process may be in the way; far above what it takes alone.
+    # The best of three, since other processes may run; the bound is far above the usual time.
     assert min(seconds() for _ in range(3)) < 0.5
 
 
@@ -84,13 +85,13 @@ def test_targets_are_read(text: str, target: dict[str, float]) -> None:
         ("EUR=much", "got 'EUR=much'"),
         ("EUR=0.4,", "got ''"),
         ("=0.4", "got '=0.4'"),
-        ("EUR=0.4,EUR=0.2", "EUR is named twice"),
+        ("EUR=0.4,EUR=0.2", "EUR appears twice"),
     ],
 )
-def test_other_texts_are_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_texts_raise(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=message):
         parse_target(text)
-    assert message in refused(capsys, "demo", "--target", text)
+    assert message in error_line(capsys, "demo", "--target", text)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +99,10 @@ def test_other_texts_are_refused(text: str, message: str, capsys: pytest.Capture
     [
         ([], "the following arguments are required: COMMAND; see funcexplain --help"),
         (["dmo"], "invalid choice: 'dmo'"),
-        (["demo", "--seed", "-1"], "expected a whole number in 0 ... 4294967295, got '-1'"),
+        (["demo", "--seed", "-1"], "expected an integer in 0 ... 4294967295, got '-1'"),
         (["demo", "--sed", "1"], "unrecognized arguments"),
         (["demo", "--data", "none.csv"], "'none.csv'; expected 'ecb', 'sp500' or the path"),
-        (["demo", "--target", "EURO=0.4"], "no asset 'EURO'; choose among EUR, JPY, GBP"),
+        (["demo", "--target", "EURO=0.4"], "no asset 'EURO'; choose from EUR, JPY, GBP"),
         (["demo", "--target", "EUR=1.4"], "the weight of EUR in 0 ... 1, got 1.4"),
         (["demo", "--target", "EUR=-10%"], "the weight of EUR in 0 ... 1, got -0.1"),
         (["demo", "--target", "EUR=nan"], "the weight of EUR in 0 ... 1, got nan"),
@@ -111,26 +112,26 @@ def test_other_texts_are_refused(text: str, message: str, capsys: pytest.Capture
 def test_user_errors_are_one_line(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refused(capsys, *argv)
+    assert message in error_line(capsys, *argv)
 
 
 def test_whole_targets_have_to_sum_to_one(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["demo", "--data", str(market), "--target", "GOLD=0.1,OIL=0.1,RICE=0.1"]
-    assert "all assets are named, so the weights have to sum to 1, got 0.3" in refused(capsys, *argv)
+    assert "all assets are named, so the weights have to sum to 1, got 0.3" in error_line(capsys, *argv)
 
 
-def test_unwritable_folders_are_refused(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_folders_raise(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (market, market / "inside"):
-        message = refused(capsys, "demo", "--data", str(market), "--out", str(folder))
+        message = error_line(capsys, "demo", "--data", str(market), "--out", str(folder))
         assert f"cannot write to the folder '{folder}'" in message
 
 
-def test_short_histories_are_refused(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_histories_raise(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = market.read_text().splitlines()
     market.write_text("\n".join(lines[:46]))
-    assert "at least 46 days of prices, got 45" in refused(capsys, "demo", "--data", str(market))
+    assert "at least 46 days of prices, got 45" in error_line(capsys, "demo", "--data", str(market))
     market.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines))
-    assert "at least 2 assets" in refused(capsys, "demo", "--data", str(market))
+    assert "at least 2 assets" in error_line(capsys, "demo", "--data", str(market))
 
 
 def test_debug_lets_the_traceback_through() -> None:
@@ -162,10 +163,10 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_demo_hits_its_default_target(tmp_path: Path) -> None:
-    """On the shipped prices, with everything as the command line has it."""
+    """On the shipped prices, with the defaults of the command line."""
     lines: list[str] = []
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    solution = run_demo(out=tmp_path, say=lines.append)
+    solution = run_demo(out=tmp_path, print_line=lines.append)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert solution.status is fe.Status.HIT
@@ -182,20 +183,20 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     assert text.count("2026-10-") >= 8
 
 
-def test_demo_is_decided_by_its_seed(market: Path) -> None:
+def test_seed_determines_the_demo(market: Path) -> None:
     def answer(seed: int) -> torch.Tensor:
-        return run_demo(market, seed=seed, out=market.parent, say=lambda line: None, **QUICK).x
+        return run_demo(market, seed=seed, out=market.parent, print_line=lambda line: None, **QUICK).x
 
     assert torch.equal(answer(3), answer(3))
     assert not torch.equal(answer(3), answer(4))
 
 
-def test_demo_answers_what_holds_already(market: Path) -> None:
-    """A target that is met at the start, or all but met, takes next to no steps."""
+def test_demo_answers_a_target_that_already_holds(market: Path) -> None:
+    """A target that is met, or almost met, at the start needs few steps."""
     lines: list[str] = []
-    run_demo(market, out=market.parent, say=lines.append, **QUICK)
+    run_demo(market, out=market.parent, print_line=lines.append, **QUICK)
     rows = [line.split() for line in lines if line.startswith(("GOLD", "OIL"))]
     named = {row[0]: float(row[1].rstrip("%")) / 100 for row in rows}
-    solution = run_demo(market, named, out=market.parent, say=lines.append, **QUICK)
+    solution = run_demo(market, named, out=market.parent, print_line=lines.append, **QUICK)
     assert solution.status is fe.Status.HIT
     assert solution.num_steps < 20

@@ -1,4 +1,4 @@
-"""The answers of a run, read from its files when they are asked for, and never all at once unasked."""
+"""The answers of a run, read from its files on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.folder import Failures, Folder, opened
+from funcexplain.clusters.folder import Failures, Folder, open_folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
@@ -22,15 +22,15 @@ from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 from funcexplain.solutions.tables import columns_of, index_columns, write_parquet
 
-_REMEMBERED = 32 << 20  # bytes of chunks that were read last
+_CACHE_BYTES = 32 << 20  # recently read chunks
 
 
 class Failure(NamedTuple):
     """Rows that failed together.
 
     Attributes:
-        rows: their numbers in row-major order.
-        error: what was raised in the last attempt.
+        rows: row numbers in row-major order.
+        error: the error of the last attempt.
     """
 
     rows: range
@@ -38,30 +38,30 @@ class Failure(NamedTuple):
 
 
 class ChunkedSolution(Solution):
-    """A `Solution` whose fields lie in the files of a run.
+    """A `Solution` whose fields are in the files of a run.
 
-    It is asked like any other. What picks rows (an index, `isel`, `best`, `flat`, iterating) reads only
-    the chunks that hold them and returns a `Solution` in memory; `fe.evaluate` works chunk by chunk. A
-    field, such as ``solution.x``, is read for all rows, each time it is asked for: of very many rows,
-    take `chunks`, or the scalars. ``solution[...]`` is all of it in memory. Rows that are not there yet
-    are NaN and INTERRUPTED, those of chunks that failed NaN and FAILED.
+    It has the interface of a `Solution`. Selecting rows (an index, `isel`, `best`, `flat`, iteration)
+    reads only their chunks and returns a `Solution` in memory; `fe.evaluate` works chunk by chunk. A
+    field, such as ``solution.x``, is read for all rows at every access: for large grids, use `chunks`,
+    or only scalar fields. ``solution[...]`` loads everything. Missing rows are NaN and INTERRUPTED, rows
+    of failed chunks NaN and FAILED.
     """
 
     def __init__(self, folder: Folder, failures: Failures) -> None:
         manifest = folder.manifest
-        values = {"_folder": folder, "_manifest": manifest, "_errors": failures, "_read_last": {}}
+        values = {"_folder": folder, "_manifest": manifest, "_errors": failures, "_cache": {}}
         for name, value in {**values, "dims": manifest.dims}.items():
             object.__setattr__(self, name, value)
 
     _folder: Folder
     _manifest: Manifest
     _errors: Failures
-    _read_last: dict[int, dict[str, Tensor]]
+    _cache: dict[int, dict[str, Tensor]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._manifest.fields:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-        return self._whole(name)[name]
+        return self._all_rows(name)[name]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,30 +70,30 @@ class ChunkedSolution(Solution):
 
     @property
     def failures(self) -> list[Failure]:
-        """Chunks that failed, with their errors; a second call of `solve` tries them again."""
+        """Failed chunks with their errors; another call of `solve` retries them."""
         failed = {number: self._errors[number] for number in sorted(self._errors)}
         return [Failure(self._manifest.span(number), error) for number, error in failed.items()]
 
     def chunks(self) -> Iterator[Solution]:
-        """All rows, file by file, in row-major order.
+        """Iterate over all rows, file by file, in row-major order.
 
         Yields:
             Solutions of one dimension, ``row``.
         """
-        for _, tensors in self._parts(*self._manifest.fields):
+        for _, tensors in self._chunks(*self._manifest.fields):
             yield Solution(**cast(Any, tensors), dims=("row",))
 
-    def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # rows that are read lie in memory
-        """Pick rows by their numbers in row-major order; reads the chunks that hold them.
+    def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # returns rows in memory
+        """Select rows by their numbers in row-major order; reads only their chunks.
 
         Args:
-            rows: numbers, int64, ``(B,)``.
+            rows: row numbers, int64, ``(B,)``.
 
         Returns:
             The solution of these rows, with one dimension ``row``.
 
         Raises:
-            IndexError: if there is no such row.
+            IndexError: if a row does not exist.
         """
         rows, manifest = rows.cpu(), self._manifest
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < manifest.rows:
@@ -121,20 +121,20 @@ class ChunkedSolution(Solution):
             own = torch.arange(size)[item]
             rows = (rows if one else rows[..., None]) * size + own
             names += [] if one else [name]
-        return self._shaped(rows, tuple(names))
+        return self._pick(rows, tuple(names))
 
     def best(self, *dims: str | int, by: Tensor | None = None) -> Solution:  # type: ignore[override]
-        """Pick the best row along dimensions, as `Solution.best`; ranks are read chunk by chunk."""
+        """Select the best row along dimensions, as `Solution.best`; reads ranks chunk by chunk."""
         _, kept = best_dims(dims, self.dims, self.shape, by)
         grid = [RowDim(n, size, frozenset()) for n, size in zip(self.dims, self.shape, strict=True)]
         shape = [self.shape[place] for place in kept]
-        best = _Best.of_none(math.prod(shape))
-        for number, part in self._parts("status") if by is not None else self._parts("loss", "status"):
+        best = _Best.empty(math.prod(shape))
+        for number, part in self._chunks("status") if by is not None else self._chunks("loss", "status"):
             span = self._manifest.span(number)
             rank = part["loss"] if by is None else by.flatten()[span.start : span.stop]
             rows = torch.arange(span.start, span.stop)
             best.update(row_numbers(grid, kept, rows), rows, part["status"], rank)
-        return self._shaped(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
+        return self._pick(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
 
     def to_parquet(
         self,
@@ -143,17 +143,17 @@ class ChunkedSolution(Solution):
         windows: bool = False,
         assets: Sequence[str] | None = None,
     ) -> None:
-        """Write a table with one line per row, chunk by chunk; an earlier file stays until it is whole.
+        """Write a table with one line per row, chunk by chunk; replaces an existing file atomically.
 
         Args:
             path: the file, such as ``"answers.parquet"``.
-            windows: whether x is written, too, as a list of its numbers in row-major order.
+            windows: whether to include x, as a list of its entries in row-major order.
             assets: ``A`` names for the columns of the weights. Default: numbers.
 
         Raises:
-            ImportError: pyarrow is not installed.
-            ValueError: if ``assets`` are too many or too few, or a row dimension is named like a column.
-            OSError: where it cannot be written.
+            ImportError: if pyarrow is not installed.
+            ValueError: if there are not ``A`` names, or a row dimension is named like a column.
+            OSError: if it cannot be written.
         """
         where, window = "to_parquet", self._manifest.fields["x"][1]
         names = check_labels(where, window, assets=assets).get("asset")
@@ -181,57 +181,57 @@ class ChunkedSolution(Solution):
             try:
                 counts.update(self._folder.counts(number))
             except (OSError, ValueError):
-                counts[int(self._without(number))] += len(manifest.span(number))
-        told = ", ".join(f"{Status(code)} {count}" for code, count in sorted(counts.items()))
+                counts[int(self._missing_status(number))] += len(manifest.span(number))
+        status = ", ".join(f"{Status(code)} {count}" for code, count in sorted(counts.items()))
         rows = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
         code, window = manifest.fields["x"]
         return (
-            f"ChunkedSolution(rows=({rows}), chunks={manifest.chunks}, status=({told}), "
+            f"ChunkedSolution(rows=({rows}), chunks={manifest.chunks}, status=({status}), "
             f"x={window} torch.{code})"
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        # In one pass: a run that goes on must not answer between one field and the next.
-        return self._whole(*self._manifest.fields)
+        # In one pass, so that a run in progress cannot add answers between two fields.
+        return self._all_rows(*self._manifest.fields)
 
-    def _whole(self, *names: str) -> dict[str, Tensor]:
-        """Fields of all rows."""
-        parts = [part for _, part in self._parts(*names)]
+    def _all_rows(self, *names: str) -> dict[str, Tensor]:
+        """Read fields of all rows."""
+        parts = [part for _, part in self._chunks(*names)]
         parts = parts or [self._manifest.unanswered(0, Status.FAILED, names)]
         whole = {name: torch.cat([part[name] for part in parts]) for name in names}
         return {name: tensor.reshape(*self.shape, *tensor.shape[1:]) for name, tensor in whole.items()}
 
-    def _parts(self, *names: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Fields of every chunk, by its number."""
+    def _chunks(self, *names: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Fields of every chunk, with its number."""
         for number in range(self._manifest.chunks):
             yield number, self._fields(number, names)
 
     def _fields(self, number: int, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Fields of a chunk; of one that is not there they say so."""
+        """Fields of a chunk; without a file, rows that are FAILED or INTERRUPTED."""
         try:
             return self._folder.read(number, names)
         except FileNotFoundError:
             rows = len(self._manifest.span(number))
-            return self._manifest.unanswered(rows, self._without(number), names)
+            return self._manifest.unanswered(rows, self._missing_status(number), names)
 
-    def _without(self, number: int) -> Status:
-        """How the rows of a chunk ended that has no file."""
+    def _missing_status(self, number: int) -> Status:
+        """Status of the rows of a chunk without a file."""
         return Status.FAILED if number in self._errors else Status.INTERRUPTED
 
     def _read(self, number: int) -> dict[str, Tensor]:
-        """A chunk, which may be asked for again soon, as rows are often asked for in order."""
-        if number not in self._read_last:
+        """Read a chunk through a cache, since rows are often read in order."""
+        if number not in self._cache:
             tensors = self._fields(number, tuple(self._manifest.fields))
             if bool((tensors["status"] == Status.INTERRUPTED).all()):
-                return tensors  # it may come yet
+                return tensors  # may still be answered
             size = sum(tensor.nbytes for tensor in tensors.values())
-            while self._read_last and size * (1 + len(self._read_last)) > _REMEMBERED:
-                del self._read_last[next(iter(self._read_last))]
-            self._read_last[number] = tensors
-        return self._read_last[number]
+            while self._cache and size * (1 + len(self._cache)) > _CACHE_BYTES:
+                del self._cache[next(iter(self._cache))]
+            self._cache[number] = tensors
+        return self._cache[number]
 
-    def _shaped(self, rows: Tensor, names: tuple[str, ...]) -> Solution:
-        """The solution of some rows, in the shape of their numbers."""
+    def _pick(self, rows: Tensor, names: tuple[str, ...]) -> Solution:
+        """The solution of some rows, in the shape of ``rows``."""
         found = self.flat(rows.flatten())
         if not names:
             return found[0]
@@ -240,22 +240,22 @@ class ChunkedSolution(Solution):
 
 
 class _Best(NamedTuple):
-    """The best row of each group so far, its rank, and whether it hit."""
+    """The best row of each group so far, its rank, and whether it is a hit."""
 
     row: Tensor
     loss: Tensor
     hit: Tensor
 
     @classmethod
-    def of_none(cls, groups: int) -> _Best:
-        """Before the first row: worse than any, as a row that is not finite comes before none."""
+    def empty(cls, groups: int) -> _Best:
+        """Start with a rank worse than any row; a row that is not finite still replaces it."""
         worst = torch.full((groups,), torch.inf, dtype=torch.float64)
         return cls(torch.full((groups,), -1), worst, torch.zeros(groups, dtype=torch.bool))
 
     def update(self, group: Tensor, rows: Tensor, status: Tensor, rank: Tensor) -> None:
-        """Take more rows into account; among equals the first stays."""
+        """Add rows; ties keep the first row."""
         hit, loss = status == Status.HIT, rank.double().nan_to_num(nan=torch.inf)
-        # Sorted by group, hits before others, then by loss: the first of each group stands for it.
+        # Sort by group, hits first, then loss: the first row of each group is its best.
         order = loss.argsort(stable=True)
         for key in ((~hit).to(torch.int8), group):
             order = order[key[order].argsort(stable=True)]
@@ -269,19 +269,19 @@ class _Best(NamedTuple):
             kept[group[better]] = new[better]
 
 
-def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (of its module)
+def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (used as clusters.open)
     """Open the answers of a run, finished or not.
 
     Args:
-        directory: what `solve` was given.
+        directory: the directory given to `solve`.
 
     Returns:
-        The solution, which reads its chunks when it is asked for rows.
+        The solution, which reads its chunks on demand.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: if its manifest is damaged or of a later version.
-        OSError: if there is none that can be read.
+        TypeError: if ``directory`` is not a path.
+        ValueError: if its manifest is damaged or has a later format.
+        OSError: if its manifest cannot be read.
 
     Example:
         >>> import tempfile, funcexplain as fe
@@ -293,7 +293,7 @@ def open(directory: str | os.PathLike[str]) -> ChunkedSolution:  # noqa: A001  (
         >>> fe.clusters.open(folder).best().status
         <Status.HIT: 0>
     """
-    folder = opened("clusters.open", directory)
+    folder = open_folder("clusters.open", directory)
     return ChunkedSolution(folder, folder.failures())
 
 
@@ -306,7 +306,7 @@ def _unflatten(dims: Any, leaves: Any) -> Any:
     return Solution(*values)
 
 
-# Mapped as a tree, it becomes a solution in memory.
+# As a pytree, it is a solution in memory.
 optree.register_pytree_node(
     cast(Any, ChunkedSolution), _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
 )

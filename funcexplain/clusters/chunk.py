@@ -1,7 +1,8 @@
-"""What a worker does: build the problem once, then solve ranges of its rows and publish them."""
+"""The work of a worker: build the problem once, then solve chunks of its rows and publish them."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import traceback
@@ -28,11 +29,11 @@ from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 
 WHERE = "clusters.solve"
-_PROCESS = os.getpid()  # that imported this
+_PROCESS = os.getpid()  # the one that imported this module
 
 
 class Task(NamedTuple):
-    """What all chunks of a run have in common, and what travels to the workers."""
+    """The data that all chunks of a run share, sent to the workers."""
 
     build: Recipe
     method: Any
@@ -42,7 +43,7 @@ class Task(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A task in a worker."""
+    """A task, loaded in a worker."""
 
     problem: Problem
     method: Any
@@ -55,19 +56,19 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
 
     Args:
         task: a pickled `Task`.
-        number: the chunk's.
-        attempt: text that is unlike that of any other attempt: engines that remember results by their
-            arguments, as Dask can, then do not answer for this one.
+        number: number of the chunk.
+        attempt: unique text, so that executors that cache results by arguments, as Dask can, do not
+            return an earlier result.
 
     Returns:
-        How many rows ended how.
+        Number of rows per status.
 
     Raises:
-        WorkerError: whatever went wrong, as text.
+        WorkerError: for any error, as text.
     """
     del attempt
     if os.getpid() != _PROCESS:
-        # A fork has the caller's settings but none of its threads, and more than one would hang.
+        # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
     try:
         job = _job(task)
@@ -79,9 +80,9 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
         return dict(job.folder.publish(number, solution))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # of the caller's code: not each of them can travel
-        told, place = traceback.format_exception_only(error), traceback.format_tb(error.__traceback__)
-        raise WorkerError("".join([*told, *place])) from None
+    except BaseException as error:  # the caller's exceptions may not be picklable
+        lines = traceback.format_exception_only(error), traceback.format_tb(error.__traceback__)
+        raise WorkerError("".join(itertools.chain(*lines))) from None
 
 
 @lru_cache(maxsize=1)  # a worker serves one run at a time; building may take seconds
@@ -90,48 +91,48 @@ def _job(task: bytes) -> Job:
         build, recipe, settings, directory, manifest = pickle.loads(task)
     except (AttributeError, ImportError) as error:
         raise ImportError(
-            f"{WHERE}: build and method must be what workers can import, got {error} in a worker; "
+            f"{WHERE}: build and method must be importable by workers, got {error} in a worker; "
             "define them at the top of a module that is installed there, not in a notebook or shell"
         ) from None
     reuse_blocks_of_dask()
-    problem, method = build_problem(WHERE, build), made_method(recipe)
+    problem, method = build_problem(WHERE, build), make_method(recipe)
     parts = fingerprint(problem, method, settings)
     if parts != manifest.parts:
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
-            f"{differences(manifest.parts, parts)}; seed what it draws, and load what it trains from a "
-            "file"
+            f"{differences(manifest.parts, parts)}; seed its random numbers, and load trained networks "
+            "from a file"
         )
     return Job(problem, method, settings, Folder(WHERE, directory, manifest))
 
 
-def made_method(method: Any) -> Any:
-    """Call the recipe of a method; one that is given as such is returned."""
+def make_method(method: Any) -> Any:
+    """Call the recipe of a method; a method itself is returned unchanged."""
     return method.function(**method.kwargs) if isinstance(method, Recipe) else method
 
 
 def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict[str, Any]) -> Solution:
-    """Solve some rows of a grid, ascending, in one dimension, as if they were all there are."""
-    parts = [
-        (_solved(_taken(replace(problem, dims=dims, args=args), some), method, settings), some)
-        for dims, args, some in by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)
+    """Solve some rows of a grid, in ascending order, as a grid of one dimension."""
+    groups = [*by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)]
+    parts: list[Any] = [
+        _solve_batch(_select_rows(replace(problem, dims=dims, args=args), some), method, settings)
+        for dims, args, some in groups
     ]
     if len(parts) == 1:
-        return parts[0][0]
-    # In the order of the rows again.
-    order = torch.cat([some for _, some in parts]).argsort()
-    leaves: Any = [part for part, _ in parts]
-    together: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *leaves)
-    return together
+        return parts[0]
+    # Restore the order of the rows.
+    order = torch.cat([some for *_, some in groups]).argsort()
+    whole: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *parts)
+    return whole
 
 
-def _solved(problem: Problem, method: Any, settings: dict[str, Any]) -> Solution:
-    # Chosen for all rows; a chunk whose rows are odd, as with a start that is NaN, is mapped.
+def _solve_batch(problem: Problem, method: Any, settings: dict[str, Any]) -> Solution:
+    # Decided for the whole grid; a chunk with unusual rows, such as a NaN start, falls back to vmap.
     rows = "auto" if settings["rows"] == "samples" else settings["rows"]
     return solve(problem, method, **settings | {"rows": rows})
 
 
-def _taken(problem: Problem, rows: Tensor) -> Problem:
+def _select_rows(problem: Problem, rows: Tensor) -> Problem:
     varying = frozenset[str]().union(*(dim.varying for dim in problem.dims))
     args = take(problem.dims, problem.args, rows)
     return replace(problem, args=args, dims=(RowDim("row", len(rows), varying),))

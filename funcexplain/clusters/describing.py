@@ -1,9 +1,9 @@
-"""What a value is, as text that is equal in every process that has made it alike.
+"""Describe values as text that is equal in every process that builds the same value.
 
-Numbers are told by their digests; functions by name, code, and what they capture or refer to; objects by
-type and attributes; networks by their layers. Of libraries the names are enough, as their versions are
-told apart. Of what belongs to another package than its owner, too: what it keeps for itself, such as
-numbers that it counts, may differ from process to process.
+Tensors are described by digests; functions by name, code, and the values they capture or refer to;
+objects by type and attributes; networks by their layers. Names are enough for libraries, whose versions
+are part of the fingerprint, and for objects of another package than their owner, whose internal state,
+such as counters, may differ between processes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic)
 _LIBRARIES = sys.stdlib_module_names | {"funcexplain", "numpy", "optree", "torch"}
-# What torch keeps in every module; layers and hooks are described by themselves, numbers are `params`.
+# Attributes of every torch module; layers and hooks are described separately, tensors are `params`.
 _OF_TORCH = vars(nn.Module()).keys() - {"training"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
-def described(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a function, a network or a setting.
 
     Args:
@@ -40,7 +40,7 @@ def described(value: Any) -> str:
         One line.
 
     Example:
-        >>> described({"lr": 0.1, "residual": None})
+        >>> describe_value({"lr": 0.1, "residual": None})
         'lr=0.1, residual=None'
     """
     return _Description().of(value, "")
@@ -66,21 +66,21 @@ def digest_of_tree(value: Any) -> str:
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             digest.update(leaf.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
         else:
-            digest.update(described(leaf).encode())
+            digest.update(describe_value(leaf).encode())
     one = leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None
     kind = f"{len(leaves)} tensors" if one is None else f"{one.dtype} {tuple(one.shape)}"
     return f"{kind} {_short(digest)}"
 
 
 class _Description:
-    """One description; what occurs in it twice is described once."""
+    """One description; a value that occurs twice is described once."""
 
     def __init__(self) -> None:
-        # With the values: they live as long as their ids are asked for.
+        # Keeps the values alive, so that their ids stay unique.
         self._known: dict[int, tuple[Any, str]] = {}
 
     def of(self, value: Any, home: str) -> str:
-        """Describe a part; ``home`` is the package that it belongs to, empty for any."""
+        """Describe a part; ``home`` is the package that owns it, empty for any."""
         if isinstance(value, _PLAIN):
             return repr(value)
         if isinstance(value, Tensor):
@@ -118,7 +118,7 @@ class _Description:
         if isinstance(value, BuiltinFunctionType):
             return _name(value)
         if isinstance(value, type):
-            members = self._named(dict(_own_members(value)), _package(value))
+            members = self._named(dict(_class_members(value)), _package(value))
             return f"{_name(value)}({members})" if members else _name(value)
         return self._object(value, home)
 
@@ -126,20 +126,20 @@ class _Description:
         kind, package = type(value), _package(type(value))
         library, foreign = package in _LIBRARIES, home not in ("", package)
         if isinstance(value, nn.Module):
-            attributes = _of_module(value, plain_alone=foreign and not library)
+            attributes = _of_module(value, plain_only=foreign and not library)
         elif dataclasses.is_dataclass(value) or package == "funcexplain" or not (library or foreign):
             attributes = _attributes(value)
         else:
-            # What is called by a name, such as an operation of torch, or wraps a function, as caches do.
+            # A callable with a name, such as an operation of torch, or a wrapper, such as a cache.
             names = [getattr(value, name, None) for name in ("__name__", "__wrapped__")]
             inside = self._all((name for name in names if name is not None), home)
             return f"{_name(kind)}({inside})" if inside else _name(kind)
         return f"{self.of(kind, home)}({self._named(attributes, home if library else package)})"
 
     def _inside(self, function: FunctionType) -> Iterator[Any]:
-        """What a function captures; of the caller's also what it does and refers to."""
+        """Values that a function captures; for the caller's functions, also code and globals."""
         for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a name that has no value yet
+            with suppress(ValueError):  # a name without a value yet
                 yield cell.cell_contents
         yield from (default for default in (function.__defaults__, function.__kwdefaults__) if default)
         package = _package(function)
@@ -155,15 +155,15 @@ class _Description:
                 yield value
 
     def _code(self, code: CodeType) -> str:
-        """A digest of instructions and constants, without the lines and file they stand in."""
+        """A digest of instructions and constants, without file and line numbers."""
         constants = [
             self._code(c) if isinstance(c, CodeType) else self.of(c, "") for c in code.co_consts
         ]
         return _short(hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()))
 
 
-def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Methods and constants of a class and its bases, as far as they are no library's."""
+def _class_members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Methods and constants of a class and its bases, except those of libraries."""
     for base in reversed(kind.__mro__):
         if _package(base) in _LIBRARIES:
             continue
@@ -179,32 +179,32 @@ def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object holds, also in slots."""
+    """Attributes of an object, including slots."""
     slots = (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()))
-    held = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
-    return held | getattr(value, "__dict__", {})
+    slotted = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
+    return slotted | getattr(value, "__dict__", {})
 
 
-def _of_module(module: nn.Module, *, plain_alone: bool) -> dict[str, Any]:
-    """Attributes of a module, its hooks and layers, and its code if that was generated."""
+def _of_module(module: nn.Module, *, plain_only: bool) -> dict[str, Any]:
+    """Attributes of a module, its hooks and layers, and its generated code."""
     attributes = {name: part for name, part in vars(module).items() if name not in _OF_TORCH}
-    if plain_alone:
+    if plain_only:
         numbers = (*_PLAIN, Tensor, np.ndarray)
         attributes = {name: part for name, part in attributes.items() if isinstance(part, numbers)}
     attributes |= {name: [*getattr(module, name).values()] for name in _HOOKS}
-    return attributes | {"layers": dict(module.named_children()), "code": _generated(module)}
+    return attributes | {"layers": dict(module.named_children()), "code": _generated_code(module)}
 
 
-def _generated(module: nn.Module) -> str | None:
-    """The code of a module that was traced or exported."""
+def _generated_code(module: nn.Module) -> str | None:
+    """The code of a traced or exported module."""
     if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
-        with suppress(RuntimeError, AttributeError):  # a part without a forward of its own
+        with suppress(RuntimeError, AttributeError):  # a submodule without its own forward
             return str(module.code)
     return None
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Names that code refers to, functions inside it included."""
+    """Names that code refers to, including nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -212,7 +212,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _name(value: Any) -> str:
-    # The module of a script has another name in the processes that it starts.
+    # The module of a script has another name in its child processes.
     module = str(getattr(value, "__module__", None)).replace("__mp_main__", "__main__")
     return f"{module}.{value.__qualname__}"
 

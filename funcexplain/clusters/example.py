@@ -1,4 +1,4 @@
-"""A small grid to try a cluster with; `build` can be imported wherever funcexplain is installed."""
+"""A small grid for trying a cluster; workers can import `build` if funcexplain is installed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from funcexplain.problems.problem import Problem, problem
 
 
 def build(rows: int = 1000) -> Problem:
-    """Ask a softmax for every split between two assets.
+    """Make a grid that asks a softmax for every split between two assets.
 
     Args:
-        rows: splits.
+        rows: number of splits.
 
     Returns:
         A grid with one dimension, ``target``.

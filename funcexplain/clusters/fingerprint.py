@@ -1,7 +1,7 @@
-"""What decides the answers of a run, as text.
+"""Fingerprints: everything that determines the answers of a run, as text.
 
-Two problems with equal fingerprints have equal answers, so that a directory can be taken up again, and
-a worker can tell that it has built the problem that was asked about.
+Two problems with equal fingerprints have equal answers, so that a directory can be resumed, and a worker
+can check that it has built the right problem.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 import funcexplain
-from funcexplain.clusters.describing import described, digest_of_tree
+from funcexplain.clusters.describing import describe_value, digest_of_tree
 from funcexplain.problems.problem import Problem
 
 Fingerprint = dict[str, str]
-_LONGEST = 240  # characters that are kept as they are; of what is longer, the digest
-_LONGEST_SHOWN = 200  # characters that a message shows
+_MAX_LENGTH = 240  # characters of a part; a longer one ends in its digest
+_MAX_SHOWN = 200  # characters of a part in a message
 
 
 def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> Fingerprint:
-    """Describe everything that decides the answers.
+    """Describe everything that determines the answers.
 
     Args:
         problem: the grid.
@@ -31,7 +31,7 @@ def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> F
         settings: of the search, by name.
 
     Returns:
-        A line of text for every part, by its name.
+        One line of text per part, by name.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -45,23 +45,23 @@ def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> F
     parts["dims"] = ", ".join(f"{d.name}={d.size} ({'+'.join(sorted(d.varying))})" for d in problem.dims)
     for field in dataclasses.fields(problem):
         if field.name not in ("args", "dims"):
-            parts[field.name] = _shortened(described(getattr(problem, field.name)))
-    parts["method"] = _shortened(described(method))
-    parts |= {f"settings.{name}": _shortened(described(v)) for name, v in sorted(settings.items())}
+            parts[field.name] = _shorten(describe_value(getattr(problem, field.name)))
+    parts["method"] = _shorten(describe_value(method))
+    parts |= {f"settings.{name}": _shorten(describe_value(v)) for name, v in sorted(settings.items())}
     return parts | {
         "versions.funcexplain": funcexplain.__version__,
         "versions.torch": str(torch.__version__),
     }
 
 
-def key_of(parts: Fingerprint) -> str:
+def hash_fingerprint(parts: Fingerprint) -> str:
     """One hash of all parts."""
     text = "\n".join(f"{name}: {part}" for name, part in sorted(parts.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Say which parts differ, for a message: settings and data first, and what is short as it is.
+    """List the parts that differ, for a message: settings and data first, short values in full.
 
     Example:
         >>> differences({"settings.atol": "0.0"}, {"settings.atol": "0.1"})
@@ -69,15 +69,15 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     names.sort(key=lambda name: "." not in name)
-    told = []
+    changes = []
     for name in names:
         there, here = before.get(name, "nothing"), now.get(name, "nothing")
-        short = max(len(there), len(here)) <= _LONGEST_SHOWN
-        told.append(f"{name} ({there} there, {here} here)" if short else name)
-    return ", ".join(told)
+        short = max(len(there), len(here)) <= _MAX_SHOWN
+        changes.append(f"{name} ({there} there, {here} here)" if short else name)
+    return ", ".join(changes)
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST:
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_LENGTH:
         return text
-    return f"{text[: _LONGEST - 40]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{text[: _MAX_LENGTH - 40]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -1,8 +1,8 @@
-"""A run's directory: a manifest, a file per chunk, and the errors of chunks that failed.
+"""A run's directory: a manifest, a file per chunk, and the errors of failed chunks.
 
-manifest.json                         what decides the answers, the rows, and how they are cut
+manifest.json                         the fingerprint, the rows, and the size of chunks
 chunks/000000/000000123.safetensors   rows ``[123 * chunk_size, 124 * chunk_size)``, as `fe.load` reads
-chunks/000000/000000124.error         why a chunk has no answer, as text
+chunks/000000/000000124.error         the error of a failed chunk, as text
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.fingerprint import differences
-from funcexplain.clusters.manifest import FIELDS, FORMAT, Manifest, decoded
+from funcexplain.clusters.manifest import FIELDS, FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
-# File systems slow down with very many files in one folder.
+# File systems slow down with many files in one folder.
 _FILES_PER_FOLDER = 1000
-# Seconds after which a file that is being written has been left behind.
-_LEFT_BEHIND = 3600
+# Age in seconds at which a temporary file is abandoned.
+_ABANDONED_AFTER = 3600
 Failures = dict[int, str]
 
 
@@ -38,23 +38,23 @@ class Folder:
     Args:
         where: public function that was called.
         path: the directory.
-        manifest: what it is for.
+        manifest: its contents.
     """
 
     def __init__(self, where: str, path: Path, manifest: Manifest) -> None:
         self.where, self.path, self.manifest = where, path, manifest
 
     def publish(self, number: int, solution: Solution) -> Counter[int]:
-        """Write the answers of a chunk, as a whole or not at all; returns how many rows ended how."""
+        """Write the answers of a chunk atomically; returns the number of rows per status."""
         path = self._file(number)
         _make(self.where, path.parent)
         counts = Counter(torch.as_tensor(solution.status).tolist())
-        told = {str(code): count for code, count in sorted(counts.items())}
+        status = {str(code): count for code, count in sorted(counts.items())}
         first = self.manifest.span(number).start
-        chunk = {"run": self.manifest.key, "first_row": first, "status": told}
+        chunk = {"run": self.manifest.key, "first_row": first, "status": status}
         notes = {"dims": ["row"], "labels": {}, "settings": chunk}
         write_archive(self.where, path, {name: getattr(solution, name) for name in FIELDS}, notes)
-        with suppress(OSError):  # what an earlier attempt may have left does not count any more
+        with suppress(OSError):  # of an earlier attempt
             path.with_suffix(".error").unlink()
         return counts
 
@@ -62,8 +62,8 @@ class Folder:
         """Read fields of a chunk.
 
         Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if its file is damaged, or of another run or other rows.
+            FileNotFoundError: if it does not exist.
+            ValueError: if its file is damaged, or belongs to another run or other rows.
             OSError: if it cannot be read.
         """
         tensors, notes = read_archive(self.where, self._file(number), names)
@@ -71,32 +71,32 @@ class Folder:
         return tensors
 
     def counts(self, number: int) -> Counter[int]:
-        """How many rows of a chunk ended how, from its header; raises what `read` raises."""
+        """Number of rows of a chunk per status, from its header; raises like `read`."""
         path = self._file(number)
         if not path.exists():
-            # A network file system may remember for a while that it was not there.
+            # A network file system may cache for a while that it did not exist.
             with suppress(OSError):
                 os.listdir(path.parent)
         return self._counts(number, read_notes(self.where, path))
 
-    def unsound(self, found: Counter[int]) -> Iterator[int]:
-        """Numbers of chunks without a sound file; what the others hold is added to ``found``."""
+    def missing(self, found: Counter[int]) -> Iterator[int]:
+        """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
         for number in range(self.manifest.chunks):
             try:
-                notes = read_archive(self.where, self._file(number))[1]  # with all checksums
+                notes = read_archive(self.where, self._file(number))[1]  # verifies all checksums
                 found.update(self._counts(number, notes))
             except (OSError, ValueError):
                 yield number
 
     def note(self, number: int, error: str) -> None:
-        """Keep the error of a chunk that failed, until it is answered."""
+        """Store the error of a failed chunk, until the chunk is answered."""
         path = self._file(number).with_suffix(".error")
         _make(self.where, path.parent)
         with replaced(self.where, path) as file:
             file.write(error.encode())
 
     def failures(self) -> Failures:
-        """Errors of chunks that have no file, by their number."""
+        """Errors of chunks without a file, by chunk number."""
         found = Failures()
         for path in sorted(self.path.glob("chunks/*/*.error")):
             number = int(path.stem) if path.stem.isdecimal() else -1
@@ -106,10 +106,10 @@ class Folder:
         return found
 
     def clean(self) -> None:
-        """Take away what killed workers had begun to write, and nobody else may be writing now."""
+        """Remove abandoned temporary files of killed workers."""
         for path in (*self.path.glob(".*.tmp"), *self.path.glob("chunks/*/.*.tmp")):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFT_BEHIND:
+                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                     path.unlink()
 
     def _file(self, number: int) -> Path:
@@ -117,7 +117,7 @@ class Folder:
         return self.path / "chunks" / folder / f"{number:09d}.safetensors"
 
     def _counts(self, number: int, notes: dict[str, Any]) -> Counter[int]:
-        """How many rows of a chunk ended how; refuses one of another run or other rows."""
+        """Number of rows of a chunk per status; raises if it belongs to another run or other rows."""
         span = self.manifest.span(number)
         try:
             chunk = notes["settings"]
@@ -128,26 +128,26 @@ class Folder:
         if place != (self.manifest.key, span.start, len(span)):
             raise ValueError(
                 f"{self.where}: {quote(self._file(number))} holds other rows, or those of another run; "
-                "solve again with this directory, and it is replaced"
+                "solve again with this directory to replace it"
             )
         return counts
 
 
-def begin(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) -> Folder:
-    """Make a directory, or take up one that is for the same.
+def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) -> Folder:
+    """Create a directory, or open an existing one with the same fingerprint.
 
     Args:
         where: public function that was called.
         directory: its path.
-        wanted: what is to be answered.
-        chunk_size: the caller's own choice, if there is one.
+        wanted: its manifest.
+        chunk_size: the caller's choice; None for any.
 
     Returns:
         The directory with its manifest.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: if it is for something else.
+        TypeError: if ``directory`` is not a path.
+        ValueError: if it holds answers to something else.
         OSError: if it cannot be written.
     """
     path = _absolute(where, directory)
@@ -160,15 +160,15 @@ def begin(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) 
                 f"{where}: directory must be new, empty, or that of a run, got {quote(path)} with "
                 f"{sorted(strangers)[0]!r}; name another one"
             )
-        # Who begins at the same time with another question is refused below.
+        # A concurrent run with another question is detected below.
         with suppress(FileExistsError), replaced(where, manifest, exclusive=True) as file:
-            file.write(wanted.encoded())
-    folder = opened(where, path)
+            file.write(wanted.encode())
+    folder = open_folder(where, path)
     found = folder.manifest
     if found.key != wanted.key:
         raise ValueError(
             f"{where}: directory {quote(path)} holds answers to something else: "
-            f"{differences(found.parts, wanted.parts)}; name another directory, or ask as before"
+            f"{differences(found.parts, wanted.parts)}; name another directory, or ask the same question"
         )
     if chunk_size not in (None, found.chunk_size):
         raise ValueError(
@@ -176,43 +176,43 @@ def begin(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) 
             f"{chunk_size}; leave it out, or name another directory"
         )
     try:
-        with TemporaryFile(dir=path):  # refuses a read-only folder before anything is solved
+        with TemporaryFile(dir=path):  # detects a read-only folder before anything is solved
             pass
     except OSError as error:
         raise os_error(where, "write", manifest, error) from None
     return folder
 
 
-def opened(where: str, directory: Any) -> Folder:
-    """Open a directory that is there.
+def open_folder(where: str, directory: Any) -> Folder:
+    """Open an existing directory.
 
     Raises:
-        TypeError: for a path that is none.
-        ValueError: if its manifest is damaged or of a later version.
-        OSError: if there is none that can be read.
+        TypeError: if ``directory`` is not a path.
+        ValueError: if its manifest is damaged or has a later format.
+        OSError: if its manifest cannot be read.
     """
     path = _absolute(where, directory)
     manifest = path / "manifest.json"
     try:
-        found = decoded(manifest.read_bytes())
+        found = decode_manifest(manifest.read_bytes())
     except OSError as error:
         raise os_error(where, "read", manifest, error) from None
     if isinstance(found, Manifest):
         return Folder(where, path, found)
     if found is not None:
         raise ValueError(
-            f"{where}: {quote(manifest)} is of format {found}, this version reads up to {FORMAT}; "
+            f"{where}: {quote(manifest)} has format {found}, this version reads up to {FORMAT}; "
             "pip install -U funcexplain"
         )
     raise ValueError(
-        f"{where}: {quote(manifest)} is damaged or no manifest; name another directory, or take this "
-        "file away, and chunks that were solved for the same are taken as they are"
+        f"{where}: {quote(manifest)} is damaged or not a manifest; name another directory, or remove "
+        "this file, and existing answers to the same question are reused"
     )
 
 
 def _absolute(where: str, directory: Any) -> Path:
-    as_path(where, directory)  # refuses what is none
-    # Links are not followed: another machine may have them elsewhere.
+    as_path(where, directory)  # raises if it is not a path
+    # Links are not resolved: they may differ on another machine.
     return Path(os.path.abspath(directory))
 
 

@@ -1,4 +1,4 @@
-"""What a directory is for: the rows, how they are cut into chunks, and what decides their answers."""
+"""The manifest of a directory: its rows, their chunks, and the fingerprint of their answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import Fingerprint, key_of
+from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
 from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 
@@ -20,12 +20,12 @@ FIELDS = tuple(field.name for field in fields(Solution) if field.name != "dims")
 
 
 class Manifest(NamedTuple):
-    """What a directory is for.
+    """The contents of a directory.
 
     Attributes:
         parts: the fingerprint.
         dims: names of the row dimensions.
-        shape: their sizes.
+        shape: sizes of the row dimensions.
         chunk_size: rows per file.
         fields: dtype and trailing shape of every field of the answer.
     """
@@ -38,27 +38,27 @@ class Manifest(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Hash of what decides the answers."""
-        return key_of(self.parts)
+        """Hash of the fingerprint."""
+        return hash_fingerprint(self.parts)
 
     @property
     def rows(self) -> int:
-        """Rows in all."""
+        """Total number of rows."""
         return math.prod(self.shape)
 
     @property
     def chunks(self) -> int:
-        """Chunks in all."""
+        """Total number of chunks."""
         return -(-self.rows // self.chunk_size)
 
     def span(self, number: int) -> range:
-        """Numbers of the rows of a chunk."""
+        """Row numbers of a chunk."""
         return range(number * self.chunk_size, min(self.rows, (number + 1) * self.chunk_size))
 
     def unanswered(
         self, rows: int, status: Status, names: tuple[str, ...] = FIELDS
     ) -> dict[str, Tensor]:
-        """Fields of rows that have no answer."""
+        """Fields of rows without an answer."""
         tensors = {}
         for name in names:
             code, trailing = self.fields[name]
@@ -69,21 +69,21 @@ class Manifest(NamedTuple):
             tensors["status"].fill_(int(status))
         return tensors
 
-    def encoded(self) -> bytes:
+    def encode(self) -> bytes:
         """The manifest as JSON, with a checksum."""
-        told = self._asdict()
-        whole = {"format": FORMAT, **told, "checksum": _checksum(told)}
+        entries = self._asdict()
+        whole = {"format": FORMAT, **entries, "checksum": _checksum(entries)}
         return json.dumps(whole, indent=1).encode()
 
 
-def decoded(content: bytes) -> Manifest | int | None:
-    """Read what `Manifest.encoded` wrote.
+def decode_manifest(content: bytes) -> Manifest | int | None:
+    """Read what `Manifest.encode` wrote.
 
     Args:
-        content: of the file.
+        content: bytes of the file.
 
     Returns:
-        The manifest; the number of a format that is not known; or None for what is damaged or none.
+        The manifest; the number of an unknown format; or None if it is damaged or not a manifest.
     """
     try:
         found = json.loads(content)
@@ -99,5 +99,5 @@ def decoded(content: bytes) -> Manifest | int | None:
         return None
 
 
-def _checksum(told: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _checksum(entries: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

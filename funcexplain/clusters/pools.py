@@ -1,4 +1,4 @@
-"""Executors that are made, and made anew when one of their workers is killed."""
+"""Executors, and new ones in place of those that a killed worker broke."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import torch
 
 from funcexplain.problems.checks import check_positive
 
-Source = Executor | Callable[[], Executor]
+ExecutorSource = Executor | Callable[[], Executor]
 
 
 def processes(workers: int) -> Callable[[], Executor]:
-    """Make process pools of this machine, each worker with one torch thread.
+    """Make process pools on this machine, with one torch thread per worker.
 
-    Small networks lose by more threads. Workers are spawned, not forked: a fork of a process that has
-    used torch can hang.
+    Small networks are slower with more threads. Workers are spawned, not forked: a fork of a process
+    that has used torch can hang.
 
     Args:
-        workers: processes, at least one.
+        workers: number of processes, at least one.
 
     Returns:
         A function for ``solve(..., executor=...)`` that makes a pool, and a new one where a killed
         worker broke it.
 
     Raises:
-        TypeError, ValueError: if ``workers`` is no whole number above zero.
+        TypeError, ValueError: if ``workers`` is not a positive integer.
 
     Example:
         >>> make = processes(2)
@@ -42,19 +42,19 @@ def processes(workers: int) -> Callable[[], Executor]:
         ...     pool.submit(sum, [1, 2]).result()
         3
     """
-    return partial(_pool, check_positive("processes", "workers", workers))
+    return partial(_make_pool, check_positive("processes", "workers", workers))
 
 
-def _pool(workers: int) -> Executor:
+def _make_pool(workers: int) -> Executor:
     context = multiprocessing.get_context("spawn")
-    return Pool(workers, context, initializer=_begin)
+    return WorkerPool(workers, context, initializer=_set_up_worker)
 
 
-class Pool(ProcessPoolExecutor):
-    """Processes that end the chunks they have begun, though Ctrl-C reaches all that a terminal runs."""
+class WorkerPool(ProcessPoolExecutor):
+    """A process pool that finishes running chunks even if a terminal sends Ctrl-C to its workers."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Hand a call to a process; those that are missing begin here, and inherit what is blocked."""
+        """Submit a call; workers that start here inherit the blocked signal."""
         if not hasattr(signal, "pthread_sigmask"):  # Windows, where Ctrl-C ends them
             return super().submit(fn, *args, **kwargs)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -64,12 +64,12 @@ class Pool(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _begin() -> None:
-    """Set a worker up: one thread, and an end when the process that it works for has ended."""
+def _set_up_worker() -> None:
+    """Use one thread, and exit when the parent process has ended."""
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr  # what networks print is not what the coordinator says
+    sys.stdout = sys.stderr  # keeps the output of networks apart from the coordinator's
     parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed coordinator would leave it waiting for ever
+    if parent is not None:  # otherwise it would outlive a killed coordinator
         Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
@@ -78,73 +78,73 @@ def _end_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def checked_source(where: str, executor: Any) -> Source:
-    """Refuse what neither is an executor nor makes one."""
+def check_executor(where: str, executor: Any) -> ExecutorSource:
+    """Raise unless the value is an executor or makes one."""
     if isinstance(executor, type) or not (isinstance(executor, Executor) or callable(executor)):
         raise TypeError(
             f"{where}: executor must be a concurrent.futures.Executor or a function that makes one, got "
             f"{getattr(executor, '__name__', type(executor).__name__)}; fe.clusters.processes(2) and "
-            "dask.distributed.Client(...).get_executor() are such"
+            "dask.distributed.Client(...).get_executor() are examples"
         )
     return executor
 
 
-class Held:
-    """The executor in use: the caller's own, or one that is made here, again where it breaks."""
+class ManagedExecutor:
+    """The executor in use: the caller's own, or one made here, and replaced if it breaks."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExecutorSource) -> None:
         self._make = None if isinstance(source, Executor) else source
-        self.executor = source if isinstance(source, Executor) else self._made()
+        self.executor = source if isinstance(source, Executor) else self._make_executor()
 
     @property
     def workers(self) -> int:
-        """Chunks that it works on at once; zero where that is not known."""
+        """Number of chunks solved at a time; zero if unknown."""
         if self._client is None:
-            return getattr(self.executor, "_max_workers", 0)  # of the standard library
+            return getattr(self.executor, "_max_workers", 0)  # in the standard library
         if self._client.status != "running":
             return 0
         try:
-            return sum(self._client.nthreads().values())  # they come and go
-        except OSError:  # lost just now
+            return sum(self._client.nthreads().values())  # workers come and go
+        except OSError:  # the connection was just lost
             return 0
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing that is in flight will ever end, as where Dask's scheduler was killed."""
+        """Whether chunks in flight will never finish, because Dask's scheduler is gone."""
         return self._client is not None and self._client.status == "closed"
 
     @property
     def _client(self) -> Any:
-        """Dask's client, of its executors."""
+        """The client of Dask's executor; None for others."""
         return getattr(self.executor, "_client", None)
 
     @property
     def in_flight(self) -> int:
-        """Chunks that keep it busy: two per process; of a cluster more, as it may grow."""
+        """Number of chunks that keep it busy: two per process, more for a cluster, which may grow."""
         own = getattr(self.executor, "_max_workers", None)
         return 2 * own if isinstance(own, int) else 1024
 
     def remake(self) -> bool:
-        """Make a new one in place of a broken one; False where the caller's own cannot be."""
+        """Replace a broken executor; False if it is the caller's own."""
         if self._make is None:
             return False
         self.close()
-        self.executor = self._made()
+        self.executor = self._make_executor()
         return True
 
     def close(self) -> None:
-        """End an executor that was made here, once its running chunks have ended."""
+        """Shut down an executor made here, once its running chunks have finished."""
         if self._make is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
     def kill(self) -> None:
-        """End the processes of an executor that was made here, whatever they are at."""
+        """Kill the processes of an executor made here."""
         if self._make is not None:
             for process in [*(getattr(self.executor, "_processes", None) or {}).values()]:
                 process.kill()
             self.executor.shutdown(wait=False, cancel_futures=True)
 
-    def _made(self) -> Executor:
+    def _make_executor(self) -> Executor:
         assert self._make is not None
         executor = self._make()
         if not isinstance(executor, Executor):

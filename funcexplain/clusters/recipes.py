@@ -1,4 +1,4 @@
-"""What other processes build for themselves: a function by its name, and small arguments."""
+"""Recipes for objects that workers build themselves: an importable function and small arguments."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from funcexplain.problems.problem import Problem
 
-# A recipe says how something is made; what is larger than this is the thing itself.
-_LONGEST = 1 << 20
+# A larger recipe contains the object itself.
+_MAX_BYTES = 1 << 20
 
 
 class Recipe(NamedTuple):
-    """A function that can be imported, and what it is called with."""
+    """A function that can be imported, and its keyword arguments."""
 
     function: Callable[..., Any]
     kwargs: dict[str, Any]
@@ -25,19 +25,19 @@ class Recipe(NamedTuple):
 
 
 def as_recipe(where: str, name: str, value: Any) -> Recipe:
-    """Take ``callable`` or ``(callable, kwargs)`` as a recipe.
+    """Convert ``callable`` or ``(callable, kwargs)`` to a recipe.
 
     Args:
         where: public function that was called.
-        name: the argument.
-        value: what was given for it.
+        name: the argument's name.
+        value: the argument.
 
     Returns:
         The recipe.
 
     Raises:
-        TypeError: for anything else, or what cannot be pickled, such as a lambda.
-        ValueError: for arguments that are too large for a recipe.
+        TypeError: for another type, or if it cannot be pickled, such as a lambda.
+        ValueError: if the keyword arguments are too large for a recipe.
 
     Example:
         >>> as_recipe("solve", "build", (dict, {"a": 1})).kwargs
@@ -46,14 +46,14 @@ def as_recipe(where: str, name: str, value: Any) -> Recipe:
     function, kwargs = value if isinstance(value, tuple) and len(value) == 2 else (value, {})
     if not callable(function) or not isinstance(kwargs, Mapping):
         raise TypeError(
-            f"{where}: {name} must be a function or a pair (function, kwargs), got {_told(value)}; "
+            f"{where}: {name} must be a function or a pair (function, kwargs), got {_name_kind(value)}; "
             "workers import the function and call it"
         )
     recipe = Recipe(function, dict(kwargs))
-    size = len(pickled(where, name, recipe))
-    if size > _LONGEST:
+    size = len(pickle_for_workers(where, name, recipe))
+    if size > _MAX_BYTES:
         raise ValueError(
-            f"{where}: {name} must be a recipe of at most {_LONGEST >> 20} MiB, got kwargs of "
+            f"{where}: {name} must be a recipe of at most {_MAX_BYTES >> 20} MiB, got kwargs of "
             f"{size >> 20} MiB; pass the path of a file that the function reads"
         )
     return recipe
@@ -63,8 +63,8 @@ def build_problem(where: str, build: Recipe) -> Problem:
     """Call the recipe of a grid.
 
     Raises:
-        TypeError: if it returns no Problem.
-        ValueError: if it returns one question.
+        TypeError: if it does not return a Problem.
+        ValueError: if it returns a single question.
     """
     problem = build.function(**build.kwargs)
     if not isinstance(problem, Problem):
@@ -73,14 +73,14 @@ def build_problem(where: str, build: Recipe) -> Problem:
         )
     if not problem.dims:
         raise ValueError(
-            f"{where}: build must return a grid of rows, got one question from {build.name}; map it "
-            "first, as in fe.vmap(problem, target=targets)"
+            f"{where}: build must return a grid of rows, got a single question from {build.name}; map "
+            "it first, as in fe.vmap(problem, target=targets)"
         )
     return problem
 
 
-def pickled(where: str, name: str, value: Any) -> bytes:
-    """Pickle what travels, or say what cannot."""
+def pickle_for_workers(where: str, name: str, value: Any) -> bytes:
+    """Pickle a value for the workers; raises with the remedy if that is impossible."""
     try:
         return pickle.dumps(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -91,7 +91,7 @@ def pickled(where: str, name: str, value: Any) -> bytes:
         ) from None
 
 
-def _told(value: Any) -> str:
+def _name_kind(value: Any) -> str:
     if isinstance(value, Problem):
         return "a Problem; pass the function that builds it, so that no network is pickled"
     return type(value).__name__

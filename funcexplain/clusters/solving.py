@@ -1,4 +1,4 @@
-"""`solve`: a grid of rows in chunks on any executor, from the first one or from where a run was left."""
+"""`solve`: a grid of rows in chunks on any executor; resumes a directory of an earlier run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from funcexplain.clusters.answers import ChunkedSolution
-from funcexplain.clusters.chunk import WHERE, Task, made_method, solve_chunk, solve_rows_alone
+from funcexplain.clusters.chunk import WHERE, Task, make_method, solve_chunk, solve_rows_alone
 from funcexplain.clusters.fingerprint import fingerprint
-from funcexplain.clusters.folder import Failures, Folder, begin
+from funcexplain.clusters.folder import Failures, Folder, open_or_create
 from funcexplain.clusters.manifest import Manifest
-from funcexplain.clusters.pools import Held, checked_source
-from funcexplain.clusters.recipes import as_recipe, build_problem, pickled
+from funcexplain.clusters.pools import ManagedExecutor, check_executor
+from funcexplain.clusters.recipes import as_recipe, build_problem, pickle_for_workers
 from funcexplain.clusters.scheduling import Scheduler
 from funcexplain.engine.batching import why_not_samples
 from funcexplain.engine.progress import Callback, Meter
@@ -34,11 +34,11 @@ from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
 
-# Rows per chunk: so many chunks that workers end at about the same time, within bounds. The least is
-# long enough that a chunk's own cost, up to 25 ms, is small beside its search; the most so short that
-# large tensors are not taken anew from the system in every step (docs/clusters.md).
-_CHUNKS, _LEAST_ROWS, _MOST_ROWS = 64, 64, 512
-# What decides the answers, or how fast they come; the rest of solve's settings is the coordinator's.
+# Rows per chunk: enough chunks that workers finish at about the same time, within bounds. With the
+# minimum, the overhead of a chunk, up to 25 ms, is small compared with its search; with the maximum,
+# large tensors are not allocated again in every step (docs/clusters.md).
+_CHUNKS, _MIN_ROWS, _MAX_ROWS = 64, 64, 512
+# The settings that affect the answers or their speed; the others belong to the coordinator.
 _SETTINGS = ("max_steps", "atol", "keep", "patience", "rtol", "history", "rows", "compile")
 
 _logger = logging.getLogger("funcexplain")
@@ -56,47 +56,47 @@ def solve(
     callback: Callback | None = None,
     **settings: Any,
 ) -> ChunkedSolution:
-    """Answer a grid of rows by the workers of an executor, and keep every answer in a directory.
+    """Solve a grid of rows with the workers of an executor, and store every answer in a directory.
 
-    The rows are cut into chunks. A chunk is solved by one worker, which writes one file, as a whole or
-    not at all. Called again with the same directory, only chunks without a sound file are solved: after
-    Ctrl-C, a lost machine or a full disk, call again. The workers must see the directory under the same
-    path.
+    The rows are split into chunks. One worker solves a chunk and writes one file, atomically. A further
+    call with the same directory solves only chunks without a valid file: after Ctrl-C, a lost machine or
+    a full disk, call again. The workers must see the directory under the same path.
 
-    A chunk that raises is tried again, and so are the chunks that a killed worker held. One that fails
-    every time leaves rows that are NaN and FAILED, its error in ``solution.failures``, and all others
+    A chunk that raises is retried, and so are the chunks in flight when a worker is killed. The rows of
+    a chunk that fails every time are NaN and FAILED, with the error in ``solution.failures``; all others
     are answered.
 
-    Answers are those of ``fe.solve(build(), method, ...)``, to rounding, whatever the chunks, their
-    order and the number of workers. For that, what `fe.solve` decides by the number of rows or by time
-    is decided here once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. A run
-    of many minutes wants ``compile=True``.
+    The answers equal those of ``fe.solve(build(), method, ...)``, to rounding, for any chunks, order and
+    number of workers. Therefore, choices that `fe.solve` bases on the number of rows or on time are made
+    once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. Use ``compile=True``
+    for a run of many minutes.
 
     Args:
-        build: function that workers can import, or ``(function, kwargs)``; it returns the grid, and the
-            same one in every process. No network is sent: it loads or makes its own.
-        method: as in `fe.solve`: ``fe.adam(lr=0.1)``, ``fe.levenberg_marquardt()``; of what cannot be
+        build: function that workers can import, or ``(function, kwargs)``; it returns the grid, the same
+            one in every process. Networks are not sent to workers: it loads or makes its own.
+        method: as in `fe.solve`: ``fe.adam(lr=0.1)``, ``fe.levenberg_marquardt()``; if it cannot be
             pickled, ``(function, kwargs)`` that make it.
-        executor: any ``concurrent.futures`` executor, or a function that makes one, which is called
-            again where a killed worker broke it: a process pool cannot be used any more then. See
-            `processes`; Dask's is ``client.get_executor()``. One that is made here is ended here.
+        executor: any ``concurrent.futures`` executor, or a function that makes one. The function is
+            called again if a killed worker breaks the executor, such as a process pool; executors made
+            here are shut down here. See `processes`; for Dask, use ``client.get_executor()``.
         directory: folder of the run; made if missing.
-        chunk_size: rows per file, which a worker holds at once. Default: what the directory has; of a
-            new one such that there are 64 chunks, but at least 64 and at most 512 rows.
-        retries: times that a chunk is tried again.
-        in_flight: most chunks that wait in the executor or run. Default: two per process, else 1024.
-        callback: as in `fe.solve`; only its ``report`` is called, when chunks have ended.
+        chunk_size: rows per file, which a worker solves at a time. Default: that of an existing
+            directory; in a new one, a 64th of the rows, but at least 64 and at most 512.
+        retries: maximum number of retries per chunk.
+        in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
+            processes is unknown.
+        callback: as in `fe.solve`; only its ``report`` is called, when chunks finish.
         settings: of `fe.solve`: ``max_steps``, ``atol``, ``keep``, ``patience``, ``rtol``, ``history``,
-            ``rows``, ``compile``. Losses take a place for every step: ``history=False`` saves it.
+            ``rows``, ``compile``. Every recorded loss needs disk space; ``history=False`` saves it.
 
     Returns:
-        The solution, which reads its chunks when it is asked for rows. After Ctrl-C, or when an executor
-        broke that cannot be made anew, rows that are missing are INTERRUPTED.
+        The solution, which reads its chunks on demand. After Ctrl-C, or if an executor breaks and cannot
+        be remade, missing rows are INTERRUPTED.
 
     Raises:
-        TypeError: for an argument of another type, or what cannot be pickled.
-        ValueError: if the directory holds answers to something else (what differs is named), or for a
-            setting out of range.
+        TypeError: for an argument of another type, or one that cannot be pickled.
+        ValueError: if the directory holds answers to something else (the message names the difference),
+            or a setting is out of range.
         OSError: if the directory cannot be written.
 
     Example:
@@ -115,49 +115,49 @@ def solve(
     if isinstance(method, tuple) and len(method) == 2 and isinstance(method[1], Mapping):
         method = as_recipe(WHERE, "method", method)
     method = adam() if method is None else method
-    source = checked_source(WHERE, executor)
+    source = check_executor(WHERE, executor)
     check_count(WHERE, "retries", retries)
     for name, size in {"chunk_size": chunk_size, "in_flight": in_flight}.items():
         if size is not None:
             check_positive(WHERE, name, size)
     if callback is not None and not callable(callback):
         raise TypeError(f"{WHERE}: callback must be callable, got {type(callback).__name__}")
-    problem, settings = build_problem(WHERE, recipe), _all_settings(settings)
-    settings = _decided(problem, settings)
-    made = made_method(method)
-    # The answer to no rows checks the settings, and shows what fields there will be.
-    empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), made, settings)
+    problem, settings = build_problem(WHERE, recipe), _complete_settings(settings)
+    settings = _decide_settings(problem, settings)
+    built = make_method(method)
+    # Solving zero rows checks the settings, and determines the fields of the answers.
+    empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), built, settings)
     wanted = Manifest(
-        parts=fingerprint(problem, made, settings),
+        parts=fingerprint(problem, built, settings),
         dims=tuple(dim.name for dim in problem.dims),
         shape=problem.shape,
-        chunk_size=chunk_size or _chunk_size(math.prod(problem.shape)),
-        fields=_kinds(empty),
+        chunk_size=chunk_size or _default_chunk_size(math.prod(problem.shape)),
+        fields=_field_kinds(empty),
     )
-    pickled(WHERE, "method", method)
+    pickle_for_workers(WHERE, "method", method)
     del problem, empty
-    folder = begin(WHERE, directory, wanted, chunk_size)
+    folder = open_or_create(WHERE, directory, wanted, chunk_size)
     task = Task(recipe, method, settings, folder.path, folder.manifest)
-    failures = _run(folder, pickle.dumps(task), Held(source), retries, in_flight, callback)
+    failures = _run(folder, pickle.dumps(task), ManagedExecutor(source), retries, in_flight, callback)
     return ChunkedSolution(folder, failures)
 
 
 def _run(
     folder: Folder,
     task: bytes,
-    held: Held,
+    executor: ManagedExecutor,
     retries: int,
     in_flight: int | None,
     callback: Callback | None,
 ) -> Failures:
-    """Solve what is missing; returns the errors of chunks that failed, in this run or before."""
+    """Solve missing chunks; returns the errors of chunks that failed, in this run or before."""
     manifest, found = folder.manifest, Counter[int]()
     run, attempts = secrets.token_hex(4), itertools.count()
-    meter = Meter(callback, manifest.rows, lambda: held.workers)
+    meter = Meter(callback, manifest.rows, lambda: executor.workers)
     failures = folder.failures()
     scheduler = Scheduler(
-        held,
-        lambda engine, number: engine.submit(solve_chunk, task, number, f"{run}-{next(attempts)}"),
+        executor,
+        lambda pool, number: pool.submit(solve_chunk, task, number, f"{run}-{next(attempts)}"),
         lambda number: _check_file(folder, number),
         retries,
         in_flight,
@@ -165,7 +165,7 @@ def _run(
     try:
         try:
             folder.clean()
-            todo = list(folder.unsound(found))
+            todo = list(folder.missing(found))
             meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
             for number, counts, error in scheduler.run(todo):
                 failures.pop(number, None)
@@ -176,50 +176,50 @@ def _run(
                 meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
         except KeyboardInterrupt:
             _logger.warning(
-                "interrupted: running chunks are finished, unless Ctrl-C comes again; call again for "
-                "the rest"
+                "interrupted: running chunks are finished, unless Ctrl-C is pressed again; call again "
+                "for the rest"
             )
-        except Exception:  # of the caller's callback
+        except Exception:  # raised by the caller's callback
             scheduler.cancel()
-            held.close()
+            executor.close()
             raise
         scheduler.cancel()
-        held.close()
-    except KeyboardInterrupt:  # again, wherever that finds us: nobody is waited for any more
-        held.kill()
+        executor.close()
+    except KeyboardInterrupt:  # pressed again: stop without waiting
+        executor.kill()
         raise
     finally:
         meter.end()
     if scheduler.given_up is not None:
-        _logger.warning(f"given up: {scheduler.given_up}; call again for what is left")
+        _logger.warning(f"given up: {scheduler.given_up}; call again for the rest")
     return failures
 
 
 def _check_file(folder: Folder, number: int) -> None:
-    """Refuse a chunk whose file the coordinator does not see whole."""
+    """Raise unless the coordinator sees a valid file of a chunk."""
     try:
         folder.counts(number)
     except (OSError, ValueError) as error:
         raise type(error)(
-            f"{error}; a worker wrote it: workers must share the directory under the same path"
+            f"{error}; it was written by a worker: workers must share the directory under the same path"
         ) from None
 
 
 def _note(folder: Folder, number: int, error: str) -> None:
-    """Tell an error and keep it, also where there is no room for it on the disk."""
+    """Log an error and store it; a full disk must not end the run."""
     _logger.warning(f"chunk {number} failed: {error.splitlines()[0]}")
     try:
         folder.note(number, error)
-    except OSError as trouble:
-        _logger.warning(str(trouble))
+    except OSError as failure:
+        _logger.warning(str(failure))
 
 
-def _chunk_size(rows: int) -> int:
-    return min(_MOST_ROWS, max(_LEAST_ROWS, -(-rows // _CHUNKS)))
+def _default_chunk_size(rows: int) -> int:
+    return min(_MAX_ROWS, max(_MIN_ROWS, -(-rows // _CHUNKS)))
 
 
-def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `fe.solve` with its defaults; refuses others."""
+def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Complete the settings with the defaults of `fe.solve`; raises for others."""
     unknown = sorted(given.keys() - {*_SETTINGS})
     if unknown:
         raise TypeError(
@@ -227,7 +227,7 @@ def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
         )
     known = inspect.signature(solve_here).parameters
     every = {name: given.get(name, known[name].default) for name in _SETTINGS}
-    # Equal settings are told alike, whatever they were given as.
+    # Equal settings must have equal fingerprints, also if their types differ.
     every = {n: value.item() if isinstance(value, np.generic) else value for n, value in every.items()}
     return {
         name: float(value) if name in ("atol", "rtol") and type(value) is int else value
@@ -235,8 +235,8 @@ def _all_settings(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decided(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
-    """Decide once what otherwise depends on how many rows are solved together, or on time."""
+def _decide_settings(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
+    """Make the choices once that `fe.solve` bases on the number of rows, or on time."""
     rows = settings["rows"]
     if rows in ("auto", "samples") and 0 not in problem.shape:
         few = torch.arange(min(3, torch.Size(problem.shape).numel()), device=problem.args["x0"].device)
@@ -248,7 +248,7 @@ def _decided(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"rows": rows, "compile": compiled}
 
 
-def _kinds(empty: Solution) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _field_kinds(empty: Solution) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and trailing shape of each field."""
     return {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))

@@ -1,8 +1,8 @@
-"""The config of a run: TOML, read and checked into frozen dataclasses, with a default for most entries.
+"""The config of a run: TOML, parsed into frozen dataclasses, with a default for most entries.
 
-Here every entry is checked alone: whether it is known, of its kind, within bounds. Whether the entries
-make sense together, and with the network and the prices, is seen where these are loaded. Nothing of
-torch is needed, so that a mistyped key is told at once. All paths are relative to the current folder.
+This module checks each entry separately: known key, right type, within bounds. Whether the entries fit
+together, and fit the network and the prices, is checked when those are loaded. torch is not imported, so
+that a mistyped key is reported at once. All paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from funcexplain.commands.entries import (
-    by_name,
-    choice,
-    day,
+    bad_entry,
     entry,
-    flag,
-    inside,
-    names,
-    nearest,
-    number,
-    positive,
+    integer_between,
+    key_path,
+    one_of,
+    read_amounts,
+    read_date,
+    read_flag,
+    read_names,
+    read_non_negative,
+    read_number,
     read_table,
-    refused,
-    text,
-    whole,
+    read_text,
+    suggest,
 )
 
-MOST_ROWS = 10**6
+MAX_SEARCHES = 10**6
 
-# Settings of each method, and what they are if they are not given. Those of adam are for a search in
-# sigmas, as the demo has them: an eps as large as a typical gradient leaves alone what hardly matters.
+# Settings of each method, with their defaults. Those of adam suit a search in sigmas: an eps as large as
+# a typical gradient leaves entries alone that hardly matter.
 METHODS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03},
     "sgd": {"lr": 0.1, "momentum": 0.0},
@@ -43,75 +43,77 @@ LOSSES = ("auto", "cosine_distance", "cross_entropy", "js", "kl", "mae", "mse")
 
 
 @dataclass(frozen=True)
-class Range:
-    """Days on which windows end: every so many from a first one to a last one."""
+class DateRange:
+    """Every n-th date on which a window ends, from a first date to a last one."""
 
-    start: date | None = entry(day, None)
-    end: date | None = entry(day, None)
-    every: int = entry(whole(1), 1)
+    start: date | None = entry(read_date, None)
+    end: date | None = entry(read_date, None)
+    every: int = entry(integer_between(1), 1)
 
 
-Days = str | tuple[date, ...] | Range
+Dates = str | tuple[date, ...] | DateRange
+
+
+def _table(kind: type) -> Any:
+    return lambda where, value: read_table(kind, where, value)
 
 
 def _factory(where: str, value: Any) -> str:
-    module, colon, function = text(where, value).partition(":")
+    module, colon, function = read_text(where, value).partition(":")
     dotted = [*module.split("."), *function.split(".")]
     if not colon or not all(part.isidentifier() for part in dotted):
-        raise refused(where, 'text such as "package.module:make"', value)
+        raise bad_entry(where, 'text such as "package.module:make"', value)
     return value
 
 
 def _arguments(where: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
-        raise refused(where, "a table of keyword arguments, such as {n_assets = 16}", value)
+        raise bad_entry(where, "a table of keyword arguments, such as {n_assets = 16}", value)
     return value or None
 
 
-def _days(where: str, value: Any) -> Days:
+def _dates(where: str, value: Any) -> Dates:
     if isinstance(value, dict):
-        return read_table(Range, where, value)
+        return read_table(DateRange, where, value)
     if value == "all":
-        return Range()
+        return DateRange()
     if value == "last":
         return "last"
     if isinstance(value, list):
         if not value or len(set(map(str, value))) < len(value):
-            raise refused(where, "a list of dates, none twice", value)
-        return tuple(day(f"{where}[{index}]", item) for index, item in enumerate(value))
+            raise bad_entry(where, "a list of dates, none twice", value)
+        return tuple(read_date(f"{where}[{index}]", item) for index, item in enumerate(value))
     if not isinstance(value, str | date):
-        raise refused(where, '"last", "all", a date, a list of dates, or {start, end, every}', value)
-    return (day(where, value),)
+        raise bad_entry(where, '"last", "all", a date, a list of dates, or {start, end, every}', value)
+    return (read_date(where, value),)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Parts of a window, by asset, channel and day; what is not given does not restrict them."""
+class WindowPart:
+    """Part of a window, by asset, channel and day; a field that is None does not restrict it."""
 
-    assets: tuple[str, ...] | None = entry(names, None)
-    channels: tuple[str, ...] | None = entry(names, None)
-    last_days: int | None = entry(whole(1), None)
-
-
-def _parts(where: str, value: Any) -> Parts:
-    return read_table(Parts, where, value)
+    assets: tuple[str, ...] | None = entry(read_names, None)
+    channels: tuple[str, ...] | None = entry(read_names, None)
+    last_days: int | None = entry(integer_between(1), None)
 
 
 @dataclass(frozen=True)
-class Group:
-    """So much in several assets together."""
+class GroupConfig:
+    """Weight of several assets together."""
 
-    assets: tuple[str, ...] = entry(names)
-    weight: float | None = entry(number, None)
-    at_least: float | None = entry(number, None)
-    at_most: float | None = entry(number, None)
+    assets: tuple[str, ...] = entry(read_names)
+    weight: float | None = entry(read_number, None)
+    at_least: float | None = entry(read_number, None)
+    at_most: float | None = entry(read_number, None)
 
 
-def _groups(where: str, value: Any) -> tuple[Group, ...]:
+def _groups(where: str, value: Any) -> tuple[GroupConfig, ...]:
     tables = [value] if isinstance(value, dict) else value
     if not isinstance(tables, list) or not tables:
-        raise refused(where, 'a table such as {assets = ["EUR", "CHF"], at_least = 0.5}', value)
-    groups = tuple(read_table(Group, f"{where}[{index}]", table) for index, table in enumerate(tables))
+        raise bad_entry(where, 'a table such as {assets = ["EUR", "CHF"], at_least = 0.5}', value)
+    groups = tuple(
+        read_table(GroupConfig, f"{where}[{index}]", table) for index, table in enumerate(tables)
+    )
     for index, group in enumerate(groups):
         bounds = (group.at_least, group.at_most)
         if (group.weight is None) == (bounds == (None, None)):
@@ -120,136 +122,128 @@ def _groups(where: str, value: Any) -> tuple[Group, ...]:
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Where searches begin: beside the window, at a distance in sigmas drawn from a seed."""
+class StartsConfig:
+    """Where searches start: at the window plus seeded noise, in sigmas."""
 
-    number: int = entry(whole(1, 10**5), 4)
-    jitter: float = entry(positive, 0.05)
-    seed: int = entry(whole(0, 2**32 - 1), 0)
-
-
-def _starts(where: str, value: Any) -> Starts:
-    return read_table(Starts, where, value)
+    number: int = entry(integer_between(1, 10**5), 4)
+    jitter: float = entry(read_non_negative, 0.05)
+    seed: int = entry(integer_between(0, 2**32 - 1), 0)
 
 
 def _settings(where: str, value: Any) -> Any:
-    """A setting of a method, which the method itself checks; here it is only what TOML has for one."""
+    """A setting of a method: a number, text or a list of them. The method checks its value."""
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, str):
-            number(where, item)
+            read_number(where, item)
     return value
 
 
 @dataclass(frozen=True)
-class Network:
-    """The network: who makes it, and its weights."""
+class NetworkConfig:
+    """The network: the function that makes it, and its weights."""
 
     factory: str | None = entry(_factory, None)
     arguments: dict[str, Any] | None = entry(_arguments, None)
-    weights: str | None = entry(text, None)
+    weights: str | None = entry(read_text, None)
 
 
 @dataclass(frozen=True)
-class Market:
+class PricesConfig:
     """The price history."""
 
-    file: str = entry(text)
-    assets: tuple[str, ...] | None = entry(names, None)
-    start: date | None = entry(day, None)
-    end: date | None = entry(day, None)
+    file: str = entry(read_text)
+    assets: tuple[str, ...] | None = entry(read_names, None)
+    start: date | None = entry(read_date, None)
+    end: date | None = entry(read_date, None)
 
 
 @dataclass(frozen=True)
-class Features:
-    """How windows are made of prices."""
+class FeaturesConfig:
+    """How windows are made from prices."""
 
-    lookback: int = entry(whole(1), 20)
-    span: int = entry(whole(2), 20)
-    channels: tuple[str, ...] = entry(names, ("return", "momentum", "volatility"))
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, of which days, and what may move."""
-
-    target: dict[str, float] | None = entry(by_name, None)
-    at_least: dict[str, float] | None = entry(by_name, None)
-    at_most: dict[str, float] | None = entry(by_name, None)
-    top: str | None = entry(text, None)
-    exit: tuple[str, ...] | None = entry(names, None)
-    group: tuple[Group, ...] | None = entry(_groups, None)
-    shift: dict[str, float] | None = entry(by_name, None)
-    turnover: float | None = entry(positive, None)
-    concentration: float | None = entry(positive, None)
-    loss: str = entry(choice(*LOSSES), "auto")
-    date: Days = entry(_days, "last")
-    search: str = entry(choice("features", "scenario"), "features")
-    covariance: str = entry(choice("sample", "exponential", "ledoit_wolf"), "sample")
-    free: Parts = entry(_parts, Parts())
-    frozen: Parts = entry(_parts, Parts())
-
-
-WORDS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
-"""Entries of a question that say what is asked for."""
+    lookback: int = entry(integer_between(1), 20)
+    span: int = entry(integer_between(2), 20)
+    channels: tuple[str, ...] = entry(read_names, ("return", "momentum", "volatility"))
 
 
 @dataclass(frozen=True)
-class Method:
-    """How the search goes."""
+class QuestionConfig:
+    """The goals, the dates, and which entries are free to change."""
 
-    name: str = entry(choice(*METHODS), "adam")
-    max_steps: int = entry(whole(0), 1000)
-    atol: float = entry(positive, 1e-3)
-    patience: int | None = entry(whole(1), None)
-    starts: Starts = entry(_starts, Starts())
-    threads: int = entry(whole(1, 1024), 1)
+    target: dict[str, float] | None = entry(read_amounts, None)
+    at_least: dict[str, float] | None = entry(read_amounts, None)
+    at_most: dict[str, float] | None = entry(read_amounts, None)
+    top: str | None = entry(read_text, None)
+    exit: tuple[str, ...] | None = entry(read_names, None)
+    group: tuple[GroupConfig, ...] | None = entry(_groups, None)
+    shift: dict[str, float] | None = entry(read_amounts, None)
+    turnover: float | None = entry(read_non_negative, None)
+    concentration: float | None = entry(read_non_negative, None)
+    loss: str = entry(one_of(*LOSSES), "auto")
+    date: Dates = entry(_dates, "last")
+    search: str = entry(one_of("features", "scenario"), "features")
+    covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
+    free: WindowPart = entry(_table(WindowPart), WindowPart())
+    frozen: WindowPart = entry(_table(WindowPart), WindowPart())
+
+
+GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
+"""Entries of a question that state a goal."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How to search."""
+
+    name: str = entry(one_of(*METHODS), "adam")
+    max_steps: int = entry(integer_between(0), 1000)
+    atol: float = entry(read_non_negative, 1e-3)
+    patience: int | None = entry(integer_between(1), None)
+    starts: StartsConfig = entry(_table(StartsConfig), StartsConfig())
+    threads: int = entry(integer_between(1, 1024), 1)
     settings: dict[str, Any] = entry(lambda where, value: value, None)
 
 
-def _method(where: str, value: Any) -> Method:
-    """The settings of a method stand among the other entries."""
+def _method(where: str, value: Any) -> MethodConfig:
+    """Read ``[method]``, where the settings of the method are entries like the others."""
     if not isinstance(value, dict):
-        raise refused(where, "a table", value)
-    name = choice(*METHODS)(inside(where, "name"), value.get("name", "adam"))
+        raise bad_entry(where, "a table", value)
+    name = one_of(*METHODS)(key_path(where, "name"), value.get("name", "adam"))
     own = METHODS[name]
-    common = [key for key in Method.__dataclass_fields__ if key != "settings"]
+    common = [key for key in MethodConfig.__dataclass_fields__ if key != "settings"]
     for key in value:
         if key not in own and key not in common:
             known = (*own, *common)
-            raise ValueError(f"{inside(where, key)}: {name} has no such setting; {nearest(key, known)}")
-    given = {key: _settings(inside(where, key), value[key]) for key in own if key in value}
+            raise ValueError(f"{key_path(where, key)}: unknown setting of {name}; {suggest(key, known)}")
+    given = {key: _settings(key_path(where, key), value[key]) for key in own if key in value}
     rest = {key: value[key] for key in common if key in value}
-    return read_table(Method, where, {**rest, "settings": {**own, **given}})
+    return read_table(MethodConfig, where, {**rest, "settings": {**own, **given}})
 
 
 @dataclass(frozen=True)
-class Output:
-    """What is written, and where to."""
+class OutputConfig:
+    """Which files to write, and where."""
 
-    folder: str = entry(text, "run")
-    report: bool = entry(flag, True)
-    picture: bool = entry(flag, True)
-    title: str | None = entry(text, None)
-
-
-def _table(kind: type) -> Any:
-    return lambda where, value: read_table(kind, where, value)
+    folder: str = entry(read_text, "run")
+    report: bool = entry(read_flag, True)
+    picture: bool = entry(read_flag, True)
+    title: str | None = entry(read_text, None)
 
 
 @dataclass(frozen=True)
 class Config:
-    """All of it, one field for each table."""
+    """A whole config, one field per table."""
 
-    network: Network = entry(_table(Network))
-    prices: Market = entry(_table(Market))
-    question: Question = entry(_table(Question))
-    features: Features = entry(_table(Features), Features())
-    method: Method = entry(_method, Method(settings=METHODS["adam"]))
-    output: Output = entry(_table(Output), Output())
+    network: NetworkConfig = entry(_table(NetworkConfig))
+    prices: PricesConfig = entry(_table(PricesConfig))
+    question: QuestionConfig = entry(_table(QuestionConfig))
+    features: FeaturesConfig = entry(_table(FeaturesConfig), FeaturesConfig())
+    method: MethodConfig = entry(_method, MethodConfig(settings=METHODS["adam"]))
+    output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file, and refuse what is wrong in it by itself.
+    """Read a config file and check each entry.
 
     Args:
         path: a TOML file.
@@ -258,9 +252,9 @@ def read_config(path: str | Path) -> Config:
         The config, with defaults filled in.
 
     Raises:
-        ValueError: it is no TOML, a key is unknown or missing, or an entry is not of its kind; the
+        ValueError: if it is not TOML, a key is unknown or missing, or an entry has the wrong type; the
             message names the file and the entry.
-        OSError: it cannot be read.
+        OSError: if it cannot be read.
 
     Example:
         >>> import tempfile
@@ -275,24 +269,26 @@ def read_config(path: str | Path) -> Config:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
+        kind = "a folder" if path.is_dir() else "not a regular file"
         raise IsADirectoryError(f"{str(path)!r} is {kind}; name a config file, such as config.toml")
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no config file {str(path)!r}; is its name right?") from None
+        raise FileNotFoundError(f"there is no config file {str(path)!r}; check the name") from None
     except OSError as error:
-        raise type(error)(f"cannot read {str(path)!r}: {error.strerror}; may you read it?") from None
+        raise type(error)(
+            f"cannot read {str(path)!r}: {error.strerror}; check its permissions"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is no TOML file: {error}; see https://toml.io") from None
+        raise ValueError(f"{str(path)!r} is not a TOML file: {error}; see https://toml.io") from None
     try:
-        return checked(table)
+        return parse_config(table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def checked(table: dict[str, Any]) -> Config:
-    """The config in a table, as `read_config` reads it from a file."""
+def parse_config(table: dict[str, Any]) -> Config:
+    """Parse a table as `read_config` parses a file."""
     config = read_table(Config, "", table)
     network, question = config.network, config.question
     exported = (network.weights or "").endswith(".pt2")
@@ -302,15 +298,16 @@ def checked(table: dict[str, Any]) -> Config:
         raise ValueError(
             "network.factory: a .pt2 file is the whole network; leave out factory, arguments"
         )
-    if not any(getattr(question, word) is not None for word in WORDS):
-        raise ValueError(f"question: nothing is asked for; give at least one of {', '.join(WORDS)}")
+    if not any(getattr(question, goal) is not None for goal in GOALS):
+        raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")
     if question.shift is not None and len(question.shift) > 1:
         raise ValueError(
-            "question.shift: one asset is shifted, funded by all others; use target for several"
+            f"question.shift: expected one asset, funded by all others, got {len(question.shift)}; use "
+            "target for several"
         )
     if question.search == "scenario" and (question.free.channels or question.frozen.channels):
         raise ValueError(
-            "question.frozen: a scenario computes all channels from the same returns: none can be held; "
-            'freeze assets or days, or take search = "features"'
+            "question.frozen: a scenario computes all channels from the same returns, so that channels "
+            'cannot be frozen; freeze assets or days, or use search = "features"'
         )
     return config

@@ -1,17 +1,19 @@
-"""From a price history to what a search needs of it: windows, their days, and sizes of the channels."""
+"""A price history in windows: features, dates, and the scale of each channel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from funcexplain.commands.config import Features, Market
-from funcexplain.commands.entries import nearest
+from funcexplain.commands.config import FeaturesConfig, PricesConfig
+from funcexplain.commands.entries import suggest
 from funcexplain.markets.features import CHANNELS, features, log_returns, windows
 from funcexplain.markets.prices import Prices, load
 
@@ -21,11 +23,11 @@ class History:
     """A price history in windows.
 
     Attributes:
-        prices: the prices, cut to the assets and days that are asked for.
+        prices: the prices of the selected assets and days.
         channels: names of the ``C`` channels.
         span: days that momentum and volatility look back.
         windows: all windows ``(N, C, L, A)``, in the network's dtype.
-        last_days: rows of the prices on which they end, int64, ``(N,)``.
+        last_days: rows of the prices at which they end, int64, ``(N,)``.
         days: channels of every day, float64, ``(C, days, A)``.
         mean: of each channel, ``(C, 1, 1)``, in the network's dtype.
         std: likewise.
@@ -42,71 +44,76 @@ class History:
 
     @property
     def lookback(self) -> int:
-        """Days per window, ``L``."""
+        """Dates per window, ``L``."""
         return self.windows.shape[2]
 
     @property
+    def has_returns(self) -> bool:
+        """Whether the first channel holds returns, from which measures against history are computed."""
+        return self.channels[0] == "return"
+
+    @property
     def ends(self) -> list[str]:
-        """The day on which each window ends."""
+        """The last day of each window."""
         return [str(day) for day in self.prices.dates[self.last_days.numpy()]]
 
-    def window_days(self, place: int) -> list[str]:
+    def window_days(self, position: int) -> list[str]:
         """The days of one window, oldest first."""
-        last = int(self.last_days[place])
+        last = int(self.last_days[position])
         return [str(day) for day in self.prices.dates[last + 1 - self.lookback : last + 1]]
 
 
-def load_history(market: Market, asked: Features, dtype: torch.dtype = torch.float32) -> History:
-    """Load prices and make windows of them.
+def load_history(
+    market: PricesConfig, config: FeaturesConfig, dtype: torch.dtype = torch.float32
+) -> History:
+    """Load prices and compute their windows.
 
     Args:
         market: the table ``[prices]``.
-        asked: the table ``[features]``.
+        config: the table ``[features]``.
         dtype: of the windows.
 
     Returns:
         The history.
 
     Raises:
-        ValueError: the prices are none, an asset or channel is unknown, or there are too few days.
-        OSError: the file cannot be read.
-        ImportError: a package is missing.
+        ValueError: if the file is not a price history, an asset or channel is unknown, or there are too
+            few days.
+        OSError: if the file cannot be read.
+        ImportError: if a package is missing.
 
     Example:
-        >>> load_history(Market("ecb", assets=("EUR", "JPY")), Features(lookback=5)).windows.shape[1:]
+        >>> market = PricesConfig("ecb", assets=("EUR", "JPY"))
+        >>> load_history(market, FeaturesConfig(lookback=5)).windows.shape[1:]
         torch.Size([3, 5, 2])
     """
-    prices = cut(load(market.file), market)
-    channels = places("features.channels", asked.channels, CHANNELS)
-    stack, last_days = windows(prices, asked.lookback, asked.span)
-    days = features(log_returns(prices), asked.span)[channels]
+    prices = select_prices(load(market.file), market)
+    channels = positions("features.channels", config.channels, CHANNELS)
+    stack, last_days = windows(prices, config.lookback, config.span)
+    days = features(log_returns(prices), config.span)[channels]
     stack = stack[:, channels].to(dtype)
     std, mean = torch.std_mean(days, dim=(1, 2), keepdim=True)
     return History(
-        prices, asked.channels, asked.span, stack, last_days, days, mean.to(dtype), std.to(dtype)
+        prices, config.channels, config.span, stack, last_days, days, mean.to(dtype), std.to(dtype)
     )
 
 
-def cut(prices: Prices, market: Market) -> Prices:
-    """The assets and days that a config asks for, in its order of assets.
+def select_prices(prices: Prices, market: PricesConfig) -> Prices:
+    """Select the assets and days of a config; the assets in its order.
 
     Args:
         prices: the whole history.
         market: the table ``[prices]``.
 
     Returns:
-        A part of it.
+        The selected part.
 
     Raises:
-        ValueError: an asset is unknown, or no days are left.
+        ValueError: if an asset is unknown, or no days are left.
     """
     wanted = market.assets or prices.assets
-    columns = places("prices.assets", wanted, prices.assets)
-    keep = np.ones(len(prices.dates), dtype=bool)
-    if market.start is not None:
-        keep &= prices.dates >= np.datetime64(market.start)
-    if market.end is not None:
-        keep &= prices.dates <= np.datetime64(market.end)
+    columns = positions("prices.assets", wanted, prices.assets)
+    keep = days_between(prices.dates, market.start, market.end)
     if not keep.any():
         raise ValueError(
             f"prices: expected days between start and end, got none; there are {prices.dates[0]} to "
@@ -115,16 +122,26 @@ def cut(prices: Prices, market: Market) -> Prices:
     return Prices(prices.values[keep][:, columns], prices.dates[keep], tuple(wanted), prices.source)
 
 
-def places(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[int]:
-    """The places of names among known ones; an unknown one is refused with the nearest."""
+def days_between(dates: NDArray[Any], start: date | None, end: date | None) -> NDArray[np.bool_]:
+    """Mask of the dates from a first to a last one, both included; None is unbounded."""
+    keep = np.ones(len(dates), dtype=bool)
+    if start is not None:
+        keep &= dates >= np.datetime64(start)
+    if end is not None:
+        keep &= dates <= np.datetime64(end)
+    return keep
+
+
+def positions(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Positions of names among known ones; raises for an unknown one, with a suggestion."""
     for name in wanted:
         if name not in known:
-            raise ValueError(f"{where}: there is no {name!r} in the data; {nearest(name, tuple(known))}")
+            raise ValueError(f"{where}: there is no {name!r} in the data; {suggest(name, tuple(known))}")
     return [list(known).index(name) for name in wanted]
 
 
-def place_of_day(history: History, day: date) -> int:
-    """The place of the window that ends on a day."""
+def window_ending_on(history: History, day: date) -> int:
+    """Position of the window that ends on a day."""
     ends = history.prices.dates[history.last_days.numpy()]
     at = int(np.searchsorted(ends, np.datetime64(day)))
     if at == len(ends) or ends[at] != np.datetime64(day):

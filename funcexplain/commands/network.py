@@ -1,131 +1,104 @@
-"""The user's network: made by a function that a config names, with weights out of a file.
+"""The user's network: made by a function that the config names, with weights from a file.
 
-A file of weights is data and is read as such: safetensors by hand, ``.pt`` with ``weights_only=True``.
-An exported program (``.pt2``) is code, and is loaded only where the user says that it can be trusted.
-What the user's code prints, seeds or draws at random does not reach beyond it.
+Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
+``weights_only=True``. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
+The user's code cannot change the random states of this process.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import random
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from funcexplain.commands.config import Network
+from funcexplain.commands.config import NetworkConfig
+from funcexplain.commands.environment import fixed_seed, importable
 from funcexplain.solutions.archive import read_safetensors
 
-_LONGEST = 300  # letters of somebody else's message
+_MAX_LENGTH = 300  # characters of an error of the user's code
 
 
-def load_network(asked: Network, *, trust_model: bool = False) -> nn.Module:
-    """Make the network of a config, and give it its weights.
+def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Module:
+    """Make the network of a config and load its weights.
 
     Args:
-        asked: the table ``[network]``.
+        config: the table ``[network]``.
         trust_model: whether a ``.pt2`` file may run its code.
 
     Returns:
         The network, in the dtype of its weights.
 
     Raises:
-        ValueError: the function is not found, fails or returns no module, or the weights are those of
-            another network.
-        OSError: a file cannot be read.
+        ValueError: if the function is not found, raises or does not return a module, or the weights do
+            not fit the network.
+        OSError: if a file cannot be read.
 
     Example:
-        >>> load_network(Network("torch.nn:Linear", {"in_features": 2, "out_features": 1}))
+        >>> load_network(NetworkConfig("torch.nn:Linear", {"in_features": 2, "out_features": 1}))
         Linear(in_features=2, out_features=1, bias=True)
     """
-    if asked.factory is None:
-        return _exported(asked.weights or "", trust_model)
-    with untouched(), importable(os.getcwd()):
-        network = _made(asked.factory, asked.arguments or {})
-    if asked.weights is not None:
-        _give(network, asked.weights, asked.factory)
+    if config.factory is None:
+        return _load_exported(config.weights or "", trust_model)
+    with fixed_seed(), importable(os.getcwd()):
+        network = _make(config.factory, config.arguments or {})
+    if config.weights is not None:
+        _load_weights(network, config.weights, config.factory)
     return network.eval()
 
 
-@contextmanager
-def untouched() -> Iterator[None]:
-    """Keep the random states of torch, numpy and Python as they are; begin with torch's seed 0."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 (the user's)
-    torch.manual_seed(0)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
-
-
-@contextmanager
-def importable(folder: str) -> Iterator[None]:
-    """Let modules of a folder be imported, as ``python -m`` does."""
-    before = list(sys.path)
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def in_short(error: BaseException | str) -> str:
-    """What somebody else's error says, on one line and cut."""
+def one_line(error: BaseException | str) -> str:
+    """An error of the user's code on one line, cut to a maximum length."""
     kind = "" if isinstance(error, str) else type(error).__name__
     words = " ".join(str(error).split())
-    words = words if len(words) <= _LONGEST else words[: _LONGEST - 3] + "..."
+    words = words if len(words) <= _MAX_LENGTH else words[: _MAX_LENGTH - 3] + "..."
     return ": ".join(filter(None, (kind, words)))
 
 
-def _made(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     where = "network.factory"
     name, _, function = factory.partition(":")
     try:
-        made: Any = importlib.import_module(name)
+        found: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(
                 f"{where}: no module {error.name!r}, neither installed nor in the current folder; run "
-                "from the folder that it is in, or install it"
+                "from the folder that contains it, or install it"
             ) from None
         raise ValueError(
-            f"{where}: importing {name!r} raised {in_short(error)}; install that"
+            f"{where}: importing {name!r} raised {one_line(error)}; install that"
         ) from error
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{where}: importing {name!r} raised {in_short(error)}; --debug shows where"
+            f"{where}: importing {name!r} raised {one_line(error)}; --debug shows where"
         ) from error
     for part in function.split("."):
-        if not hasattr(made, part):
-            raise ValueError(f"{where}: {name!r} has no {function!r}; name a function that is in it")
-        made = getattr(made, part)
-    if isinstance(made, nn.Module) and not arguments:
-        return made
-    if not callable(made) or isinstance(made, nn.Module):
-        raise ValueError(f"{where}: {factory} must be a function, got {type(made).__name__}")
+        if not hasattr(found, part):
+            raise ValueError(f"{where}: {name!r} has no {function!r}; name a function of this module")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module) and not arguments:
+        return found
+    if not callable(found) or isinstance(found, nn.Module):
+        raise ValueError(f"{where}: {factory} must be a function, got {type(found).__name__}")
     try:
-        made = made(**arguments)
+        network = found(**arguments)
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{where}: {factory} raised {in_short(error)}; is network.arguments what it takes? "
-            "--debug shows where"
+            f"{where}: {factory} raised {one_line(error)}; check network.arguments; --debug shows where"
         ) from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{where}: {factory} must return a torch.nn.Module, got {type(made).__name__}")
-    return made
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{where}: {factory} must return a torch.nn.Module, got {type(network).__name__}"
+        )
+    return network
 
 
-def _give(network: nn.Module, path: str, factory: str) -> None:
+def _load_weights(network: nn.Module, path: str, factory: str) -> None:
     state = read_weights(path)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
@@ -134,13 +107,13 @@ def _give(network: nn.Module, path: str, factory: str) -> None:
         network.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"network.weights: {path!r} holds the weights of another network than {factory} makes: "
-            f"{in_short(str(error))}"
+            f"network.weights: the weights in {path!r} do not fit the network of {factory}: "
+            f"{one_line(str(error))}"
         ) from None
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a network's ``state_dict`` from safetensors or from what ``torch.save`` wrote; runs no code.
+    """Read a ``state_dict`` from a file of safetensors or ``torch.save``, without running code.
 
     Args:
         path: a file that ends in ``.safetensors``, ``.pt`` or ``.pth``.
@@ -149,22 +122,24 @@ def read_weights(path: str) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        ValueError: it holds something else.
-        OSError: it cannot be read.
+        ValueError: if it holds something else.
+        OSError: if it cannot be read.
     """
     where = "network.weights"
     if path.endswith(".safetensors"):
         return read_safetensors(where, path)
     if not path.endswith((".pt", ".pth")):
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
-    _must_exist(path)
+    _check_exists(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise type(error)(f"{where}: cannot read {path!r}: {error.strerror}; may you read it?") from None
-    except Exception as error:  # of many kinds, by what the file is
+        raise type(error)(
+            f"{where}: cannot read {path!r}: {error.strerror}; check its permissions"
+        ) from None
+    except Exception as error:  # its type depends on the file
         raise ValueError(
-            f"{where}: {path!r} is no file of tensors alone, or damaged; write one with "
+            f"{where}: {path!r} is damaged or holds more than tensors; write one with "
             "torch.save(network.state_dict(), path)"
         ) from error
     tensors = isinstance(state, Mapping) and all(isinstance(t, Tensor) for t in state.values())
@@ -176,23 +151,23 @@ def read_weights(path: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _exported(path: str, trust_model: bool) -> nn.Module:
+def _load_exported(path: str, trust_model: bool) -> nn.Module:
     if not trust_model:
         raise ValueError(
             f"network.weights: loading {path!r} runs code from it; if you trust who made it, add "
-            "--trust-model, else take a factory and weights as .safetensors"
+            "--trust-model, else use a factory with weights as .safetensors"
         )
-    _must_exist(path)
-    with untouched():
+    _check_exists(path)
+    with fixed_seed():
         try:
             return torch.export.load(path).module()
-        except Exception as error:  # of many kinds, by what the file is
+        except Exception as error:  # its type depends on the file
             raise ValueError(
-                f"network.weights: {path!r} cannot be loaded as a program that torch.export.save wrote: "
-                f"{in_short(error)}"
+                f"network.weights: {path!r} cannot be loaded as a program of torch.export.save: "
+                f"{one_line(error)}"
             ) from error
 
 
-def _must_exist(path: str) -> None:
+def _check_exists(path: str) -> None:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"network.weights: there is no file {path!r}; is its name right?")
+        raise FileNotFoundError(f"network.weights: there is no file {path!r}; check the name")

@@ -1,1 +1,1 @@
-"""Real prices, the features made of them, and small networks trained on them."""
+"""Real prices, their features, and small networks trained on them."""

@@ -1,8 +1,8 @@
 """A small convolutional allocator to ask questions about, and its training.
 
-The network scales its channels with what it has seen in training, looks at each asset's window with
-the same convolutions over time, and turns one score per asset into weights by a softmax. It is no
-trading strategy: it is a trained network of the kind that people hold, made in seconds.
+The network standardizes its channels with the statistics of the training windows, applies the same
+convolutions over time to each asset, and turns one score per asset into weights with a softmax. It is
+not a trading strategy but an example of a trained network, made in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ConvAllocator(nn.Module):
 
     ``weights = softmax(score(asset's window) + bias[asset])``. All kernels have the size ``(k, 1)``, so
     an asset's score depends on its own window alone, and assets meet only in the softmax. ``tanh``
-    keeps the score smooth, which a search by gradients likes.
+    keeps the score smooth, which helps a search by gradients.
 
     Args:
         num_channels: ``C``.
@@ -29,10 +29,10 @@ class ConvAllocator(nn.Module):
 
     Attributes:
         mean: buffer ``(C, 1, 1)``, subtracted from the input; zeros until trained.
-        std: buffer ``(C, 1, 1)``, by which the input is then divided; ones until trained.
+        std: buffer ``(C, 1, 1)``, which then divides the input; ones until trained.
 
     Raises:
-        ValueError: the lookback is shorter than the kernel.
+        ValueError: if the lookback is shorter than the kernel.
 
     Example:
         >>> network = ConvAllocator(num_channels=3, lookback=20, num_assets=16)
@@ -79,7 +79,7 @@ def train_allocator(
     concentration: float = 0.2,
     callback: Callable[[int, float], object] | None = None,
 ) -> ConvAllocator:
-    """A `ConvAllocator` trained for a high Sharpe ratio with diversified weights.
+    """Train a `ConvAllocator` for a high Sharpe ratio with diversified weights.
 
     With ``r[n] = sum_a weights[n, a] * future_returns[n, a]`` over a random batch, each step of Adam
     lowers
@@ -88,13 +88,13 @@ def train_allocator(
 
     The first term is the Sharpe ratio of the portfolio over the horizon of ``future_returns``, not
     annualized, for a riskless rate of zero and without costs. The second, the Herfindahl index,
-    is ``1 / A`` for equal weights and 1 for a single asset: without it the network soon holds one
-    asset at a time. The buffers ``mean`` and ``std`` are those of each channel over all windows.
+    is ``1 / A`` for equal weights and 1 for a single asset: without it the network soon concentrates
+    on one asset at a time. The buffers ``mean`` and ``std`` are those of each channel over all windows.
 
     Args:
         windows: shape ``(N, C, L, A)``, floating; the network takes its dtype and device.
         future_returns: simple returns of the assets after each window, shape ``(N, A)``.
-        seed: decides the initial parameters and the batches; torch's own generator is left alone.
+        seed: seed of the initial parameters and the batches; torch's global generator is untouched.
         num_steps: number of steps of Adam.
         batch_size: windows per step, drawn with replacement.
         lr: step size of Adam.
@@ -105,8 +105,8 @@ def train_allocator(
         The trained network, in eval mode.
 
     Raises:
-        ValueError: shapes do not fit, fewer than 2 windows, values that are not finite, or a
-            channel that never varies.
+        ValueError: if shapes do not fit, there are fewer than 2 windows, values are not finite, or a
+            channel is constant.
 
     Example:
         >>> windows, future = torch.randn(64, 3, 20, 4), 0.01 * torch.randn(64, 4)
@@ -125,12 +125,12 @@ def train_allocator(
     num_windows, num_channels, lookback, num_assets = windows.shape
     std, mean = torch.std_mean(windows, dim=(0, 2, 3))
     for channel, value in enumerate(std.tolist()):
-        if not value > 0:  # also refuses nan
+        if not value > 0:  # also true for nan
             raise ValueError(
                 f"train_allocator: expected windows that are finite and vary in each channel, "
                 f"got standard deviation {value} in channel {channel}"
             )
-    # torch.manual_seed would also reseed the accelerators, which this fork does not restore.
+    # torch.manual_seed would also seed the accelerators, which this fork does not restore.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
         network = ConvAllocator(num_channels, lookback, num_assets).to(windows)
@@ -149,11 +149,11 @@ def train_allocator(
 
 
 def negative_sharpe(weights: Tensor, returns: Tensor, concentration: float) -> Tensor:
-    """What training minimizes: minus the Sharpe ratio of a batch, plus its mean Herfindahl index.
+    """The training loss: minus the Sharpe ratio of a batch, plus its mean Herfindahl index.
 
     Args:
         weights: allocations, ``(N, A)``.
-        returns: of the assets after each window, ``(N, A)``.
+        returns: returns of the assets after each window, ``(N, A)``.
         concentration: strength of the index.
 
     Returns:

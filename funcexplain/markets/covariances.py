@@ -1,8 +1,8 @@
-"""Covariances of the assets' returns: of a sample, shrunk, or weighted towards the latest days.
+"""Covariances of the assets' returns: sample, shrunk, or exponentially weighted.
 
-Each maps a history of returns ``(T, A)`` to a covariance ``(A, A)`` per day, of the history's dtype.
-Which one is right is a matter of how many days there are for each asset: with few, the sample's small
-eigenvalues are too small, and a search would find directions that only look likely to be cheap.
+Each function maps a history of returns ``(T, A)`` to a daily covariance ``(A, A)`` of the same dtype.
+Which to use depends on the number of days per asset: with few days, the smallest eigenvalues of the
+sample covariance are too small, and a search mistakes their directions for cheap ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from funcexplain.problems.checks import check_number, check_tensor
 
 
 def sample(returns: Tensor) -> Tensor:
-    """Covariance of a sample, ``sum_t (r[t] - m)(r[t] - m)' / (T - 1)`` with the mean ``m``.
+    """Sample covariance, ``sum_t (r[t] - m)(r[t] - m)' / (T - 1)`` with the mean ``m``.
 
     Args:
         returns: history, shape ``(T, A)``, ``T >= 2``. It is positive definite only for ``T > A``.
@@ -25,7 +25,7 @@ def sample(returns: Tensor) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is no floating tensor.
+        TypeError: if ``returns`` is not a floating tensor.
         ValueError: if it is not finite or not of that shape.
 
     Example:
@@ -41,8 +41,8 @@ def sample(returns: Tensor) -> Tensor:
 def ledoit_wolf(returns: Tensor) -> Tensor:
     """Covariance shrunk towards a multiple of the identity, ``(1 - s) C + s tr(C) / A I``.
 
-    ``C`` is the sample's (divided by ``T``) and ``s`` the shrinkage that is best in mean square, as
-    estimated from the sample. Positive definite also where there are fewer days than assets.
+    ``C`` is the sample covariance (divided by ``T``) and ``s`` the shrinkage that minimizes the mean
+    squared error, estimated from the sample. Positive definite even with fewer days than assets.
 
     Args:
         returns: history, shape ``(T, A)``, ``T >= 2``.
@@ -51,7 +51,7 @@ def ledoit_wolf(returns: Tensor) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is no floating tensor.
+        TypeError: if ``returns`` is not a floating tensor.
         ValueError: if it is not finite or not of that shape.
         ModuleNotFoundError: if scikit-learn is not installed.
 
@@ -75,12 +75,12 @@ def ledoit_wolf(returns: Tensor) -> Tensor:
 
 
 def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
-    """Covariance that forgets: the weight of a day falls by the factor ``decay`` with each day of age.
+    """Exponentially weighted covariance: a day's weight falls by the factor ``decay`` per day of age.
 
     ``sum_t w[t] (r[t] - m)(r[t] - m)' / (1 - sum_t w[t]^2)`` with ``w[t]`` proportional to
     ``decay^(T - 1 - t)``, summing to one, and the weighted mean ``m``. The denominator makes it unbiased
-    for independent days; with equal weights it would be the sample's. It rests on about
-    ``(1 + decay) / (1 - decay)`` days (32 by default), which should be more than there are assets.
+    for independent days; with equal weights it is the sample covariance. The effective number of days is
+    ``(1 + decay) / (1 - decay)`` (32 by default), which should exceed the number of assets.
 
     Args:
         returns: history, shape ``(T, A)``, ``T >= 2``, the latest day last.
@@ -90,7 +90,7 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is no floating tensor or ``decay`` no number.
+        TypeError: if ``returns`` is not a floating tensor or ``decay`` not a number.
         ValueError: if ``returns`` is not finite or not of that shape, or ``decay`` not in (0, 1).
 
     Example:
@@ -99,12 +99,14 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
         tensor([[True]])
 
     References:
-        J. P. Morgan, Reuters (1996), RiskMetrics Technical Document, section 5.2, where the mean is
-        taken as zero; pandas computes the formula above as ``ewm(alpha=1 - decay).cov()``.
+        J. P. Morgan, Reuters (1996), RiskMetrics Technical Document, section 5.2, which assumes a zero
+        mean; pandas computes the formula above as ``ewm(alpha=1 - decay).cov()``.
     """
     returns = _history("exponential", returns)
     if not check_number("exponential", "decay", decay, minimum=0.0, strict=True) < 1.0:
-        raise ValueError(f"exponential: decay must be in (0, 1), got {decay!r}; sample weighs all alike")
+        raise ValueError(
+            f"exponential: decay must be in (0, 1), got {decay!r}; use sample for equal weights"
+        )
     age = torch.arange(len(returns) - 1, -1, -1, device=returns.device)
     # In float64 first: the powers of a long history span more than float16 does.
     weights = torch.softmax(age.double() * math.log(decay), 0).to(returns)

@@ -1,9 +1,8 @@
 """Market features as differentiable functions of prices.
 
-All channels of a window are functions of one path of prices. They are computed here by torch
-operations alone, so that ``torch.func.grad`` passes through them and ``torch.func.vmap`` maps them: a
-search may move the path and have return, momentum and volatility follow consistently.
-Units are per day; nothing is annualized.
+All channels of a window are functions of one path of prices. They are computed with torch operations
+only, so that ``torch.func.grad`` differentiates and ``torch.func.vmap`` maps them: a search can move the
+path, and return, momentum and volatility stay consistent. Units are per day; nothing is annualized.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def log_returns(prices: Prices | Tensor) -> Tensor:
         Shape ``(T - 1, A)``; float64 for `Prices`, else the dtype of the tensor.
 
     Raises:
-        ValueError: not two-dimensional, not floating, or shorter than two days.
+        ValueError: if the prices are not two-dimensional, not floating, or shorter than two days.
 
     Example:
         >>> log_returns(torch.tensor([[1.0], [2.0], [1.0]])).squeeze().tolist()
         [0.693..., -0.693...]
     """
-    prices = _table(prices, "log_returns", "prices", "(T, A)", 2, "at least 2 days")
+    prices = _check_table(prices, "log_returns", "prices", "(T, A)", 2, "at least 2 days")
     return prices.log().diff(dim=0)
 
 
 def features(returns: Tensor, span: int = 20) -> Tensor:
-    """Three channels for each day that has ``span`` days of history: return, momentum, volatility.
+    """Compute return, momentum and volatility for each day with ``span`` days of history.
 
     With ``r[t]`` the log return of day ``t``, and sums over its last days ``t - span < s <= t``:
 
@@ -45,8 +44,8 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     - momentum: ``sum r[s]``, the log return over the span
     - volatility: ``sqrt(sum (r[s] - mean)^2 / (span - 1))``, the sample standard deviation
 
-    The slope of the square root is infinite at zero; where the variance is exactly zero the
-    gradient of the volatility is taken as zero, which is one of its subgradients.
+    The derivative of the square root is infinite at zero; where the variance is exactly zero, the
+    gradient of the volatility is defined as zero, one of its subgradients.
 
     Args:
         returns: daily log returns, shape ``(L + span - 1, A)`` with ``L >= 1``.
@@ -56,7 +55,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
         Shape ``(C, L, A)`` with the channels in the order of `CHANNELS`; per day, not annualized.
 
     Raises:
-        ValueError: ``span < 2``, or ``returns`` not two-dimensional, not floating, or too short.
+        ValueError: if ``span < 2``, or ``returns`` is not two-dimensional, not floating, or too short.
 
     Example:
         >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten()
@@ -64,14 +63,14 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     """
     if span < 2:
         raise ValueError(f"features: expected a span of at least 2 days, got {span}")
-    returns = _table(
+    returns = _check_table(
         returns, "features", "returns", "(L + span - 1, A)", span, f"at least span = {span} rows"
     )
-    trailing = _stretches(returns, span)  # (L, span, A)
+    trailing = _sliding(returns, span)  # (L, span, A)
     momentum = trailing.sum(dim=1)
     variance = trailing.var(dim=1)
-    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite slope would
-    # otherwise reach the gradient as inf * 0 = nan from the branch that is not taken.
+    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite derivative would
+    # otherwise reach the gradient as inf * 0 = nan from the unselected branch.
     positive = variance > 0
     root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
     volatility = torch.where(positive, root, torch.zeros_like(root))
@@ -79,7 +78,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
 
 
 def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tuple[Tensor, Tensor]:
-    """All windows of features in a price history, and the day on which each one ends.
+    """Compute all windows of features in a price history, and the last day of each.
 
     Args:
         prices: a price history, or positive prices of shape ``(T, A)``.
@@ -91,7 +90,7 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
         each window's last day, int64, ``(N,)``.
 
     Raises:
-        ValueError: fewer than ``span + lookback`` days, or ``lookback < 1``, or as in `features`.
+        ValueError: for fewer than ``span + lookback`` days, ``lookback < 1``, or as in `features`.
 
     Example:
         >>> stack, last_days = windows(torch.rand(50, 4) + 1.0, lookback=10, span=20)
@@ -101,11 +100,11 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
     if lookback < 1:
         raise ValueError(f"windows: expected a lookback of at least 1 day, got {lookback}")
     need = span + lookback
-    prices = _table(
+    prices = _check_table(
         prices, "windows", "prices", "(T, A)", need, f"at least span + lookback = {need} days"
     )
     channels = features(log_returns(prices), span)
-    stack = _stretches(channels.transpose(0, 1), lookback).transpose(1, 2)
+    stack = _sliding(channels.transpose(0, 1), lookback).transpose(1, 2)
     last_days = torch.arange(need - 1, prices.shape[0], device=prices.device)
     return stack, last_days
 
@@ -113,18 +112,18 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
 def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> Tensor:
     """Simple returns over the next ``horizon`` days: ``p[t + horizon] / p[t] - 1``.
 
-    Simple returns, since those of a portfolio are the weighted sum of those of its assets.
+    The simple return of a portfolio is the weighted sum of those of its assets; log returns are not.
 
     Args:
         prices: a price history, or positive prices of shape ``(T, A)``.
-        days: rows of ``prices`` from which to look ahead, int64, shape ``(N,)``.
-        horizon: number of days to look ahead, at least 1.
+        days: rows of ``prices`` that the returns start from, int64, shape ``(N,)``.
+        horizon: number of days, at least 1.
 
     Returns:
         Shape ``(N, A)``.
 
     Raises:
-        ValueError: ``horizon < 1``, or a day whose future lies beyond the history.
+        ValueError: if ``horizon < 1``, or the history ends less than ``horizon`` days after a day.
 
     Example:
         >>> prices = torch.tensor([[1.0], [2.0], [3.0]])
@@ -133,29 +132,29 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
     """
     if horizon < 1:
         raise ValueError(f"forward_returns: expected a horizon of at least 1 day, got {horizon}")
-    prices = _table(
+    prices = _check_table(
         prices, "forward_returns", "prices", "(T, A)", 1 + horizon, f"more than {horizon} days"
     )
     last = prices.shape[0] - 1 - horizon
     if days.numel() and not 0 <= int(days.min()) <= int(days.max()) <= last:
         raise ValueError(
-            f"forward_returns: expected days in 0 ... {last}, since later ones have no "
-            f"{horizon} days ahead of them; got {int(days.min())} ... {int(days.max())}"
+            f"forward_returns: expected days in 0 ... {last}, the ones with {horizon} later "
+            f"days; got {int(days.min())} ... {int(days.max())}"
         )
     return prices[days + horizon] / prices[days] - 1
 
 
-def _stretches(rows: Tensor, length: int) -> Tensor:
-    """All runs of ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
-    # Tensor.unfold would be a view, but its backward has no batching rule under torch.func.vmap.
+def _sliding(rows: Tensor, length: int) -> Tensor:
+    """All ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
+    # Tensor.unfold returns a view, but its backward has no batching rule under torch.func.vmap.
     first = torch.arange(rows.shape[0] - length + 1, device=rows.device)
     return rows[first[:, None] + torch.arange(length, device=rows.device)]
 
 
-def _table(
+def _check_table(
     table: Prices | Tensor, function: str, argument: str, shape: str, need: int, remedy: str
 ) -> Tensor:
-    """``table`` as a floating tensor of two dimensions and at least ``need`` rows."""
+    """Check and return ``table`` as a floating tensor of two dimensions and at least ``need`` rows."""
     if isinstance(table, Prices):
         table = torch.as_tensor(table.values)
     if table.ndim != 2 or not table.is_floating_point():

@@ -1,4 +1,4 @@
-"""Which shocks are free: masks of days and assets, and the covariance factors that carry them."""
+"""Free shocks: masks of days and assets, and the covariance factors that apply them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from funcexplain.problems.checks import as_index, check_count, check_covariance,
 
 
 def factors(cov: Tensor, free: Tensor | None = None) -> Tensor:
-    """Cholesky factors of the covariance of the free assets of each day; rows and columns else zero.
+    """Cholesky factors of the covariance of each day's free assets; other rows and columns are zero.
 
     ``F F' = M cov M`` with the day's flags ``M`` on the diagonal. Zeroing the shocks of frozen assets
-    behind one factor of all would do that, too, but let a free asset be moved by the ``z`` of frozen
-    ones; cutting these ``z`` off as well would take from it what it has in common with them.
+    after one common factor would also achieve this, but the ``z`` of frozen assets would move free ones;
+    zeroing these ``z`` too would change the covariance of the free assets.
 
     Args:
         cov: covariance, ``(..., A, A)``, positive definite.
-        free: bool, True = free to be shocked, ``(..., D, A)``. Default: all, on all days.
+        free: bool, True = free, ``(..., D, A)``. Default: all assets on all days.
 
     Returns:
         Lower triangular factors ``(..., D, A, A)``, of the dtype of ``cov``; ``D`` is one by default.
         Stacks of them can be mapped over: ``fe.vmap(problem, factor=factors(cov, masks))``.
 
     Raises:
-        TypeError: if ``cov`` is no floating tensor or ``free`` no bool tensor.
-        ValueError: if ``cov`` is no covariance, or shapes do not fit.
+        TypeError: if ``cov`` is not a floating tensor or ``free`` not a bool tensor.
+        ValueError: if ``cov`` is not a covariance, or shapes do not fit.
 
     Example:
         >>> cov = torch.tensor([[1.0, 0.6], [0.6, 1.0]])
@@ -41,10 +41,10 @@ def factors(cov: Tensor, free: Tensor | None = None) -> Tensor:
     cov = check_covariance("factors", cov)
     if free is None:
         free = torch.ones(1, cov.shape[-1], dtype=torch.bool, device=cov.device)
-    free = _flags("factors", free, cov.shape[-1]).to(cov.device)
+    free = _check_free("factors", free, cov.shape[-1]).to(cov.device)
     both = free[..., :, None] & free[..., None, :]
-    # Ones on the diagonal where an asset is frozen keep the matrix positive definite, and the frozen and
-    # the free apart. In float64, since the last pivots are small differences.
+    # Ones on the diagonal of frozen assets keep the matrix positive definite and decouple them from the
+    # free ones. In float64, since the last pivots are small differences.
     whole = torch.where(both, cov.double().unsqueeze(-3), torch.eye(cov.shape[-1], device=cov.device))
     return torch.where(both, torch.linalg.cholesky(whole), 0.0).to(cov)
 
@@ -56,20 +56,20 @@ def shock_mask(
     assets: Iterable[int] | None = None,
     last_days: int | None = None,
 ) -> Tensor:
-    """Say which shocks are free: those of some assets, on the last days (True = free to be shocked).
+    """Mask of free shocks (True = free): those of some assets, on the last days.
 
     Args:
         num_days: days of the returns, ``L + span - 1``.
         num_assets: number of assets.
-        assets: places of the assets that are free. Default: all.
-        last_days: how many of the last days are free, at most ``num_days``. Default: all.
+        assets: positions of the free assets. Default: all.
+        last_days: number of free days, counted from the last one, at most ``num_days``. Default: all.
 
     Returns:
         Mask ``(num_days, num_assets)``, bool.
 
     Raises:
-        TypeError: if a number is no int.
-        ValueError: for fewer than one day or asset, more days than there are, or an asset that is none.
+        TypeError: if a number is not an int.
+        ValueError: for fewer than one day or asset, too many days, or an asset out of range.
 
     Example:
         >>> shock_mask(3, 2, assets=[1], last_days=2)
@@ -84,21 +84,21 @@ def shock_mask(
         raise ValueError(f"shock_mask: last_days must be at most num_days = {days}, got {last}")
     mask = torch.zeros(days, count, dtype=torch.bool)
     for asset in range(count) if assets is None else assets:
-        place = as_index(asset)
-        if place is None:
+        index = as_index(asset)
+        if index is None:
             raise TypeError(f"shock_mask: assets must be ints, got {type(asset).__name__}")
-        if not -count <= place < count:
-            raise ValueError(f"shock_mask: assets must be below num_assets = {count}, got {place}")
-        mask[days - last :, place] = True
+        if not -count <= index < count:
+            raise ValueError(f"shock_mask: assets must be below num_assets = {count}, got {index}")
+        mask[days - last :, index] = True
     return mask
 
 
 def reached(free: Tensor, lookback: int) -> Tensor:
-    """Which entries of a window free shocks can change (True), with the features of the markets.
+    """Mask of the window entries that free shocks can change (True), for the standard features.
 
     A shock changes the return of its own day, and momentum and volatility from then on, for ``span``
-    days. As the problem's mask, together with `freeze`, it makes all other entries bit-equal to the
-    reference; without, they are computed anew from unchanged returns and agree to rounding.
+    days. As the problem's mask, together with `freeze`, it keeps all other entries bit-equal to the
+    reference; otherwise they are recomputed from unchanged returns and agree to rounding.
 
     Args:
         free: mask of shocks, bool, ``(L + span - 1, A)``, as in `scenario`.
@@ -108,7 +108,7 @@ def reached(free: Tensor, lookback: int) -> Tensor:
         Mask ``(3, L, A)``, bool.
 
     Raises:
-        TypeError: if ``free`` is no bool tensor or ``lookback`` no int.
+        TypeError: if ``free`` is not a bool tensor or ``lookback`` not an int.
         ValueError: if there are fewer days than ``lookback``.
 
     Example:
@@ -118,7 +118,7 @@ def reached(free: Tensor, lookback: int) -> Tensor:
                 [ True, False, False]])
     """
     days = check_positive("reached", "lookback", lookback)
-    free = _flags("reached", free)
+    free = _check_free("reached", free)
     if free.ndim != 2 or len(free) < days:
         raise ValueError(
             f"reached: free must have shape (L + span - 1, A) with at least lookback = {days} days, got "
@@ -128,10 +128,11 @@ def reached(free: Tensor, lookback: int) -> Tensor:
     return torch.stack([free[-days:], trailing, trailing])
 
 
-def _flags(where: str, free: Tensor, num_assets: int | None = None) -> Tensor:
+def _check_free(where: str, free: Tensor, num_assets: int | None = None) -> Tensor:
+    """Check a mask of shocks and return a copy."""
     if not isinstance(free, Tensor) or free.dtype is not torch.bool:
         got = free.dtype if isinstance(free, Tensor) else type(free).__name__
-        raise TypeError(f"{where}: free must be a bool tensor (True = free to be shocked), got {got}")
+        raise TypeError(f"{where}: free must be a bool tensor (True = free), got {got}")
     if free.ndim < 2 or (num_assets is not None and free.shape[-1] != num_assets):
         raise ValueError(
             f"{where}: free must have shape (days, {num_assets or 'assets'}), one flag for each day and "

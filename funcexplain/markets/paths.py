@@ -1,8 +1,8 @@
-"""The path behind a window: its daily returns, and the way from them to prices and back from channels.
+"""The path behind a window: its daily returns, from prices or from channels, and back to prices.
 
-`features` makes the channels of ``L`` days out of the returns of ``L + span - 1`` days, since momentum
-and volatility of the first day look back. `base_returns` cuts these returns out of a history, and
-`invert` reads them off a window.
+`features` computes the channels of ``L`` days from the returns of ``L + span - 1`` days, since momentum
+and volatility of the first day look back. `base_returns` selects these returns from a history, and
+`invert` recovers them from a window.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from funcexplain.problems.checks import check_positive
 def base_returns(
     prices: Prices | Tensor, last_days: Tensor, lookback: int = 20, span: int = 20
 ) -> Tensor:
-    """Log returns of which the windows that end on given days are the features.
+    """Log returns whose features are the windows that end on the given days.
 
     Args:
         prices: a price history, or positive prices of shape ``(T, A)``.
@@ -30,8 +30,8 @@ def base_returns(
         Shape ``(*last_days.shape, L + span - 1, A)``; float64 for `Prices`, else the tensor's dtype.
 
     Raises:
-        TypeError: if ``last_days`` is no int64 tensor, or ``lookback`` or ``span`` no int.
-        ValueError: for a day that has no window behind it, or prices as in `log_returns`.
+        TypeError: if ``last_days`` is not an int64 tensor, or ``lookback`` or ``span`` not an int.
+        ValueError: for a day on which no window can end, or prices as in `log_returns`.
 
     Example:
         >>> from funcexplain.markets.features import features, windows
@@ -57,16 +57,16 @@ def base_returns(
 
 
 def invert(window: Tensor, returns: Tensor) -> Tensor:
-    """Read the daily log returns off a window; of those that it leaves open, the nearest to given ones.
+    """Recover the daily log returns from a window; undetermined ones are those nearest to given ones.
 
-    Returns of the last ``L`` days are a channel. An earlier one is what a step of the momentum leaves
-    behind, ``r[t] = r[t + span] - (momentum[t + 1] - momentum[t])``, as far as there are steps. Of the
-    ``span - L`` days that are left then, if any, the window knows sum and sum of squares alone: they
-    take the returns nearest to the given ones that have both.
+    Returns of the last ``L`` days are a channel. Earlier ones follow from differences of the momentum,
+    ``r[t] = r[t + span] - (momentum[t + 1] - momentum[t])``. For the remaining ``span - L`` days, if
+    any, the window determines only the sum and the sum of squares: the result has the returns nearest to
+    the given ones that match both.
 
     Args:
         window: channels as in `features`, shape ``(3, L, A)``.
-        returns: log returns of ``L + span - 1`` days, ``(L + span - 1, A)``, which say what ``span`` is.
+        returns: log returns of ``L + span - 1`` days, ``(L + span - 1, A)``; implies ``span``.
 
     Returns:
         Log returns, the shape of ``returns``; their `features` are the window, to rounding.
@@ -86,9 +86,9 @@ def invert(window: Tensor, returns: Tensor) -> Tensor:
     num_open = span - 1 - known
     if num_open == 0:
         return torch.cat([early, last])
-    seen = torch.cat([early, last[:1]])  # of the first day's span
-    total = momentum[0] - seen.sum(0)
-    squares = (span - 1) * volatility[0].square() + momentum[0].square() / span - seen.square().sum(0)
+    recent = torch.cat([early, last[:1]])  # in the first day's span
+    total = momentum[0] - recent.sum(0)
+    squares = (span - 1) * volatility[0].square() + momentum[0].square() / span - recent.square().sum(0)
     spread = returns[known : span - 1]
     spread = spread - spread.mean(0)
     size = spread.square().sum(0)
@@ -97,14 +97,14 @@ def invert(window: Tensor, returns: Tensor) -> Tensor:
 
 
 def prices_of(returns: Tensor, first: Tensor) -> Tensor:
-    """Prices from daily log returns, ``p[t] = p[0] exp(r[1] + ... + r[t])``: positive whatever they are.
+    """Prices from daily log returns, ``p[t] = p[0] exp(r[1] + ... + r[t])``, always positive.
 
     Args:
         returns: daily log returns, shape ``(D, A)``.
         first: prices on the day before the first return, positive, ``(A,)``.
 
     Returns:
-        Prices of ``D + 1`` days, ``(D + 1, A)``, beginning with ``first``.
+        Prices of ``D + 1`` days, ``(D + 1, A)``, starting with ``first``.
 
     Example:
         >>> prices_of(torch.tensor([[2.0], [0.5]]).log(), torch.tensor([100.0])).flatten()

@@ -1,8 +1,8 @@
 """Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own csv or parquet.
 
-A price history is a table with one row per trading day and one column per asset. Whatever the
-source, it arrives as the same frozen `Prices`, checked cell by cell: positive, finite, without gaps,
-in ascending order of date. Whoever builds on it checks nothing again.
+A price history is a table with one row per trading day and one column per asset. Every source returns
+the same frozen `Prices`, checked cell by cell: positive, finite, without gaps, in ascending order of
+date. Other modules rely on these checks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Prices:
 
 
 def load(name_or_path: str | Path) -> Prices:
-    """Prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv or parquet file.
+    """Load prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv or parquet file.
 
     Args:
         name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, a path that ends in ``.parquet`` for
@@ -56,9 +56,9 @@ def load(name_or_path: str | Path) -> Prices:
         The prices.
 
     Raises:
-        FileNotFoundError: it is neither a known name nor a file.
-        ModuleNotFoundError: ``"sp500"`` without the package that carries it, or parquet without pyarrow.
-        ValueError: the file is no price history (see `read_csv`).
+        FileNotFoundError: if it is neither a known name nor a file.
+        ModuleNotFoundError: if the package with ``"sp500"`` is not installed, or pyarrow for parquet.
+        ValueError: if the file is not a price history (see `read_csv`).
 
     Example:
         >>> load("ecb").assets[:3]
@@ -79,7 +79,7 @@ def ecb() -> Prices:
     """Prices in US dollars of 16 currencies, daily since 2010, from the shipped ECB sample.
 
     The European Central Bank publishes how much of each currency one euro buys. The price of a
-    currency X in dollars is then USD rate / X rate, and that of the euro is the USD rate itself.
+    currency X in dollars is USD rate / X rate, and the price of the euro is the USD rate.
 
     Returns:
         Prices of EUR, JPY, GBP, CHF, SEK, NOK, PLN, HUF, CZK, AUD, NZD, CAD, SGD, KRW, MXN, ZAR.
@@ -107,15 +107,15 @@ def ecb() -> Prices:
 def sp500() -> Prices:
     """Daily closing prices of 20 S&P 500 stocks, 1990 to 2022, from the package ``skfolio``.
 
-    Only the data file of the package is read; ``skfolio`` itself is not imported, and nothing that it
-    depends on is needed: ``pip install --no-deps skfolio``.
+    Only the data file of the package is read; ``skfolio`` is not imported, and its dependencies are not
+    needed: ``pip install --no-deps skfolio``.
 
     Returns:
         Prices in US dollars, adjusted for splits and dividends, 20 assets.
 
     Raises:
-        ModuleNotFoundError: ``skfolio`` is not installed.
-        FileNotFoundError: the installed ``skfolio`` does not carry the file.
+        ModuleNotFoundError: if ``skfolio`` is not installed.
+        FileNotFoundError: if the installed ``skfolio`` does not contain the file.
 
     Example:
         >>> sp500().assets[:3]  # doctest: +SKIP
@@ -125,7 +125,7 @@ def sp500() -> Prices:
         ``skfolio.datasets.load_sp500_dataset``, BSD-3-Clause, <https://skfolio.org>.
     """
     remedy = "install it with: pip install --no-deps skfolio"
-    spec = find_spec("skfolio")  # of a top-level package: finds it without running it
+    spec = find_spec("skfolio")  # does not import a top-level package
     if spec is None:
         raise ModuleNotFoundError(f"sp500: needs the data file of the package skfolio; {remedy}")
     for folder in spec.submodule_search_locations or []:
@@ -140,7 +140,7 @@ def sp500() -> Prices:
 
 
 def read_csv(path: str | Path) -> Prices:
-    r"""Prices from a csv file: a header row, a date column first, then one column per asset.
+    r"""Read prices from a csv file: a header row, a date column first, then one column per asset.
 
     Args:
         path: a comma separated file in UTF-8, plain or gzipped (``.gz``). Dates are ``YYYY-MM-DD`` and
@@ -150,10 +150,10 @@ def read_csv(path: str | Path) -> Prices:
         The prices, in the order of the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no header, no asset, two columns of one name, fewer than two days, a ragged row,
-            an unreadable, repeated or descending date, or a cell that is empty, no number, not
-            finite or not positive. The message names the file, the line and the column.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a missing header, no asset, two columns of one name, fewer than two days, a
+            ragged row, an unreadable, repeated or descending date, or a cell that is empty, not a
+            number, not finite or not positive. The message names the file, the line and the column.
 
     Example:
         >>> import pathlib, tempfile
@@ -166,23 +166,23 @@ def read_csv(path: str | Path) -> Prices:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"read_csv: no such file: {path}")
-    return _checked(path, _rows(path))
+    return _check_rows(path, _rows(path))
 
 
 def read_parquet(path: str | Path) -> Prices:
-    """Prices from a parquet file: a column of dates, then one column of numbers per asset.
+    """Read prices from a parquet file: a column of dates, then one column of numbers per asset.
 
     Args:
         path: the file. The column of dates is the first that holds dates or timestamps (where pandas
-            keeps its index), else the first; the cells are held to what `read_csv` says.
+            keeps its index), else the first; cells are checked as in `read_csv`.
 
     Returns:
         The prices, in the order of the file.
 
     Raises:
-        ModuleNotFoundError: pyarrow is not installed.
-        FileNotFoundError: no such file.
-        ValueError: it is no parquet file, or as in `read_csv`; the header is line 1.
+        ModuleNotFoundError: if pyarrow is not installed.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a parquet file, or as in `read_csv`; the header is line 1.
 
     Example:
         >>> read_parquet("mine.parquet")  # doctest: +SKIP
@@ -208,11 +208,11 @@ def read_parquet(path: str | Path) -> Prices:
     rows = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)]
     midnight = re.compile(r"[ T]00:00:00(\+00:00)?$")
     dated = [[midnight.sub("", row[0]), *row[1:]] for row in rows]
-    return _checked(path, enumerate([names, *dated], start=1))
+    return _check_rows(path, enumerate([names, *dated], start=1))
 
 
-def _checked(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> Prices:
-    """Prices from rows of text, the header first, each with its line number."""
+def _check_rows(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> Prices:
+    """Check rows of text, the header first, each with its line number."""
     numbered = iter(numbered)
     _, header = next(numbered, (0, []))
     assets = _assets(path, header)
@@ -239,7 +239,7 @@ def _checked(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> Prices:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, stripped, each with its line number."""
-    # utf-8-sig drops the byte order mark with which spreadsheets begin a csv file.
+    # utf-8-sig drops the byte order mark that spreadsheets write.
     with (gzip.open if path.suffix == ".gz" else open)(
         path, "rt", encoding="utf-8-sig", newline=""
     ) as file:
@@ -276,7 +276,7 @@ def _assets(path: Path, header: list[str]) -> tuple[str, ...]:
 
 def _date(text: str, where: str) -> datetime.date:
     try:
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # newer Pythons read much more
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # newer Pythons accept more formats
             raise ValueError
         return datetime.date.fromisoformat(text)
     except ValueError:
@@ -289,7 +289,7 @@ def _price(text: str, where: str) -> float:
             f"{where}: expected a price, got a gap ({text!r}); fill it or drop the day or the asset"
         )
     try:
-        if "_" in text:  # float() would read 1_000
+        if "_" in text:  # float() accepts 1_000
             raise ValueError
         price = float(text)
     except ValueError:

@@ -2,10 +2,10 @@
 
     z  -->  returns = r0 + F z  -->  channels = features(returns)  -->  x
 
-All channels of a window are functions of one path of prices. Searched over one by one they contradict
-each other; here the search moves the path, so that they agree by construction: prices stay positive,
-volatilities non-negative, and the assets move together as their covariance says. A unit of `z` is one
-daily sigma. Which shocks are free is decided by the factor `F`, whose frozen rows and columns are zero.
+All channels of a window are functions of one path of prices. Searched separately, they contradict each
+other; here the search moves the path, so that they agree by construction: prices stay positive,
+volatilities non-negative, and the assets move together according to their covariance. A unit of `z` is
+one daily sigma. The factor `F` is zero in the rows and columns of frozen shocks.
 
 Starts and distances from history are in `starts` and `turbulence`, covariances in `covariances`.
 """
@@ -31,15 +31,27 @@ from funcexplain.markets.starts import bootstrap as bootstrap
 from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
-from funcexplain.problems.checks import (
-    check_like,
-    check_tensor,
-)
+from funcexplain.problems.checks import check_like, check_tensor
 from funcexplain.problems.coordinates import reparametrize
 from funcexplain.problems.grid import mapped_dims, take, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
 from funcexplain.problems.transforms import Transform, add_data
 from funcexplain.solutions.solution import Solution
+
+__all__ = [
+    "Nearest",
+    "base_returns",
+    "bootstrap",
+    "factors",
+    "nearest_dates",
+    "prices_of",
+    "reached",
+    "scenario",
+    "shock_mask",
+    "shocks",
+    "turbulence",
+    "turbulence_of",
+]
 
 Features = Callable[[Tensor], Tensor]
 Inverse = Callable[[Tensor, Tensor], Tensor]
@@ -55,38 +67,36 @@ def scenario(
 ) -> Transform:
     """Search over whitened shocks to the returns behind the window: ``x = features(r0 + F z)``.
 
-    On each day the shocks of the assets that are free have the covariance of these assets where ``z`` is
-    standard normal, whatever else is frozen: ``F F' = cov`` with frozen rows and columns struck out (see
-    `factors`). Frozen returns stay as they are, bit for bit, and their ``z`` has no gradient. ``z`` is
-    zero at the reference window, to rounding.
+    For a standard normal ``z``, each day's shocks to the free assets have the covariance of these
+    assets: ``F F' = cov`` with the frozen rows and columns removed (see `factors`). Frozen returns stay
+    bit-equal, and their ``z`` has no gradient. ``z`` is zero at the reference window, to rounding.
 
-    It is the first change of variables of a problem. ``fe.freeze`` before or behind it holds entries of
-    the window, such as a whole channel, at the reference: these then agree with the returns no longer,
-    unless no free shock reaches them (see `reached`). Windows are mapped with the returns behind them,
-    ``fe.vmap(problem, x0=w, reference=w, returns=r)``, starts by ``x0`` alone, masks of shocks by
+    It must be the first change of variables of a problem. ``fe.freeze`` before or after it keeps entries
+    of the window, such as a whole channel, at the reference; these entries no longer agree with the
+    returns, unless no free shock reaches them (see `reached`). Map windows together with their returns,
+    ``fe.vmap(problem, x0=w, reference=w, returns=r)``, starts with ``x0``, and masks of shocks with
     ``factor=factors(cov, masks)``.
 
     Args:
-        returns: daily log returns ``r0`` behind the reference window, ``(L + span - 1, A)``, as
-            `base_returns` cuts them out of prices.
+        returns: daily log returns ``r0`` behind the reference window, ``(L + span - 1, A)``, from
+            `base_returns`.
         cov: covariance of the assets' daily log returns, ``(A, A)``, positive definite; see
             ``funcexplain.markets.covariances``.
-        free: bool, True = free to be shocked, ``(L + span - 1, A)``, or ``(1, A)`` for all days alike;
-            see `shock_mask`. Default: all.
+        free: bool, True = free, ``(L + span - 1, A)``, or ``(1, A)`` for all days; see `shock_mask`.
+            Default: all.
         features: differentiable function from returns to the window's channels. Default: the
             ``features`` of the markets, with the span that the number of returns implies.
-        inverse: function ``(window, returns) -> returns`` that reads the returns off a window: what the
-            window leaves open is taken from the given ones. It finds where the search starts, given
-            ``x0``; ``lambda window, returns: returns`` always starts at ``r0``. Needed where
-            ``features`` are given.
+        inverse: function ``(window, returns) -> returns`` that recovers the returns from a window, and
+            takes undetermined ones from the given ones. It computes the start of the search from ``x0``;
+            ``lambda window, returns: returns`` always starts at ``r0``. Required with ``features``.
 
     Returns:
-        A transform; its data are ``args["returns"]`` and ``args["factor"]``.
+        A transform; it adds ``args["returns"]`` and ``args["factor"]``.
 
     Raises:
         TypeError: for another type or dtype.
         ValueError: if shapes do not fit, ``cov`` is not positive definite, the features of the returns
-            are not the problem's reference, or the search space was changed before.
+            are not the problem's reference, or the search space was transformed before.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -109,8 +119,8 @@ def scenario(
     returns = check_tensor("scenario", "returns", returns)
     if returns.ndim != 2:
         raise ValueError(
-            f"scenario: returns must have shape (days, assets), got {tuple(returns.shape)}; those of "
-            "more windows are mapped: fe.vmap(problem, x0=..., reference=..., returns=...)"
+            f"scenario: returns must have shape (days, assets), got {tuple(returns.shape)}; map "
+            "those of several windows: fe.vmap(problem, x0=..., reference=..., returns=...)"
         )
     cov = check_like("scenario", "cov", cov, returns, "returns")
     if cov.shape != 2 * returns.shape[1:]:
@@ -122,7 +132,7 @@ def scenario(
     if len(factor) not in (1, len(returns)):
         raise ValueError(
             f"scenario: free must have shape {tuple(returns.shape)}, one flag for each of the returns, "
-            f"or (1, {returns.shape[1]}) for all days alike, got {len(factor)} days"
+            f"or (1, {returns.shape[1]}) for all days, got {len(factor)} days"
         )
     if (features is None) != (inverse is None):
         raise TypeError(
@@ -133,7 +143,7 @@ def scenario(
         if function is not None and not callable(function):
             raise TypeError(f"scenario: {name} must be callable, got {type(function).__name__}")
 
-    def changed(problem: Problem) -> Problem:
+    def transform(problem: Problem) -> Problem:
         reference = check_problem("scenario", problem).args["reference"]
         given = check_like("scenario", "returns", returns, reference, "x0")
         compute = features or _with_span(given, reference)
@@ -141,14 +151,14 @@ def scenario(
         _check_base(problem, given, compute)
         return reparametrize(*_pair(compute, inverse or invert))(replace(problem, args=args))
 
-    return changed
+    return transform
 
 
 def shocks(solution: Solution, problem: Problem) -> Tensor:
-    """Whitened shocks of an answer, in daily sigmas: the points of the search space that decode to it.
+    """Whitened shocks of an answer, in daily sigmas: the search points that decode to it.
 
-    Where the lookback is shorter than the span, a window does not tell them all; the shocks are then
-    those nearest to none that make the same window (see ``funcexplain.markets.paths.invert``).
+    If the lookback is shorter than the span, a window does not determine all of them; the result is then
+    the smallest shocks with the same window (see ``funcexplain.markets.paths.invert``).
 
     Args:
         solution: the answer of ``problem``, or of its rows.
@@ -158,7 +168,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
         Shocks ``z``, shape ``(*rows, L + span - 1, A)``; zero where frozen.
 
     Raises:
-        TypeError: if ``problem`` is no Problem, or ``solution`` no Solution.
+        TypeError: if ``problem`` is not a Problem, or ``solution`` not a Solution.
         ValueError: if `scenario` was not applied, or the solution's rows are not the problem's.
 
     Example:
@@ -175,7 +185,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
         raise TypeError(f"shocks: solution must be a Solution, got {type(solution).__name__}")
     args = check_problem("shocks", problem).args
     if "factor" not in args:
-        raise ValueError("shocks: problem must be one that scenario was applied to, got one without")
+        raise ValueError("shocks: problem must have the transform scenario, got one without it")
     num_rows = len(problem.shape)
     if solution.x.shape[:-3] != problem.shape:
         raise ValueError(
@@ -192,7 +202,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
 
 
 def _pair(compute: Features, inverse: Inverse) -> tuple[Map, Map]:
-    """The pair that `reparametrize` takes; all data come from ``args``."""
+    """Encode and decode for `reparametrize`; all data come from ``args``."""
 
     def encode(x: Tensor, args: Args) -> Tensor:
         base, factor = args["returns"], args["factor"]
@@ -209,7 +219,7 @@ def _pair(compute: Features, inverse: Inverse) -> tuple[Map, Map]:
 
 
 def _with_span(returns: Tensor, reference: Tensor) -> Features:
-    """The features of the markets; that the returns are longer than the window is what their span is."""
+    """The standard features, with the span that the number of returns implies."""
     channels, lookback, num_assets = reference.shape[-3:]
     span = len(returns) - lookback + 1
     if (channels, num_assets) != (3, returns.shape[1]) or span < 2:
@@ -222,36 +232,36 @@ def _with_span(returns: Tensor, reference: Tensor) -> Features:
 
 
 def _check_base(problem: Problem, returns: Tensor, compute: Features) -> None:
-    """Refuse returns that do not lie behind the reference, and a search space other than windows."""
+    """Raise unless the returns belong to the reference, and the search space is that of windows."""
     if varying_dims(problem.dims, "reference"):
         raise ValueError(
             "scenario: problem must have one reference, got a grid mapped over several; apply scenario "
             "first, then map: fe.vmap(problem, x0=..., reference=..., returns=...)"
         )
     reference = problem.args["reference"]
-    found = check_like("scenario", "what features return", compute(returns), reference, "x0")
+    found = check_like("scenario", "features(returns)", compute(returns), reference, "x0")
     if found.shape != reference.shape:
         raise ValueError(
             f"scenario: features must return the shape of x0 {tuple(reference.shape)}, got "
             f"{tuple(found.shape)}"
         )
-    # Half of the digits, against the size of each channel: rounding passes, another day does not.
-    least = torch.finfo(reference.dtype).eps ** 0.5 * reference.abs().amax((-2, -1), keepdim=True)
-    wrong = (found - reference).abs() > least
+    # Half of the digits, relative to the size of each channel: tolerates rounding, but not another day.
+    tolerance = torch.finfo(reference.dtype).eps ** 0.5 * reference.abs().amax((-2, -1), keepdim=True)
+    wrong = (found - reference).abs() > tolerance
     if bool(wrong.any()):
-        at = tuple(wrong.nonzero()[0].tolist())
+        index = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(
             f"scenario: returns must be those behind the reference window, but {int(wrong.sum())} of "
-            f"{wrong.numel()} features differ, the first at {at}: {found[at]:g}, expected "
-            f"{reference[at]:g}; base_returns(prices, last_day, lookback, span) cuts them out, and "
-            "features=... says how other channels come about"
+            f"{wrong.numel()} features differ, the first at {index}: {found[index]:g}, expected "
+            f"{reference[index]:g}; base_returns(prices, last_day, lookback, span) returns them, and "
+            "features=... computes other channels"
         )
     if 0 in problem.shape:
         return
     row = problem[(0,) * len(problem.dims)]
     if not torch.equal(row.encode(reference, row.args), reference):
         raise ValueError(
-            "scenario: problem must be searched over windows, got one whose search space was changed "
-            "before; scenario makes units of its own, so leave standardize out, and put box and "
-            "other changes behind it"
+            "scenario: problem must be searched over windows, got one with a transformed search space; "
+            "leave standardize out, since scenario has its own units, and apply box and other "
+            "transforms after it"
         )

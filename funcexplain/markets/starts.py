@@ -1,4 +1,4 @@
-"""Starts that happened, or could have: real windows near the target, and resampled history."""
+"""Realistic starts: real windows near the target, and resampled history."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from funcexplain.networks.noise import uniform
 from funcexplain.problems.checks import check_number, check_positive, check_tensor
-from funcexplain.problems.problem import problem
+from funcexplain.problems.problem import Problem, problem
 
-# Windows that go through the network at once: enough to fill its kernels, few enough for the cache.
+# Windows per call of the network: enough to fill its kernels, few enough for the cache.
 _CHUNK = 256
 
 
@@ -19,9 +19,9 @@ class Nearest(NamedTuple):
     """The windows of `nearest_dates`, nearest first.
 
     Attributes:
-        places: where the windows are in the stack, int64, ``(k,)``.
+        places: positions of the windows in the stack, int64, ``(k,)``.
         error: largest ``|weights - target|`` of each, ``(k,)``.
-        weights: allocations that the network holds there, ``(k, A)``.
+        weights: the network's weights there, ``(k, A)``.
     """
 
     places: Tensor
@@ -32,18 +32,18 @@ class Nearest(NamedTuple):
 def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Nearest:
     """Find the real windows at which the network comes closest to the target.
 
-    Closest in the largest ``|weights - target|``, by which a search is a hit, too. They are the answer
-    that needs no search, and starts for one: ``fe.vmap(problem, x0=windows[nearest.places])``.
+    The distance is the largest ``|weights - target|``, as in the hit criterion of a search. These
+    windows answer the question without a search, and are starts for one:
+    ``fe.vmap(problem, x0=windows[nearest.places])``.
 
     Args:
         network: as in ``fe.problem``.
         windows: history of windows, ``(N, C, L, A)``.
         target: allocation, ``(A,)``.
-        k: how many, at most ``N``.
+        k: number of windows, at most ``N``.
 
     Returns:
-        The nearest ones; ties in the order of the stack. Windows at which the weights are not finite
-        come last.
+        The nearest windows; ties in the order of the stack, windows without finite weights last.
 
     Raises:
         TypeError: for another type or dtype; see ``fe.problem``.
@@ -63,37 +63,43 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
             f"{tuple(windows.shape)} and k = {count}"
         )
     question = problem(network, target, windows[0])
-    args = question.args
-
-    def weights_at(x: Tensor) -> Tensor:
-        return question.objective(x, args)[1]
-
-    with torch.no_grad():
-        weights = torch.func.vmap(weights_at, chunk_size=_CHUNK)(windows)
-    error = (weights - args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    weights = weights_at(question, windows)
+    error = (
+        (weights - question.args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    )
     places = error.argsort(stable=True)[:count]
     return Nearest(places, error[places], weights[places])
 
 
-def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:
-    """Draw returns from history in blocks of consecutive days, whole rows of assets.
+def weights_at(question: Problem, windows: Tensor) -> Tensor:
+    """The network's weights ``(N, A)`` at windows ``(N, C, L, A)``, without gradients."""
 
-    The stationary bootstrap: the first day is any day of history; each further one is the day after
-    the one before with probability ``1 - 1 / block``, else any day again. After the last day of history
-    comes its first. Correlations between assets are kept, and those between days within blocks.
+    def weights(x: Tensor) -> Tensor:
+        return question.objective(x, question.args)[1]
+
+    with torch.no_grad():
+        return torch.func.vmap(weights, chunk_size=_CHUNK)(windows)
+
+
+def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:
+    """Resample returns from history in blocks of consecutive days, all assets together.
+
+    The stationary bootstrap: the first day is a random day of history; each further day is the successor
+    of the previous one with probability ``1 - 1 / block``, else another random day. History is circular.
+    Correlations between assets are preserved, and those between days within blocks.
 
     Args:
         history: returns, ``(T, A)``.
-        num_days: days to draw, such as ``L + span - 1``.
+        num_days: number of days to draw, such as ``L + span - 1``.
         seeds: int64, ``(S,)``; a seed's draw does not depend on the others.
-        block: mean length of the blocks, in days, >= 1; at 1 all days are drawn alone.
+        block: mean length of the blocks, in days, >= 1; at 1 all days are independent.
 
     Returns:
         Returns ``(S, num_days, A)``. Their features are starts:
         ``fe.vmap(problem, x0=torch.func.vmap(features)(draws))``.
 
     Raises:
-        TypeError: if ``history`` is no floating tensor, seeds are not int64, or a number is none.
+        TypeError: if ``history`` is not a floating tensor, or ``seeds`` not an int64 tensor.
         ValueError: if a shape does not fit, or a number is below one.
 
     Example:
@@ -114,7 +120,7 @@ def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 1
         )
     kind = seeds.dtype if isinstance(seeds, Tensor) else type(seeds).__name__
     if kind is not torch.int64:
-        raise TypeError(f"bootstrap: seeds must be an int64 tensor, as torch.arange(8) is, got {kind}")
+        raise TypeError(f"bootstrap: seeds must be an int64 tensor, such as torch.arange(8), got {kind}")
     if seeds.ndim != 1:
         raise ValueError(f"bootstrap: seeds must have shape (S,), got {tuple(seeds.shape)}")
     if len(seeds) == 0:
@@ -123,6 +129,6 @@ def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 1
     begins = noise[:, 0] < 1.0 / block
     begins[:, 0] = True
     day = torch.arange(days, device=history.device)
-    first = torch.where(begins, day, 0).cummax(-1).values  # where the block of each day began
+    first = torch.where(begins, day, 0).cummax(-1).values  # first day of each day's block
     drawn = (noise[:, 1] * len(history)).long()
     return history[(drawn.gather(1, first) + day - first) % len(history)]

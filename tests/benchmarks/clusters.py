@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.commands.demo import _trained
+from funcexplain.commands.demo import train_on
 from funcexplain.markets.prices import load
 
 ROWS, CHUNK, STEPS = 20_000, 512, 50
@@ -31,8 +31,8 @@ SETTINGS: dict[str, Any] = {"max_steps": STEPS, "history": False}
 
 def train(path: Path) -> None:
     """Train the network of the demo once; workers load it."""
-    network, windows = _trained(load("ecb"), 0, 100, lambda line: None)
-    torch.save((network, windows[-1].clone()), path)
+    network, history = train_on(load("ecb"), 0, 100, lambda line: None)
+    torch.save((network, history.windows[-1].clone()), path)
 
 
 def build(path: str, rows: int) -> fe.Problem:

@@ -1,4 +1,4 @@
-"""Bad input: each kind ends in one line on stderr that says what to do, and exit code 2."""
+"""Bad input: one line on stderr that names the remedy, and exit code 2."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from tests.cli.workplace import furnish, market, table, write
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """The folder that commands run in, and the module of its networks."""
+    """The current folder, and the module of its networks."""
     monkeypatch.chdir(tmp_path)
     return tmp_path, furnish(tmp_path)
 
 
-def refused(capsys: pytest.CaptureFixture[str], path: str) -> str:
-    """The one line with which both commands refuse a config."""
+def error_line(capsys: pytest.CaptureFixture[str], path: str) -> str:
+    """Run both commands on a bad config, and return the error line."""
     capsys.readouterr()
     for command in ("check", "run"):
         assert main([command, path, "--quiet"]) == 2
@@ -72,7 +72,7 @@ def test_prices(
 ) -> None:
     folder, module = place
     (folder / "market.csv").write_text("\n".join(change(market())))
-    assert message in refused(capsys, write(folder, table(module)))
+    assert message in error_line(capsys, write(folder, table(module)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_prices(
     [
         ({"prices": {"file": "none.csv"}}, "expected 'ecb', 'sp500' or the path of a csv or parquet"),
         ({"prices": {"assets": ["GOLD", "OYL"]}}, "prices.assets: there is no 'OYL' in the data"),
-        ({"prices": {"assets": ["GOLD", "OIL"]}}, "the network does not take windows of 3 channels"),
+        ({"prices": {"assets": ["GOLD", "OIL"]}}, "the network does not map windows of 3 channels"),
         ({"question": {"target": {"oil": 0.5}}}, "there is no 'oil' in the data; did you mean 'OIL'?"),
         ({"question": {"target": {"OIL": 1.5}}}, "the weight of OIL in 0 ... 1, got 1.5"),
         ({"question": {"target": {"OIL": 0.6, "GOLD": 0.6}}}, "sum to at most 1, got 1.2"),
@@ -91,10 +91,10 @@ def test_prices(
         ({"question": {"date": "2025-01-01"}}, "no window ends on 2025-01-01; the trading day before"),
         ({"question": {"date": {"start": "2030-01-01"}}}, "no window ends between start and end"),
         ({"question": {"frozen": {"assets": ["TIN"]}}}, "question.frozen.assets: there is no 'TIN'"),
-        ({"question": {"frozen": {"last_days": 4}}}, "nothing is left that may move"),
+        ({"question": {"frozen": {"last_days": 4}}}, "question.frozen: no entry is free"),
         ({"question": {"free": {"last_days": 5}}}, "question.free.last_days: expected at most 4, got 5"),
-        ({"features": {"lookback": 5}}, "the network does not take windows of 3 channels"),
-        ({"features": {"channels": ["return"]}}, "the network does not take windows of 1 channels"),
+        ({"features": {"lookback": 5}}, "the network does not map windows of 3 channels"),
+        ({"features": {"channels": ["return"]}}, "the network does not map windows of 1 channels"),
         ({"features": {"channels": ["returns"]}}, "no 'returns' in the data; did you mean 'return'?"),
         ({"features": {"lookback": 10**6}}, "the history is too short"),
         ({"method": {"lr": -1.0}}, "method: adam: lr must be finite and >= 0, got -1"),
@@ -105,14 +105,14 @@ def test_prices(
         ),
     ],
 )
-def test_entries_that_do_not_go_together(
+def test_entries_that_contradict_each_other(
     place: tuple[Path, str],
     parts: dict[str, Any],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, module = place
-    assert message in refused(capsys, write(folder, table(module, **parts)))
+    assert message in error_line(capsys, write(folder, table(module, **parts)))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_entries_that_do_not_go_together(
         ("torch.nowhere:make", "no module 'torch.nowhere'"),
         ("broken:make", "importing 'broken' raised SyntaxError"),
         ("needy:make", "importing 'needy' raised ModuleNotFoundError: No module named 'not_there'"),
-        ("{}:mak", "has no 'mak'; name a function that is in it"),
-        ("{}:fails", "fails raised ZeroDivisionError: one line and another; is network.arguments"),
+        ("{}:mak", "has no 'mak'; name a function of this module"),
+        ("{}:fails", "fails raised ZeroDivisionError: one line and another; check network.arguments"),
         ("{}:leaves", "leaves raised SystemExit: 7"),
         ("{}:number", "number must return a torch.nn.Module, got int"),
         ("{}:torch", "torch must be a function, got module"),
@@ -138,21 +138,21 @@ def test_factories(
     (folder / "needy.py").write_text("import not_there")
     whole = table(module, network={"factory": factory.format(module), "weights": None})
     path = write(folder, whole)
-    if factory.endswith("Rounded"):  # which can be run, though nothing comes of it
+    if factory.endswith("Rounded"):  # run accepts it, but cannot find an answer
         assert main(["check", path, "--quiet"]) == 2
         assert message in capsys.readouterr().err
         assert main(["run", path]) == 1
         assert "funcexplain: warning: solve: no gradient reaches the input" in capsys.readouterr().err
     else:
-        assert message in refused(capsys, path)
+        assert message in error_line(capsys, path)
 
 
-def test_arguments_that_a_factory_does_not_take(
+def test_arguments_that_a_factory_does_not_accept(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
     whole = table(module, network={"arguments": {"asset": 3}})
-    assert "unexpected keyword argument 'asset'" in refused(capsys, write(folder, whole))
+    assert "unexpected keyword argument 'asset'" in error_line(capsys, write(folder, whole))
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -162,7 +162,7 @@ def test_weights(place: tuple[Path, str], suffix: str, capsys: pytest.CaptureFix
     folder, module = place
     name = f"other.{suffix}"
     path = write(folder, table(module, network={"weights": name}))
-    assert name in refused(capsys, path)  # is not there
+    assert name in error_line(capsys, path)  # is not there
 
     def save(state: dict[str, torch.Tensor]) -> None:
         if suffix == "pt":
@@ -171,36 +171,36 @@ def test_weights(place: tuple[Path, str], suffix: str, capsys: pytest.CaptureFix
             write_archive("save", folder / name, state, {})
 
     save({"1.weight": torch.zeros(4, 36), "1.bias": torch.zeros(4)})
-    assert "holds the weights of another network than" in refused(capsys, path)
+    assert "do not fit the network of" in error_line(capsys, path)
     save({"weight": torch.zeros(3)})
-    assert "holds the weights of another network than" in refused(capsys, path)
+    assert "do not fit the network of" in error_line(capsys, path)
     save({"1.weight": torch.full((3, 36), float("nan")), "1.bias": torch.zeros(3)})
-    assert "weights that are not finite" in refused(capsys, path)
+    assert "its weights are not finite" in error_line(capsys, path)
     whole = (folder / name).read_bytes()
     for content in (b"", b"1234567", whole[: len(whole) // 2], whole[:20], b"\x80\x02" + whole):
         (folder / name).write_bytes(content)
-        assert name in refused(capsys, path)
+        assert name in error_line(capsys, path)
 
 
-def test_weights_that_would_run_code_or_hold_none(
+def test_weights_that_would_run_code_or_are_not_a_state_dict(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
     path = write(folder, table(module))
     torch.save(torch.nn.Linear(2, 2), folder / "w.pt")
-    assert "write one with torch.save(network.state_dict(), path)" in refused(capsys, path)
+    assert "write one with torch.save(network.state_dict(), path)" in error_line(capsys, path)
     torch.save([1, 2], folder / "w.pt")
-    assert "must hold a state_dict" in refused(capsys, path)
+    assert "must hold a state_dict" in error_line(capsys, path)
     path = write(folder, table(module, network={"weights": "w.bin"}))
-    assert "expected a file .safetensors, .pt or .pt2, got 'w.bin'" in refused(capsys, path)
+    assert "expected a file .safetensors, .pt or .pt2, got 'w.bin'" in error_line(capsys, path)
 
 
-def test_what_is_no_toml(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_toml(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = place
     (folder / "config.toml").write_text("[network\nfactory")
-    assert "is no TOML file: Expected ']'" in refused(capsys, "config.toml")
-    assert "there is no config file 'none.toml'" in refused(capsys, "none.toml")
-    assert "is a folder" in refused(capsys, ".")
+    assert "is not a TOML file: Expected ']'" in error_line(capsys, "config.toml")
+    assert "there is no config file 'none.toml'" in error_line(capsys, "none.toml")
+    assert "is a folder" in error_line(capsys, ".")
 
 
 def test_folders_that_cannot_be_written(
@@ -209,20 +209,18 @@ def test_folders_that_cannot_be_written(
     folder, module = place
     for name in ("market.csv", "market.csv/inside", "n" * 300):
         path = write(folder, table(module, output={"folder": name}))
-        assert f"cannot write to the folder '{name}'" in refused(capsys, path)
+        assert f"cannot write to the folder '{name}'" in error_line(capsys, path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
 def test_read_only_folders(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, module = place
     (folder / "locked").mkdir(mode=0o500)
     path = write(folder, table(module, output={"folder": "locked"}))
-    assert "cannot write to the folder 'locked'" in refused(capsys, path)
+    assert "cannot write to the folder 'locked'" in error_line(capsys, path)
 
 
-def test_errors_are_json_where_that_is_asked_for(
-    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_as_json(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "none.toml", "--json"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out) == {
@@ -231,7 +229,7 @@ def test_errors_are_json_where_that_is_asked_for(
     }
 
 
-def test_debug_shows_where_it_comes_from(place: tuple[Path, str]) -> None:
+def test_debug_shows_the_traceback(place: tuple[Path, str]) -> None:
     folder, module = place
     path = write(folder, table(module, network={"factory": f"{module}:fails", "weights": None}))
     with pytest.raises(ValueError, match="ZeroDivisionError") as error:

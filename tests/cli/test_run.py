@@ -19,7 +19,7 @@ from tests.cli.workplace import ASSETS, furnish, market, table, write
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """The folder that commands run in, and the module of its networks."""
+    """The current folder, and the module of its networks."""
     monkeypatch.chdir(tmp_path)
     return tmp_path, furnish(tmp_path)
 
@@ -29,13 +29,15 @@ def found(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_run_writes_what_it_says(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_files_it_lists(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, module = place
     path = write(folder, table(module, output={"picture": True, "report": True}))
     assert main(["run", path]) == 0
     shown = capsys.readouterr().out
     assert "for the network to hold 50% OIL?" in shown
-    assert "Reached: missed by" in shown
+    assert "Reached: largest miss" in shown
     out = folder / "out"
     answer = json.loads((out / "summary.json").read_text())
     assert {file.name for file in out.iterdir()} == set(answer["files"])
@@ -60,7 +62,7 @@ def test_a_run_writes_what_it_says(place: tuple[Path, str], capsys: pytest.Captu
         assert {"rms_sigmas", "turbulence", "spread"} <= set(next(csv.DictReader(file)))
 
 
-def test_the_written_config_asks_the_same_though_prices_were_added(
+def test_the_written_config_keeps_its_question_when_prices_are_added(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -98,7 +100,7 @@ def test_every_question_can_be_asked(
     place: tuple[Path, str], asked: dict[str, Any], date: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
-    # At the bound of what a softmax reaches, an exit is missed by its least weight.
+    # A softmax cannot reach zero: an exit is missed by its smallest weight.
     whole = table(
         module,
         network={"factory": f"{module}:sharp", "weights": None},
@@ -110,7 +112,7 @@ def test_every_question_can_be_asked(
     assert answer["dates"] == answer["dates_hit"] == (1 if date == "last" else 3)
 
 
-def test_frozen_parts_are_those_that_were_named(place: tuple[Path, str]) -> None:
+def test_named_parts_are_frozen(place: tuple[Path, str]) -> None:
     folder, module = place
     for search in ("features", "scenario"):
         whole = table(module, question={"search": search, "frozen": {"assets": ["GOLD"]}})
@@ -130,19 +132,19 @@ def test_every_method_can_be_asked_for(
     assert found(capsys)["searches"] == 2
 
 
-def test_what_is_not_reached_is_exit_1(
+def test_exit_code_is_1_if_not_reached(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
     whole = table(module, method={"max_steps": 0, "atol": 0.0})
     assert main(["run", write(folder, whole)]) == 1
-    assert "Not reached: missed by" in capsys.readouterr().out
+    assert "Not reached: largest miss" in capsys.readouterr().out
     assert main(["run", write(folder, whole), "--json"]) == 1
     answer = found(capsys)
     assert (answer["exit_code"], answer["hits"]) == (1, 0)
 
 
-def test_json_is_all_of_stdout_though_the_network_prints(
+def test_stdout_is_json_even_if_the_network_prints(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -154,7 +156,7 @@ def test_json_is_all_of_stdout_though_the_network_prints(
         assert "forward!" in captured.err
 
 
-def test_check_solves_and_writes_nothing(
+def test_check_neither_solves_nor_writes(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -183,7 +185,7 @@ def test_the_dtype_is_that_of_the_weights(place: tuple[Path, str]) -> None:
     assert fe.load(folder / "out" / "solution.safetensors").x.dtype is torch.float64
 
 
-def test_an_exported_program_runs_only_if_it_is_trusted(
+def test_an_exported_program_runs_only_if_trusted(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -204,7 +206,7 @@ def test_an_exported_program_runs_only_if_it_is_trusted(
     assert "cannot be loaded as a program" in capsys.readouterr().err
 
 
-def test_nothing_of_the_callers_changes(place: tuple[Path, str]) -> None:
+def test_the_callers_state_does_not_change(place: tuple[Path, str]) -> None:
     folder, module = place
     path = write(folder, table(module, method={"threads": 2}))
     torch.manual_seed(5)
@@ -224,7 +226,7 @@ def test_nothing_of_the_callers_changes(place: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("date", ["last", {"every": 20}], ids=["last", "every"])
 @pytest.mark.parametrize("search", ["features", "scenario"])
-def test_a_report_is_made_again_from_the_folder(
+def test_a_report_is_rewritten_from_the_folder(
     place: tuple[Path, str], search: str, date: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -247,4 +249,4 @@ def test_a_folder_of_something_else_has_no_report(
 ) -> None:
     for name in (".", "nowhere", "market.csv"):
         assert main(["report", name]) == 2
-        assert "is no folder of a run" in capsys.readouterr().err
+        assert "is not the folder of a finished run" in capsys.readouterr().err

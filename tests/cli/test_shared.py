@@ -1,4 +1,4 @@
-"""Runs whose searches are shared by workers: the same answers, and a folder that is taken up again."""
+"""Runs whose searches workers share: the same answers, and a folder that resumes."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from funcexplain.cli import main
 from tests.cli.workplace import furnish, table, write
 
 ROOT = Path(__file__).parents[2]
-# Workers of small networks have much to import and little to do: few of them are started.
+# Workers import for longer than they solve small networks: start few of them.
 SHARED: dict[str, Any] = {
     "question": {"date": {"every": 20}},
     "method": {"name": "levenberg_marquardt", "atol": 0.01, "max_steps": 50, "starts": {"number": 3}},
@@ -26,7 +26,7 @@ SHARED: dict[str, Any] = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """The folder that commands run in, and the module of its networks."""
+    """The current folder, and the module of its networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path, furnish(tmp_path)
@@ -43,7 +43,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def assert_answers(got: Path, wanted: Path) -> None:
-    """Compare two folders: tables to rounding, and what the summaries say of the answers."""
+    """Compare two folders: the tables to rounding, and the answers in the summaries."""
     for name in ("weights.csv", "metrics.csv"):
         for one, other in zip(rows(got / name), rows(wanted / name), strict=True):
             assert one.keys() == other.keys()
@@ -58,7 +58,7 @@ def assert_answers(got: Path, wanted: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_workers_find_the_same_answers_and_keep_them(
+def test_workers_find_and_keep_the_same_answers(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -73,7 +73,7 @@ def test_workers_find_the_same_answers_and_keep_them(
     found = json.loads((out / "summary.json").read_text())
     assert {file.name for file in out.iterdir()} == set(found["files"])
     assert fe.clusters.open(out / "answers").hit.shape == (3, 3)
-    # The report is written again from the answers, which the next call takes as they are.
+    # The report is rewritten from the answers, which the next call reuses.
     pages = [(out / "report.html").read_bytes()]
     assert main(["report", "out"]) == 0
     pages.append((out / "report.html").read_bytes())
@@ -85,7 +85,7 @@ def test_workers_find_the_same_answers_and_keep_them(
 
 
 @pytest.mark.cluster
-def test_what_a_network_prints_in_a_worker_is_no_part_of_the_object(place: tuple[Path, str]) -> None:
+def test_stdout_is_json_even_if_a_worker_prints(place: tuple[Path, str]) -> None:
     folder, module = place
     command = [sys.executable, "-m", "funcexplain", "run", config(folder, module, "Loud"), "--json"]
     done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=120)
@@ -104,21 +104,21 @@ def test_ctrl_c_in_a_terminal(place: tuple[Path, str], times: int) -> None:
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as coordinator:
         assert coordinator.stderr is not None
-        with (folder / "hold").open("w"):  # from here on, the worker is in its work
+        with (folder / "hold").open("w"):  # from here on, the worker is solving
             os.unlink(folder / "hold")
-            os.killpg(coordinator.pid, signal.SIGINT)  # of a terminal, it reaches all
+            os.killpg(coordinator.pid, signal.SIGINT)  # a terminal sends it to all processes
             for line in coordinator.stderr:
                 if line.startswith("interrupted"):
                     break
             if times == 2:
                 os.killpg(coordinator.pid, signal.SIGINT)
-                assert coordinator.wait(60) == 130  # though the worker would wait for ever
+                assert coordinator.wait(60) == 130  # although the worker would never end
         rest = coordinator.stderr.read()
         assert coordinator.wait(60) == 130
     assert "Traceback" not in rest
     assert rest.splitlines()[-1].startswith("funcexplain: interrupted")
     answered = int(fe.clusters.open(folder / "out" / "answers").hit.sum())
-    assert answered in ([64, 128] if times == 1 else [0])  # what the worker held, of 300
+    assert answered in ([64, 128] if times == 1 else [0])  # the chunks in flight, of 300
     assert f"{answered} of 300 searches are answered" in rest or times == 2
     assert not (folder / "out" / "summary.json").exists()
     assert main(["report", "out"]) == 2
@@ -126,7 +126,7 @@ def test_ctrl_c_in_a_terminal(place: tuple[Path, str], times: int) -> None:
 
 
 @pytest.mark.cluster
-def test_searches_that_fail_are_told_and_the_rest_is_written(
+def test_failed_searches_are_reported_and_the_rest_is_written(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
@@ -149,7 +149,7 @@ def test_workers_of_dask(place: tuple[Path, str], capsys: pytest.CaptureFixture[
     path = config(folder, module)
     assert main(["run", path, "--quiet"]) == 0
     os.rename(folder / "out", folder / "alone")
-    # Workers need not stand in the folder of the run.
+    # Workers need not start in the folder of the run.
     settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**settings) as cluster:
         assert main(["run", path, "--dask", cluster.scheduler_address]) == 0
@@ -157,9 +157,7 @@ def test_workers_of_dask(place: tuple[Path, str], capsys: pytest.CaptureFixture[
     assert_answers(folder / "out", folder / "alone")
 
 
-def test_another_question_is_refused(
-    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_question_raises(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     folder, module = place
     (folder / "out" / "answers").mkdir(parents=True)
     (folder / "out" / "answers" / "mine.txt").touch()
@@ -170,14 +168,14 @@ def test_another_question_is_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workers", "0"], "--workers: expected a whole number of at least 1, got '0'"),
-        (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
+        (["--workers", "0"], "--workers: expected an integer of at least 1, got '0'"),
+        (["--workers", "two"], "--workers: expected an integer of at least 1, got 'two'"),
         (["--dask", "nowhere"], "--dask: expected an address such as tcp://127.0.0.1:8786"),
         (["--dask", "tcp://127.0.0.1:1", "--workers", "2"], "not allowed with"),
     ],
     ids=" ".join,
 )
-def test_bad_engines(
+def test_bad_executors(
     place: tuple[Path, str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place

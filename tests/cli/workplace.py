@@ -1,4 +1,4 @@
-"""A folder with a small network, its weights, prices and a config, as a user has them."""
+"""A folder with a small network, its weights, prices and a config, like a user's."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from funcexplain.commands.config import checked
+from funcexplain.commands.config import parse_config
 from funcexplain.commands.toml import to_toml
 
 ASSETS = ("GOLD", "OIL", "RICE")
@@ -36,7 +36,7 @@ class Loud(torch.nn.Module):
         return self.inner(x)
 
 class Held(torch.nn.Module):
-    "In a worker, waits until whoever has opened the pipe for writing closes it."
+    "In a worker, waits until the test closes the pipe that it opened for writing."
     def __init__(self):
         super().__init__()
         self.inner = sharp()
@@ -47,7 +47,7 @@ class Held(torch.nn.Module):
         return self.inner(x)
 
 class Poisoned(torch.nn.Module):
-    "Fails in a worker, once it is in the midst of its search."
+    "Raises in a worker, in the middle of its search."
     def __init__(self):
         super().__init__()
         self.inner = sharp()
@@ -84,7 +84,7 @@ def market(num_days: int = 60, seed: int = 0) -> list[str]:
 def furnish(folder: Path) -> str:
     """Write networks, weights and prices into a folder; returns the name of the module of networks."""
     global _count
-    _count += 1  # a module is imported once in a process, whatever folder it was in
+    _count += 1  # a process imports a module once, even from another folder
     module = f"networks_{_count}"
     (folder / f"{module}.py").write_text(NETWORKS)
     (folder / "market.csv").write_text("\n".join(market()))
@@ -98,7 +98,7 @@ def furnish(folder: Path) -> str:
 
 
 def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
-    """A config as a table; ``parts`` are laid over its own, entry by entry."""
+    """A config as a table; ``parts`` override single entries."""
     whole: dict[str, dict[str, Any]] = {
         "network": {"factory": f"{module}:make", "weights": "w.pt"},
         "prices": {"file": "market.csv"},
@@ -116,5 +116,5 @@ def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
 def write(folder: Path, whole: dict[str, Any]) -> str:
     """Write a table as a config file and return its path."""
     path = folder / "config.toml"
-    path.write_text(to_toml(checked(whole)))
+    path.write_text(to_toml(parse_config(whole)))
     return str(path)

@@ -1,7 +1,7 @@
-"""Grids that workers build, and faults that a test arranges for them by files in a folder.
+"""Grids that workers build, and faults that tests inject through files in a folder.
 
-A fault is a file named after what happens and the first row of the chunk that it happens to. The file
-is there before the worker looks, and named pipes make both wait for each other: nothing sleeps.
+A fault is a file named after the kind of fault and the first row of its chunk. The file exists before
+the worker looks, and named pipes synchronize both, so that no test sleeps.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def ensemble(models: int, starts: int, *, models_inside: bool = False) -> fe.Pro
 
 
 def faulty(faults: str, coordinator: int, targets: int = 4, starts: int = 6) -> fe.Problem:
-    """The same as `grid`; workers, who are not the coordinator, meet the faults of a folder."""
+    """The same as `grid`; workers, but not the coordinator, run into the faults of a folder."""
     if os.getpid() != coordinator:
         arrange(Path(faults))
     return grid(targets, starts)
 
 
 def arrange(folder: Path) -> None:
-    """From here on, this process meets the faults of a folder."""
+    """Let this process run into the faults of a folder from now on."""
 
     def solve_rows(
         problem: fe.Problem, rows: Tensor, method: Any, settings: dict[str, Any]
@@ -103,7 +103,7 @@ def arrange(folder: Path) -> None:
 
 
 def meet(folder: Path, first: int) -> None:
-    """Meet the faults of the chunk that begins with a row."""
+    """Run into the faults of the chunk that starts with a row."""
     if (folder / f"wait-{first}").exists():
         (folder / "worker").write_text(str(os.getpid()))
         (folder / f"wait-{first}").read_text()  # a pipe: until the test writes to it
@@ -128,7 +128,7 @@ def meet(folder: Path, first: int) -> None:
 
 
 def solved(folder: Path) -> list[int]:
-    """First rows of the chunks that were begun after their faults, one entry for each time."""
+    """First rows of the chunks that were started after their faults, one entry per attempt."""
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("solved-*"))
 
 
@@ -140,9 +140,9 @@ def drawn() -> fe.Problem:
 
 
 def question() -> fe.Problem:
-    """No grid."""
+    """A single question, not a grid."""
     return grid()[0, 0]
 
 
 def nothing() -> None:
-    """No problem."""
+    """Not a problem."""

@@ -1,4 +1,4 @@
-"""What the tests of runs share: folders, the answers of one process, and in-process executors."""
+"""Shared fixtures: folders, the answers of one process, and in-process executors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _faults_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put back what faults replace in this process, and forget the problems that were built."""
+    """Restore the functions that faults replace, and clear the cache of problems."""
     monkeypatch.setattr(chunk, "solve_rows_alone", chunk.solve_rows_alone)
     monkeypatch.setattr(archive, "replaced", archive.replaced)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -40,7 +40,7 @@ def faults(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Callable[..., fe.clusters.ChunkedSolution]:
-    """Solve in a thread of this process, which is quick, in chunks of 5 rows."""
+    """Solve in a thread of this process, in chunks of 5 rows."""
 
     def solve(build: Any = builds.grid, method: Any = builds.METHOD, **more: Any) -> Any:
         settings = {"directory": tmp_path / "run", "chunk_size": 5, **builds.SETTINGS, **more}

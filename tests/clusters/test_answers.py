@@ -38,7 +38,7 @@ def test_rows_are_picked_as_of_a_tensor(
     assert type(run[index]) is fe.Solution
 
 
-def test_wrong_indices_are_refused(run: fe.clusters.ChunkedSolution) -> None:
+def test_wrong_indices_raise(run: fe.clusters.ChunkedSolution) -> None:
     with pytest.raises(IndexError):
         run[4]
     with pytest.raises(IndexError, match="got the index"):
@@ -75,7 +75,7 @@ def test_best_rows_of_any_answers(seed: int) -> None:
     for chunk_size in (1, 2, 7, 100):
         for kept in [()] if len(shape) == 1 else [(), (0,), (len(shape) - 1,)]:
             grid = [RowDim(n, size, frozenset()) for n, size in zip(dims, shape, strict=True)]
-            best = _Best.of_none(int(torch.Size([shape[place] for place in kept]).numel()))
+            best = _Best.empty(int(torch.Size([shape[place] for place in kept]).numel()))
             for rows in numbers.flatten().split(chunk_size):
                 flat = (status.flatten()[rows], rank.flatten()[rows])
                 best.update(row_numbers(grid, [*kept], rows), rows, *flat)

@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_for_the_errors_too(
     assert "No space left" in caplog.text
 
 
-def test_errors_are_kept_until_their_chunk_is_answered(
+def test_errors_are_stored_until_their_chunk_is_answered(
     here: Solve, faults: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (faults / "raise-5").touch()
@@ -118,7 +118,7 @@ def test_errors_are_kept_until_their_chunk_is_answered(
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "note", note)
         here(retries=0)
-    ((error,),) = seen  # at once: whoever is killed afterwards has told
+    ((error,),) = seen  # at once, in case the process is killed later
     assert error.startswith("ArithmeticError: poisoned at 5")
     assert 'raise ArithmeticError(f"poisoned' in error  # and where
     with monkeypatch.context() as patch:
@@ -150,7 +150,7 @@ def test_files_that_were_exchanged(here: Solve, tmp_path: Path, expected: fe.Sol
 def test_a_directory_that_was_made_again(here: Solve, tmp_path: Path, expected: fe.Solution) -> None:
     here()
     shutil.rmtree(tmp_path / "run")
-    assert_same(here(chunk_size=7), expected)  # a worker that remembers the run takes the new chunks
+    assert_same(here(chunk_size=7), expected)  # a worker with a cached run uses the new chunks
 
 
 def test_two_questions_that_begin_at_once(
@@ -160,7 +160,7 @@ def test_two_questions_that_begin_at_once(
 
     def replaced(where: str, path: Path, **more: Any) -> Any:
         monkeypatch.setattr(folder_module, "replaced", inner)
-        here(atol=0.5)  # the other one is quicker
+        here(atol=0.5)  # the other question is faster
         return inner(where, path, **more)
 
     monkeypatch.setattr(folder_module, "replaced", replaced)
@@ -183,7 +183,7 @@ def test_systems_without_links(
 def test_a_run_in_which_everything_fails_is_given_up(
     here: Solve, faults: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(scheduling, "_MOST_FAILURES", 2)
+    monkeypatch.setattr(scheduling, "_MAX_FAILURES", 2)
     for first in range(0, 24, 5):
         (faults / f"raise-{first}").touch()
     builds.arrange(faults)
@@ -227,31 +227,31 @@ def test_a_damaged_file_is_solved_again(
     assert builds.solved(faults) == [10]
 
 
-def test_what_killed_workers_left_is_taken_away(here: Solve, tmp_path: Path) -> None:
+def test_files_of_killed_workers_are_removed(here: Solve, tmp_path: Path) -> None:
     here()
     left = chunk_file(tmp_path / "run", 0).with_name(".000000009.safetensors.abc.tmp")
     left.write_bytes(b"half")
     here()
-    assert left.exists()  # somebody may be writing it now
+    assert left.exists()  # another process may be writing it
     os.utime(left, (0, 0))
     here()
     assert not left.exists()
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_read_only_directory_is_refused_at_once(
+def test_a_read_only_directory_raises_at_once(
     here: Solve, tmp_path: Path, faults: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     if begun:
         here()
         chunk_file(tmp_path / "run", 0).unlink()
 
-    def refused(*args: Any, **more: Any) -> Any:
+    def no_access(*args: Any, **more: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "open", refused)
-        patch.setattr(writing.os, "open", refused)
+        patch.setattr(pathlib.Path, "open", no_access)
+        patch.setattr(writing.os, "open", no_access)
         builds.arrange(faults)
         with pytest.raises(PermissionError, match=r"clusters.solve: cannot (write|read)"):
             here()
@@ -284,7 +284,7 @@ def test_ctrl_c_leaves_a_directory_that_resumes(
     assert builds.solved(faults) == [0, 5, 10, 15, 20]
 
 
-def test_another_question_is_refused_and_what_differs_is_named(here: Solve, tmp_path: Path) -> None:
+def test_another_question_raises_with_the_difference(here: Solve, tmp_path: Path) -> None:
     here()
     with pytest.raises(ValueError, match=r"settings.atol \(0.02 there, 0.5 here\)"):
         here(atol=0.5)
@@ -297,15 +297,15 @@ def test_another_question_is_refused_and_what_differs_is_named(here: Solve, tmp_
     manifest = tmp_path / "run" / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"versions.torch": "', '"versions.torch": "0.'))
-    with pytest.raises(ValueError, match="is damaged or no manifest"):
+    with pytest.raises(ValueError, match="is damaged or not a manifest"):
         here()
     manifest.write_text(text.replace('"format": 1', '"format": 9'))
-    with pytest.raises(ValueError, match="is of format 9, this version reads up to 1"):
+    with pytest.raises(ValueError, match="has format 9, this version reads up to 1"):
         fe.clusters.open(tmp_path / "run")
     damaged = [json.dumps({**json.loads(text), "chunk_size": size}).encode() for size in (0, "4", 6)]
     for content in (*damaged, b"\xff\x00", b"", b"[" * 100_000, b"3", b"{}", text[:-20].encode()):
         manifest.write_bytes(content)
-        with pytest.raises(ValueError, match="is damaged or no manifest"):
+        with pytest.raises(ValueError, match="is damaged or not a manifest"):
             here()
 
 
@@ -328,12 +328,12 @@ def test_a_manifest_that_was_lost_is_written_again(
     assert builds.solved(faults) == []
 
 
-def test_wrong_calls_are_refused(here: Solve, tmp_path: Path) -> None:
+def test_wrong_calls_raise(here: Solve, tmp_path: Path) -> None:
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (TypeError, "build must be a function .* got a Problem; pass the function",
          {"build": builds.grid()}),
         (TypeError, "build must return a Problem, got NoneType", {"build": builds.nothing}),
-        (ValueError, "must return a grid of rows, got one question", {"build": builds.question}),
+        (ValueError, "must return a grid of rows, got a single question", {"build": builds.question}),
         (TypeError, "cannot be pickled", {"build": lambda: builds.grid()}),
         (ValueError, "recipe of at most 1 MiB", {"build": (builds.grid, {"targets": bytes(2 << 20)})}),
         (TypeError, r"method must be .* pickled .* \(fe.adam", {"method": (lambda z: (), lambda *a: a)}),

@@ -1,4 +1,4 @@
-"""What decides the answers: told alike by every process, and unlike where anything of it changes."""
+"""Fingerprints: equal in every process, and different if anything changes that affects the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.clusters.fingerprint import differences, fingerprint, key_of
+from funcexplain.clusters.fingerprint import differences, fingerprint, hash_fingerprint
 from tests.helpers import (
     LOSSES,
     NETWORKS,
@@ -56,7 +56,7 @@ def everything() -> dict[str, fe.Problem]:
     return made | {"deepdow": fe.problem(network, uniform, x0)}
 
 
-def told(problems: dict[str, fe.Problem]) -> dict[str, dict[str, str]]:
+def describe_all(problems: dict[str, fe.Problem]) -> dict[str, dict[str, str]]:
     prints = {name: fingerprint(p, fe.adam(), {"atol": 0.0}) for name, p in problems.items()}
     methods: dict[str, Any] = {name: make() for name, make in OPTIMIZERS.items()}
     methods["levenberg_marquardt"] = fe.levenberg_marquardt()
@@ -67,20 +67,20 @@ def told(problems: dict[str, fe.Problem]) -> dict[str, dict[str, str]]:
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")  # of deepdow's own parts
 def test_every_process_tells_the_same() -> None:
-    # Used before: what a search leaves behind in a network must not be told.
+    # Used before: state that a search leaves in a network must not be described.
     problems = everything()
     for problem in problems.values():
         fe.solve(problem, max_steps=1)
     command = [sys.executable, "-W", "ignore", "-m", "tests.clusters.test_fingerprint"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    assert json.loads(done.stdout) == told(problems)
+    assert json.loads(done.stdout) == describe_all(problems)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_two_of_the_catalogues_are_told_alike() -> None:
-    prints = told(everything())
-    keys = {key_of(parts): name for name, parts in prints.items()}
-    # One question stands in every catalogue, and one method.
+def test_all_of_the_catalogues_differ() -> None:
+    prints = describe_all(everything())
+    keys = {hash_fingerprint(parts): name for name, parts in prints.items()}
+    # One question and one method are in every catalogue.
     same = {"network mlp_tanh", "loss mse", "transform none", "transform cast", "method adam"}
     assert len(keys) >= len(prints) - len(same)
 
@@ -130,7 +130,7 @@ class Tempered(nn.Module):
 
 
 def loss_of(body: str, **known: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss as it stands in somebody's module, which may change between two runs."""
+    """A loss in a user's module, which may change between two runs."""
     scope: dict[str, Any] = {"__name__": "mine", **known}
     exec(body, scope)
     loss = scope["loss"]
@@ -169,17 +169,17 @@ STATED: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_what_decides_is_told(name: str) -> None:
+def test_what_decides_is_describe_all(name: str) -> None:
     def of(number: int) -> dict[str, str]:
         base = {"network": Tempered(), "target": make_target(), "x0": make_x0()}
         return fingerprint(fe.problem(**{**base, **STATED[name](number)}), fe.adam(), {})
 
     assert of(1) == of(1)
     one, other = of(1), of(2)
-    assert key_of(one) != key_of(other)
+    assert hash_fingerprint(one) != hash_fingerprint(other)
     (part,) = [name for name in one if one[name] != other[name]]
     assert differences(one, other).startswith(part)
 
 
 if __name__ == "__main__":
-    print(json.dumps(told(everything())))
+    print(json.dumps(describe_all(everything())))

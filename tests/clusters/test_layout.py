@@ -1,7 +1,8 @@
-"""Answers do not depend on chunks, their order, or where they are solved."""
+"""Answers do not depend on the chunks, their order, or the process."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import random
 from collections.abc import Callable
@@ -27,19 +28,19 @@ def test_answers_are_those_of_one_process(here: Solve, expected: fe.Solution, ch
 def test_answers_do_not_depend_on_the_order(
     here: Solve, expected: fe.Solution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = Folder.unsound
+    inner = Folder.missing
 
     def shuffled(*args: Any) -> list[int]:
         numbers = list(inner(*args))
         random.Random(0).shuffle(numbers)
         return numbers
 
-    monkeypatch.setattr(Folder, "unsound", shuffled)
+    monkeypatch.setattr(Folder, "missing", shuffled)
     assert_same(here(), expected)
 
 
 @pytest.mark.parametrize("rows", ["vmap", "samples"])
-def test_both_ways_to_share_a_batch(here: Solve, rows: str) -> None:
+def test_both_ways_to_batch_rows(here: Solve, rows: str) -> None:
     wanted = fe.solve(builds.grid(), builds.METHOD, rows=rows, **builds.SETTINGS)  # type: ignore[arg-type]
     assert_same(here(rows=rows), wanted)
 
@@ -60,7 +61,7 @@ def test_levenberg_marquardt_and_recipes_of_methods(here: Solve, tmp_path: Path)
     assert_same(here(method=(fe.sgd, {"lr": 0.3}), directory=tmp_path / "sgd"), sgd)
 
 
-def test_history_is_kept_as_it_is_asked_for(here: Solve, tmp_path: Path) -> None:
+def test_history_is_recorded_as_requested(here: Solve, tmp_path: Path) -> None:
     wanted = fe.solve(builds.grid(), builds.METHOD, history=3, **builds.SETTINGS)
     assert_same(here(history=3), wanted)
     none = here(history=False, directory=tmp_path / "none")
@@ -74,24 +75,24 @@ def test_a_grid_without_rows(here: Solve) -> None:
     assert list(solution.chunks()) == []
 
 
-def test_progress_is_told_for_every_chunk(here: Solve) -> None:
-    told: list[fe.Progress] = []
+def test_progress_is_reported_for_every_chunk(here: Solve) -> None:
+    reports: list[fe.Progress] = []
 
     class Listener:
         def __call__(self, state: fe.State, info: fe.Info) -> None:
-            raise AssertionError("steps are taken elsewhere")
+            raise AssertionError("steps run in workers")
 
         def report(self, progress: fe.Progress) -> None:
-            told.append(progress)
+            reports.append(progress)
 
     solution = here(callback=Listener())
-    assert [now.done for now in told] == [0, 5, 10, 15, 20, 24]
-    assert told[-1].over
-    assert told[-1].hits == int(solution.hit.sum())
-    told.clear()
+    assert [now.done for now in reports] == [0, 5, 10, 15, 20, 24]
+    assert reports[-1].over
+    assert reports[-1].hits == int(solution.hit.sum())
+    reports.clear()
     here(callback=Listener())
-    assert [(now.done, now.known, now.over) for now in told] == [(24, 24, True)]
-    assert told[0].workers == 1
+    assert [(now.done, now.known, now.over) for now in reports] == [(24, 24, True)]
+    assert reports[0].workers == 1
     lines = io.StringIO()
     here(callback=fe.progress(stream=lines))
     assert lines.getvalue().startswith("24 of 24 rows done")
@@ -101,3 +102,14 @@ def test_one_chunk_is_a_file_that_load_reads(here: Solve, tmp_path: Path, expect
     here()
     part = fe.load(tmp_path / "run" / "chunks" / "000000" / "000000001.safetensors")
     assert_same(part, expected.flat(torch.arange(5, 10)))
+
+
+@pytest.mark.parametrize("name", fe.clusters.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert fe.clusters.__all__ == sorted(fe.clusters.__all__)
+    value = getattr(fe.clusters, name)
+    doc = inspect.getdoc(value) or ""
+    assert not inspect.isfunction(value) or ("Args:" in doc and "Example:" in doc)
+    assert doc
+    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert f"::: {value.__module__}.{name}" in api

@@ -1,4 +1,4 @@
-"""The scheduler alone, with an engine whose every step is decided here."""
+"""The scheduler alone, with an executor whose every step the test controls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from funcexplain.clusters import scheduling
-from funcexplain.clusters.pools import Held
+from funcexplain.clusters.pools import ManagedExecutor
 from funcexplain.clusters.scheduling import Scheduler
 
 
 class Engine(Executor):
-    """Ends everything at once; what breaks it breaks all that follows."""
+    """Finishes every call at once; stays broken after a killer."""
 
     def __init__(self, killers: set[int], raising: Counter[int]) -> None:
         self.killers, self.raising, self.broken = killers, raising, False
@@ -37,14 +37,14 @@ def run(
     killers: set[int], raising: dict[int, int], make: Callable[[], Executor] | None = None
 ) -> tuple[dict[int, Any], dict[int, str], Scheduler]:
     counts = Counter(raising)
-    held = Held(make or (lambda: Engine(killers, counts)))
+    executor = ManagedExecutor(make or (lambda: Engine(killers, counts)))
     scheduler = Scheduler(
-        held, lambda engine, number: engine.submit(number), lambda number: None, 2, 4  # type: ignore[arg-type]
+        executor, lambda pool, number: pool.submit(number), lambda number: None, 2, 4  # type: ignore[arg-type]
     )  # fmt: skip
-    outcomes = list(scheduler.run(range(30)))
-    assert len({outcome.number for outcome in outcomes}) == len(outcomes)
-    results = {number: result for number, result, error in outcomes if error is None}
-    return results, {number: error for number, _, error in outcomes if error is not None}, scheduler
+    ended = list(scheduler.run(range(30)))
+    assert len({result.number for result in ended}) == len(ended)
+    results = {number: result for number, result, error in ended if error is None}
+    return results, {number: error for number, _, error in ended if error is not None}, scheduler
 
 
 def test_every_chunk_ends_once() -> None:
@@ -53,7 +53,7 @@ def test_every_chunk_ends_once() -> None:
     assert errors == {}
 
 
-def test_what_raises_is_tried_again() -> None:
+def test_chunks_that_raise_are_retried() -> None:
     results, errors, _ = run(set(), {3: 2, 7: 3})
     assert sorted(results) == [number for number in range(30) if number != 7]
     assert errors == {7: "ArithmeticError: no"}
@@ -72,7 +72,7 @@ def test_an_executor_that_always_breaks_is_given_up() -> None:
     assert len(errors) < 30
 
 
-def test_what_an_engine_cancels_is_tried_again() -> None:
+def test_cancelled_chunks_are_retried() -> None:
     class Cancelling(Engine):
         cancelled = 0
 
@@ -90,7 +90,7 @@ def test_what_an_engine_cancels_is_tried_again() -> None:
 
 
 class Lost(Engine):
-    """Takes up chunks that never end, for a client whose scheduler is gone."""
+    """Accepts chunks that never finish, for a client whose scheduler is gone."""
 
     class _client:  # noqa: N801  (as Dask's executor has it)
         status = "closed"
@@ -99,8 +99,8 @@ class Lost(Engine):
         return Future()
 
 
-def test_what_is_in_flight_when_a_scheduler_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling, "_PATIENCE", 0.01)
+def test_chunks_in_flight_when_a_scheduler_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
     makes: list[Callable[[], Executor]] = [
         lambda: Lost(set(), Counter()),
         lambda: Engine(set(), Counter()),
@@ -112,7 +112,7 @@ def test_what_is_in_flight_when_a_scheduler_dies(monkeypatch: pytest.MonkeyPatch
     assert "the connection to its scheduler is closed" in scheduler.given_up
 
 
-def test_an_engine_that_is_closed_while_chunks_are_in_flight() -> None:
+def test_an_executor_that_is_closed_while_chunks_are_in_flight() -> None:
     class Closed(Engine):
         def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
             if number == 3:
@@ -126,4 +126,4 @@ def test_an_engine_that_is_closed_while_chunks_are_in_flight() -> None:
 
 
 def test_how_many_chunks_keep_an_executor_busy() -> None:
-    assert Held(Engine(set(), Counter())).in_flight == 1024
+    assert ManagedExecutor(Engine(set(), Counter())).in_flight == 1024

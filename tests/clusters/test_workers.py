@@ -29,12 +29,12 @@ def solve(run: Path, faults: Path, executor: Any, **more: Any) -> fe.clusters.Ch
 
 
 def assert_ended(pid: int) -> None:
-    """Wait until a process that is no child of this one has ended."""
+    """Wait until a process that is not a child of this one has ended."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    assert select.select([handle], [], [], 60)[0], f"process {pid} goes on"
+    assert select.select([handle], [], [], 60)[0], f"process {pid} still runs"
     os.close(handle)
 
 
@@ -55,7 +55,7 @@ def test_forks_of_a_process_with_many_threads(tmp_path: Path) -> None:
         from multiprocessing import get_context
         from tests.clusters import builds
         torch.set_num_threads(2)
-        torch.randn(4000, 4000).relu_().sum()  # from here on there are threads, which no fork has
+        torch.randn(4000, 4000).relu_().sum()  # starts threads, which a fork does not inherit
         with ProcessPoolExecutor(1, get_context("fork")) as pool:
             solution = fe.clusters.solve(builds.wide, executor=pool, directory=sys.argv[1], max_steps=2)
         assert not solution.failures
@@ -76,16 +76,16 @@ def test_a_chunk_that_kills_every_worker_is_found(
     assert_same(solution.flat(rest), expected.flat(rest))
 
 
-def test_an_exception_that_cannot_travel(tmp_path: Path, faults: Path) -> None:
+def test_an_exception_that_cannot_be_unpickled(tmp_path: Path, faults: Path) -> None:
     (faults / "strange-5").touch()
     solution = solve(tmp_path / "run", faults, fe.clusters.processes(1), retries=0)
     (failure,) = solution.failures
     assert failure.rows == range(5, 10)
     assert failure.error.startswith("tests.clusters.builds.StrangeError: strange at 5")
-    assert builds.solved(faults) == [0, 10, 15, 20]  # nobody else was harmed
+    assert builds.solved(faults) == [0, 10, 15, 20]  # no other chunk was affected
 
 
-def test_a_pool_of_the_callers_that_breaks(
+def test_a_pool_of_the_caller_that_breaks(
     tmp_path: Path, faults: Path, expected: fe.Solution, caplog: pytest.LogCaptureFixture
 ) -> None:
     (faults / "kill-5").touch()
@@ -115,12 +115,12 @@ def test_a_coordinator_that_is_ended_and_started_again(
             if number == signal.SIGKILL:
                 coordinator.wait(60)
                 assert_ended(worker)
-        told, trouble = coordinator.communicate(timeout=60)
+        output, log = coordinator.communicate(timeout=60)
     assert_ended(worker)
     if number == signal.SIGINT:
         assert coordinator.returncode == 0
-        assert "INTERRUPTED" in told
-        assert "interrupted: running chunks are finished" in trouble
+        assert "INTERRUPTED" in output
+        assert "interrupted: running chunks are finished" in log
     (faults / "wait-5").unlink()
     begun = fe.clusters.open(tmp_path / "run")
     first = torch.arange(5)

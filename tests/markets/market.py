@@ -1,4 +1,4 @@
-"""A made market, small enough for float64 laws: correlated returns, their windows, and a network."""
+"""A small synthetic market for float64 laws: correlated returns, their windows, and a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from funcexplain.markets.features import features
 
 F64 = torch.float64
 ASSETS, SPAN = 4, 5
-# A lookback longer than the span tells all returns behind a window, a shorter one does not.
+# A window determines all returns behind it only if the lookback exceeds the span.
 LOOKBACKS = (8, 3)
 
 
@@ -21,7 +21,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def mixing() -> Tensor:
-    """What takes independent shocks to correlated ones, of a few percent a day."""
+    """Factor from independent shocks to correlated ones, of a few percent a day."""
     mix = torch.randn(ASSETS, ASSETS, dtype=F64, generator=generator(7)) + 2 * torch.ones(ASSETS, ASSETS)
     return 0.01 * mix
 

@@ -1,4 +1,4 @@
-"""Allocators: proper weights, scaled channels, and a training that leaves nothing behind."""
+"""Allocators: proper weights, scaled channels, and a training without side effects."""
 
 from collections.abc import Callable
 from typing import Any
@@ -110,7 +110,7 @@ def test_every_step_is_reported() -> None:
 
 
 def test_objective_is_sharpe_ratio_and_herfindahl_index() -> None:
-    """Where all assets return the same, the loss of the first step is known but for the batch."""
+    """Where all assets return the same, the loss of the first step depends only on the batch."""
     returns = torch.tensor([0.01, -0.01]).repeat(32)[:, None].expand(64, ASSETS).contiguous()
     seen: list[float] = []
     for concentration in (0.0, 1.0):
@@ -191,6 +191,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
+def test_bad_input_raises(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Covariances against their numpy twins, and what they promise about few days and old ones."""
+"""Covariances against their numpy twins, and their behavior for few and for old days."""
 
 from __future__ import annotations
 
@@ -100,14 +100,12 @@ def history(*shape: int) -> Tensor:
         ([[1.0]], TypeError, "returns must be a torch.Tensor, got list"),
     ],
 )
-def test_wrong_histories_are_refused(
-    name: str, returns: Any, error: type[Exception], message: str
-) -> None:
+def test_wrong_histories_raise(name: str, returns: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{name}: {re.escape(message)}"):
         getattr(covariances, name)(returns)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0, float("nan")])
-def test_other_decays_are_refused(decay: float) -> None:
+def test_other_decays_raise(decay: float) -> None:
     with pytest.raises(ValueError, match=r"^exponential: decay must be"):
         covariances.exponential(made_returns(5), decay)

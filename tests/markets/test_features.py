@@ -1,4 +1,4 @@
-"""Features: equal to their numpy twins, differentiable, and at home under torch.func."""
+"""Features: equal to their numpy twins, differentiable, and mappable by torch.func."""
 
 from collections.abc import Callable
 
@@ -165,7 +165,7 @@ def test_windows_map_over_histories() -> None:
     assert_close(slopes, torch.stack([grad(scalar)(row) for row in batch]), rtol=1e-12, atol=1e-16)
 
 
-REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+INVALID: dict[str, tuple[Callable[[], object], str]] = {
     "short returns": (lambda: features(torch.zeros(3, 2), 4), "too short: .*span = 4 rows, got 3"),
     "short span": (lambda: features(torch.zeros(3, 2), 1), "span of at least 2 days, got 1"),
     "vector": (lambda: features(torch.zeros(30)), r"shape \(L \+ span - 1, A\), got .*\(30,\)"),
@@ -182,13 +182,13 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no future": (
         lambda: forward_returns(torch.ones(6, 2), torch.tensor([0, 4]), 2),
-        r"expected days in 0 \.\.\. 3.* 2 days ahead of them; got 0 \.\.\. 4",
+        r"expected days in 0 \.\.\. 3.* with 2 later days; got 0 \.\.\. 4",
     ),
 }
 
 
-@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_bad_histories_are_refused(call: Callable[[], object], message: str) -> None:
+@pytest.mark.parametrize(("call", "message"), INVALID.values(), ids=INVALID.keys())
+def test_bad_histories_raise(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 

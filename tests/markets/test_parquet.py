@@ -1,4 +1,4 @@
-"""Prices in parquet, where pyarrow is installed: the same prices and refusals as from csv."""
+"""Prices in parquet, where pyarrow is installed: the same prices and errors as from csv."""
 
 import datetime
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_an_index_of_timestamps_comes_last(save: Any) -> None:
         ({"date": DAYS}, "at least 1 asset"),
     ],
 )
-def test_the_same_is_refused_as_in_csv(save: Any, columns: dict[str, Any], message: str) -> None:
+def test_bad_input_raises_as_in_csv(save: Any, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(save(**columns))
 

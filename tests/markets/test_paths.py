@@ -1,4 +1,4 @@
-"""Returns behind windows: cut out of history, read off a window, summed up to prices."""
+"""Returns behind windows: selected from history, recovered from a window, summed to prices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_base_returns_read_prices_of_any_kind() -> None:
     assert base_returns(single, day, 20, 20).dtype is torch.float32
 
 
-# The span is 5: the window tells all days, all but one (whose sum it knows), or only sums of several.
+# The span is 5: the window determines all days, all but one, or only sums of several.
 @pytest.mark.parametrize("lookback", [9, 5, 4, 3, 2, 1])
 def test_returns_read_off_a_window_make_that_window(lookback: int) -> None:
     truth, guess = base(lookback, 1), base(lookback, 2)
@@ -49,11 +49,11 @@ def test_returns_read_off_a_window_make_that_window(lookback: int) -> None:
     assert_close(invert(window, truth), truth, atol=1e-9)  # the nearest to the truth is the truth
 
 
-def test_of_open_days_the_nearest_returns_are_taken() -> None:
+def test_undetermined_days_get_the_nearest_returns() -> None:
     truth, guess = base(1, 1), base(1, 2)
     window = features(truth, SPAN)
     found = invert(window, guess)
-    # All others with the same window turn the open days round their mean.
+    # Other solutions rotate the undetermined days about their mean.
     spread = found[: SPAN - 1] - found[: SPAN - 1].mean(0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -71,12 +71,12 @@ def test_invert_maps_and_takes_a_calm_guess() -> None:
     guess = base(3, 9)
     mapped = torch.func.vmap(lambda window: invert(window, guess))(stack)
     assert_close(mapped, torch.stack([invert(window, guess) for window in stack]))
-    # No direction to spread along: finite, with the momentum right.
+    # Without a direction to spread along: finite, with the right momentum.
     calm = invert(stack[0], torch.zeros_like(guess))
     assert_close(features(calm, SPAN)[:2], stack[0, :2], rtol=1e-9, atol=1e-15)
 
 
-def test_prices_are_those_whose_returns_were_taken() -> None:
+def test_prices_of_inverts_log_returns() -> None:
     prices = made_prices(30)
     assert_close(prices_of(log_returns(prices), prices[0]), prices)
     wild = 30.0 * made_returns(20)
@@ -94,6 +94,6 @@ def test_prices_are_those_whose_returns_were_taken() -> None:
         (lambda p: base_returns(p, torch.tensor(15), 8, 2.0), TypeError, "span must be an int"),  # type: ignore[arg-type]
     ],
 )
-def test_days_without_a_window_are_refused(call: Any, error: type[Exception], message: str) -> None:
+def test_days_without_a_window_raise(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^base_returns: .*{message}"):
         call(made_prices(20))

@@ -151,7 +151,7 @@ def test_read_csv_names_file_place_and_fault(tmp_path: Path, text: str, message:
         read_csv(path)
 
 
-def test_read_csv_refuses_other_encodings(tmp_path: Path) -> None:
+def test_other_encodings_raise(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("date,ÖL\n".encode("latin-1"))
     (tmp_path / "broken.csv.gz").write_bytes(b"no gzip at all")
     for name in ("latin.csv", "broken.csv.gz"):

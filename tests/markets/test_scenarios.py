@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,7 +145,7 @@ def test_frozen_shocks_stay_zero_and_frozen_returns_as_they_are(lookback: int, m
     assert (state.z[~free] == 0).all()
     assert (state.z[free] != 0).any()
     moved = torch.einsum("dij,dj->di", problem.args["factor"], random_z(lookback))
-    assert (moved[~free] == 0).all()  # whatever the shocks
+    assert (moved[~free] == 0).all()  # for any shocks
     window = problem.decode(state.z, problem.args)
     reached = S.reached(free, lookback)
     assert_same(window[0][~free[SPAN - 1 :]], problem.args["returns"][SPAN - 1 :][~free[SPAN - 1 :]])
@@ -372,7 +374,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "units": (
         lambda: ask(fe.standardize(0.0, 0.02)(question(LONG))),
         ValueError,
-        "scenario: problem must be searched over windows, got one whose search space was changed",
+        "scenario: problem must be searched over windows, got one with a transformed search space",
     ),
     "mapped": (
         lambda: ask(fe.vmap(question(LONG), x0=X0[None], reference=X0[None])),
@@ -411,7 +413,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "no scenario": (
         lambda: S.shocks(fe.solve(ask(), max_steps=0), question(LONG)),
         ValueError,
-        "shocks: problem must be one that scenario was applied to",
+        "shocks: problem must have the transform scenario",
     ),
     "other rows": (
         lambda: S.shocks(fe.solve(ask(), max_steps=0), fe.vmap(ask(), seed=torch.arange(2))),
@@ -422,7 +424,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_settings_are_refused(call: Any, error: type[Exception], message: str) -> None:
+def test_wrong_settings_raise(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         call()
 
@@ -431,3 +433,14 @@ def test_features_are_those_of_the_span_that_the_days_imply() -> None:
     explicit = S.scenario(R0, COV, features=partial(features, span=SPAN), inverse=invert)(question(LONG))
     z = random_z(LONG)
     assert_same(explicit.decode(z, explicit.args), ask().decode(z, explicit.args))
+
+
+@pytest.mark.parametrize("name", S.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert S.__all__ == sorted(S.__all__)
+    value = getattr(S, name)
+    doc = inspect.getdoc(value) or ""
+    assert not inspect.isfunction(value) or ("Args:" in doc and "Example:" in doc)
+    assert doc
+    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert f"::: {value.__module__}" in api

@@ -40,11 +40,11 @@ def days_of(draws: Tensor) -> Tensor:
 def test_draws_are_blocks_of_history_as_long_as_asked(block: float) -> None:
     days = days_of(S.bootstrap(HISTORY, 40, seeds=SEEDS, block=block))
     follows = days.diff(dim=1) % len(HISTORY) == 1
-    # A new block begins the day after by chance, too.
+    # A new block can start on the next day by chance.
     expected = 1 - 1 / block + 1 / block / len(HISTORY)
     deviation = (expected * (1 - expected) / follows.numel()) ** 0.5
     assert abs(float(follows.double().mean()) - expected) < 4 * deviation
-    # All days of history are as likely.
+    # All days of history are equally likely.
     counts = days[:, 0].bincount(minlength=300) if block > 1 else days.flatten().bincount(minlength=300)
     mean = float(counts.double().mean())
     assert abs(float(counts.double().var()) / mean - 1) < 4 * (2 / 300) ** 0.5
@@ -78,7 +78,7 @@ def test_a_search_starts_at_the_windows_of_draws(lookback: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_the_nearest_are_the_least_of_all(k: int) -> None:
+def test_the_nearest_have_the_smallest_errors(k: int) -> None:
     stack, _ = windows(made_prices(), 8, SPAN)
     net = network(8)
     nearest = S.nearest_dates(net, stack, target(), k)
@@ -151,6 +151,6 @@ SEED = torch.arange(2)
         ),
     ],
 )
-def test_wrong_settings_are_refused(call: Any, error: type[Exception], message: str) -> None:
+def test_wrong_settings_raise(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         call()

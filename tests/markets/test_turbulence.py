@@ -148,7 +148,7 @@ def test_it_follows_the_problem_to_other_dtypes() -> None:
         (HISTORY.numpy(), None, TypeError, "history must be a torch.Tensor"),
     ],
 )
-def test_wrong_histories_are_refused(
+def test_wrong_histories_raise(
     name: str, history: Any, cov: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=f"^{name}: {re.escape(message)}"):

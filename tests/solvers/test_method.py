@@ -1,4 +1,4 @@
-"""Laws of the protocol: any method runs alone, in rows, compiled and under torch.func, with one verdict."""
+"""Laws of the protocol: any method runs alone, in rows, compiled and mapped, with one verdict."""
 
 from __future__ import annotations
 

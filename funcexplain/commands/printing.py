@@ -1,0 +1,76 @@
+"""What commands print: the prices, tables of weights and changes, and the outcome in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from funcexplain.commands.outputs import WEIGHTS, Outcome
+from funcexplain.commands.question import Query
+from funcexplain.markets.prices import Prices
+
+PrintLine = Callable[[str], object]
+
+_MAX_ASSETS, _MAX_CHANGES = 12, 8
+
+
+def prices_line(prices: Prices) -> str:
+    """Number of assets and days, first and last date, and source of the prices."""
+    assets, dates = prices.assets, prices.dates
+    return f"{len(assets)} assets, {len(dates)} days, {dates[0]} to {dates[-1]}: {prices.source}"
+
+
+def weights_table(
+    columns: Mapping[str, Tensor], assets: Sequence[str], order: Sequence[int]
+) -> Iterator[str]:
+    """Allocations in percent, one column each, for assets in the given order."""
+    width = max(7, *map(len, assets))
+    yield f"\n{'Weights':{width}}" + "".join(f"  {name:>8}" for name in columns)
+    for index in order:
+        cells = "".join(f"  {100 * float(weights[index]):7.2f}%" for weights in columns.values())
+        yield f"{assets[index]:{width}}{cells}"
+
+
+def changes_table(
+    x0: Tensor,
+    x: Tensor,
+    sigma: Tensor,
+    assets: Sequence[str],
+    channels: Sequence[str],
+    dates: Sequence[str],
+) -> Iterator[str]:
+    """The largest changes of a window, in percent and in sigmas."""
+    change = (x - x0) / sigma
+    width = max(5, *map(len, assets))
+    row = f"{{:10}}  {{:{width}}}  {{:10}}  {{:>10}}  {{:>10}}  {{:>6}}"
+    yield "\nLargest changes:"
+    yield row.format("day", "asset", "channel", "from", "to", "sigmas")
+    for flat in change.flatten().abs().topk(min(_MAX_CHANGES, change.numel())).indices.tolist():
+        channel, day, asset = index = tuple(map(int, np.unravel_index(flat, change.shape)))
+        before, after = (f"{100 * float(values[index]):+.2f}%" for values in (x0, x))
+        sigmas = f"{float(change[index]):+.2f}"
+        yield row.format(dates[day], assets[asset], channels[channel], before, after, sigmas)
+
+
+def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iterator[str]:
+    """The outcome of a run: a table for one date, counts for several."""
+    searches, all_hits, hits = len(outcome.hit), int(outcome.hit.sum()), outcome.num_hit_dates
+    if len(query.dates) > 1:
+        yield f"Reached on {hits} of {len(query.dates)} dates; {all_hits} of {searches} searches hit."
+        return
+    today, best = query.today[0], outcome.solution.flat(torch.tensor(outcome.best))[0]
+    moved = (best.weights - today).abs().nan_to_num().argsort(descending=True, stable=True)
+    columns = {"today": today, "reached": best.weights}
+    yield from weights_table(columns, assets, moved[:_MAX_ASSETS].tolist())
+    if len(assets) > _MAX_ASSETS:
+        yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
+    size = float(outcome.metrics["rms_sigmas"][outcome.best[0]])
+    verdict = "Reached" if hits else "Not reached"
+    yield (
+        f"\n{verdict}: largest miss {100 * float(best.error):.2f} percentage points, after "
+        f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
+        f"{all_hits} of {searches} starts hit."
+    )
