@@ -252,18 +252,29 @@ def test_models_of_an_ensemble_share_one_trace(traced: list[Trace]) -> None:
 # --- one question, and few: several steps in one call ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "keep"),
-    [(3, "last"), (4, "best"), (5, "last"), (9, "best"), (10, "last"), (23, "best")],
-)
+@pytest.mark.parametrize(("keep", "budgets"), [("last", (3, 5, 10)), ("best", (4, 9, 23))])
 @pytest.mark.parametrize("rows", [None, 3])
 def test_any_budget_ends_where_it_should(
-    traced: list[Trace], rows: int | None, keep: Any, max_steps: int
+    traced: list[Trace], rows: int | None, keep: Any, budgets: tuple[int, ...]
 ) -> None:
     problem = make_problem() if rows is None else fe.vmap(make_problem(), x0=x0s(3), target=targets(3))
-    found = assert_answers_are_those_of_plain_steps(problem, wild, 1e-9, max_steps=max_steps, keep=keep)
-    assert found.num_steps.eq(max_steps).all()
-    assert traced == ([Trace(rows or 1, 5)] if max_steps else [])
+    method = wild()  # one for all budgets, which then share their code
+    for max_steps in budgets:
+        found = assert_answers_are_those_of_plain_steps(
+            problem, lambda: method, 1e-9, max_steps=max_steps, keep=keep
+        )
+        assert found.num_steps.eq(max_steps).all()
+    assert traced == [Trace(rows or 1, 5)]
+
+
+def test_levenberg_marquardt_may_end_inside_of_a_call(traced: list[Trace]) -> None:
+    grid = fe.vmap(make_problem(), x0=x0s(2), target=targets(2))
+    found = assert_answers_are_those_of_plain_steps(
+        grid, fe.levenberg_marquardt, 1e-7, max_steps=8, atol=0.01
+    )
+    assert traced == [Trace(2, 5)]
+    assert found.hit.all()
+    assert (found.num_steps % 5).any()
 
 
 @pytest.mark.parametrize(
