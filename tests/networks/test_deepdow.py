@@ -243,9 +243,7 @@ def test_a_row_that_is_not_finite_does_not_end_the_process() -> None:
         "import torch; torch.set_num_threads(1); from tests.networks import test_deepdow as t\n"
         "for name in ('warp', 'zoom'): print(name); t.assert_a_broken_row_touches_no_other(name)"
     )
-    found = subprocess.run(
-        [sys.executable, "-uc", program], cwd=ROOT, capture_output=True, text=True
-    )
+    found = subprocess.run([sys.executable, "-uc", program], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, (found.stdout, found.stderr)
     assert found.stdout.split() == ["warp", "zoom"]
 
