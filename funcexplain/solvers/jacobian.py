@@ -35,8 +35,8 @@ def with_jacobian(objective: Objective, measure: Measure) -> Evaluate:
             value, (loss, weights) = objective(z, args)
             return measure(weights, args).flatten(), (value, loss, weights)
 
-        jacobian, aux = torch.func.jacrev(measured, has_aux=True)(z)
-        return Evaluation(*aux, jacobian.flatten(1))
+        jacobian, (value, loss, weights) = torch.func.jacrev(measured, has_aux=True)(z)
+        return Evaluation(value, loss, weights, jacobian.flatten(1))
 
     return evaluate
 

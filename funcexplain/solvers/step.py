@@ -253,7 +253,7 @@ def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -
                 f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "
                 "patience; the tolerance of a hit is atol"
             )
-    return Stopping(atol, keep, patience, 1e-3 if rtol is None else rtol)
+    return Stopping(atol, "best" if keep == "best" else "last", patience, 1e-3 if rtol is None else rtol)
 
 
 def _norm(t: Tensor, rows: int = 0) -> Tensor:

@@ -31,7 +31,7 @@ from tests.networks.transformations import TRANSFORMATIONS, draw, loss, ordinary
 # Said by the native layer, too, once a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
-STEPS, ROWS, CHANNELS, HIDDEN = 4, 2, 3, 2
+STEPS, ROWS, CHANNELS, HIDDEN = 3, 2, 3, 2
 LAYERS: dict[str, Callable[[], nn.RNNBase]] = {
     "lstm": lambda: nn.LSTM(CHANNELS, HIDDEN),
     "lstm_stacked": lambda: nn.LSTM(CHANNELS, HIDDEN, 2, bidirectional=True, batch_first=True),
@@ -160,7 +160,7 @@ def test_packed_sequences(name: str, states: bool, transformation: str) -> None:
     form = shapes(layer, states=states)
     if layer.batch_first:
         form[0] = (STEPS, ROWS, CHANNELS)
-    packed = pack_padded_sequence(torch.zeros(form[0]), torch.tensor([2, 4]), enforce_sorted=False)
+    packed = pack_padded_sequence(torch.zeros(form[0]), torch.tensor([2, STEPS]), enforce_sorted=False)
     args = draw([packed.data.shape, *form[1:]], levels)
 
     def of_data(layer: nn.Module) -> Callable[..., Any]:
