@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from funcexplain.engine.interrupts import deferred_interrupts
-from funcexplain.engine.rows import Execution, solve_rows
-from funcexplain.engine.solve import solve
+from funcexplain.engine.rows import Execution
+from funcexplain.engine.solve import search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
-from funcexplain.problems.mapping import vmap
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
-from funcexplain.solvers.gradient import value_and_grad, where_rows
+from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.gradient_projection import GradientProjection
 from funcexplain.solvers.state import Stopping
 
@@ -35,7 +32,7 @@ def closest(
     Minimizes ``mean((z - z_r)**2)`` where ``max |weights - target| <= atol``, in units of the search
     space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
     hit; steps of constrained Gauss-Newton then go along the windows that hit towards the reference,
-    ``z + share * (z_r + J' (J J')^-1 (J (z - z_r) - r) - z)``. A row never moves further away. The
+    ``z + fraction * (z_r + J' (J J')^-1 (J (z - z_r) - r) - z)``. A row never moves further away. The
     answer is a local minimum, as of any search; several starts help.
 
     Args:
@@ -72,21 +69,10 @@ def closest(
     check_count("closest", "refinements", refinements)
     if chunk_size is not None:
         check_positive("closest", "chunk_size", chunk_size)
-    if not problem.dims:
-        row = vmap(problem, seed=problem.args["seed"][None])
-        return closest(
-            row,
-            method,
-            atol=atol,
-            max_steps=max_steps,
-            refinements=refinements,
-            chunk_size=chunk_size,
-        )[0]
     method = levenberg_marquardt() if method is None else method
     found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-    approach = GradientProjection(atol).bind(_starting_at(problem, found.x), Stopping(), value_and_grad)
-    with torch.no_grad(), deferred_interrupts():
-        near = solve_rows(approach, Execution(refinements, chunk_size=chunk_size))
+    execution = Execution(refinements, chunk_size=chunk_size)
+    near = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)
     return _closer(found, near, atol)
 
 

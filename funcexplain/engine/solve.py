@@ -116,19 +116,23 @@ def solve(
     if as_grid:
         problem = vmap(problem, seed=problem.args["seed"][None])
         execution = execution._replace(callback=callback and FirstRow(callback))
+    solution = search(problem, method, stopping, execution)
+    stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
+    if stuck.numel() and stuck.all() and problem.args["mask"].any():
+        warnings.warn(
+            "solve: no gradient reaches the input, so x stays as it is; fe.check_gradient(problem) "
+            "shows whether the network ignores its input or something in it has no gradient",
+            stacklevel=2,
+        )
+    return solution[0] if as_grid else solution
+
+
+def search(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
+    """Answer one question, or a grid; all settings are checked already."""
     with torch.no_grad(), deferred_interrupts():
         if problem.dims:
-            solution = solve_rows(method.bind(problem, stopping, value_and_grad), execution)
-        else:
-            solution = _solve_one(problem, method, stopping, execution)
-        stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
-        if stuck.numel() and stuck.all() and problem.args["mask"].any():
-            warnings.warn(
-                "solve: no gradient reaches the input, so x stays as it is; fe.check_gradient(problem) "
-                "shows whether the network ignores its input or something in it has no gradient",
-                stacklevel=2,
-            )
-    return solution[0] if as_grid else solution
+            return solve_rows(method.bind(problem, stopping, value_and_grad), execution)
+        return _solve_one(problem, method, stopping, execution)
 
 
 def _check_execution(
