@@ -58,6 +58,18 @@ def numbers(size: int, dtype: torch.dtype, least: float, most: float) -> Tensor:
     return torch.linspace(least, most, size, dtype=F64).to(dtype)
 
 
+def gentle() -> fe.Optimizer:
+    """An optimizer whose steps are in proportion to the gradient, so that rounding does not grow."""
+    return fe.sgd(lr=0.5)
+
+
+def mixed(problem: fe.Problem, size: int = 5) -> fe.Problem:
+    """A grid in which every row has a start, target, mask and seed of its own."""
+    dtype = problem.args["x0"].dtype
+    stacks: dict[str, Any] = {"x0": x0s(size, dtype), "target": targets(size, dtype)}
+    return fe.vmap(problem, **stacks, mask=masks(size), seed=torch.arange(size))
+
+
 def as_is(problem: fe.Problem) -> fe.Problem:
     """The transform that changes nothing."""
     return problem

@@ -260,6 +260,11 @@ def make_network(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
         return NETWORKS[name]().to(dtype)
 
 
+def scalar(apply: Callable[[Any, Tensor], Tensor], target: Tensor) -> Callable[[Any, Tensor], Tensor]:
+    """The misfit of a pure network, ``(params, x) -> scalar``."""
+    return lambda p, x: fe.losses.mse(apply(p, x), target)
+
+
 def make_target(dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     """An allocation with every weight well above zero."""
     generator = torch.Generator().manual_seed(seed)

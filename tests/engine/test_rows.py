@@ -7,18 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import funcexplain as fe
-from tests.grids import F64, assert_rows_equal_alone, masks, models, targets, without_nan, x0s
+from tests.grids import (
+    F64,
+    assert_rows_equal_alone,
+    gentle,
+    mixed,
+    models,
+    targets,
+    without_nan,
+    x0s,
+)
 from tests.helpers import (
-    LOSSES,
     NETWORKS,
-    OPTIMIZERS,
-    PENALTIES,
-    TRANSFORMS,
     assert_close,
     assert_same,
     make_network,
@@ -26,41 +29,7 @@ from tests.helpers import (
     params,
 )
 
-
-def gentle() -> fe.Optimizer:
-    return fe.sgd(lr=0.5)
-
-
-def mixed(problem: fe.Problem, size: int = 5) -> fe.Problem:
-    """A grid in which every row has a start, target, mask and seed of its own."""
-    dtype = problem.args["x0"].dtype
-    stacks: dict[str, Any] = {"x0": x0s(size, dtype), "target": targets(size, dtype)}
-    return fe.vmap(problem, **stacks, mask=masks(size), seed=torch.arange(size))
-
-
 # --- a batch is a loop ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", params(NETWORKS))
-def test_a_batch_is_a_loop_for_every_network(name: str) -> None:
-    assert_rows_equal_alone(mixed(fe.freeze(make_problem(name))), gentle, max_steps=6, chunk_size=3)
-
-
-@pytest.mark.parametrize("transform", params(TRANSFORMS))
-@pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
-def test_a_batch_is_a_loop_for_every_transform_and_optimizer(optimizer: str, transform: str) -> None:
-    grid = mixed(TRANSFORMS[transform](make_problem()))
-    # Adam divides by the gradient's own size, and so magnifies rounding at every step.
-    within = (1e-12, 1e-12 if "adam" in optimizer else 1e-14)
-    assert_rows_equal_alone(grid, OPTIMIZERS[optimizer], max_steps=8, keep="best", within=within)
-
-
-@pytest.mark.parametrize("loss", params(LOSSES))
-@pytest.mark.parametrize("penalty", params(PENALTIES))
-def test_a_batch_is_a_loop_for_every_loss_and_penalty(loss: str, penalty: str) -> None:
-    penalize = fe.penalize(PENALTIES[penalty], strength=0.05)
-    grid = mixed(penalize(make_problem(loss=LOSSES[loss])))
-    assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=6)
 
 
 @pytest.mark.parametrize("name", params(NETWORKS))
@@ -178,40 +147,3 @@ def test_a_batch_takes_one_forward_pass_a_step(keep: Any) -> None:
     calls.clear()
     fe.solve(grid, max_steps=7, chunk_size=5)
     assert len(calls) == 2 * (7 + 1)
-
-
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(data=st.data())
-def test_a_batch_is_a_loop_for_random_grids(data: st.DataObject) -> None:
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=F64, generator=generator)
-
-    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.softmax(p["w"] @ x.flatten(), -1)
-
-    problem = fe.problem(
-        (apply, {"w": random(3, 6)}), torch.full((3,), 1 / 3, dtype=F64), random(1, 2, 3)
-    )
-    grid = fe.jitter(0.1)(fe.freeze(problem))
-    names = ["x0", "target", "reference", "mask", "seed", "params"]
-    for _ in range(data.draw(st.integers(1, 3))):
-        size, stacks = data.draw(st.integers(1, 3)), dict[str, Any]()
-        for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
-            entry = grid.args[name]["w"] if name == "params" else grid.args[name]
-            stack = random(size, *entry.shape)
-            other = {"mask": stack > 0, "seed": (9 * stack).long(), "params": {"w": stack}}
-            stacks[name] = other.get(name, stack)
-        grid = fe.vmap(grid, **stacks)
-    found = assert_rows_equal_alone(
-        grid,
-        gentle,
-        rtol=0.2,
-        atol=data.draw(st.sampled_from([0.0, 0.1, 0.3])),
-        patience=data.draw(st.sampled_from([None, 1])),
-        max_steps=data.draw(st.integers(0, 4)),
-        history=data.draw(st.sampled_from([True, 2, False])),
-        chunk_size=data.draw(st.sampled_from([None, 1, 2, 3, 5])),
-    )
-    assert not (found.status == fe.Status.INTERRUPTED).any()  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.engine import rows as rows_module
 from funcexplain.engine.batching import Batched, batch, why_not_samples
-from tests.grids import F64, masks, models, targets, without_nan, x0s
+from tests.grids import F64, gentle, mixed, models, targets, without_nan, x0s
 from tests.helpers import (
     ASSETS,
     NETWORKS,
@@ -34,17 +34,6 @@ from tests.helpers import (
 INDEPENDENT = [name for name in NETWORKS if name not in RECURRENT]
 LOOPS = "the network loops over its samples, which vmap does not"
 OTHERS = "a window's weights depend on the other windows of its batch"
-
-
-def gentle() -> fe.Optimizer:
-    return fe.sgd(lr=0.5)
-
-
-def mixed(problem: fe.Problem, size: int = 5) -> fe.Problem:
-    """A grid in which every row has a start, target, mask and seed of its own."""
-    dtype = problem.args["x0"].dtype
-    stacks: dict[str, Any] = {"x0": x0s(size, dtype), "target": targets(size, dtype)}
-    return fe.vmap(problem, **stacks, mask=masks(size), seed=torch.arange(size))
 
 
 def assert_answers_are_those_of_vmap(

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from tests.grids import F64, assert_rows_equal_alone, x0s
+from tests.grids import F64, assert_rows_equal_alone, gentle, x0s
 from tests.helpers import make_problem
-
-
-def gentle() -> fe.Optimizer:
-    return fe.sgd(lr=0.5)
 
 
 # Of 20 rows, it is the trial steps that choose a chunk size which meet the error first.

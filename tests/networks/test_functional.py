@@ -1,14 +1,10 @@
 """Laws of `functionalize` and `stack` over the catalogue of networks."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.networks.functional import Apply
 from tests.helpers import (
     ASSETS,
     NETWORKS,
@@ -18,23 +14,15 @@ from tests.helpers import (
     assert_close,
     assert_gradient,
     assert_same,
-    assert_untouched,
     make_network,
     make_target,
     make_x0,
     params,
-    snapshot,
+    scalar,
 )
 
 DTYPES = [torch.float32, torch.float64]
 every_network = pytest.mark.parametrize("name", params(NETWORKS))
-
-
-def scalar(apply: Apply, target: Tensor) -> Callable[[Any, Tensor], Tensor]:
-    def loss(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return fe.losses.mse(apply(p, x), target)
-
-    return loss
 
 
 @every_network
@@ -47,22 +35,6 @@ def test_apply_is_the_module_in_eval_mode_for_one_window(name: str, dtype: torch
     # torch takes a fused kernel for transformer layers whose parameters need no gradient.
     rounding = 1e-5 if dtype is torch.float32 else 1e-12
     assert_close(weights, network.eval()(x[None])[0].detach(), rtol=rounding)
-
-
-@every_network
-def test_gradient_equals_finite_differences(name: str) -> None:
-    apply, p = fe.functionalize(make_network(name))
-    loss, x = scalar(apply, make_target()), make_x0()
-    assert_gradient(lambda x: loss(p, x), x, torch.func.grad(loss, argnums=1)(p, x))
-
-
-@pytest.mark.parametrize("name", params(["with_buffers", "tied", "weight_norm", "conv_instance_norm"]))
-def test_gradient_of_parameters_equals_finite_differences(name: str) -> None:
-    apply, p = fe.functionalize(make_network(name))
-    loss, x = scalar(apply, make_target()), make_x0()
-    key = next(n for n in p if n.endswith(("bias", "weight", "original0")))
-    grads = torch.func.grad(lambda t: loss({**p, key: t}, x))(p[key])
-    assert_gradient(lambda t: loss({**p, key: t}, x), p[key], grads)
 
 
 @every_network
@@ -113,17 +85,6 @@ def test_every_transformation_equals_ordinary_autograd(name: str, dtype: torch.d
     ):
         assert found.dtype == dtype
         assert_close(found, right, rtol=rounding, atol=rounding * float(right.abs().max()))
-
-
-@every_network
-@pytest.mark.parametrize("training", [True, False])
-def test_the_module_is_untouched(name: str, training: bool) -> None:
-    network = make_network(name).train(training)
-    network.register_forward_hook(lambda *_: None)
-    before = snapshot(network)
-    apply, p = fe.functionalize(network)
-    torch.func.grad(scalar(apply, make_target()), argnums=1)(p, make_x0())
-    assert_untouched(before, network)
 
 
 def test_params_are_detached_copies() -> None:

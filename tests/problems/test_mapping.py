@@ -14,6 +14,7 @@ from tests.grids import (
     AXES,
     F64,
     assert_rows_equal_alone,
+    gentle,
     masks,
     models,
     row_indices,
@@ -34,23 +35,7 @@ from tests.helpers import (
     snapshot,
 )
 
-
-def gentle() -> fe.Optimizer:
-    return fe.sgd(lr=0.5)
-
-
 # --- a grid is its rows ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("axis", params(AXES))
-def test_a_batch_is_a_loop_along_every_axis(axis: str) -> None:
-    transform, stacks = AXES[axis]
-    grid = fe.vmap(transform(make_problem()), **stacks(4, F64))
-    assert_rows_equal_alone(grid, gentle, max_steps=15)
-    # Adam divides by the gradient's own size, and magnifies rounding at every step: a short run.
-    settings: Any = {"max_steps": 10, "keep": "best", "within": (1e-12, 1e-13)}
-    solution = assert_rows_equal_alone(grid, lambda: fe.adam(lr=0.05), **settings)
-    assert len({tuple(x.flatten().tolist()) for x in solution.x}) == 4  # the axis matters
 
 
 @pytest.mark.parametrize("outer", params(AXES))

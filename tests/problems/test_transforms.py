@@ -12,9 +12,7 @@ import funcexplain as fe
 from tests.helpers import (
     TRANSFORMS,
     assert_close,
-    assert_gradient,
     assert_same,
-    clone_args,
     make_mask,
     make_network,
     make_problem,
@@ -73,25 +71,6 @@ def test_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
     assert {t.dtype for t in (solution.x, solution.weights, solution.loss, solution.history)} == {
         expected
     }
-
-
-@every_transform
-def test_the_gradient_in_the_search_space_equals_finite_differences(name: str) -> None:
-    problem = TRANSFORMS[name](make_problem())
-
-    def value(z: Tensor) -> Tensor:
-        return problem.objective(problem.decode(z, problem.args), problem.args)[0]
-
-    z = problem.start(problem.args)
-    assert_gradient(value, z, torch.func.grad(value)(z))
-
-
-@every_transform
-def test_a_transform_leaves_the_problem_as_it_was(name: str) -> None:
-    problem = make_problem()
-    before = clone_args(problem.args)
-    fe.solve(TRANSFORMS[name](problem), max_steps=3)
-    assert_same(problem.args, before)
 
 
 @every_pair

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from tests.helpers import (
-    LOSSES,
-    NETWORKS,
-    TRANSFORMS,
     assert_untouched,
     make_network,
     make_problem,
-    params,
     snapshot,
 )
 
@@ -40,27 +36,6 @@ def with_output(function: Callable[[Tensor], Tensor]) -> fe.Problem:
         return torch.softmax(function(x).flatten()[:5], 0)
 
     return make_problem((apply, {}), mask=None)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", params(NETWORKS))
-def test_every_network_passes(name: str, dtype: torch.dtype) -> None:
-    found = fe.check_gradient(make_problem(name, dtype), rtol=1e-3)
-    assert found.ok, found
-    assert len(found.slopes) == 4 * len({dtype, torch.float64})
-    assert {slope.dtype for slope in found.slopes} == {dtype, torch.float64}
-    doubles = [slope.error for slope in found.slopes if slope.dtype is torch.float64]
-    assert max(doubles) < 1e-6
-
-
-@pytest.mark.parametrize("name", params(TRANSFORMS))
-def test_every_transform_passes(name: str) -> None:
-    assert fe.check_gradient(TRANSFORMS[name](make_problem()), rtol=1e-6).ok
-
-
-@pytest.mark.parametrize("name", params(LOSSES))
-def test_every_loss_passes(name: str) -> None:
-    assert fe.check_gradient(make_problem(loss=LOSSES[name]), rtol=1e-6).ok
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import optree
 import pytest
 import torch
 from torch import Tensor
@@ -10,21 +9,16 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.solvers.state import Keep
 from tests.helpers import (
-    NETWORKS,
     OPTIMIZERS,
-    SHAPE,
     TRANSFORMS,
     assert_close,
     assert_gradient,
     assert_same,
-    assert_untouched,
-    clone_args,
     make_network,
     make_problem,
     make_target,
     make_x0,
     params,
-    snapshot,
 )
 
 every_optimizer = pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
@@ -52,62 +46,6 @@ def test_weights_and_loss_belong_to_x(optimizer: str, transform: str) -> None:
         _, (loss, weights) = problem.evaluate(solution.x, problem.args)
         assert_close((solution.loss, solution.weights), (loss, weights))
         assert solution.num_steps == len(solution.history) == 7
-
-
-@every_optimizer
-@every_transform
-def test_solve_walks_the_path_of_run(optimizer: str, transform: str) -> None:
-    problem = TRANSFORMS[transform](make_problem())
-    init, step = fe.make_step(problem, OPTIMIZERS[optimizer]())
-    state, info = fe.run(init, step, problem.args, num_steps=12)
-    solution = fe.solve(problem, OPTIMIZERS[optimizer](), max_steps=12)
-    assert_close(solution.history, info.loss, rtol=1e-9)
-    assert_close(solution.x, problem.decode(state.z, problem.args), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", params(NETWORKS))
-def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
-    problem = make_problem(name)
-    init, step = fe.make_step(fe.freeze(problem), fe.adam(lr=0.05))
-
-    def search(x0: Tensor, target: Tensor) -> tuple[fe.State, fe.Info]:
-        args = {**problem.args, "x0": x0, "target": target}
-        return fe.run(init, step, args, num_steps=10)
-
-    x0s = torch.stack([make_x0(seed=seed) for seed in range(3)])
-    targets = torch.stack([make_target(seed=seed) for seed in range(3)])
-    mapped = torch.func.vmap(search)(x0s, targets)
-    alone = [search(x0, target) for x0, target in zip(x0s, targets, strict=True)]
-    looped = optree.tree_map(lambda *leaves: torch.stack(leaves), *alone)  # type: ignore[arg-type]
-    assert_close(mapped, looped, rtol=1e-9, atol=1e-11)
-
-
-@every_optimizer
-@every_transform
-def test_mapped_run_equals_a_loop_of_run_for_every_transform(optimizer: str, transform: str) -> None:
-    """Every entry of args is mapped at once, a transform's own data included."""
-    problem = TRANSFORMS[transform](make_problem())
-    init, step = fe.make_step(problem, OPTIMIZERS[optimizer](), atol=1e-3, keep="best")
-    given = {name: value for name, value in problem.args.items() if name != "params"}
-
-    def row(place: int) -> dict[str, Tensor]:
-        dtype = given["x0"].dtype
-        mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(place)) < 0.5
-        own = {
-            "x0": make_x0(dtype, seed=place).clamp(-3.9, 3.9),
-            "target": make_target(dtype, seed=place),
-        }
-        own |= {"reference": make_x0(dtype, seed=9 - place), "mask": mask, "seed": torch.tensor(place)}
-        return {**{name: value * (1 + 0.01 * place) for name, value in given.items()}, **own}
-
-    def search(row: dict[str, Tensor]) -> tuple[fe.State, fe.Info]:
-        return fe.run(init, step, {**problem.args, **row}, num_steps=10)
-
-    rows: Any = [row(place) for place in range(3)]
-    alone: Any = [search(row) for row in rows]
-    looped: Any = optree.tree_map(lambda *leaves: torch.stack(leaves), *alone)
-    stacked: Any = optree.tree_map(lambda *leaves: torch.stack(leaves), *rows)
-    assert_close(torch.func.vmap(search)(stacked), looped, rtol=1e-9, atol=1e-11)
 
 
 def test_mapped_run_goes_through_parameters_of_models() -> None:
@@ -266,22 +204,6 @@ def test_the_callback_sees_every_step() -> None:
     solution = fe.solve(make_problem(), max_steps=5, callback=callback)
     assert [steps for steps, _, _ in seen] == [1, 2, 3, 4, 5]
     assert [loss for _, loss, _ in seen] == solution.history.tolist()
-
-
-@pytest.mark.parametrize("name", params(NETWORKS))
-@pytest.mark.parametrize("training", [True, False])
-def test_the_callers_network_and_tensors_are_untouched(name: str, training: bool) -> None:
-    network = make_network(name).train(training)
-    target, x0, mask = make_target(), make_x0(), torch.ones(2, 6, 5, dtype=torch.bool)
-    mask[0, 0] = False
-    before, tensors = snapshot(network), clone_args({"t": target, "x": x0, "m": mask})
-    solution = fe.explain(network, target, x0, mask=mask, max_steps=3)
-    assert_untouched(before, network)
-    assert_same({"t": target, "x": x0, "m": mask}, tensors)
-    assert not any(t.requires_grad for t in (solution.x, solution.weights, solution.loss))
-    with torch.no_grad():  # the answer shares no memory with the caller
-        solution.x.add_(1.0)
-    assert_same(x0, tensors["x"])
 
 
 def test_explain_is_problem_freeze_and_solve() -> None:

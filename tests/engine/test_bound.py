@@ -1,4 +1,4 @@
-"""Laws of one question's step: on plain numbers and on tensors, with parameters bound and not."""
+"""Laws of one question's network, whose parameters are bound once for all steps."""
 
 from __future__ import annotations
 
@@ -12,162 +12,23 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.networks.functional import Network, bound
 from funcexplain.solvers.gradient import backward_value_and_grad
-from funcexplain.solvers.state import Keep, State, Stopping
-from funcexplain.solvers.step import make_plain_step, make_step
+from funcexplain.solvers.state import State
 from tests.grids import models, x0s
 from tests.helpers import (
     ASSETS,
     NETWORKS,
-    OPTIMIZERS,
     SIZE,
-    TRANSFORMS,
     assert_close,
     assert_same,
     assert_untouched,
     make_network,
     make_problem,
-    make_target,
     make_x0,
     params,
     snapshot,
 )
 
 every_keep = pytest.mark.parametrize("keep", ["last", "best"])
-
-
-# --- both steps walk the same path ----------------------------------------------------------------
-
-
-def assert_same_path(
-    problem: fe.Problem, method: Any, stopping: Stopping, max_steps: int, within: float = 1e-12
-) -> State:
-    """The law: all of the states are equal, until the search ends; returns the last one."""
-    _, plain = make_plain_step(problem, method, stopping)
-    atol, keep, patience, rtol = stopping
-    settings: Any = {} if patience is None else {"patience": patience, "rtol": rtol}
-    init, step = make_step(problem, method, atol=atol, keep=keep, **settings)
-    state = expected = init(problem.args)
-    with torch.no_grad():
-        for _ in range(max_steps):
-            state, info = plain(state, problem.args)
-            expected, expected_info = step(expected, problem.args)
-            assert_same(
-                (info.error.isnan(), state.status), (expected_info.error.isnan(), expected.status)
-            )
-            assert_close(known(info), known(expected_info), rtol=within, atol=within)
-            if expected.done:
-                # Nobody asks an optimizer again that has made its last update.
-                expected = expected._replace(optimizer=state.optimizer)
-            assert_close(known(state), known(expected), rtol=within, atol=within)
-            if expected.done:
-                break
-    return state
-
-
-def known(tree: Any) -> Any:
-    """The same with numbers for NaN, so that it can be compared."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.nan_to_num(nan=-7.0), tree)
-
-
-@pytest.mark.parametrize("transform", params(TRANSFORMS))
-@pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
-@every_keep
-@pytest.mark.parametrize("patience", [None, 3])
-def test_the_path_is_the_same_for_every_optimizer_and_transform(
-    optimizer: str, transform: str, keep: Keep, patience: int | None
-) -> None:
-    problem = TRANSFORMS[transform](make_problem())
-    within = 1e-10 if "adam" in optimizer else 1e-12
-    assert_same_path(problem, OPTIMIZERS[optimizer](), Stopping(0.02, keep, patience, 0.05), 14, within)
-
-
-@pytest.mark.parametrize("name", params(NETWORKS))
-def test_the_path_is_the_same_for_every_network(name: str) -> None:
-    assert_same_path(fe.freeze(make_problem(name)), fe.sgd(lr=0.5), Stopping(1e-3, "best", 5, 1e-3), 8)
-
-
-def rising(p: Any, x: Tensor) -> Tensor:
-    return torch.log(x.flatten()[:5])  # not finite once an entry crosses zero
-
-
-def rooted(p: Any, x: Tensor) -> Tensor:
-    return x.flatten()[:5].clamp_min(0).sqrt()  # infinite slope at zero
-
-
-def flat(p: Any, x: Tensor) -> Tensor:
-    return torch.full_like(x[0, 0], 0.2)
-
-
-def straight(p: Any, x: Tensor) -> Tensor:
-    return 1.0 * x[0, 0]
-
-
-def still(p: Any, x: Tensor) -> Tensor:
-    return 0 * x[0, 0] + 0.2
-
-
-ENDS: dict[str, tuple[dict[str, Any], fe.Optimizer, fe.Status, bool]] = {
-    # What changes the question, the method, how it ends, and whether it takes a step before.
-    "hit": ({}, fe.sgd(lr=20.0, momentum=0.9), fe.Status.HIT, True),
-    "hit_at_once": (
-        {"network": (flat, {}), "target": torch.full_like(make_target(), 0.2)},
-        fe.sgd(),
-        fe.Status.HIT,
-        False,
-    ),
-    "no_graph": ({"network": (flat, {})}, fe.adam(), fe.Status.STALLED, False),
-    "no_slope": ({"network": (still, {})}, fe.sgd(momentum=0.9), fe.Status.STALLED, False),
-    "impatient": ({}, fe.adam(lr=5.0), fe.Status.STALLED, True),
-    "point": (
-        {"network": (rising, {}), "x0": make_x0().abs() + 1.0, "target": -20 * make_target()},
-        fe.sgd(lr=0.3),
-        fe.Status.NONFINITE,
-        True,
-    ),
-    "start": ({"network": (rising, {}), "x0": -make_x0().abs()}, fe.sgd(), fe.Status.NONFINITE, False),
-    "slope": (
-        {"network": (rooted, {}), "x0": torch.zeros_like(make_x0())},
-        fe.adam(),
-        fe.Status.NONFINITE,
-        False,
-    ),
-    "overflow": ({"network": (straight, {})}, fe.sgd(lr=1e308), fe.Status.NONFINITE, True),
-}
-
-
-@pytest.mark.parametrize("name", params(ENDS))
-@every_keep
-def test_the_path_ends_in_the_same_way(name: str, keep: Keep) -> None:
-    changes, method, status, moves = ENDS[name]
-    stopping = Stopping(0.05, keep, 6 if name == "impatient" else None, 0.1)
-    last = assert_same_path(make_problem(**changes), method, stopping, 200, within=1e-8)
-    assert int(last.status) == status
-    assert bool(last.num_steps > 0) == moves
-
-
-@every_keep
-def test_a_schedule_that_rests_does_not_end_the_search(keep: Keep) -> None:
-    """An update of zero alone is no standstill, nor is a slope of zero while momentum moves on."""
-
-    def init(z: Tensor) -> Tensor:
-        return torch.zeros((), dtype=torch.int64)
-
-    def update(grads: Tensor, count: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.where(count % 3 == 0, 0.0, -0.5) * grads, count + 1
-
-    last = assert_same_path(make_problem(), fe.Optimizer(init, update), Stopping(0.0, keep), 10)
-    assert last.num_steps == 10
-
-    def fades(p: Any, x: Tensor) -> Tensor:
-        return x[0, 0].clamp_max(0.0)
-
-    problem = make_problem((fades, {}), x0=-0.1 * torch.ones_like(make_x0()), target=1 + make_target())
-    last = assert_same_path(problem, fe.sgd(lr=0.5, momentum=0.5), Stopping(0.0, keep), 9)
-    assert last.num_steps == 9
-    assert (last.z[0, 0] > 0).all()
-
-
-# --- parameters that are bound --------------------------------------------------------------------
 
 
 class Writes(nn.Module):
@@ -241,7 +102,7 @@ def test_binding_puts_the_given_parameters_in() -> None:
         assert_same(apply(p, x), make_network("mlp_tanh").eval()(x[None])[0].detach())
         assert_same(prepared(other, x), expected)
     assert_same(apply(other, x), expected)
-    function = rising
+    function = torch.mul
     with bound(function, {}) as prepared:
         assert prepared is function
 
