@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
-from funcexplain.networks.deepdow_layers import differentiable_zoom, opaque_samples
+from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 
@@ -40,8 +40,8 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
     "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
-    "deepdow.layers.allocate.NCO": opaque_samples,
-    "deepdow.layers.allocate.Resample": opaque_samples,
+    "deepdow.layers.allocate.NCO": OpaqueRows,
+    "deepdow.layers.allocate.Resample": OpaqueRows,
     "deepdow.layers.transform.Zoom": differentiable_zoom,
 }
 if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
