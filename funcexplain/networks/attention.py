@@ -1,4 +1,4 @@
-"""Rules for attention: matrix products in place of fused kernels.
+"""Rules (see `prepare`) for attention: matrix products in place of fused kernels.
 
 torch's fused attention kernels have no batching rule: under ``vmap`` they run one row at a time. As
 matrix products and a softmax, which torch itself uses if attention weights are requested, the same layer
@@ -23,18 +23,10 @@ _attend = FunctionType(
 
 
 def explicit_attention(module: nn.Module) -> nn.Module:
-    """Make a ``MultiheadAttention`` always compute its weights explicitly.
-
-    Args:
-        module: private copy of the layer; its ``forward`` is replaced.
-
-    Returns:
-        The same module.
-    """
-    assert isinstance(module, nn.MultiheadAttention)
+    """Make a ``MultiheadAttention`` always compute its weights explicitly."""
     if type(module).forward is not nn.MultiheadAttention.forward:
         return module  # a subclass with its own forward
-    layer = module
+    layer: Any = module
 
     def forward(
         query: Tensor,
@@ -49,14 +41,6 @@ def explicit_attention(module: nn.Module) -> nn.Module:
         transposed = layer.batch_first and query.dim() == 3
         if transposed:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        separate: dict[str, Any] = {}
-        if not layer._qkv_same_embed_dim:
-            separate = {
-                "use_separate_proj_weight": True,
-                "q_proj_weight": layer.q_proj_weight,
-                "k_proj_weight": layer.k_proj_weight,
-                "v_proj_weight": layer.v_proj_weight,
-            }
         output, weights = _attend(
             query,
             key,
@@ -77,35 +61,24 @@ def explicit_attention(module: nn.Module) -> nn.Module:
             attn_mask=attn_mask,
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
-            **separate,
+            use_separate_proj_weight=not layer._qkv_same_embed_dim,
+            q_proj_weight=layer.q_proj_weight,
+            k_proj_weight=layer.k_proj_weight,
+            v_proj_weight=layer.v_proj_weight,
         )
         return output.transpose(0, 1) if transposed else output, weights if need_weights else None
 
-    module.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
     return module
 
 
 def plain_encoder_layer(module: nn.Module) -> nn.Module:
-    """Disable the fused kernel of a ``TransformerEncoderLayer`` by hiding its activation's kind.
-
-    Args:
-        module: private copy of the layer; changed in place.
-
-    Returns:
-        The same module; the activation itself does not change.
-    """
+    """Disable the fused kernel of a ``TransformerEncoderLayer`` by hiding its activation's kind."""
     module.activation_relu_or_gelu = 0  # type: ignore[assignment]
     return module
 
 
 def plain_encoder(module: nn.Module) -> nn.Module:
-    """Disable the nested tensors of a ``TransformerEncoder`` for padded batches.
-
-    Args:
-        module: private copy of the encoder; changed in place.
-
-    Returns:
-        The same module.
-    """
+    """Disable the nested tensors of a ``TransformerEncoder`` for padded batches."""
     module.use_nested_tensor = False  # type: ignore[assignment]
     return module

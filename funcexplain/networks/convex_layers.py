@@ -1,4 +1,4 @@
-"""Rule for cvxpylayers: known programs are solved by exact allocators, all others through `opaque`.
+"""Rule (see `prepare`) for cvxpylayers: exact allocators for known programs, `opaque` for others.
 
 A layer of cvxpylayers calls a convex solver outside of torch: torch.func cannot run it, its result is
 only as exact as the solver's tolerance, and rows are solved one at a time. The four programs that
@@ -22,17 +22,7 @@ Allocate = Callable[..., Tensor]
 
 
 def exact_or_opaque(layer: nn.Module) -> nn.Module:
-    """Replace a ``CvxpyLayer`` by a module that works under torch.func.
-
-    Args:
-        layer: private copy of the layer.
-
-    Returns:
-        A module with the layer's arguments and results.
-
-    Raises:
-        TypeError: if the layer does not store its program (cvxpylayers before 1.0).
-    """
+    """Replace a ``CvxpyLayer`` by a module that works under torch.func."""
     context: Any = getattr(layer, "ctx", None)
     if not hasattr(context, "problem") or not hasattr(context, "parameters"):
         raise TypeError(

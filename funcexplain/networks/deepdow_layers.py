@@ -1,4 +1,4 @@
-"""Rules for layers of deepdow that torch.func cannot run, or that block gradients.
+"""Rules (see `prepare`) for layers of deepdow that torch.func cannot run, or that block gradients.
 
 ``NCO`` clusters assets and ``Resample`` draws portfolios: both branch on values, sample by sample, and
 reseed torch's global generator if they have a ``random_state``. They become opaque, and the generator is
@@ -17,27 +17,18 @@ from torch.nn import functional as F  # noqa: N812
 from funcexplain.networks.opaque import opaque
 
 
-def opaque_samples(layer: nn.Module) -> nn.Module:
-    """Make a layer without parameters opaque; it is called once for each mapped row.
+class OpaqueRows(nn.Module):
+    """Calls a layer without parameters through `opaque`, once per mapped row.
 
-    Args:
-        layer: private copy of the layer.
-
-    Returns:
-        A module with the layer's arguments. Random numbers come from torch's generator, whose state is
-        restored.
+    Arguments that are not tensors are settings. torch's generator is restored after every call.
     """
-    return _OpaqueRows(layer)
-
-
-class _OpaqueRows(nn.Module):
-    """Calls a layer through `opaque`, once per row; arguments that are not tensors are settings."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layers = (layer,)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the layer with its own arguments."""
         (layer,) = self.layers
         values = [*args, *kwargs.values()]
         tensor_indices = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
@@ -55,14 +46,7 @@ class _OpaqueRows(nn.Module):
 
 
 def differentiable_zoom(layer: nn.Module) -> nn.Module:
-    """Make a ``Zoom`` differentiable in its scale.
-
-    Args:
-        layer: private copy of the layer; its ``forward`` is replaced.
-
-    Returns:
-        The same module.
-    """
+    """Make a ``Zoom`` differentiable in its scale."""
     settings: Any = layer
 
     def forward(x: Tensor, scale: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 from funcexplain.networks.noise import uniform
 from funcexplain.networks.recurrent import KERNELS, split_arguments
 
-# Dropout of single entries, and of whole features (sample, channel), as torch defines them.
-_ENTRIES = (F.dropout,)
+# Dropout of whole features (sample, channel), as torch defines them.
 _FEATURES = (F.dropout1d, F.dropout2d, F.dropout3d)
 _UNSEEDED = (F.alpha_dropout, F.feature_alpha_dropout, F.rrelu)
 
@@ -48,16 +47,12 @@ class SeededDropout(TorchFunctionMode):
         self.calls = 0
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run torch's function, or its seeded replacement."""
         del types
         kwargs = kwargs or {}
-        if func in _ENTRIES or func in _FEATURES:
+        if func is F.dropout or func in _FEATURES:
             return self._drop(func in _FEATURES, *args, **kwargs)
         if _draws(func, args, kwargs):
             raise RuntimeError(

@@ -58,17 +58,9 @@ def dims_per_tensor(dims: Dims, count: int) -> tuple[Dim, ...]:
 
 
 def check_rows(noun: str, tensors: Any, dims: Dims, rows: int | None = None) -> None:
-    """Raise unless a function's arguments or outputs have rows in their dims.
+    """Raise unless a function's arguments or outputs (``noun``) are tensors with ``rows`` in their dims.
 
-    Args:
-        noun: ``"argument"`` or ``"output"``.
-        tensors: the arguments or outputs, of any type.
-        dims: dims of their rows.
-        rows: expected number of rows. Default: that of the first tensor with rows.
-
-    Raises:
-        TypeError: if they are not a tuple or list of tensors.
-        ValueError: if the number of dims differs, or a tensor lacks its dim or has another size in it.
+    The default number of rows is that of the first tensor with rows.
     """
     name = "in_batch" if noun == "argument" else "out_batch"
     several = isinstance(tensors, tuple | list)

@@ -64,8 +64,7 @@ def functionalize(
     if not isinstance(module, nn.Module):
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
     network = prepare(module, train=train, rules=rules)
-    _check_running_statistics(network)
-    _check_opaque_dropout(network)
+    _check_training_mode(network)
 
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
     # in the network.
@@ -74,7 +73,8 @@ def functionalize(
 
     names = frozenset(params)
     if train:
-        params[SEED] = torch.zeros((), dtype=torch.int64, device=_device(params))
+        device = next((tensor.device for tensor in params.values()), None)
+        params[SEED] = torch.zeros((), dtype=torch.int64, device=device)
     return Network(network, names, frozenset(buffers)), params
 
 
@@ -161,14 +161,8 @@ def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
     """Prepare a network for many calls with the same parameters.
 
     ``functional_call`` puts parameters into the network and removes them at every call, which costs as
-    much as a small network. Here it is done once.
-
-    Args:
-        apply: from `functionalize`; any other function is returned unchanged.
-        params: parameters of all calls.
-
-    Returns:
-        A context with the prepared ``apply``, which ignores its params argument.
+    much as a small network. Here it is done once. The context holds an ``apply`` that ignores its params
+    argument; functions that are not from `functionalize` do not change.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
@@ -181,14 +175,7 @@ def bound(apply: Apply, params: Params) -> AbstractContextManager[Apply]:
 
 
 def set_seed(params: Params, seed: Tensor) -> Params:
-    """Set the dropout seed of a network in training mode; other parameters do not change.
-
-    Args:
-        params: from `functionalize`, or any other pytree.
-        seed: scalar int64 tensor.
-
-    Returns:
-        The parameters, with the seed if they have one.
+    """Set the dropout seed, a scalar int64 tensor, if the parameters have one.
 
     Example:
         >>> set_seed({"dropout.seed": torch.tensor(0)}, torch.tensor(7))
@@ -251,17 +238,14 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
     }
 
 
-def _device(params: dict[str, Tensor]) -> torch.device | None:
-    return next((tensor.device for tensor in params.values()), None)
-
-
 def _parts(module: nn.Module) -> list[tuple[str, str, str]]:
     """The parts of a network with their printed settings."""
     # Class names, since torch makes a new class for every parametrized layer.
     return [(name, type(p).__qualname__, p.extra_repr()) for name, p in module.named_modules()]
 
 
-def _check_running_statistics(network: nn.Module) -> None:
+def _check_training_mode(network: nn.Module) -> None:
+    """Raise if a part in training mode would mix rows, or draw noise that cannot be seeded."""
     for name, part in network.named_modules():
         if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None:
             raise ValueError(
@@ -269,10 +253,6 @@ def _check_running_statistics(network: nn.Module) -> None:
                 "mix the rows of a batch and move its running statistics in training mode; use "
                 "train=False, or give it track_running_stats=False"
             )
-
-
-def _check_opaque_dropout(network: nn.Module) -> None:
-    for name, part in network.named_modules():
         inside = part.modules() if isinstance(part, Opaque) else ()
         drops = [p for p in inside if isinstance(p, _DropoutNd) and p.training and p.p > 0]
         if drops:

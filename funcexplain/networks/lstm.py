@@ -30,16 +30,7 @@ def is_faster_lstm(h: Tensor, c: Tensor) -> bool:
 
 
 def lstm(data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any) -> States:
-    """Compute ``torch.lstm`` without dropout and projections.
-
-    Args:
-        data: input, ``(T, N, C)``, or ``(N, T, C)`` if ``batch_first``.
-        states: initial ``h`` and ``c``, ``(layers * directions, N, H)`` each.
-        weights: of each layer and direction ``W (4H, C)``, ``U (4H, H)``, and two biases if ``bias``.
-        shape: ``bias, layers, bidirectional, batch_first``, as in `walk_layers`.
-
-    Returns:
-        Output, and the last ``h`` and ``c`` of each layer and direction.
+    """Compute ``torch.lstm`` without dropout and projections; see `walk_layers`.
 
     References:
         S. Hochreiter, J. Schmidhuber (1997), Long Short-Term Memory,

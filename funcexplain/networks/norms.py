@@ -1,4 +1,4 @@
-"""Rules for normalization: contiguous cotangents, explicit batch norm and weight_norm.
+"""Rules (see `prepare`) for normalization: contiguous cotangents, explicit batch norm and weight_norm.
 
 torch's CPU kernel for the gradient of instance and batch normalization reads a channels-last cotangent
 as if it were contiguous when the batch has ONE sample of several channels. The gradient is then silently
@@ -47,33 +47,13 @@ class _ContiguousCotangent(torch.autograd.Function):
 
 
 def contiguous_cotangents(module: nn.Module) -> nn.Module:
-    """Make the backward pass of a normalization layer independent of its cotangent's memory layout.
-
-    Args:
-        module: private copy of an instance or batch normalization layer; changed in place.
-
-    Returns:
-        The same module, with a forward hook that appends `_ContiguousCotangent`.
-    """
-
-    def append_identity(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        del module, inputs
-        return _ContiguousCotangent.apply(output)
-
-    module.register_forward_hook(append_identity)
+    """Make the backward pass of a normalization layer independent of its cotangent's memory layout."""
+    module.register_forward_hook(lambda module, inputs, output: _ContiguousCotangent.apply(output))
     return module
 
 
 def affine_batch_norm(module: nn.Module) -> nn.Module:
-    """Write batch normalization with fixed statistics as ``x * scale + shift``.
-
-    Args:
-        module: private copy of a batch normalization layer; changed in place. In training mode,
-            or without running statistics, `contiguous_cotangents` is used.
-
-    Returns:
-        The same module.
-    """
+    """Write batch normalization as ``x * scale + shift``, if its statistics are fixed."""
     norm: Any = module
     overridden = type(module).forward is not _BatchNorm.forward  # by a subclass
     if norm.training or norm.running_mean is None or overridden:
@@ -97,14 +77,7 @@ def affine_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def explicit_weight_norm(module: nn.Module) -> nn.Module:
-    """Write ``weight_norm`` as ``g * v / |v|``.
-
-    Args:
-        module: private copy of the parametrization; its ``forward`` is replaced.
-
-    Returns:
-        The same module.
-    """
+    """Write ``weight_norm`` as ``g * v / |v|``."""
     kept: Any = module.dim  # -1: one norm for the whole tensor
 
     def forward(weight_g: Tensor, weight_v: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
-from funcexplain.networks.deepdow_layers import differentiable_zoom, opaque_samples
+from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 
@@ -40,8 +40,8 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
     "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
-    "deepdow.layers.allocate.NCO": opaque_samples,
-    "deepdow.layers.allocate.Resample": opaque_samples,
+    "deepdow.layers.allocate.NCO": OpaqueRows,
+    "deepdow.layers.allocate.Resample": OpaqueRows,
     "deepdow.layers.transform.Zoom": differentiable_zoom,
 }
 if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
@@ -95,19 +95,9 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
 
 
 def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = None) -> nn.Module:
-    """Copy a module shallowly, set the copy's mode, and apply rules to its parts.
+    """Copy a module shallowly, set the copy's mode, and apply rules to its parts (default: `RULES`).
 
-    Args:
-        module: any network; it is not modified.
-        train: mode of the copy and all its parts.
-        rules: mapping (or pairs) ``module type -> rule``. Default: the registry; ``()``: no rules.
-
-    Returns:
-        The copy. It shares parameters and buffers with ``module``. Forward hooks are kept; backward
-        hooks, which torch.func cannot run, are removed.
-
-    Raises:
-        TypeError: if ``module`` (or a part of it) is compiled TorchScript, which has no Python parts.
+    Forward hooks are kept; backward hooks, which torch.func cannot run, are removed.
     """
     table = _as_table(rules)
     twins: list[nn.Module] = []
@@ -124,8 +114,7 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
             for name, child in part._modules.items():
                 if child is not None:
                     twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
-            rule = _find_rule(type(part), table)
-            copies[id(part)] = twin if rule is None else _apply_rule(twin, rule)
+            copies[id(part)] = _apply_rule(twin, table)
         return copies[id(part)]
 
     network = copy(module, "")
@@ -162,22 +151,18 @@ def _twin(part: nn.Module, train: bool) -> nn.Module:
     return twin
 
 
-def _apply_rule(twin: nn.Module, rule: Rule) -> nn.Module:
-    replacement = rule(twin)
+def _apply_rule(twin: nn.Module, table: Mapping[Any, Rule]) -> nn.Module:
+    """The module's replacement by the rule of its nearest base class, if there is one."""
+    bases = type(twin).__mro__
+    keys = (key for base in bases for key in (base, f"{base.__module__}.{base.__qualname__}"))
+    rule = next((table[key] for key in keys if key in table), None)
+    replacement = twin if rule is None else rule(twin)
     if not isinstance(replacement, nn.Module):
         raise TypeError(
             f"functionalize: rules[{type(twin).__name__}] must return a torch.nn.Module, got "
             f"{type(replacement).__name__}"
         )
     return replacement
-
-
-def _find_rule(module_type: type, table: Mapping[Any, Rule]) -> Rule | None:
-    """The rule of the nearest base class."""
-    keys = (
-        key for base in module_type.__mro__ for key in (base, f"{base.__module__}.{base.__qualname__}")
-    )
-    return next((table[key] for key in keys if key in table), None)
 
 
 def _redirect(value: Any, copies: Mapping[int, nn.Module]) -> Any:

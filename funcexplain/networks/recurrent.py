@@ -1,4 +1,4 @@
-"""Rule for recurrent layers: mapped rows are folded into the layer's own batch.
+"""Rules (see `prepare`) for recurrent layers: mapped rows are folded into the layer's own batch.
 
 A recurrent layer calls one fused kernel for all its steps. ``torch.func.vmap`` has no rule for it: it
 fails, or runs row by row with a warning, although the kernel supports any number of rows. While a
@@ -38,14 +38,9 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     mapped rows are one batch, whether input or initial states are mapped. With mapped parameters (an
     ensemble), the kernel runs once per model, and with packed sequences once per mapped row.
 
-    Args:
-        module: private copy of an ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU`` (or of a subclass); its class
-            is changed in place.
-
-    Returns:
-        The same module. While a transform is active, its ``forward`` raises a ``RuntimeError`` for a
-        second derivative, and if dropout between layers is active (in training mode): its noise would
-        ignore the ``randomness`` of ``vmap``.
+    The module's class is changed in place. While a transform is active, its ``forward`` raises a
+    ``RuntimeError`` for a second derivative, and if dropout between layers is active (in training mode):
+    its noise would ignore the ``randomness`` of ``vmap``.
 
     Example:
         >>> import torch
@@ -95,9 +90,6 @@ def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, 
     packed sequences, ``(data, batch_sizes, hx, weights, bias, layers, dropout, train, bidirectional)``;
     hx is one tensor, or the pair of the LSTM.
 
-    Args:
-        args: arguments of one of `KERNELS`.
-
     Returns:
         ``(batch_sizes,)`` or ``()``, and all arguments from ``hx`` on.
     """
@@ -130,13 +122,6 @@ def _fold_kernel(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
 def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
     """Write a recurrent cell as matrix products and gates, which torch.func can map, unlike its kernel.
 
-    Args:
-        module: private copy of an ``nn.RNNCell``, ``nn.LSTMCell`` or ``nn.GRUCell``; its ``forward`` is
-            replaced.
-
-    Returns:
-        The same module, with the same outputs to rounding.
-
     Example:
         >>> import torch
         >>> cell = explicit_cell(torch.nn.GRUCell(3, 2))
@@ -150,25 +135,21 @@ def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:
     plain = (nn.LSTMCell.forward, nn.GRUCell.forward, nn.RNNCell.forward)
     if type(module).forward not in plain:
         return module  # a subclass with its own forward
-    linear = torch.nn.functional.linear
+    linear, is_lstm = torch.nn.functional.linear, isinstance(module, nn.LSTMCell)
     cell: Any = module
-    step: Any
-    if isinstance(module, nn.LSTMCell):
-        step = lstm_cell
-    elif isinstance(module, nn.GRUCell):
-        step = gru_cell
-    else:
-        step = tanh_cell if cell.nonlinearity == "tanh" else relu_cell
+    step: Any = lstm_cell if is_lstm else gru_cell
+    if isinstance(module, nn.RNNCell):
+        step = tanh_cell if module.nonlinearity == "tanh" else relu_cell
 
     def forward(x: Tensor, hx: Any = None) -> Any:
         if hx is None:
             hx = x.new_zeros(*x.shape[:-1], cell.hidden_size)
-            hx = (hx, hx) if isinstance(module, nn.LSTMCell) else hx
-        h, *cells = hx if isinstance(module, nn.LSTMCell) else (hx,)
+            hx = (hx, hx) if is_lstm else hx
+        h, *cells = hx if is_lstm else (hx,)
         from_x = linear(x, cell.weight_ih, cell.bias_ih)
         from_h = linear(h, cell.weight_hh, cell.bias_hh)
         states = step(from_x, from_h, h, *cells)
-        return states if isinstance(module, nn.LSTMCell) else states[0]
+        return states if is_lstm else states[0]
 
     cell.forward = forward
     return module

@@ -55,17 +55,7 @@ CELLS: dict[Any, Callable[..., States]] = {
 def unroll(
     kernel: Any, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *shape: Any
 ) -> tuple[Tensor, ...]:
-    """Compute a recurrent kernel of torch without dropout and projections.
-
-    Args:
-        kernel: a key of `CELLS`.
-        data: see `walk_layers`, also for the other arguments.
-        states: initial states.
-        weights: of each layer and direction.
-        shape: ``bias, layers, bidirectional, batch_first``.
-
-    Returns:
-        The output, and the last states.
+    """Compute a recurrent kernel of torch, a key of `CELLS`, without dropout; see `walk_layers`.
 
     Example:
         >>> rnn = torch.nn.RNN(3, 2)

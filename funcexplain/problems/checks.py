@@ -22,19 +22,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def check_tensor(where: str, name: str, value: Any, *, infinite: bool = False) -> Tensor:
     """Raise unless a value is a dense, finite, floating tensor; return a detached copy.
 
-    Args:
-        where: public function that was called.
-        name: its argument.
-        value: the argument's value.
-        infinite: whether entries may be infinite.
-
-    Returns:
-        A detached copy.
-
-    Raises:
-        TypeError: if it is not a dense floating tensor.
-        ValueError: if it has NaN or infinite entries.
-        RuntimeError: inside a torch.func transform.
+    ``infinite`` allows infinite entries, but not NaN.
     """
     check_is_tensor(where, name, value)
     check_is_plain(where, name, value)
@@ -160,8 +148,7 @@ def check_name(where: str, name: Any) -> str:
     if not (isinstance(name, str) and name.isidentifier()) or name == "name":
         raise TypeError(
             f"{where}: name must be an identifier other than 'name' (an argument of fe.vmap), got "
-            f"{name!r}; "
-            'name a penalty that has no name of its own, as in name="proximity"'
+            f'{name!r}; name a penalty that has no name of its own, as in name="proximity"'
         )
     return name
 

@@ -15,13 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import (
-    check_callable,
-    check_datum,
-    check_like,
-    check_number,
-    check_shape,
-)
+from funcexplain.problems import checks
 from funcexplain.problems.grid import aligned
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data
@@ -52,7 +46,7 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
         tensor([[[ 0.0020, -0.0020]]])
     """
     if not isinstance(std, Tensor):
-        check_number("standardize", "std", std, minimum=0.0, strict=True)
+        checks.check_number("standardize", "std", std, minimum=0.0, strict=True)
 
     def encode(x: Tensor, args: Args) -> Tensor:
         return (x - args["mean"]) / args["std"]
@@ -62,8 +56,8 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
 
     def change_units(problem: Problem) -> Problem:
         x0 = check_problem("standardize", problem).args["x0"]
-        center = check_datum("standardize", "mean", mean, x0)
-        sigma = check_datum("standardize", "std", std, x0)
+        center = checks.check_datum("standardize", "mean", mean, x0)
+        sigma = checks.check_datum("standardize", "std", std, x0)
         if bool((sigma <= 0).any()):
             raise ValueError(
                 f"standardize: std must be > 0, got a minimum of {sigma.min():g}; "
@@ -107,9 +101,9 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
             return changed  # no row to try it on
         args = changed[(0,) * len(problem.dims)].args
         x0 = args["x0"]
-        z = check_like("reparametrize", "the output of encode", changed.start(args), x0, "x0")
-        x = check_like("reparametrize", "the output of decode", changed.decode(z, args), x0, "x0")
-        check_shape("reparametrize", "the output of decode", x, x0.shape, "that of x0")
+        z = checks.check_like("reparametrize", "the output of encode", changed.start(args), x0, "x0")
+        x = checks.check_like("reparametrize", "the output of decode", changed.decode(z, args), x0, "x0")
+        checks.check_shape("reparametrize", "the output of decode", x, x0.shape, "that of x0")
         return changed
 
     return change_variable
@@ -253,8 +247,8 @@ def _bounds(
     where: str, problem: Problem, lower: float | Tensor, upper: float | Tensor, *, infinite: bool
 ) -> Args:
     args = check_problem(where, problem).args
-    low = check_datum(where, "lower", lower, args["x0"], infinite=infinite)
-    high = check_datum(where, "upper", upper, args["x0"], infinite=infinite)
+    low = checks.check_datum(where, "lower", lower, args["x0"], infinite=infinite)
+    high = checks.check_datum(where, "upper", upper, args["x0"], infinite=infinite)
     _check_order(where, low, high)
     x0, mask = (aligned(problem.dims, args, name) for name in ("x0", "mask"))
     outside = ((x0 < low) | (x0 > high)) & mask
@@ -286,7 +280,7 @@ def _middle_and_half(args: Args) -> tuple[Tensor, Tensor]:
 
 def _accept_args(name: str, function: Any) -> Map:
     """The function as ``function(point, args)``; the caller's may take only the point."""
-    check_callable("reparametrize", name, function)
+    checks.check_callable("reparametrize", name, function)
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # torch's built-in functions have no signature

@@ -60,15 +60,9 @@ def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     coefficients, kind, lower, upper = goals[..., :-3], goals[..., -3], goals[..., -2], goals[..., -1]
     w = weights.unsqueeze(-2)
-    measured = torch.where(
-        kind == LINEAR,
-        (coefficients * w).sum(-1),
-        torch.where(
-            kind == TURNOVER,
-            0.5 * (w - coefficients).abs().sum(-1),
-            w.square().sum(-1),
-        ),
-    )
+    traded = 0.5 * (w - coefficients).abs().sum(-1)
+    nonlinear = torch.where(kind == TURNOVER, traded, w.square().sum(-1))
+    measured = torch.where(kind == LINEAR, (coefficients * w).sum(-1), nonlinear)
     return measured, torch.minimum(torch.maximum(measured, lower), upper)
 
 
@@ -107,11 +101,7 @@ class Target:
     weights: Callable[[Portfolio], Tensor] | None = None
 
     def residual(
-        self,
-        weights: Tensor,
-        *,
-        today: Tensor | None = None,
-        assets: Sequence[str] | None = None,
+        self, weights: Tensor, *, today: Tensor | None = None, assets: Sequence[str] | None = None
     ) -> Tensor:
         """Signed distance of each measured value from its bounds, zero exactly where the target is met.
 
@@ -139,11 +129,7 @@ class Target:
         return measured - nearest
 
     def loss(
-        self,
-        weights: Tensor,
-        *,
-        today: Tensor | None = None,
-        assets: Sequence[str] | None = None,
+        self, weights: Tensor, *, today: Tensor | None = None, assets: Sequence[str] | None = None
     ) -> Tensor:
         """Mean of squared residuals, ``mean(residual**2)``.
 
@@ -318,7 +304,7 @@ def format_value(value: float | Tensor) -> str:
     if not isinstance(value, Tensor) or not value.ndim:
         return f"{float(value):g}"
     shown = [f"{number:g}" for number in value[:_MAX_SHOWN].tolist()]
-    return f"[{', '.join([*shown, *(['...'] if len(value) > _MAX_SHOWN else [])])}]"
+    return f"[{', '.join(shown)}{', ...' if len(value) > _MAX_SHOWN else ''}]"
 
 
 def format_today(today: Tensor | None) -> str:

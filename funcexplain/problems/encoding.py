@@ -36,21 +36,9 @@ def encode_targets(
     args: dict[str, Any],
     assets: tuple[str, ...] | None,
 ) -> tuple[Tensor, Criterion]:
-    """Encode targets as a stack of tensors.
+    """Encode targets for one question as a stack, and return how weights are compared with a row of it.
 
-    Args:
-        where: public function that was called.
-        targets: at least one; all measure the same number of values.
-        apply: the network.
-        args: data of one question.
-        assets: names of the assets.
-
-    Returns:
-        A stack with one target in each row, and how weights are compared with one.
-
-    Raises:
-        TypeError: if one is not a target.
-        ValueError: if an asset is unknown, targets cannot be stacked, or one is infeasible.
+    All targets must be feasible and measure the same number of values.
     """
     for index, target in enumerate(targets):
         if not isinstance(target, Target):
@@ -120,14 +108,8 @@ def minimum_error(criterion: Criterion, targets: Tensor, count: int, *, long_onl
     proves that no allocation does better (Frank and Wolfe 1956,
     https://doi.org/10.1002/nav.3800030109).
 
-    Args:
-        criterion: of the targets.
-        targets: ``(T, ...)``.
-        count: number of assets.
-        long_only: whether weights are non-negative and sum to one.
-
     Returns:
-        `Criterion.error` of the best allocation for each target, ``(T,)``, float64.
+        `Criterion.error` of the best allocation of ``count`` assets for each target, ``(T,)``, float64.
     """
     targets = targets.double()
     w = torch.full((len(targets), count), 1.0 / count, dtype=torch.float64, device=targets.device)

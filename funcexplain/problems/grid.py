@@ -56,12 +56,7 @@ def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str) -> Tensor:
 
 
 def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Take rows by their number in row-major order.
-
-    Args:
-        dims: dimensions of the grid.
-        args: data of the grid.
-        rows: row numbers, int64, ``(B,)``.
+    """Take rows by their numbers, int64 ``(B,)``, in row-major order.
 
     Returns:
         Data in which each varying entry begins with a dimension of size ``B``.
@@ -117,34 +112,17 @@ def row_numbers(dims: Sequence[RowDim], along: list[int], rows: Tensor) -> Tenso
 def select(
     dims: tuple[RowDim, ...], args: dict[str, Any], place: int, item: Any
 ) -> tuple[tuple[RowDim, ...], dict[str, Any]]:
-    """Select along one dimension: an int removes the dimension, a slice keeps part of it.
-
-    Args:
-        dims: dimensions of the grid.
-        args: data of the grid.
-        place: index of the dimension.
-        item: int or slice.
-
-    Returns:
-        The remaining dimensions and their data.
-
-    Raises:
-        IndexError: if the row does not exist.
-        TypeError: if ``item`` is neither int nor slice.
-    """
+    """Select along the dimension ``place``: an int removes the dimension, a slice keeps part of it."""
     dim = dims[place]
-    if not isinstance(item, slice):
-        number = as_index(item)
-        if number is None:
-            raise TypeError(f"problem: index must hold ints and slices, got {type(item).__name__}")
-        item = number
+    index: Any = as_index(item)
+    kept: tuple[RowDim, ...] = ()
     if isinstance(item, slice):
-        index: Any = torch.tensor(range(dim.size)[item], dtype=torch.int64)
-        kept: tuple[RowDim, ...] = (dim._replace(size=len(index)),)
-    else:
-        if not -dim.size <= item < dim.size:
-            raise IndexError(f"problem: row must be one of {dim.size} along {dim.name}, got {item}")
-        index, kept = item, ()
+        index = torch.tensor(range(dim.size)[item], dtype=torch.int64)
+        kept = (dim._replace(size=len(index)),)
+    elif index is None:
+        raise TypeError(f"problem: index must hold ints and slices, got {type(item).__name__}")
+    elif not -dim.size <= index < dim.size:
+        raise IndexError(f"problem: row must be one of {dim.size} along {dim.name}, got {item}")
     selected = {}
     for name, value in args.items():
         if name in dim.varying:

@@ -1,9 +1,9 @@
 """Losses: distance of an allocation from the target, ``(weights, target) -> scalar``.
 
-Each is a pure function of two vectors of shape ``(A,)``. Following the conventions of their fields,
-`mse`, `mae` and `huber` average over assets, `kl`, `js` and `cross_entropy` sum. Logarithms clamp
-weights to the dtype's smallest normal number, so that a weight of exactly zero has a large but finite
-cost.
+Each is a pure function of two allocations of shape ``(A,)``, the network's and the one to reach, with a
+scalar value. Following the conventions of their fields, `mse`, `mae` and `huber` average over assets;
+`kl`, `js` and `cross_entropy` sum, and need non-negative allocations. Logarithms clamp weights to the
+dtype's smallest normal number, so that a weight of exactly zero has a large but finite cost.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ def mse(weights: Tensor, target: Tensor) -> Tensor:
 
     Through a softmax its gradient vanishes near one-hot allocations; that of `kl` does not.
 
-    Args:
-        weights: allocation, shape ``(A,)``.
-        target: allocation to reach, shape ``(A,)``.
-
     Returns:
         Scalar, zero only where both are equal.
 
@@ -35,10 +31,6 @@ def mse(weights: Tensor, target: Tensor) -> Tensor:
 
 def mae(weights: Tensor, target: Tensor) -> Tensor:
     """Mean of absolute differences, ``mean(|w - t|)``.
-
-    Args:
-        weights: allocation, shape ``(A,)``.
-        target: allocation to reach, shape ``(A,)``.
 
     Returns:
         Scalar; its gradient is zero where both are equal.
@@ -61,9 +53,6 @@ def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
         target: allocation to reach, shape ``(A,)``.
         delta: difference at which the function becomes linear.
 
-    Returns:
-        Scalar.
-
     Example:
         >>> huber(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]), delta=0.1)
         tensor(0.0450)
@@ -81,12 +70,8 @@ def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 def kl(weights: Tensor, target: Tensor) -> Tensor:
     """Kullback-Leibler divergence from target to weights, ``sum(t * log(t / w))``, in nats.
 
-    Its gradient through a softmax is ``w - t``, also near one-hot allocations.
-
-    Args:
-        weights: allocation, shape ``(A,)``, non-negative.
-        target: allocation to reach, shape ``(A,)``, non-negative; terms with ``t = 0`` are zero. A
-            negative weight (a short position) makes the loss NaN: use `mse` or `mae` instead.
+    Its gradient through a softmax is ``w - t``, also near one-hot allocations. Terms with ``t = 0`` are
+    zero. A negative weight (a short position) makes the loss NaN: use `mse` or `mae` instead.
 
     Returns:
         Scalar, non-negative if both have the same sum.
@@ -104,10 +89,6 @@ def kl(weights: Tensor, target: Tensor) -> Tensor:
 
 def js(weights: Tensor, target: Tensor) -> Tensor:
     """Jensen-Shannon divergence, ``(kl(m, t) + kl(m, w)) / 2`` with ``m = (w + t) / 2``, in nats.
-
-    Args:
-        weights: allocation, shape ``(A,)``, non-negative.
-        target: allocation to reach, shape ``(A,)``, non-negative.
 
     Returns:
         Scalar in ``[0, log 2]`` if both sum to one; symmetric.
@@ -132,13 +113,6 @@ def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
 
     It is `kl` plus the target's entropy: the same gradient, but nonzero at the target.
 
-    Args:
-        weights: allocation, shape ``(A,)``, non-negative.
-        target: allocation to reach, shape ``(A,)``, non-negative.
-
-    Returns:
-        Scalar.
-
     Example:
         >>> cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
         tensor(0.6931)
@@ -150,10 +124,6 @@ def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
     """One minus the cosine similarity, ``1 - <w, t> / (|w| |t|)``.
 
     Scale-invariant: it measures the target's proportions, not its size.
-
-    Args:
-        weights: allocation, shape ``(A,)``.
-        target: allocation to reach, shape ``(A,)``.
 
     Returns:
         Scalar in ``[0, 2]``; norms are clamped to at least 1e-8.

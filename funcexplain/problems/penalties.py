@@ -1,8 +1,9 @@
 """Penalties: the cost of moving away from the reference, ``(x, reference) -> scalar``.
 
-Each is a pure function of two windows of shape ``(C, L, A)`` and an average over entries, so that a
-strength means the same for short and long windows. Units are those of ``x``; `scaled` changes them, for
-example to sigmas. `group`, `mahalanobis` and `scaled` make a penalty from their settings.
+Each is a pure function of a window and the one that changes are measured from, ``(C, L, A)`` each. It is
+an average over entries, so that a strength means the same for short and long windows. Units are those
+of ``x``; `scaled` changes them, for example to sigmas. `group`, `mahalanobis` and `scaled` make a
+penalty from their settings.
 """
 
 from __future__ import annotations
@@ -24,15 +25,7 @@ _AXES = {"channels": -3, "days": -2, "assets": -1}
 def l1(x: Tensor, reference: Tensor) -> Tensor:
     """Mean absolute change, ``mean(|x - r|)``.
 
-    Args:
-        x: window, shape ``(C, L, A)``.
-        reference: window that changes are measured from, shape ``(C, L, A)``.
-
-    Returns:
-        Scalar.
-
     Example:
-        >>> import torch
         >>> l1(torch.full((1, 2, 2), 3.0), torch.zeros(1, 2, 2))
         tensor(3.)
     """
@@ -42,15 +35,7 @@ def l1(x: Tensor, reference: Tensor) -> Tensor:
 def l2(x: Tensor, reference: Tensor) -> Tensor:
     """Mean squared change, ``mean((x - r)**2)``; no factor one half.
 
-    Args:
-        x: window, shape ``(C, L, A)``.
-        reference: window that changes are measured from, shape ``(C, L, A)``.
-
-    Returns:
-        Scalar.
-
     Example:
-        >>> import torch
         >>> l2(torch.full((1, 2, 2), 3.0), torch.zeros(1, 2, 2))
         tensor(9.)
     """
@@ -62,15 +47,10 @@ def smoothness(x: Tensor, reference: Tensor) -> Tensor:
 
     ``d = x - r``: shifting a whole history costs nothing, a spike on one day costs twice its square.
 
-    Args:
-        x: window, shape ``(C, L, A)``; the lookback is dimension -2.
-        reference: window that changes are measured from, shape ``(C, L, A)``.
-
     Returns:
         Scalar; zero for a lookback of one day.
 
     Example:
-        >>> import torch
         >>> smoothness(torch.full((1, 2, 2), 3.0), torch.zeros(1, 2, 2))
         tensor(0.)
     """
@@ -94,7 +74,6 @@ def group(axis: str) -> Penalty:
         ValueError: for another axis.
 
     Example:
-        >>> import torch
         >>> x = torch.tensor([[[3.0, 0.0], [3.0, 0.0]]])  # one channel, two days, two assets
         >>> group("assets")(x, torch.zeros_like(x)), group("days")(x, torch.zeros_like(x))
         (tensor(1.5000), tensor(2.1213))
@@ -132,7 +111,6 @@ def mahalanobis(cov: Tensor) -> Penalty:
         ValueError: if it is not square, finite, symmetric and positive definite.
 
     Example:
-        >>> import torch
         >>> together = mahalanobis(torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
         >>> zeros = torch.zeros(1, 1, 2)
         >>> together(torch.tensor([[[1.0, 1.0]]]), zeros), together(torch.tensor([[[1.0, -1.0]]]), zeros)
@@ -173,7 +151,6 @@ def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
         ValueError: if a scale is not positive and finite.
 
     Example:
-        >>> import torch
         >>> in_sigmas = scaled(l1, torch.tensor([[[2.0]], [[10.0]]]))
         >>> in_sigmas(torch.full((2, 1, 1), 10.0), torch.zeros(2, 1, 1))
         tensor(3.)

@@ -20,20 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from funcexplain.networks.functional import Apply, functionalize, set_seed
-from funcexplain.problems import losses
-from funcexplain.problems.checks import (
-    check_allocation,
-    check_assets,
-    check_callable,
-    check_count,
-    check_gradients,
-    check_like,
-    check_mask,
-    check_params,
-    check_scalar,
-    check_shape,
-    check_window,
-)
+from funcexplain.problems import checks, losses
 from funcexplain.problems.criterion import EXACT, Criterion, Target
 from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
 from funcexplain.problems.grid import RowDim, select
@@ -136,19 +123,7 @@ class Problem:
         return self.score(weights, x, args)
 
     def score(self, weights: Any, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Compute ``(value, (loss, weights))`` from the network's output for one window.
-
-        Args:
-            weights: the network's output, ``(A,)``.
-            x: window, shape ``(C, L, A)``.
-            args: data of the problem.
-
-        Returns:
-            As `evaluate`.
-
-        Raises:
-            TypeError, ValueError: as `evaluate`.
-        """
+        """Compute the result of `evaluate` from the network's output ``(A,)`` for the window ``x``."""
         target = args["target"]
         if not isinstance(weights, Tensor):
             raise TypeError(f"network must return one tensor of weights, got {type(weights).__name__}")
@@ -160,7 +135,9 @@ class Problem:
             )
         if not weights.is_floating_point():
             raise TypeError(f"network must return floating weights, got {weights.dtype}")
-        loss = check_scalar("loss", self.loss, self.loss(*self.criterion.compare(weights, target)))
+        loss = checks.check_scalar(
+            "loss", self.loss, self.loss(*self.criterion.compare(weights, target))
+        )
         value = loss
         for penalty in self.penalties:
             value = value + penalty(x, args)
@@ -187,15 +164,7 @@ class Problem:
         return value, weights
 
     def extra(self, z: Tensor, args: Args) -> Tensor:
-        """Sum the penalties and costs of a search point.
-
-        Args:
-            z: search point.
-            args: data of the problem.
-
-        Returns:
-            The part of the objective besides the loss, a scalar.
-        """
+        """Sum the penalties and costs of a search point: the objective without the loss, a scalar."""
         x = self.decode(z, args)
         terms = [penalty(x, args) for penalty in self.penalties]
         return sum(terms + [cost(z, args) for cost in self.costs], start=x.new_zeros(()))
@@ -256,28 +225,28 @@ def problem(
         >>> fe.problem(network, torch.full((4,), 0.25), torch.zeros(2, 3, 4))
         Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
     """
-    check_gradients("problem")
+    checks.check_gradients("problem")
     apply, params = _split_network(network)
-    check_callable("problem", "loss", loss)
-    x0 = check_window("problem", x0)
+    checks.check_callable("problem", "loss", loss)
+    x0 = checks.check_window("problem", x0)
     if x0.numel() == 0:
         raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
     if not isinstance(target, Target):
-        target = check_allocation("problem", target, x0)
-    check_params(params, x0)
-    mask = check_mask("problem", mask, x0)
-    if reference is None:
-        reference = x0.clone()
-    reference = check_like("problem", "reference", reference, x0, "x0")
-    check_shape("problem", "reference", reference, x0.shape, "that of x0")
+        target = checks.check_allocation("problem", target, x0)
+    checks.check_params(params, x0)
+    mask = checks.check_mask("problem", mask, x0)
+    reference = checks.check_like(
+        "problem", "reference", x0 if reference is None else reference, x0, "x0"
+    )
+    checks.check_shape("problem", "reference", reference, x0.shape, "that of x0")
     args: Args = {
         "params": params,
         "x0": x0,
         "reference": reference,
         "mask": mask,
-        "seed": torch.tensor(check_count("problem", "seed", seed), device=x0.device),
+        "seed": torch.tensor(checks.check_count("problem", "seed", seed), device=x0.device),
     }
-    names, criterion = check_assets(assets, x0), EXACT
+    names, criterion = checks.check_assets(assets, x0), EXACT
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, names)
         check_loss("problem", loss, criterion)
@@ -339,7 +308,7 @@ def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem
 
 def check_problem(where: str, value: Any) -> Problem:
     """Raise unless a value is a `Problem`; raise in inference mode."""
-    check_gradients(where)
+    checks.check_gradients(where)
     if not isinstance(value, Problem):
         raise TypeError(
             f"{where}: problem must be a Problem, got {type(value).__name__}; "
@@ -365,15 +334,14 @@ def _split_network(network: Any) -> tuple[Apply, Any]:
         apply, params = network
         if callable(apply):
             # With live parameters an outer autograd graph would record the whole search.
-            return apply, optree.tree_map(_copy_leaf, params)
+            copies = optree.tree_map(
+                lambda p: p.detach().clone() if isinstance(p, Tensor) else p, params
+            )
+            return apply, copies
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
         f"apply(params, x) -> weights, got {type(network).__name__}"
     )
-
-
-def _copy_leaf(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def decode_costs(costs: tuple[Map, ...], decode: Map) -> tuple[Map, ...]:

@@ -1,9 +1,9 @@
 """Targets in portfolio language: ``at_least("EUR", 0.3)``, a sector's total, a limit on turnover.
 
-Each target measures something of the weights and sets bounds for it; its ``residual`` is the distance
-from the bounds, zero where the target is met. `problem` accepts a target in place of an allocation, and
-`vmap` a list of targets, one for each row. An asset is a number, or a name if the problem has
-``assets``.
+Each function returns a `Target`, which measures something of the weights and sets bounds for it; its
+``residual`` is the distance from the bounds, zero where the target is met. `problem` accepts a target in
+place of an allocation, and `vmap` a list of targets, one for each row. An asset is a number, or a name
+if the problem has ``assets``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ from funcexplain.problems import checks, criterion
 from funcexplain.problems.criterion import Asset, Portfolio, Target
 
 __all__ = [
-    "all_of",
-    "at_least",
-    "at_most",
-    "between",
-    "concentration",
-    "exact",
-    "exit",
-    "group",
-    "shift",
-    "top",
-    "turnover",
+    *("all_of", "at_least", "at_most", "between", "concentration", "exact", "exit"),
+    *("group", "shift", "top", "turnover"),
 ]
 
 
@@ -37,9 +28,6 @@ def exact(weights: Tensor) -> Target:
 
     Args:
         weights: allocation to reach, shape ``(A,)``.
-
-    Returns:
-        A target.
 
     Raises:
         TypeError, ValueError: if it is not a finite floating vector.
@@ -64,9 +52,6 @@ def at_least(asset: Asset, w: float) -> Target:
         asset: number or name.
         w: its minimum weight.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError, ValueError: if ``asset`` is neither a number nor a name, or ``w`` is not finite.
 
@@ -85,9 +70,6 @@ def at_most(asset: Asset, w: float) -> Target:
         asset: number or name.
         w: its maximum weight.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError, ValueError: as `at_least`.
 
@@ -105,9 +87,6 @@ def exit(asset: Asset) -> Target:  # noqa: A001 (portfolio managers' term; calle
     Args:
         asset: number or name.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError: if ``asset`` is neither a number nor a name.
 
@@ -124,9 +103,6 @@ def between(lower: float | Tensor, upper: float | Tensor) -> Target:
     Args:
         lower: number, or one for each asset, ``(A,)``; ``-inf`` for no bound.
         upper: likewise; ``inf`` for no bound.
-
-    Returns:
-        A target.
 
     Raises:
         TypeError: if a bound is neither a number nor a floating tensor.
@@ -162,9 +138,6 @@ def top(asset: Asset) -> Target:
     Args:
         asset: number or name.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError: if ``asset`` is neither a number nor a name.
 
@@ -196,9 +169,6 @@ def group(
         w: their total weight; or instead of it, one or both bounds.
         at_least: their minimum total weight.
         at_most: their maximum total weight.
-
-    Returns:
-        A target.
 
     Raises:
         TypeError: if assets are not a sequence of numbers or names.
@@ -244,9 +214,6 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
         delta: change of its weight; 0.05 is five percentage points.
         today: current weights, ``(A,)``. Default: the network's weights at the reference.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError, ValueError: if an argument is not an asset, number or vector.
 
@@ -277,9 +244,6 @@ def turnover(at_most: float, *, today: Tensor | None = None) -> Target:
         at_most: maximum share of the portfolio that is traded, >= 0.
         today: current weights, ``(A,)``. Default: the network's weights at the reference.
 
-    Returns:
-        A target.
-
     Raises:
         TypeError, ValueError: if ``at_most`` is not a number >= 0, or ``today`` is not a vector.
 
@@ -302,9 +266,6 @@ def concentration(at_most: float) -> Target:
 
     Args:
         at_most: maximum index, > 0.
-
-    Returns:
-        A target.
 
     Raises:
         TypeError, ValueError: if ``at_most`` is not a number > 0.
@@ -331,9 +292,6 @@ def all_of(*targets: Target) -> Target:
 
     Args:
         targets: at least one.
-
-    Returns:
-        A target that is met where all of them are met.
 
     Raises:
         TypeError: if one is not a target.

@@ -83,16 +83,10 @@ Correct = Callable[[Program, float, Guess, _Move], tuple[Guess, Tensor]]
 def refine(
     program: Program, cap: float, guess: Guess, max_steps: int, correct: Correct, damping: float = 0.0
 ) -> tuple[Guess, Tensor]:
-    """Correct a guess until it is the solution.
+    """Correct a guess, by `leap` or `walk`, until it is the solution or ``max_steps`` are done.
 
-    Args:
-        program: N rows.
-        cap: upper bound of each weight.
-        guess: initial guess; its sets may be wrong.
-        max_steps: maximum number of steps per row.
-        correct: how the sets change after a step: `leap` or `walk`.
-        damping: curvature added in every direction, relative to Q: a proximal point method, whose steps
-            are finite without curvature and which converges to the same solution.
+    ``damping`` adds curvature in every direction, relative to Q: a proximal point method, whose steps
+    are finite without curvature and which converges to the same solution.
 
     Returns:
         The last guess and, ``(N,)``, whether it is the solution. A row with a singular system stops at

@@ -45,14 +45,8 @@ class _Constant(torch.autograd.Function):
 
 
 def constant(search: Search, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Call a search on detached tensors, under any torch.func transform.
+    """Call a search on detached tensors, under any torch.func transform; all derivatives are zero.
 
-    Args:
-        search: function of tensors with common leading dimensions to a tuple of tensors with the same
-            leading dimensions. It may branch on values.
-        tensors: its arguments, ``(..., *)``.
-
-    Returns:
-        The result of ``search``; derivatives of any order and mode are zero.
+    Its arguments and results are tensors with the same leading dimensions. It may branch on values.
     """
     return _Constant.apply(search, *(tensor.detach() for tensor in tensors))

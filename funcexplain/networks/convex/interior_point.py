@@ -38,14 +38,9 @@ class _Point(NamedTuple):
 
 
 def interior_point(program: Program, cap: float) -> Guess:
-    """Solve to about 1e-12 and guess which weights are on a bound.
+    """Solve to about 1e-12, with strictly positive weights, and guess which of them are on a bound.
 
-    Args:
-        program: N rows.
-        cap: upper bound of each weight, with ``A * cap > 1``; two or more for no bound.
-
-    Returns:
-        Strictly positive weights that sum to one, with the suggested sets.
+    ``A * cap`` must exceed one; a cap of two or more means no bound.
     """
     point = _start(program, cap)
     answer = _Point(*(part.clone() for part in point))

@@ -1,7 +1,9 @@
 """The allocators as modules, with the interface of deepdow's convex layers.
 
 They have settings but no parameters and no state, follow the dtype and device of their input, and accept
-any leading dimensions, including none.
+any leading dimensions, including none. The settings are ``n_assets``, the number of assets A;
+``max_weight``, the upper bound on each weight (a ``ValueError`` if ``n_assets * max_weight < 1``); and
+for scores ``temperature``, which divides them, or ``None`` if it is an argument of each call.
 """
 
 from __future__ import annotations
@@ -38,13 +40,6 @@ class _Allocator(nn.Module):
 class Markowitz(_Allocator):
     """`markowitz` as a module, in place of deepdow's ``NumericalMarkowitz``.
 
-    Args:
-        n_assets: number of assets A.
-        max_weight: upper bound on each weight, at least ``1 / n_assets``.
-
-    Raises:
-        ValueError: if ``n_assets * max_weight < 1``.
-
     Example:
         >>> import torch
         >>> from funcexplain.networks.convex import Markowitz
@@ -61,13 +56,6 @@ class Markowitz(_Allocator):
 
 class RiskBudgeting(_Allocator):
     """`risk_budgeting` as a module, in place of deepdow's ``NumericalRiskBudgeting``.
-
-    Args:
-        n_assets: number of assets A.
-        max_weight: upper bound on each weight, at least ``1 / n_assets``.
-
-    Raises:
-        ValueError: if ``n_assets * max_weight < 1``.
 
     Example:
         >>> import torch
@@ -115,14 +103,6 @@ class _Scored(_Allocator):
 class Sparsemax(_Scored):
     """`sparsemax` of ``x / temperature`` as a module, in place of deepdow's ``SparsemaxAllocator``.
 
-    Args:
-        n_assets: number of assets A.
-        max_weight: upper bound on each weight, at least ``1 / n_assets``.
-        temperature: divides the scores; ``None`` if it is an argument of each call.
-
-    Raises:
-        ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.
-
     Example:
         >>> import torch
         >>> from funcexplain.networks.convex import Sparsemax
@@ -135,14 +115,6 @@ class Sparsemax(_Scored):
 
 class CappedSoftmax(_Scored):
     """`capped_softmax` of ``x / temperature``, in place of deepdow's ``SoftmaxAllocator``.
-
-    Args:
-        n_assets: number of assets A.
-        max_weight: upper bound on each weight, at least ``1 / n_assets``.
-        temperature: divides the scores; ``None`` if it is an argument of each call.
-
-    Raises:
-        ValueError: if ``n_assets * max_weight < 1``; in a call, if not exactly one temperature is given.
 
     Example:
         >>> import torch

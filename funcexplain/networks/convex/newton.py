@@ -15,16 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Solve = Callable[[Tensor, Tensor], Tensor]
-
 
 def step_matrix(matrix: Tensor, barrier: Tensor, moving: Tensor) -> Tensor:
     """``H + rho 1 1'`` over the moving weights and ``rho I`` over the others, ``(..., A, A)``.
 
-    Args:
-        matrix: the matrix Q of the quadratic, ``(..., A, A)``.
-        barrier: addition to its diagonal, ``(..., A)``: ``H = Q + diag(barrier)``.
-        moving: bool, ``(..., A)``, ``True`` = may move.
+    ``H = Q + diag(barrier)``, with ``matrix`` Q ``(..., A, A)``; ``barrier`` and ``moving`` are ``(...,
+    A)``.
     """
     # rho of the size of Q: the barrier of a weight near zero is many orders larger.
     rho = matrix.detach().diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
@@ -39,13 +35,10 @@ def step_matrix(matrix: Tensor, barrier: Tensor, moving: Tensor) -> Tensor:
 def newton_step(
     gradient: Tensor, moving: Tensor, total: Tensor, solve: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The step ``(..., A)``; zero for weights that may not move.
+    """The step ``(..., A)`` of sum ``total``, ``(..., 1)``; zero for weights that may not move.
 
-    Args:
-        gradient: g, ``(..., A)``; adding a constant does not change the step.
-        moving: bool, ``(..., A)``, ``True`` = may move.
-        total: s, the sum of the step, ``(..., 1)``.
-        solve: from right-hand sides ``(..., A, 2)`` to solutions of the system `step_matrix`.
+    Adding a constant to the gradient ``(..., A)`` does not change the step. ``solve`` maps right-hand
+    sides ``(..., A, 2)`` to solutions of the system `step_matrix`.
     """
     ones = moving.to(gradient.dtype)
     free, along = solve(torch.stack([-gradient * ones, ones], -1)).unbind(-1)

@@ -35,16 +35,9 @@ _DAMPING = 1e-9  # of walk, relative to Q
 def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
     """Find the weights, and which of them are between the bounds and move with the data.
 
-    Args:
-        cap: upper bound of each weight, at most one, ``A * cap > 1``.
-        matrix: Q, ``(..., A, A)``.
-        returns: r, ``(..., A)``.
-        budgets: b, ``(..., A)``; a negative one makes its row NaN.
-
-    Returns:
-        ``(weights, moving)``, both ``(..., A)``; ``moving`` is bool. Rows with entries that are not
-        finite are NaN. If several allocations are optimal, one of them is returned, and only some
-        of the interchangeable weights move.
+    The cap is at most one, ``A * cap > 1``; Q is ``(..., A, A)``, all other tensors are ``(..., A)``.
+    Rows with a negative budget or an entry that is not finite are NaN. If several allocations are
+    optimal, one of them is returned, and only some of the interchangeable weights move.
     """
     shape, num_assets = returns.shape, returns.shape[-1]
     program = Program(
@@ -63,8 +56,7 @@ def solve_program(cap: float, matrix: Tensor, returns: Tensor, budgets: Tensor) 
         refined, done = refine(rest, cap, inner, _REFINE_STEPS, leap)
         failed = (~done).nonzero()[:, 0]
         if len(failed):
-            hard = rest.rows(failed)
-            start = inner.rows(failed)
+            hard, start = rest.rows(failed), inner.rows(failed)
             walked, done[failed] = refine(hard, cap, start, _WALK_STEPS, walk, damping=_DAMPING)
             for whole, part in zip(refined, hold_dependent(hard, walked), strict=True):
                 whole[failed] = part
@@ -91,8 +83,7 @@ def _scale(program: Program) -> tuple[Program, Tensor]:
     returns = returns - returns.amax(-1, keepdim=True)
     # No entry of a positive semidefinite matrix exceeds its diagonal.
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    sizes = [diagonal.amax(-1), returns.abs().amax(-1), budgets.amax(-1)]
-    size = torch.stack(sizes).amax(0)[:, None]
+    size = torch.stack([diagonal.amax(-1), returns.abs().amax(-1), budgets.amax(-1)]).amax(0)[:, None]
     size = size.masked_fill(size == 0.0, 1.0)
     return Program(matrix / size[..., None], returns / size, budgets / size), bad
 

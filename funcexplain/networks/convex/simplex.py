@@ -64,11 +64,8 @@ def project(cap: float, x: Tensor) -> tuple[Tensor, Tensor]:
 
     The total of ``clip(x - t, 0, cap)`` decreases in t, with kinks at ``t = x_i`` and ``t = x_i - cap``.
     With sorted scores, cumulative sums give the total at every kink; tau is to the right of the last
-    kink with a total of at least one, and the total is linear from there to tau.
-
-    Args:
-        cap: upper bound of each weight, at most one, ``A * cap > 1``.
-        x: scores, ``(..., A)``, in float64.
+    kink with a total of at least one, and the total is linear from there to tau. The cap is at most one,
+    ``A * cap > 1``.
 
     Returns:
         ``(weights, free)``, both ``(..., A)``; ``free`` is 1 strictly between the bounds, else 0.
