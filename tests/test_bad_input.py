@@ -335,7 +335,7 @@ STACKS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (
         lambda p: fe.make_step(p, patience=0, atol=0.0),
         ValueError,
-        "make_step: patience must be >= 1, or None to wait for ever, got 0",
+        "make_step: patience must be >= 1, or None to wait indefinitely, got 0",
     ),
 ]
 

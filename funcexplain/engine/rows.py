@@ -93,7 +93,8 @@ def _explain_vmap(error: Exception) -> None:
     """Say what to do about a network that cannot be mapped; torch's own message does not."""
     if "vmap" in str(error):
         error.add_note(
-            "solve: the network cannot be mapped over rows as it is written; "
-            "fe.problem(fe.opaque(network), ...) maps it through its own sample dimension, and "
-            "problem[i] picks single rows, which are solved without mapping"
+            "solve: the network, or the method's init or advance, cannot be mapped over rows as it is "
+            "written; fe.problem(fe.opaque(network), ...) maps a network through its own sample "
+            "dimension, and problem[i] picks single rows, which are solved without mapping; a method "
+            "must return tensors alone and not branch on values"
         )

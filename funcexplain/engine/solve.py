@@ -31,7 +31,7 @@ from funcexplain.solvers.check import check_gradient
 from funcexplain.solvers.gradient import value_and_grad
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.optimizers import as_method
-from funcexplain.solvers.state import Info, Keep, Method, State, Stopping
+from funcexplain.solvers.state import DEFAULT_RTOL, Info, Keep, Method, State, Stopping
 from funcexplain.solvers.step import check_stopping, make_plain_step
 
 _logger = logging.getLogger("funcexplain")
@@ -45,7 +45,7 @@ def solve(
     atol: float = 0.0,
     keep: Keep = "last",
     patience: int | None = None,
-    rtol: float | None = None,
+    rtol: float = DEFAULT_RTOL,
     history: bool | int = True,
     callback: Callback | None = None,
     check: bool = False,
@@ -68,7 +68,7 @@ def solve(
             always kept, and a point that is not finite never.
         patience: also ends a search as STALLED when the best value has not improved by a factor of
             ``rtol`` for this many steps. ``None`` waits indefinitely.
-        rtol: relative improvement that resets the patience; default 1e-3. Needs a ``patience``.
+        rtol: relative improvement that resets the patience. Needs a ``patience``.
         history: whether losses are kept; an int k keeps those of every k-th step.
         callback: ``callback(state, info)`` after every step (after every call of compiled steps);
             its return value is ignored. See `progress` for one that shows how far the search is.
@@ -82,8 +82,8 @@ def solve(
             is exact and the network does not loop over them.
         compile: whether steps are compiled to machine code, once for each chunk size. That takes seconds
             to tens of seconds (less where torch's cache knows the code) and makes steps several times
-            faster. ``"auto"`` compiles a grid whose search would take minutes. What cannot be compiled
-            runs uncompiled, and the logger ``funcexplain`` reports why.
+            faster. ``"auto"`` compiles a grid whose search would take more than a minute. What cannot be
+            compiled runs uncompiled, and the logger ``funcexplain`` reports why.
 
     Returns:
         The solution; its ``status`` says how each search ended. Numerical trouble is a status, too. So
@@ -105,7 +105,7 @@ def solve(
     """
     check_problem("solve", problem)
     if atol is None:
-        raise TypeError("solve: atol must be a number >= 0, got NoneType")
+        raise TypeError("solve: atol must be a number >= 0, such as 1e-3, got NoneType")
     stopping = check_stopping("solve", atol, keep, patience, rtol)
     method = as_method("solve", method)
     execution = _check_execution(max_steps, history, chunk_size, rows, compile, callback)
@@ -255,7 +255,7 @@ def explain(
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
         >>> solution = fe.explain(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2), atol=1e-3)
         >>> solution.status.sentence
-        'The target is hit: every weight is within atol of it.'
+        'The target is hit: nothing misses it by more than atol.'
     """
     question = problem(network, target, x0, loss=loss, mask=mask, reference=reference, assets=assets)
     if mask is not None:

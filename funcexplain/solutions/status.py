@@ -10,7 +10,7 @@ class Status(IntEnum):
 
     Example:
         >>> Status.HIT.sentence
-        'The target is hit: every weight is within atol of it.'
+        'The target is hit: nothing misses it by more than atol.'
     """
 
     HIT = 0
@@ -30,7 +30,7 @@ class Status(IntEnum):
 
 
 _SENTENCES = {
-    Status.HIT: "The target is hit: every weight is within atol of it.",
+    Status.HIT: "The target is hit: nothing misses it by more than atol.",
     Status.STALLED: "The search stalled: no step moves the input, or patience ran out without progress.",
     Status.MAX_STEPS: "The search reached max_steps before the target was hit.",
     Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",

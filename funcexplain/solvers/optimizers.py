@@ -279,6 +279,8 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
             isinstance(pair, type) and issubclass(pair, torch.optim.Optimizer)
         )
         remedy = "call it with its settings first, as in fe.adam(lr=0.1)"
+        if isinstance(pair, str):
+            remedy = "pass the optimizer itself, as fe.adam(lr=0.1), not its name"
         if of_torch:
             remedy = "torch.optim changes tensors in place; fe.adam() and fe.sgd() are pure twins"
         got = getattr(pair, "__name__", type(pair).__name__)

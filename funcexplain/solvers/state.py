@@ -16,6 +16,8 @@ from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
 
 Keep = Literal["last", "best"]
+DEFAULT_RTOL = 1e-3
+"""Relative improvement of the value that resets the patience."""
 
 
 class Iterate(NamedTuple):
@@ -39,7 +41,7 @@ class State(NamedTuple):
 
     Attributes:
         z: point that is evaluated next.
-        optimizer: state of the method: an optimizer's, or another's own.
+        optimizer: what the method carries (`Advance.carried`): an optimizer's state, or another's own.
         kept: the evaluated point that would be the answer now.
         status: a `Status` code; MAX_STEPS as long as the search goes on.
         num_steps: updates so far.
@@ -81,7 +83,7 @@ class Stopping(NamedTuple):
     atol: float | None = None
     keep: Keep = "last"
     patience: int | None = None
-    rtol: float = 1e-3
+    rtol: float = DEFAULT_RTOL
 
 
 class Evaluation(NamedTuple):
@@ -107,7 +109,8 @@ class Advance(NamedTuple):
         z: point to evaluate next.
         carried: next state of the method.
         value: by what the evaluated point is judged; finite unless the search should end NONFINITE.
-        best: the same for the point that is kept, NaN as long as there is none.
+        best: the same for the kept point, NaN if there is none yet: normally ``state.kept.value``. A
+            method whose measure changes during the search gives the kept point's value in the new one.
         loss: what the step reports as its loss.
         grads: gradient of what is minimized; zero where no step helps any more.
     """
@@ -138,7 +141,7 @@ class BoundMethod(NamedTuple):
             batch of rows, to its ``(z, args) -> Evaluation`` by one plain backward pass.
         advance: ``(state, args, evaluation) -> Advance``, pure, of one row.
         stopping: when the search ends, and which point is kept.
-        key: what the functions are made of beside the problem; equal keys mean equal functions.
+        key: names the method with all its settings; compiled steps with equal keys are shared.
     """
 
     problem: Problem

@@ -27,6 +27,7 @@ from funcexplain.solvers.gradient import (
 )
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import (
+    DEFAULT_RTOL,
     Advance,
     BoundMethod,
     Evaluate,
@@ -51,7 +52,7 @@ def make_step(
     atol: float | None = None,
     keep: Keep = "last",
     patience: int | None = None,
-    rtol: float | None = None,
+    rtol: float = DEFAULT_RTOL,
     gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
 ) -> tuple[Init, Step]:
     """Make one pure iteration of a search, for writing your own loop.
@@ -66,7 +67,7 @@ def make_step(
         keep: which evaluated point is kept: the ``"last"`` finite one, or the ``"best"`` in value.
         patience: also ends the search as STALLED when the best value has not improved by a factor of
             ``rtol`` for this many steps. ``None`` waits indefinitely. Needs an ``atol``.
-        rtol: relative improvement that resets the patience; default 1e-3. Needs a ``patience``.
+        rtol: relative improvement that resets the patience. Needs a ``patience``.
         gradient: wraps an objective into its value and gradient. The default is torch.func's, through
             which ``torch.func.vmap`` and ``grad`` go. (`levenberg_marquardt` has a Jacobian instead.)
 
@@ -246,14 +247,13 @@ def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -
             raise ValueError(f"{where}: patience must be >= 1, or None to wait indefinitely, got 0")
         if atol is None:
             raise ValueError(f"{where}: patience needs an atol, since without one no search ends")
-    if rtol is not None:
-        check_number(where, "rtol", rtol, minimum=0.0)
-        if patience is None:
-            raise ValueError(
-                f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "
-                "patience; the tolerance of a hit is atol"
-            )
-    return Stopping(atol, "best" if keep == "best" else "last", patience, 1e-3 if rtol is None else rtol)
+    check_number(where, "rtol", rtol, minimum=0.0)
+    if patience is None and rtol != DEFAULT_RTOL:
+        raise ValueError(
+            f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "
+            "patience; the tolerance of a hit is atol"
+        )
+    return Stopping(atol, "best" if keep == "best" else "last", patience, rtol)
 
 
 def _norm(t: Tensor, rows: int = 0) -> Tensor:
