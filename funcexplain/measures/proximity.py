@@ -1,7 +1,7 @@
 """Distance of an answer from the reference, and how much of the market it changes.
 
 Pure functions of the change ``d = x - reference`` of one row, in units of x or divided by `in_units`:
-``change`` has shape ``(C, L, A)``, and each measure is a scalar. A ``tolerance`` is in units of ``change``.
+``change`` has shape ``(C, L, A)``, ``tolerance`` is in its units, and each measure is a scalar.
 """
 
 from __future__ import annotations
@@ -72,10 +72,8 @@ def rms(change: Tensor) -> Tensor:
 def mad_distance(change: Tensor, mad: Tensor) -> Tensor:
     """Mean absolute change in units of each feature's median absolute deviation, ``mean |d| / MAD``.
 
-    The paper sums over features; the mean makes short and long windows comparable.
-
-    Args:
-        mad: ``median |h - median h|`` over the days of a history, ``(C, 1, A)``.
+    ``mad``, ``(C, 1, A)``, is ``median |h - median h|`` over the days of a history. The paper sums over
+    features; the mean makes short and long windows comparable.
 
     Returns:
         Scalar; infinite if an entry changes that never varied.
@@ -105,13 +103,7 @@ def changed_share(change: Tensor, tolerance: float) -> Tensor:
 
 
 def touched(change: Tensor, tolerance: float, axis: str) -> Tensor:
-    """Number of assets, days or channels with an entry that changes by more than the tolerance.
-
-    Args:
-        axis: ``"assets"``, ``"days"`` or ``"channels"``.
-
-    Returns:
-        Scalar int64.
+    """Number of ``"assets"``, ``"days"`` or ``"channels"`` with a change above the tolerance.
 
     Example:
         >>> touched(torch.tensor([[[3.0, 0.0], [2.0, 0.0]]]), 0.1, "assets")
