@@ -97,12 +97,6 @@ def plot_overview(
         days = dates if dates is not None and len(dates) == np.shape(prices[0])[0] else None
         plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
     if title:
-        figure.suptitle(
-            escape_dollars(fill(title, width=105)),
-            x=0.01,
-            ha="left",
-            color=INK,
-            fontsize=13,
-            fontweight="bold",
-        )
+        text = escape_dollars(fill(title, width=105))
+        figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     return figure
