@@ -229,7 +229,7 @@ def _plausibility(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measure
 
 
 def _measure_starts(
-    settings: _Settings, solution: Solution, dims: Sequence[int], top: int, chunk_size: int
+    settings: _Settings, solution: Solution, dims: list[int], top: int, chunk_size: int
 ) -> Measured:
     """Measures of each row against the others along dimensions, of the rows' shape."""
     problem, shape = settings.problem, settings.problem.shape

@@ -19,7 +19,7 @@ from funcexplain.solutions.solution import Solution, Status
 BEST_ROWS = 10
 """Number of rows of a grid that are listed."""
 MAX_LINES = 500
-"""Maximum number of rows whose losses are drawn; more could not be told apart."""
+"""Maximum number of rows whose losses are drawn; more would be indistinguishable."""
 
 _QUANTILES = {"minimum": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "maximum": 1.0}
 
