@@ -140,9 +140,8 @@ def evaluate(
                 values.setdefault(name, value.new_empty(total))[rows] = value
         values = {name: value.reshape(problem.shape) for name, value in values.items()}
         if dims and _in_sigmas(settings):
-            values |= _measure_starts(
-                settings, solution, dims, min(top, x0.shape[-3:].numel()), chunk_size
-            )
+            top = min(top, x0.shape[-3:].numel())
+            values |= _measure_starts(settings, solution, dims, top, chunk_size)
     return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
 
 
@@ -166,11 +165,12 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
         values["noise_error"] = noisy.mean(0)
-        values["invalidation"] = 1.0 - _share_of_hits(noisy, settings.atol)
+        # NaN counts as a miss.
+        values["invalidation"] = 1.0 - (noisy <= settings.atol).double().mean(0)
     if settings.models is not None:
         others = stability.errors_of_models(errors, x, args, settings.models)
         values["ensemble_error"] = others.mean(0)
-        values["ensemble_hit"] = _share_of_hits(others, settings.atol)
+        values["ensemble_hit"] = (others <= settings.atol).double().mean(0)
     return values
 
 
@@ -229,18 +229,15 @@ def _plausibility(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measure
 
 
 def _measure_starts(
-    settings: _Settings, solution: Solution, dims: Sequence[int], top: int, chunk_size: int
+    settings: _Settings, solution: Solution, dims: list[int], top: int, chunk_size: int
 ) -> Measured:
     """Measures of each row against the others along dimensions, of the rows' shape."""
     problem, shape = settings.problem, settings.problem.shape
-    kept = [place for place in range(len(shape)) if place not in dims]
-    # Row numbers, one line per group.
-    numbers = (
-        torch.arange(math.prod(shape), device=problem.args["x0"].device)
-        .reshape(shape)
-        .permute(*kept, *dims)
-    )
-    groups = numbers.reshape(-1, math.prod(shape[place] for place in dims))
+    total = math.prod(shape)
+    numbers = torch.arange(total, device=problem.args["x0"].device).reshape(shape)
+    # Row numbers, one line per group: the dimensions to compare along become the last one.
+    size = math.prod(shape[dim] for dim in dims)
+    groups = numbers.movedim(dims, [*range(-len(dims), 0)]).reshape(-1, size)
 
     def measure_group(changes: Tensor) -> Measured:
         return {
@@ -258,7 +255,7 @@ def _measure_starts(
         )
         measured = torch.func.vmap(measure_group)(changes.reshape(*part.shape, -1))
         for name, value in measured.items():
-            values.setdefault(name, value.new_empty(math.prod(shape)))[rows] = value.flatten()
+            values.setdefault(name, value.new_empty(total))[rows] = value.flatten()
     return {name: value.reshape(shape) for name, value in values.items()}
 
 
@@ -275,11 +272,6 @@ def _errors(problem: Problem) -> stability.Errors:
         return torch.func.vmap(error, in_dims=(0, along))(x, args)
 
     return errors
-
-
-def _share_of_hits(errors: Tensor, atol: float) -> Tensor:
-    """Share of hits along the first dimension; NaN counts as a miss."""
-    return (errors <= atol).double().mean(0)
 
 
 def _in_sigmas(settings: _Settings) -> bool:
@@ -342,11 +334,8 @@ def _checked_past(history: Any, x0: Tensor) -> Past:
     """The summary of a checked history."""
     days = check_tensor("evaluate", "history", history).to(x0.device)
     channels, lookback, assets = x0.shape[-3:]
-    if (
-        days.ndim != 3
-        or (days.shape[0], days.shape[2]) != (channels, assets)
-        or days.shape[1] <= lookback
-    ):
+    fits = days.ndim == 3 and days.shape[::2] == (channels, assets)
+    if not fits or days.shape[1] <= lookback:
         raise ValueError(
             f"evaluate: history must have shape ({channels}, days, {assets}) with more than {lookback} "
             f"days, the channels and assets of x, got {tuple(days.shape)}"

@@ -135,9 +135,8 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
     squares = []
     for part in _windows(past.days / sigma, past.lookback):
         flat = part.flatten(1)
-        squares.append(
-            flat.square().sum(1) - 2.0 * (flat @ point)
-        )  # without |point|**2, the same for all
+        # Without |point|**2, the same for all.
+        squares.append(flat.square().sum(1) - 2.0 * (flat @ point))
     nearest = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
     # The product is inexact for close windows: it only finds them, distances are computed again.
     days = nearest[:, None] + torch.arange(past.lookback, device=x.device)

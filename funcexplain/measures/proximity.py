@@ -1,6 +1,7 @@
 """Distance of an answer from the reference, and how much of the market it changes.
 
-Pure functions of the change ``d = x - reference`` of one row, shape ``(C, L, A)``.
+Pure functions of the change ``d = x - reference`` of one row, in units of x or divided by `in_units`:
+``change`` has shape ``(C, L, A)``, ``tolerance`` is in its units, and each measure is a scalar.
 """
 
 from __future__ import annotations
@@ -31,12 +32,6 @@ def in_units(change: Tensor, unit: Tensor) -> Tensor:
 def l1(change: Tensor) -> Tensor:
     """Sum of absolute changes, ``sum |d|``, in units of x.
 
-    Args:
-        change: ``(C, L, A)``.
-
-    Returns:
-        Scalar.
-
     Example:
         >>> l1(torch.tensor([[[3.0, -4.0]]]))
         tensor(7.)
@@ -46,12 +41,6 @@ def l1(change: Tensor) -> Tensor:
 
 def l2(change: Tensor) -> Tensor:
     """Euclidean length of the change, ``sqrt(sum d**2)``, in units of x.
-
-    Args:
-        change: ``(C, L, A)``.
-
-    Returns:
-        Scalar.
 
     Example:
         >>> l2(torch.tensor([[[3.0, -4.0]]]))
@@ -63,12 +52,6 @@ def l2(change: Tensor) -> Tensor:
 def linf(change: Tensor) -> Tensor:
     """Largest change of an entry, ``max |d|``, in units of x.
 
-    Args:
-        change: ``(C, L, A)``.
-
-    Returns:
-        Scalar.
-
     Example:
         >>> linf(torch.tensor([[[3.0, -4.0]]]))
         tensor(4.)
@@ -78,12 +61,6 @@ def linf(change: Tensor) -> Tensor:
 
 def rms(change: Tensor) -> Tensor:
     """Root mean square, ``sqrt(mean d**2)``; for a change in sigmas, the sigmas per entry.
-
-    Args:
-        change: ``(C, L, A)``.
-
-    Returns:
-        Scalar.
 
     Example:
         >>> rms(torch.tensor([[[3.0, -3.0]]]))
@@ -95,11 +72,8 @@ def rms(change: Tensor) -> Tensor:
 def mad_distance(change: Tensor, mad: Tensor) -> Tensor:
     """Mean absolute change in units of each feature's median absolute deviation, ``mean |d| / MAD``.
 
-    The paper sums over features; the mean makes short and long windows comparable.
-
-    Args:
-        change: ``(C, L, A)``.
-        mad: ``median |h - median h|`` over the days of a history, ``(C, 1, A)``.
+    ``mad``, ``(C, 1, A)``, is ``median |h - median h|`` over the days of a history. The paper sums over
+    features; the mean makes short and long windows comparable.
 
     Returns:
         Scalar; infinite if an entry changes that never varied.
@@ -118,10 +92,6 @@ def mad_distance(change: Tensor, mad: Tensor) -> Tensor:
 def changed_share(change: Tensor, tolerance: float) -> Tensor:
     """Share of the entries that change by more than the tolerance, ``mean(|d| > tolerance)``.
 
-    Args:
-        change: ``(C, L, A)``.
-        tolerance: in units of ``change``.
-
     Returns:
         Scalar in ``[0, 1]``.
 
@@ -133,15 +103,7 @@ def changed_share(change: Tensor, tolerance: float) -> Tensor:
 
 
 def touched(change: Tensor, tolerance: float, axis: str) -> Tensor:
-    """Number of assets, days or channels with an entry that changes by more than the tolerance.
-
-    Args:
-        change: ``(C, L, A)``.
-        tolerance: in units of ``change``.
-        axis: ``"assets"``, ``"days"`` or ``"channels"``.
-
-    Returns:
-        Scalar int64.
+    """Number of ``"assets"``, ``"days"`` or ``"channels"`` with a change above the tolerance.
 
     Example:
         >>> touched(torch.tensor([[[3.0, 0.0], [2.0, 0.0]]]), 0.1, "assets")
@@ -154,9 +116,6 @@ def gini(change: Tensor) -> Tensor:
     """Gini index of the absolute changes: zero if all are equal, near one if few entries carry all.
 
     ``sum_i (2 i - n - 1) a_i / (n sum_i a_i)`` with ``a_1 <= ... <= a_n`` the sorted ``|d|``.
-
-    Args:
-        change: ``(C, L, A)``.
 
     Returns:
         Scalar in ``[0, 1 - 1 / n]``; NaN if nothing changes.

@@ -2,7 +2,8 @@
 
 `diversity`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of
 one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
-`errors_under_noise` and `errors_of_models` evaluate the network again.
+`errors_under_noise` and `errors_of_models` evaluate the network again, by a function ``errors`` as
+`Errors`, at the windows ``x`` of the rows, ``(B, C, L, A)``, with their data ``args``.
 """
 
 from __future__ import annotations
@@ -124,21 +125,11 @@ def _mean_over_others(values: Callable[[Tensor], Tensor], finite: Tensor) -> Ten
 
 
 def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, seeds: Tensor) -> Tensor:
-    """Largest deviation from the target at ``x + scale * noise(seed)``, for every seed.
+    """Largest deviation from the target at ``x + scale * noise(seed)``, ``(D, B)`` for ``D`` seeds.
 
-    Only free entries get noise. It is a function of the seed alone: the same for all rows, and without
-    torch's global generator. The share of misses among the draws is the
-    invalidation rate.
-
-    Args:
-        errors: as `Errors`.
-        x: windows of the rows, ``(B, C, L, A)``.
-        args: data of these rows; ``args["mask"]`` broadcasts with x.
-        scale: standard deviation of the noise, broadcasts to x.
-        seeds: int64, ``(D,)``.
-
-    Returns:
-        ``(D, B)``.
+    Only free entries get noise, of standard deviation ``scale``, which broadcasts to x. It is a function
+    of the seed alone: the same for all rows, and without torch's global generator. The share of misses
+    among the draws is the invalidation rate.
 
     References:
         M. Pawelczyk, T. Datta, J. van-den-Heuvel, G. Kasneci, H. Lakkaraju (2022), Probabilistically
@@ -152,16 +143,9 @@ def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, see
 
 
 def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tensor:
-    """Largest deviation from the target at ``x``, for every model of an ensemble.
+    """Largest deviation from the target at ``x``, ``(M, B)`` for ``M`` models of an ensemble.
 
-    Args:
-        errors: as `Errors`.
-        x: windows of the rows, ``(B, C, L, A)``.
-        args: data of these rows.
-        models: parameters stacked tensor by tensor, as `stack` does.
-
-    Returns:
-        ``(M, B)``.
+    Their parameters are stacked tensor by tensor, as `stack` does.
 
     References:
         S. Upadhyay, S. Joshi, H. Lakkaraju (2021), Towards Robust and Reliable Algorithmic Recourse,

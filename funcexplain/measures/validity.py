@@ -2,7 +2,7 @@
 
 Pure functions of one row. ``measured`` is the quantity that the target constrains, for an allocation the
 weights, and ``nearest`` its closest allowed value, for an allocation the target; both ``(A,)``, or
-``(M, A)`` for the models of a consensus, which are averaged.
+``(M, A)`` for the models of a consensus, which are averaged. Every measure is a scalar.
 """
 
 from __future__ import annotations
@@ -14,13 +14,6 @@ from torch import Tensor
 def max_error(measured: Tensor, nearest: Tensor) -> Tensor:
     """Largest deviation from the target, ``max |w - t|``; `solve` compares it with ``atol``.
 
-    Args:
-        measured: ``(A,)``.
-        nearest: ``(A,)``.
-
-    Returns:
-        Scalar.
-
     Example:
         >>> max_error(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]))
         tensor(0.2500)
@@ -30,10 +23,6 @@ def max_error(measured: Tensor, nearest: Tensor) -> Tensor:
 
 def total_variation(measured: Tensor, nearest: Tensor) -> Tensor:
     """Share of the portfolio that has to be moved to reach the target, ``sum |w - t| / 2``.
-
-    Args:
-        measured: ``(A,)``.
-        nearest: ``(A,)``.
 
     Returns:
         Scalar; for allocations that sum to one, the one-way turnover between them.

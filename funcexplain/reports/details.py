@@ -21,11 +21,12 @@ MAX_CHANGES = 20
 
 
 class Labels(NamedTuple):
-    """Names of the channels, days and assets of a window."""
+    """Names of the channels, days and assets of a window, and its ``dates`` if they are known."""
 
     channels: list[str]
     days: list[str]
     assets: list[str]
+    dates: list[str] | None
 
 
 class Row(NamedTuple):
@@ -75,7 +76,7 @@ def select_row(
     )
 
 
-def row_pictures(row: Row, labels: Labels, dates: list[str] | None, prices: Any) -> list[Html]:
+def row_pictures(row: Row, labels: Labels, prices: Any) -> list[Html]:
     """The allocation, the changes, their sum per asset, and prices if there are any."""
     allocation = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
     heat = plots.plot_changes(
@@ -84,7 +85,7 @@ def row_pictures(row: Row, labels: Labels, dates: list[str] | None, prices: Any)
         scale=row.sigma,
         assets=labels.assets,
         channels=labels.channels,
-        dates=dates,
+        dates=labels.dates,
         unit=row.unit,
     )
     cumulative = plots.plot_cumulative(row.x, row.reference, scale=row.sigma, assets=labels.assets)

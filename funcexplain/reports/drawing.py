@@ -7,7 +7,7 @@ left alone. The colors are distinguishable for color-blind readers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,11 @@ MAX_ROWS = 30
 """Maximum number of assets with a row of their own; more would be too small to read."""
 
 Array = NDArray[Any]
+Values = Tensor | ArrayLike
+"""What plots accept for numbers."""
+Days = Sequence[object] | Array
+"""What plots accept for dates."""
+Grid = Literal["x", "y", "both"] | None
 
 
 def require_matplotlib() -> None:
@@ -61,9 +66,19 @@ def new_axes(width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot()
 
 
-def style_axes(ax: Axes, title: str, pad: float = 8.0) -> None:
-    """Title, ticks and spines in the common style."""
+_LEGEND: dict[str, Any] = {
+    **{"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "frameon": False},
+    **{"labelcolor": INK, "fontsize": 9, "borderpad": 0.2, "handletextpad": 0.5, "columnspacing": 1.2},
+}
+
+
+def style_axes(ax: Axes, title: str, pad: float = 8.0, *, y: str = "", grid: Grid = None) -> None:
+    """Title, ticks, spines and the label of the y axis in the common style.
+
+    If ``grid`` names an axis or "both", grid lines and a legend beside the title are drawn, too.
+    """
     ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
+    ax.set_ylabel(y, color=INK, fontsize=9)
     ax.set_axisbelow(True)
     ax.tick_params(which="both", labelsize=8.5, length=0, colors=INK)
     ax.xaxis.label.set(color=INK, fontsize=9)
@@ -71,26 +86,12 @@ def style_axes(ax: Axes, title: str, pad: float = 8.0) -> None:
         ax.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         ax.spines[side].set_color(GREY)
+    if grid:
+        ax.grid(axis=grid, color=PALE, linewidth=0.8)
+        ax.legend(**_LEGEND)
 
 
-def legend(ax: Axes) -> None:
-    """A legend beside the title, where it covers no data."""
-    ax.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=3,
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-        borderpad=0.2,
-        handletextpad=0.5,
-        columnspacing=1.2,
-    )
-
-
-def label_days(
-    ax: Axes, dates: Sequence[object] | Array | None, length: int, gap: float, blocks: int
-) -> None:
+def label_days(ax: Axes, dates: Days | None, length: int, gap: float, blocks: int) -> None:
     """Label the first and last day of each block, if there is room for both, and the axis."""
     if dates is None:
         first, last, text = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
@@ -112,14 +113,14 @@ def label_days(
     ax.set_xlabel(text)
 
 
-def as_array(values: Tensor | ArrayLike) -> Array:
+def as_array(values: Values) -> Array:
     """A tensor on any device, or an array-like, as a float64 array."""
     if isinstance(values, Tensor):
         values = values.detach().double().cpu().numpy()  # numpy has no bfloat16
     return np.asarray(values, dtype=np.float64)
 
 
-def check_array(name: str, values: Tensor | ArrayLike, shape: tuple[int, ...]) -> Array:
+def check_array(name: str, values: Values, shape: tuple[int, ...]) -> Array:
     """`as_array`; raises a ``ValueError`` unless it has this shape."""
     array = as_array(values)
     if array.shape != shape:
@@ -148,11 +149,11 @@ def spread_out(values: Array, gap: float) -> Array:
     groups: list[list[Any]] = []  # values of labels that touch
     for value in np.asarray(values, dtype=float)[order]:
         groups.append([value])
-        while len(groups) > 1 and _first(groups[-1], gap) < _first(groups[-2], gap) + gap * len(
-            groups[-2]
-        ):
-            last = groups.pop()
-            groups[-1] = groups[-1] + last
+        while len(groups) > 1:
+            before, last = groups[-2:]
+            if _first(last, gap) >= _first(before, gap) + gap * len(before):
+                break
+            groups[-2:] = [before + last]
     placed = [_first(group, gap) + gap * index for group in groups for index in range(len(group))]
     places = np.empty(len(placed))
     places[order] = placed

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from funcexplain.measures.metrics import Metrics
-from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
 from funcexplain.reports.page import picture
@@ -20,7 +19,7 @@ from funcexplain.solutions.solution import Solution, Status
 BEST_ROWS = 10
 """Number of rows of a grid that are listed."""
 MAX_LINES = 500
-"""Maximum number of rows whose losses are drawn; more could not be told apart."""
+"""Maximum number of rows whose losses are drawn; more would be indistinguishable."""
 
 _QUANTILES = {"minimum": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "maximum": 1.0}
 
@@ -60,11 +59,10 @@ def overview(
     )
     which = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
     status, lines = torch.as_tensor(solution.status), []
-    for index in order[:BEST_ROWS]:
-        numbers = [format_number(value[index]) for value in (error, distance)]
-        lines.append(
-            [*map(str, index), str(Status(int(status[index]))), *numbers, str(int(steps[index]))]
-        )
+    for index in order:
+        name, count = Status(int(status[index])).name, str(int(steps[index]))
+        numbers = (format_number(error[index]), format_number(distance[index]))
+        lines.append([*map(str, index), name, *numbers, count])
     heads, size = [*solution.dims, "status", "largest error", unit, "steps"], len(solution.dims)
     return [
         element("h2", "All rows"),
@@ -110,17 +108,10 @@ def _strengths(problem: Problem) -> list[str] | None:
     if len(problem.dims) != 1:
         return None
     (dim,) = problem.dims
-    numbers = {
-        name: problem.args[name] for name in sorted(dim.varying) if _is_strength(problem, dim, name)
-    }
-    if len(numbers) != 1:
+    entries = ((name, problem.args[name]) for name in dim.varying)
+    tensors = [(name, entry) for name, entry in entries if isinstance(entry, Tensor)]
+    strengths = [(n, t) for n, t in tensors if t.shape == (dim.size,) and t.is_floating_point()]
+    if len(strengths) != 1:
         return None
-    ((name, values),) = numbers.items()
+    ((name, values),) = strengths
     return [f"{name} {float(value):.3g}" for value in values]
-
-
-def _is_strength(problem: Problem, dim: RowDim, name: str) -> bool:
-    """Whether an argument is one floating number per row."""
-    value = problem.args[name]
-    single = isinstance(value, Tensor) and value.shape == (dim.size,) and value.is_floating_point()
-    return single and bool(varying_dims(problem.dims, name))

@@ -13,10 +13,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from funcexplain.reports.drawing import INK, Array, escape_dollars, new_figure
+from funcexplain.reports.drawing import INK, Days, Values, escape_dollars, new_figure
 from funcexplain.reports.drawing import MAX_ROWS as MAX_ROWS
 from funcexplain.reports.pictures.changes import plot_changes as plot_changes
 from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
@@ -30,20 +29,20 @@ if TYPE_CHECKING:
 
 
 def plot_overview(
-    today: Tensor | ArrayLike,
-    target: Tensor | ArrayLike,
-    reached: Tensor | ArrayLike,
-    x: Tensor | ArrayLike,
-    reference: Tensor | ArrayLike,
-    history: Tensor | ArrayLike | Sequence[Tensor],
+    today: Values,
+    target: Values,
+    reached: Values,
+    x: Values,
+    reference: Values,
+    history: Values | Sequence[Tensor],
     *,
-    scale: Tensor | ArrayLike,
+    scale: Values,
     assets: Sequence[str],
     channels: Sequence[str],
-    dates: Sequence[object] | Array | None = None,
+    dates: Days | None = None,
     best: int | None = None,
-    hit: Tensor | ArrayLike | None = None,
-    prices: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
+    hit: Values | None = None,
+    prices: tuple[Values, Values] | None = None,
     unit: str = "standard deviations",
     title: str = "",
 ) -> Figure:
@@ -98,12 +97,6 @@ def plot_overview(
         days = dates if dates is not None and len(dates) == np.shape(prices[0])[0] else None
         plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
     if title:
-        figure.suptitle(
-            escape_dollars(fill(title, width=105)),
-            x=0.01,
-            ha="left",
-            color=INK,
-            fontsize=13,
-            fontweight="bold",
-        )
+        text = escape_dollars(fill(title, width=105))
+        figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     return figure

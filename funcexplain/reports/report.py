@@ -101,11 +101,9 @@ def report(
     file_path = as_path("report", path)
     setting_lines = _setting_lines(settings)
     metrics = _evaluate(solution, problem, history, scale=scale, models=models)
-    window = solution.sample.x.shape[-3:]
-    names = check_labels(
-        "report", window, assets=assets or problem.assets, channels=channels, dates=dates
-    )
-    labels = _labels(names, window)
+    window, assets = solution.sample.x.shape[-3:], assets or problem.assets
+    names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
+    labels = _complete_labels(names, window)
     prices_at = None if prices is None else _price_paths(prices, solution)
     sigma, unit = _sigma(problem, history, scale)
     order = best_first(solution, metrics)
@@ -113,15 +111,15 @@ def report(
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),
-        element("p", _question(rows[0], labels, names, solution), class_="lead"),
+        element("p", _question(rows[0], labels, solution), class_="lead"),
         _verdict(solution, metrics, order[0]),
         *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
     for row, index in zip(rows, order, strict=False):
         content.append(element("h2", f"Row in detail: {row.name}" if row.name else "The answer"))
         if row is not rows[0]:
-            content.append(element("p", _question(row, labels, names)))
-        content += row_pictures(row, labels, names.get("day"), prices_at and prices_at(index))
+            content.append(element("p", _question(row, labels)))
+        content += row_pictures(row, labels, prices_at and prices_at(index))
         content += [element("h3", "Largest changes"), changes_table(row, labels)]
     if not solution.dims:
         ax = plots.plot_history(solution.history)
@@ -140,11 +138,9 @@ def report(
     return file_path
 
 
-def _question(
-    row: Row, labels: Labels, names: Mapping[str, Any], solution: Solution | None = None
-) -> str:
+def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str:
     """The question of a row; for the best row of a grid, with a sentence that identifies it."""
-    day = labels.days[-1] if "day" in names else ""
+    day = labels.dates[-1] if labels.dates else ""
     text = wording.question(row.today, row.target, labels.assets, day)
     if solution is None or not solution.dims:
         return text
@@ -163,19 +159,14 @@ def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...]) -> Ht
     ]
     if solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
-        head = f"{hits} of {total} rows hit"
-        mood = "good" if hits else "bad"
+        head, mood = f"{hits} of {total} rows hit", "good" if hits else "bad"
         about = "How many rows reach their target?"
         cards.insert(0, wording.Judgement(about, head, solution.message, mood))
-    return element(
-        "div",
-        *(
-            element("div", element("span", c.about), element("b", c.head), element("p", c.text),
-                    class_=f"card {c.mood}")
-            for c in cards
-        ),
-        class_="cards",
-    )  # fmt: skip
+    boxes = []
+    for about, head, text, mood in cards:
+        parts = element("span", about), element("b", head), element("p", text)
+        boxes.append(element("div", *parts, class_=f"card {mood}"))
+    return element("div", *boxes, class_="cards")
 
 
 def _history_section(found: Precedents, unit: str) -> list[Html]:
@@ -189,11 +180,8 @@ def _history_section(found: Precedents, unit: str) -> list[Html]:
         for days, error, change in zip(*found[:3], strict=True)
     ]
     heads = ("ends before the history's last day", "misses the target by", f"distance, {unit}")
-    return [
-        element("h2", "What history offers"),
-        element("p", text),
-        table(heads, lines, numbers=(0, 1, 2)),
-    ]
+    title = element("h2", "What history offers")
+    return [title, element("p", text), table(heads, lines, numbers=(0, 1, 2))]
 
 
 def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
@@ -247,13 +235,14 @@ def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor
     return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
-def _labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
+def _complete_labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
     """A label for everything: numbers where there are no names, days counted back from the last one."""
     channels, days, assets = window
     return Labels(
         names.get("channel", [f"channel {number}" for number in range(channels)]),
         names.get("day", [f"day {number - days + 1}" for number in range(days)]),
         names.get("asset", [f"asset {number}" for number in range(assets)]),
+        names.get("day"),
     )
 
 

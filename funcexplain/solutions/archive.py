@@ -8,6 +8,10 @@ The format of https://github.com/huggingface/safetensors, read and written here 
 is needed and bfloat16 is preserved; that library can read these files. Nothing in a file is executed.
 The format has no checksums: those of the tensors and of the header are stored in the notes, so that
 reading a damaged file fails instead of returning wrong numbers.
+
+``where`` is the public function that was called, for messages. Reading raises a TypeError for a value
+that is not a path, a ValueError for a file that is truncated, damaged, of another kind or of a later
+version, and an OSError if it cannot be read.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -50,11 +54,8 @@ def write_archive(
 ) -> None:
     """Write tensors and notes atomically: if anything fails, an existing file stays as it was.
 
-    Args:
-        where: public function that was called, for messages.
-        path: file to write.
-        tensors: by name, on any device, in any layout.
-        notes: JSON values; the format's version and software versions are added.
+    The tensors may be on any device, in any layout. The notes are JSON values; the format's version and
+    software versions are added.
 
     Raises:
         TypeError: for a value that is not a path, an unsupported dtype, or notes that are not JSON.
@@ -69,7 +70,18 @@ def write_archive(
         {'x': tensor([1., 1.])}
     """
     file_path = as_path(where, path)
-    text = _as_json(where, {"format": FORMAT, "versions": versions(), **notes})
+    try:
+        text = json.dumps({"format": FORMAT, "versions": versions(), **notes}, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise TypeError(
+            f"{where}: settings must be JSON values (text, numbers, bools, None, and lists and dicts of "
+            f"these), got another value: {error}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: settings must be finite and without circular references, got otherwise: {error}; "
+            "convert such values to text"
+        ) from None
     header: dict[str, Any] = {}
     blocks, digests, offset = [], {}, 0
     for name, tensor in tensors.items():
@@ -102,18 +114,8 @@ def read_archive(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_archive` wrote, bit for bit.
 
-    Args:
-        where: public function that was called, for messages.
-        path: the file.
-        names: tensors to read and check. Default: all.
-
     Returns:
-        Tensors by name, on the CPU, and the notes.
-
-    Raises:
-        TypeError: for a value that is not a path.
-        ValueError: for a file that is truncated, damaged, of another kind, or of a later version.
-        OSError: if it cannot be read.
+        The tensors called ``names`` (default: all), on the CPU, and the notes.
     """
     file_path = as_path(where, path)
     with _opened(where, file_path) as file:
@@ -128,12 +130,10 @@ def read_archive(
             block = bytearray(end - begin)
             file.seek(start + begin)
             if file.readinto(block) != len(block):
-                raise _cut_off(where, file_path)
+                raise _broken(where, file_path, "cut off")
             if hashlib.sha256(block).hexdigest() != digest:
-                raise _damaged(where, file_path, f"its {name!r} does not match its checksum")
-            dtype = _DTYPES[entry["dtype"]]
-            flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.view(entry["shape"])
+                raise _broken(where, file_path, f"damaged, its {name!r} does not match its checksum")
+            tensors[name] = _decode(block, _DTYPES[entry["dtype"]], entry["shape"])
     return tensors, notes
 
 
@@ -162,7 +162,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     if len(start) < 8 or first != b"{" or length > _MAX_HEADER:
         raise ValueError(f"{where}: {quote(path)} is not a saved solution, {_guess(start, size)}")
     if 8 + length > size:
-        raise _cut_off(where, path)
+        raise _broken(where, path, "cut off")
     try:
         header = json.loads(first + file.read(length - 1))
         metadata = header["__metadata__"]
@@ -180,7 +180,7 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         genuine = False
     if not genuine:
-        raise _damaged(where, path, "its header does not match its checksum")
+        raise _broken(where, path, "damaged, its header does not match its checksum")
     if later:
         raise ValueError(
             f"{where}: {quote(path)} was saved by funcexplain {writer} in "
@@ -191,11 +191,11 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
         stored = _stored_bytes(header)
     except (ValueError, LookupError, TypeError, AttributeError):
         # The checksum is not secret: a whole file may be forged.
-        raise _damaged(where, path, "its header contradicts itself") from None
+        raise _broken(where, path, "damaged, its header contradicts itself") from None
     if size < 8 + length + stored:
-        raise _cut_off(where, path)
+        raise _broken(where, path, "cut off")
     if size > 8 + length + stored:
-        raise _damaged(where, path, "something was appended to it")
+        raise _broken(where, path, "damaged, something was appended to it")
     return header, notes
 
 
@@ -218,22 +218,6 @@ def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _as_json(where: str, notes: dict[str, Any]) -> str:
-    """Notes as JSON text."""
-    try:
-        return json.dumps(notes, allow_nan=False)
-    except (TypeError, RecursionError) as error:
-        raise TypeError(
-            f"{where}: settings must be JSON values (text, numbers, bools, None, and lists and dicts of "
-            f"these), got another value: {error}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: settings must be finite and without circular references, got otherwise: {error}; "
-            "convert such values to text"
-        ) from None
-
-
 @contextmanager
 def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
     """Open a regular file; errors name the function and the file."""
@@ -248,16 +232,9 @@ def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
         raise os_error(where, "read", path, error) from None
 
 
-def _cut_off(where: str, path: Path) -> ValueError:
-    """The error for a file that is too short."""
-    return ValueError(f"{where}: {quote(path)} is cut off; copy it again, or solve and save again")
-
-
-def _damaged(where: str, path: Path, how: str) -> ValueError:
-    """The error for a file that was changed."""
-    return ValueError(
-        f"{where}: {quote(path)} is damaged, {how}; copy it again, or solve and save again"
-    )
+def _broken(where: str, path: Path, how: str) -> ValueError:
+    """The error for a file that is cut off or damaged."""
+    return ValueError(f"{where}: {quote(path)} is {how}; copy it again, or solve and save again")
 
 
 def _guess(start: bytes, size: int) -> str:
@@ -270,19 +247,7 @@ def _guess(start: bytes, size: int) -> str:
 
 
 def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read any safetensors file, such as a network's weights, without checksums.
-
-    Args:
-        where: public function that was called, for messages.
-        path: the file.
-
-    Returns:
-        Tensors by name, on the CPU.
-
-    Raises:
-        TypeError: for a value that is not a path.
-        ValueError: for a file that is truncated, inconsistent, or of another kind.
-        OSError: if it cannot be read.
+    """Read the tensors of any safetensors file, such as a network's weights, without checksums.
 
     Example:
         >>> import tempfile
@@ -309,15 +274,20 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
         tensors = {}
         for name, (dtype, shape, begin, end) in entries.items():
             file.seek(8 + length + begin)
-            block = bytearray(file.read(end - begin))
-            flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.view(shape)
+            tensors[name] = _decode(bytearray(file.read(end - begin)), dtype, shape)
     return tensors
+
+
+def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """A tensor that uses these bytes."""
+    # torch.frombuffer rejects an empty buffer.
+    flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
+    return flat.view(torch.Size(shape))
 
 
 def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
-    codes = {**_DTYPES, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+    codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
     begin, end = map(int, entry["data_offsets"])
     fits = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0

@@ -34,9 +34,8 @@ def expand_index(index: Any, dims: Sequence[str]) -> list[Any]:
     dots = [place for place, item in enumerate(items) if item is Ellipsis]
     if len(dots) > 1 or len(items) - len(dots) > len(dims):
         raise IndexError(f"solution: got the index {index!r} for {len(dims)} row dimensions {dims}")
-    if dots:
-        missing = len(dims) - len(items) + 1
-        items[dots[0] : dots[0] + 1] = [slice(None)] * missing
+    for place in dots:
+        items[place : place + 1] = [slice(None)] * (len(dims) - len(items) + 1)
     for item in items:
         if drops_dim(item) and as_index(item) is None:
             raise TypeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 AXES = ("channel", "day", "asset")
 """Dimensions of a window ``(C, L, A)``."""
@@ -42,7 +41,13 @@ def check_labels(
     for (name, values), axis, size in zip(arguments.items(), AXES, window, strict=True):
         if values is None:
             continue
-        labels[axis] = _as_text(where, name, values)
+        try:
+            if isinstance(values, str):  # a sequence of letters, never meant as labels
+                raise TypeError
+            labels[axis] = [str(value) for value in values]
+        except TypeError:
+            kind = type(values).__name__
+            raise TypeError(f"{where}: {name} must be a sequence of labels, got {kind}") from None
         if len(labels[axis]) != size:
             raise ValueError(
                 f"{where}: {name} must be {size} labels, one per {axis} of x, got {len(labels[axis])}"
@@ -50,15 +55,3 @@ def check_labels(
         if len(set(labels[axis])) != size:
             raise ValueError(f"{where}: {name} must differ from each other, got {labels[axis]}")
     return labels
-
-
-def _as_text(where: str, name: str, values: Any) -> list[str]:
-    """A sequence of labels as a list of text."""
-    try:
-        if isinstance(values, str):  # a sequence of letters, never meant as labels
-            raise TypeError
-        return [str(value) for value in values]
-    except TypeError:
-        raise TypeError(
-            f"{where}: {name} must be a sequence of labels, got {type(values).__name__}"
-        ) from None

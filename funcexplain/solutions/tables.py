@@ -2,7 +2,10 @@
 
 `columns_of` defines the columns: status, the scalars of a row, then its weights. In tables without
 an index (csv, parquet), the columns that identify the row come first. pandas, xarray and pyarrow are
-imported only here, when needed.
+imported only here, when needed; an ImportError says how to install them.
+
+``arrays`` are the fields of a solution by name, each leading with the row dimensions ``dims``;
+``assets`` are ``A`` names, by default numbers; ``where`` is the public function that was called.
 """
 
 from __future__ import annotations
@@ -33,12 +36,7 @@ _TRAILING = {"x": AXES, "weights": ("model", AXES[-1]), "history": ("step",)}
 def columns_of(arrays: Arrays, assets: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Columns of a table with one line per row, in order: status, the row's scalars, its weights.
 
-    Args:
-        arrays: fields of a solution by name, each leading with the row dimensions.
-        assets: ``A`` names. Default: numbers.
-
-    Returns:
-        Flat columns by name; weights are ``weight_ASSET``, in a consensus ``weight_MODEL_ASSET``.
+    The weights are called ``weight_ASSET``, in a consensus ``weight_MODEL_ASSET``.
 
     Example:
         >>> fields = {"status": [0], "loss": [0.1], "weights": [[0.4, 0.6]]}
@@ -70,20 +68,7 @@ def index_columns(dims: Sequence[str], shape: Sequence[int], rows: np.ndarray) -
 def to_frame(
     where: str, arrays: Arrays, dims: tuple[str, ...], assets: Sequence[str] | None
 ) -> pandas.DataFrame:
-    """The columns of `columns_of` as a table whose index has the row dimensions as levels.
-
-    Args:
-        where: public function that was called.
-        arrays: fields by name, each leading with the row dimensions.
-        dims: names of the row dimensions.
-        assets: ``A`` names. Default: numbers.
-
-    Returns:
-        The table.
-
-    Raises:
-        ImportError: pandas is not installed.
-    """
+    """The columns of `columns_of` as a table whose index has the row dimensions as levels."""
     pandas = require(where, "pandas")
     columns: dict[str, Any] = columns_of(arrays, assets)
     columns["status"] = pandas.Categorical(columns["status"], [status.name for status in Status])
@@ -102,25 +87,14 @@ def to_dataset(
 ) -> xarray.Dataset:
     """All fields as arrays with named dimensions: those of the rows, then channel, day, asset, step.
 
-    Args:
-        where: public function that was called.
-        arrays: fields by name, each leading with the row dimensions.
-        dims: names of the row dimensions.
-        labels: coordinates by dimension.
-
-    Returns:
-        Dataset with a variable for each field.
-
-    Raises:
-        ImportError: xarray is not installed.
-        ValueError: if a row dimension has the name of one of a field's own.
+    ``labels`` are coordinates by dimension. Raises a ValueError for a row dimension with such a name.
     """
     xarray = require(where, "xarray")
-    own = {name for trailing in _TRAILING.values() for name in trailing}
-    if own & set(dims):
+    shared = sorted({name for trailing in _TRAILING.values() for name in trailing} & set(dims))
+    if shared:
         raise ValueError(
-            f"{where}: row dimensions must not be called {sorted(own & set(dims))}, as the fields' own "
-            "are; give another name, as in fe.vmap(problem, name=...)"
+            f"{where}: row dimensions must not be called {shared}, as the fields' own are; give another "
+            "name, as in fe.vmap(problem, name=...)"
         )
     variables = {}
     for name, array in arrays.items():
@@ -158,15 +132,8 @@ def write_parquet(
 ) -> None:
     """Write blocks of equal columns as the row groups of a parquet file, which appears when complete.
 
-    Args:
-        where: public function that was called.
-        path: the file.
-        empty: a block without lines, for the types of the columns.
-        blocks: columns by name, flat; one of shape ``(rows, n)`` becomes a list of ``n`` in each line.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        OSError: if it cannot be written.
+    A column of shape ``(rows, n)`` becomes a list of ``n`` in each line. ``empty`` is a block without
+    lines, for the types of the columns. Raises an OSError if the file cannot be written.
     """
     arrow = require(where, "pyarrow", "parquet")
     parquet = require(where, "pyarrow.parquet", "parquet")
@@ -180,10 +147,8 @@ def write_parquet(
         return arrow.table({name: as_arrow(name, column) for name, column in block.items()})
 
     schema = as_table(empty).schema
-    with (
-        replaced(where, as_path(where, path)) as file,
-        parquet.ParquetWriter(file, schema) as writer,
-    ):
+    target = as_path(where, path)
+    with replaced(where, target) as file, parquet.ParquetWriter(file, schema) as writer:
         for block in blocks:
             writer.write_table(as_table(block))
 

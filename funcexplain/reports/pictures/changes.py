@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from funcexplain.reports.drawing import (
     BLUE,
@@ -15,12 +13,12 @@ from funcexplain.reports.drawing import (
     INK,
     MAX_ROWS,
     ORANGE,
-    PALE,
     Array,
+    Days,
+    Values,
     as_array,
     check_array,
     label_days,
-    legend,
     new_axes,
     shorten,
     style_axes,
@@ -34,13 +32,13 @@ MAX_BARS = 12
 
 
 def plot_changes(
-    x: Tensor | ArrayLike,
-    reference: Tensor | ArrayLike,
+    x: Values,
+    reference: Values,
     *,
-    scale: Tensor | ArrayLike,
+    scale: Values,
     assets: Sequence[str],
     channels: Sequence[str],
-    dates: Sequence[object] | Array | None = None,
+    dates: Days | None = None,
     unit: str = "standard deviations",
     ax: Axes | None = None,
 ) -> Axes:
@@ -73,12 +71,9 @@ def plot_changes(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['EUR', 'JPY']
     """
-    answer = as_array(x)
-    length = answer.shape[1] if answer.ndim == 3 else 0
+    length = np.shape(x)[1] if np.ndim(x) == 3 else 0
     shape = (len(channels), length if dates is None else len(dates), len(assets))
-    sigmas = (check_array("x", answer, shape) - check_array("reference", reference, shape)) / as_array(
-        scale
-    )
+    sigmas = _in_sigmas(x, reference, scale, shape)
     order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MAX_ROWS]
     ax = ax or new_axes(8.0, 1.6 + 0.24 * len(order))
     limit = float(np.abs(sigmas).max()) or 1.0
@@ -123,10 +118,10 @@ def plot_changes(
 
 
 def plot_cumulative(
-    x: Tensor | ArrayLike,
-    reference: Tensor | ArrayLike,
+    x: Values,
+    reference: Values,
     *,
-    scale: Tensor | ArrayLike,
+    scale: Values,
     assets: Sequence[str],
     ax: Axes | None = None,
 ) -> Axes:
@@ -156,11 +151,7 @@ def plot_cumulative(
         >>> ax.get_title(loc="left"), ax.lines[0].get_ydata().round().tolist()
         ('1 of 2 assets make up 80% of the change', [90.0, 100.0])
     """
-    answer = as_array(x)
-    shape = (*answer.shape[:-1], len(assets))
-    sigmas = (check_array("x", answer, shape) - check_array("reference", reference, shape)) / as_array(
-        scale
-    )
+    sigmas = _in_sigmas(x, reference, scale, (*np.shape(x)[:-1], len(assets)))
     sizes = np.square(sigmas).reshape(-1, len(assets)).sum(axis=0)
     order = np.argsort(-sizes, kind="stable")
     shares = 100.0 * sizes[order] / (sizes.sum() or 1.0)
@@ -179,11 +170,14 @@ def plot_cumulative(
         bars.patches[-1].set_facecolor(GREY)
     ax.plot(rows, total, color=ORANGE, linewidth=1.6, marker="o", markersize=4, label="cumulative")
     title = f"{count} of {len(assets)} assets make up 80% of the change"
-    style_axes(ax, title if sizes.any() else "Nothing changes", pad=22)
+    title = title if sizes.any() else "Nothing changes"
+    style_axes(ax, title, pad=22, y="share of the change, %", grid="y")
     ax.set_xticks(rows, names, rotation=90)
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_ylim(0, 105)
-    ax.set_ylabel("share of the change, %", color=INK, fontsize=9)
-    ax.grid(axis="y", color=PALE, linewidth=0.8)
-    legend(ax)
     return ax
+
+
+def _in_sigmas(x: Values, reference: Values, scale: Values, shape: tuple[int, ...]) -> Array:
+    """The change in units of ``scale``; raises unless both windows have this shape."""
+    return (check_array("x", x, shape) - check_array("reference", reference, shape)) / as_array(scale)

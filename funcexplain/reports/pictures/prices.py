@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from funcexplain.reports.drawing import (
     COLORS,
     INK,
-    PALE,
     Array,
+    Days,
+    Values,
     as_array,
     check_array,
-    legend,
     new_axes,
     shorten,
     spread_out,
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def plot_prices(
-    actual: Tensor | ArrayLike,
-    scenario: Tensor | ArrayLike,
+    actual: Values,
+    scenario: Values,
     *,
     assets: Sequence[str],
-    dates: Sequence[object] | Array | None = None,
+    dates: Days | None = None,
     most: int = 5,
     ax: Axes | None = None,
 ) -> Axes:
@@ -82,9 +80,9 @@ def plot_prices(
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
     hidden = len(assets) > len(order)
-    style_axes(ax, f"Prices of the {len(order)} assets that move most" if hidden else "Prices")
+    title = f"Prices of the {len(order)} assets that move most" if hidden else "Prices"
+    style_axes(ax, title, y="price, first day = 100", grid="both")
     _name_ends(ax, after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin)
-    ax.set_ylabel("price, first day = 100", color=INK, fontsize=9)
     if dates is None:
         ax.locator_params(axis="x", integer=True)
         ax.set_xlabel("days before the last day")
@@ -92,8 +90,6 @@ def plot_prices(
         ends = [0] if days == 1 else [0, (days - 1) // 2, days - 1] if days > 4 else [0, days - 1]
         ax.set_xticks(day[ends], [str(dates[end]) for end in ends])
         ax.set_xlabel("trading days")
-    ax.grid(color=PALE, linewidth=0.8)
-    legend(ax)
     entries = ax.get_legend()
     assert entries is not None
     for line in entries.get_lines():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from funcexplain.reports.drawing import (
@@ -14,12 +13,11 @@ from funcexplain.reports.drawing import (
     GREY,
     INK,
     ORANGE,
-    PALE,
     Array,
+    Values,
     as_array,
     check_array,
     escape_dollars,
-    legend,
     new_axes,
     style_axes,
 )
@@ -32,10 +30,10 @@ MAX_POINTS = 400
 
 
 def plot_history(
-    history: Tensor | ArrayLike | Sequence[Tensor],
+    history: Values | Sequence[Tensor],
     *,
     best: int | None = None,
-    hit: Tensor | ArrayLike | None = None,
+    hit: Values | None = None,
     rows: str = "start",
     ax: Axes | None = None,
 ) -> Axes:
@@ -76,14 +74,8 @@ def plot_history(
         steps, losses = zip(*map(_thinned, others), strict=True)
         name = f"other {rows}s" if len(others) > 1 else f"other {rows}"
         faint = max(0.15, 0.7 / (1 + len(others) / 40))
-        ax.plot(
-            np.concatenate(steps),
-            np.concatenate(losses),
-            color=GREY,
-            linewidth=1.0,
-            alpha=faint,
-            label=name,
-        )
+        line = np.concatenate(steps), np.concatenate(losses)
+        ax.plot(*line, color=GREY, linewidth=1.0, alpha=faint, label=name)
     ax.plot(lines[best], color=BLUE, linewidth=2.0, label=f"best {rows}" if others else "loss")
     if np.isfinite(lines[best]).any():
         step = int(np.nanargmin(lines[best]))
@@ -94,21 +86,18 @@ def plot_history(
         note.set(ha="center", va="center", transform=ax.transAxes)
     if flags is not None:
         _mark_ends(ax, lines, flags)
-    style_axes(ax, "Search", pad=8.0 if flags is None else 22.0)
+    style_axes(ax, "Search", pad=8.0 if flags is None else 22.0, y="loss", grid="both")
     if any(np.isfinite(row).any() for row in lines):
         ax.set_yscale("log")
     ax.set_xlabel("step")
-    ax.set_ylabel("loss", color=INK, fontsize=9)
-    ax.grid(color=PALE, linewidth=0.8)
-    legend(ax)
     return ax
 
 
 def plot_tradeoff(
-    distance: Tensor | ArrayLike,
-    error: Tensor | ArrayLike,
+    distance: Values,
+    error: Values,
     *,
-    hit: Tensor | ArrayLike | None = None,
+    hit: Values | None = None,
     labels: Sequence[str] | None = None,
     unit: str = "sigmas",
     ax: Axes | None = None,
@@ -147,25 +136,18 @@ def plot_tradeoff(
         raise ValueError(f"expected {size} labels, one for each row, got {len(labels)}")
     ax = ax or new_axes(6.0, 4.0)
     front = _efficient(far, miss, known)
-    ax.plot(
-        far[front],
-        miss[front],
-        drawstyle="steps-post",
-        color=INK,
-        linewidth=1.0,
-        zorder=1,
-        label="efficient",
-    )
+    stairs: dict[str, Any] = {"drawstyle": "steps-post", "linewidth": 1.0, "zorder": 1}
+    ax.plot(far[front], miss[front], color=INK, label="efficient", **stairs)
     faint = max(0.35, 1.0 / (1 + size / 200))
     kinds = [("row", known, BLUE, "o")] if hit is None else [
         ("hit", known & flags, BLUE, "o"), ("missed", known & ~flags, ORANGE, "x")
     ]  # fmt: skip
-    for name, chosen, color, marker in kinds:
+    for label, chosen, color, marker in kinds:
         if chosen.any():
-            ax.scatter(
-                far[chosen], miss[chosen], s=26, color=color, marker=marker, alpha=faint, label=name
-            )
-    style_axes(ax, "Distance against fit")
+            dots = far[chosen], miss[chosen]
+            ax.scatter(*dots, s=26, color=color, marker=marker, alpha=faint, label=label)
+    y = "largest error of a weight, percentage points"
+    style_axes(ax, "Distance against fit", y=y, grid="both")
     positive = miss[known & (miss > 0)]
     if positive.size and positive.max() > 30 * positive.min():
         ax.set_yscale("symlog", linthresh=float(positive.min()))
@@ -173,9 +155,6 @@ def plot_tradeoff(
     if labels is not None and front.size:
         _name_rows(ax, far, miss, front, labels)
     ax.set_xlabel(f"distance from today's market, {unit}")
-    ax.set_ylabel("largest error of a weight, percentage points", color=INK, fontsize=9)
-    ax.grid(color=PALE, linewidth=0.8)
-    legend(ax)
     return ax
 
 
@@ -191,9 +170,8 @@ def _mark_ends(ax: Axes, rows: list[Array], flags: Array) -> None:
         if chosen:
             last = [int(ended[index][-1]) for index in chosen]
             losses = [rows[index][step] for index, step in zip(chosen, last, strict=True)]
-            ax.scatter(
-                last, losses, s=28, linewidths=1.2, zorder=4, label=f"{name}: {len(chosen)}", **style
-            )
+            label = f"{name}: {len(chosen)}"
+            ax.scatter(last, losses, s=28, linewidths=1.2, zorder=4, label=label, **style)
 
 
 def _name_rows(ax: Axes, far: Array, miss: Array, front: Array, labels: Sequence[str]) -> None:
@@ -244,7 +222,7 @@ def _thinned(row: Array) -> tuple[Array, Array]:
     return np.append(steps, np.nan), np.append(row[steps], np.nan)
 
 
-def _rows(history: Tensor | ArrayLike | Sequence[Tensor]) -> list[Array]:
+def _rows(history: Values | Sequence[Tensor]) -> list[Array]:
     """Histories as a list of rows; NaN replaces values without a logarithm."""
     if isinstance(history, (list, tuple)) and history and np.ndim(as_array(history[0])) == 1:
         rows = [as_array(row) for row in history]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from funcexplain.problems.criterion import LINEAR
 from funcexplain.reports.drawing import (
@@ -17,9 +15,9 @@ from funcexplain.reports.drawing import (
     ORANGE,
     PALE,
     Array,
+    Values,
     as_array,
     check_array,
-    legend,
     new_axes,
     shorten,
     style_axes,
@@ -30,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def plot_weights(
-    today: Tensor | ArrayLike,
-    target: Tensor | ArrayLike,
-    reached: Tensor | ArrayLike,
+    today: Values,
+    target: Values,
+    reached: Values,
     *,
     assets: Sequence[str],
     ax: Axes | None = None,
@@ -92,19 +90,16 @@ def plot_weights(
             lower, rows, s=80, facecolors="none", edgecolors=ORANGE, linewidths=1.6, label="target"
         )
     ax.scatter(got, rows, s=20, color=BLUE, label="reached", zorder=3)
-    ends = np.stack([held, got, lower, upper])
-    right = max(float(ends[np.isfinite(ends)].max()), 1e-9)
-    left = min(float(ends[np.isfinite(ends)].min()), 0.0)
+    known = columns[np.isfinite(columns)]
+    left, right = min(float(known.min()), 0.0), max(float(known.max()), 1e-9)
     margin = 0.03 * (right - left)
     ax.set_xlim(left - margin, right + 2 * margin)
     if goals.ndim == 2:
         _bracket(ax, rows, lower, upper)
-    style_axes(ax, "Allocation")
+    style_axes(ax, "Allocation", grid="x")
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel("weight in the portfolio, %")
-    ax.grid(axis="x", color=PALE, linewidth=0.8)
-    legend(ax)
     return ax
 
 
