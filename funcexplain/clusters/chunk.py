@@ -23,7 +23,7 @@ from funcexplain.clusters.scheduling import WorkerError
 from funcexplain.engine.memory import reuse_blocks_of_dask
 from funcexplain.engine.rows import ROWS_PER_MODEL
 from funcexplain.engine.solve import solve
-from funcexplain.problems.grid import RowDim, by_model, take
+from funcexplain.problems.grid import RowDim, by_model, take_rows
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
@@ -134,5 +134,5 @@ def _solve_batch(problem: Problem, method: Any, settings: dict[str, Any]) -> Sol
 
 def _select_rows(problem: Problem, rows: Tensor) -> Problem:
     varying = frozenset[str]().union(*(dim.varying for dim in problem.dims))
-    args = take(problem.dims, problem.args, rows)
+    args = take_rows(problem.dims, problem.args, rows)
     return replace(problem, args=args, dims=(RowDim("row", len(rows), varying),))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcexplain.engine.rows import Execution
 from funcexplain.engine.solve import search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_problem
-from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.gradient_projection import GradientProjection
@@ -71,9 +72,11 @@ def closest(
         check_positive("closest", "chunk_size", chunk_size)
     method = levenberg_marquardt() if method is None else method
     found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
+    if bool((torch.as_tensor(found.status) == Status.INTERRUPTED).any()):
+        return found
     execution = Execution(refinements, chunk_size=chunk_size)
-    near = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)
-    return _closer(found, near, atol)
+    refined = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)
+    return _merge(found, refined, atol)
 
 
 def _starting_at(problem: Problem, x: Tensor) -> Problem:
@@ -87,10 +90,10 @@ def _starting_at(problem: Problem, x: Tensor) -> Problem:
     )
 
 
-def _closer(found: Solution, near: Solution, atol: float) -> Solution:
+def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     """Of rows that hit the closest point, of others what was found."""
-    closer = found.hit & (near.error <= atol)
+    closer = found.hit & (refined.error <= atol)
     names = ("x", "weights", "loss", "error")
-    pairs = ((getattr(near, name), getattr(found, name)) for name in names)
+    pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    return replace(found, **fields, num_steps=found.num_steps + near.num_steps)
+    return replace(found, **fields, num_steps=found.num_steps + refined.num_steps)

@@ -24,7 +24,7 @@ from funcexplain.engine.interrupts import raise_pending
 from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
-from funcexplain.problems.grid import take
+from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.jacobian import is_out_of_memory
@@ -134,7 +134,7 @@ class PoolDriver:
         room = self.chunk_size - sum(len(pool.rows) for pool in pools)
         coming, left = self.waiting[:room], self.waiting[room:]
         if len(coming):
-            args, live = self.take(coming), torch.ones_like(coming, dtype=torch.bool)
+            args, live = self.take_rows(coming), torch.ones_like(coming, dtype=torch.bool)
             pools.insert(0, Pool(coming, args, self.batched.init(args), live))
         size = sum(len(pool.rows) for pool in pools)
         # Compiled code is for one size: free slots are filled with copies of a row.
@@ -145,7 +145,7 @@ class PoolDriver:
             numbers = torch.arange(slots, device=rows.device)
             if slots > size:
                 rows, state = rows[numbers % size], rows_of(state, numbers % size)
-            pools = [Pool(rows, self.take(rows), state, numbers < size)]
+            pools = [Pool(rows, self.take_rows(rows), state, numbers < size)]
         self.pool, self.waiting = pools[0] if pools else None, left
 
     def take_steps(self) -> None:
@@ -212,9 +212,9 @@ class PoolDriver:
         few = not len(self.waiting) and 4 * live < self.full_size
         return self.compiler.in_use and live > 0 and not few
 
-    def take(self, rows: Tensor) -> Args:
+    def take_rows(self, rows: Tensor) -> Args:
         """The data of rows."""
-        return take(self.grid.dims, self.grid.args, rows)
+        return take_rows(self.grid.dims, self.grid.args, rows)
 
     def write(self, pool: Pool) -> None:
         """Write the answers of rows to the outputs."""
@@ -225,7 +225,7 @@ class PoolDriver:
     def select(self, pool: Pool, slots: Tensor) -> Pool:
         """Select some slots of a pool."""
         rows = pool.rows[slots]
-        return Pool(rows, self.take(rows), rows_of(pool.state, slots), pool.live[slots])
+        return Pool(rows, self.take_rows(rows), rows_of(pool.state, slots), pool.live[slots])
 
     def end_failing_rows(self, error: Exception) -> None:
         """End the rows whose factorization fails; the error is raised for the whole batch."""

@@ -17,10 +17,10 @@ from funcexplain.engine.memory import ChunkSizes, choose_chunk_size, reuse_block
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
-from funcexplain.problems.grid import by_model, take
+from funcexplain.problems.grid import by_model, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import BoundMethod, State
+from funcexplain.solvers.state import Method, State, Stopping
 
 ROWS_PER_MODEL = 64
 """Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md)."""
@@ -41,9 +41,9 @@ class Execution(NamedTuple):
     callback: Callback | None = None
 
 
-def solve_rows(bound: BoundMethod, execution: Execution) -> Solution:
+def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
     """Answer a grid of rows; all settings are checked already (`solve`)."""
-    problem, callback, chunk_size = bound.problem, execution.callback, execution.chunk_size
+    callback, chunk_size = execution.callback, execution.chunk_size
     outputs = Outputs(problem, execution.max_steps, execution.history_every)
     few = math.prod(problem.shape) <= _FEW_ROWS and callback is None
     compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
@@ -58,7 +58,7 @@ def solve_rows(bound: BoundMethod, execution: Execution) -> Solution:
             if not len(rows):
                 break
             grid = replace(problem, dims=dims, args=args)
-            batched = batch(grid, bound, rows, execution.rows)
+            batched = batch(grid, method, stopping, rows, execution.rows)
             if sizes is None:
                 sizes = choose_chunk_size(
                     batched.step, _batches(grid, batched, rows), len(rows), rows.device
@@ -83,7 +83,7 @@ def _batches(grid: Problem, batched: Batched, rows: Tensor) -> Callable[[int], t
 
     def make(count: int) -> tuple[State, Args]:
         some = rows[torch.arange(count, device=rows.device) % len(rows)]
-        args = take(grid.dims, grid.args, some)
+        args = take_rows(grid.dims, grid.args, some)
         return batched.init(args), args
 
     return make
@@ -93,8 +93,8 @@ def _explain_vmap(error: Exception) -> None:
     """Say what to do about a network that cannot be mapped; torch's own message does not."""
     if "vmap" in str(error):
         error.add_note(
-            "solve: the network, or the method's init or advance, cannot be mapped over rows as it is "
-            "written; fe.problem(fe.opaque(network), ...) maps a network through its own sample "
+            "solve: the network, or the method's init or advance, does not support torch.func.vmap as "
+            "it is written; fe.problem(fe.opaque(network), ...) maps a network through its own sample "
             "dimension, and problem[i] picks single rows, which are solved without mapping; a method "
             "must return tensors alone and not branch on values"
         )

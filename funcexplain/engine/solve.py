@@ -28,7 +28,6 @@ from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
-from funcexplain.solvers.gradient import value_and_grad
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import DEFAULT_RTOL, Info, Keep, Method, State, Stopping
@@ -131,7 +130,7 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
     """Answer one question, or a grid; all settings are checked already."""
     with torch.no_grad(), deferred_interrupts():
         if problem.dims:
-            return solve_rows(method.bind(problem, stopping, value_and_grad), execution)
+            return solve_rows(problem, method, stopping, execution)
         return _solve_one(problem, method, stopping, execution)
 
 

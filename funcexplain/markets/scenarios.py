@@ -33,7 +33,7 @@ from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_like, check_tensor
 from funcexplain.problems.coordinates import reparametrize
-from funcexplain.problems.grid import mapped_dims, take, varying_dims
+from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
 from funcexplain.problems.transforms import Transform, add_data
 from funcexplain.solutions.solution import Solution
@@ -196,7 +196,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
         return problem.encode(solution.x, args)
     needed = {name: value for name, value in args.items() if name != "params"}
     xs = solution.x.flatten(0, num_rows - 1)
-    rows = take(problem.dims, needed, torch.arange(len(xs), device=xs.device))
+    rows = take_rows(problem.dims, needed, torch.arange(len(xs), device=xs.device))
     in_dims = (0, mapped_dims(problem.dims, needed))
     return torch.func.vmap(problem.encode, in_dims)(xs, rows).unflatten(0, problem.shape)
 

@@ -66,8 +66,9 @@ def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
         usual: mean and covariance, of the same dtype.
 
     Returns:
-        Turbulence ``(...)``. Infinite for a day that moves, by more than ``1e-4`` sigmas, in a direction
-        in which the history never moves: the limit of an ever smaller variance.
+        Turbulence ``(...)``. Infinite for a day that moves, by more than ``1e-4`` of its size in sigmas
+        (or of one sigma), in a direction in which the history never moves: the limit of an ever
+        smaller variance.
 
     Example:
         >>> usual = whitening(torch.zeros(2), torch.ones(2, 2))
@@ -75,11 +76,13 @@ def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
         tensor([9.0000,    inf], dtype=torch.float64)
     """
     moved = returns - usual.mean
-    distance = (moved @ usual.whiten).square().mean(-1)
+    squares = (moved @ usual.whiten).square()
+    # Where nothing ever moved, a day without moves is not turbulent.
+    distance = squares.mean(-1) if squares.shape[-1] else squares.sum(-1)
     if usual.null.shape[1] == 0:
         return distance
-    off_range = (moved @ usual.null).square().sum(-1) > _OFF_RANGE**2
-    return torch.where(off_range, torch.inf, distance)
+    rounding = _OFF_RANGE**2 * squares.sum(-1).clamp_min(1.0)
+    return torch.where((moved @ usual.null).square().sum(-1) > rounding, torch.inf, distance)
 
 
 def turbulence_of(returns: Tensor, history: Tensor, cov: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from funcexplain.problems.checks import (
     check_positive,
     check_tensor,
 )
-from funcexplain.problems.grid import mapped_dims, take, varying_dims
+from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions.solution import Solution
 
@@ -148,7 +148,7 @@ def evaluate(
 def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
     problem, x, weights = settings.problem, solution.x, solution.weights
-    args, in_dims = take(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
+    args, in_dims = take_rows(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
     sigma = _sigma(settings, args)
 
     def measure_row(x: Tensor, weights: Tensor, sigma: Tensor, args: Args) -> Measured:
@@ -249,7 +249,7 @@ def _measure_starts(
     values: Measured = {}
     for part in groups.split(max(1, chunk_size // groups.shape[1])):
         rows = part.flatten()
-        args = take(problem.dims, problem.args, rows)
+        args = take_rows(problem.dims, problem.args, rows)
         changes = proximity.in_units(
             solution.flat(rows).x.double() - args["reference"].double(), _sigma(settings, args)
         )

@@ -44,7 +44,7 @@ def varying_dims(dims: Sequence[RowDim], name: str) -> list[int]:
 
 
 def mapped_dims(dims: Sequence[RowDim], args: dict[str, Any]) -> dict[str, int | None]:
-    """The ``in_dims`` of ``torch.func.vmap`` for the data that `take` returns."""
+    """The ``in_dims`` of ``torch.func.vmap`` for the data that `take_rows` returns."""
     return {name: 0 if varying_dims(dims, name) else None for name in args}
 
 
@@ -55,7 +55,7 @@ def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str) -> Tensor:
     return value.view(*lead, *value.shape[len(along) :])
 
 
-def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+def take_rows(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """Take rows by their numbers, int64 ``(B,)``, in row-major order.
 
     Returns:
@@ -64,7 +64,7 @@ def take(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str
     Example:
         >>> dims = (RowDim("target", 3, frozenset({"target"})), RowDim("start", 2, frozenset({"x0"})))
         >>> args = {"target": torch.arange(3), "x0": torch.arange(2), "seed": torch.tensor(7)}
-        >>> take(dims, args, torch.tensor([0, 3]))
+        >>> take_rows(dims, args, torch.tensor([0, 3]))
         {'target': tensor([0, 1]), 'x0': tensor([0, 1]), 'seed': tensor(7)}
     """
     selected = {}

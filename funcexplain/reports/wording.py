@@ -109,9 +109,11 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
     compared = "How turbulent it would be is unknown."
     if not math.isnan(share):
         compared = (
-            f"{_percent(share)} of the history's windows are on average not more turbulent, and "
-            f"{_percent(measured['turbulence_percentile'])} of its days not more than the last day here."
+            f"{_percent(share)} of historical windows were no more turbulent on average, and "
+            f"{_percent(measured['turbulence_percentile'])} of days no more than the last one here."
         )
+    if math.isinf(measured.get("window_turbulence", 0.0)):
+        compared += " Assets that always moved together move apart, or one that never moved moves."
     text = (
         f"{compared} {_percent(measured['in_range'])} of the entries are within the history's 1 to 99% "
         f"range; 98% is usual. {size}"

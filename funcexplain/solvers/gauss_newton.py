@@ -105,7 +105,6 @@ class LevenbergMarquardt(NamedTuple):
             backward=partial(with_backward_jacobian, measure=measure),
             advance=partial(self._advance, problem),
             stopping=stopping._replace(keep="best"),
-            key=(self,),
         )
 
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:

@@ -82,7 +82,6 @@ class GradientProjection(NamedTuple):
             backward=partial(with_backward_jacobian, measure=measure),
             advance=partial(self._advance, problem),
             stopping=stopping._replace(keep="best"),
-            key=(self,),
         )
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:

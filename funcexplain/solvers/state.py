@@ -141,7 +141,6 @@ class BoundMethod(NamedTuple):
             batch of rows, to its ``(z, args) -> Evaluation`` by one plain backward pass.
         advance: ``(state, args, evaluation) -> Advance``, pure, of one row.
         stopping: when the search ends, and which point is kept.
-        key: names the method with all its settings; compiled steps with equal keys are shared.
     """
 
     problem: Problem
@@ -150,7 +149,6 @@ class BoundMethod(NamedTuple):
     backward: Callable[[Objective], Evaluate]
     advance: Callable[[State, Args, Evaluation], Advance]
     stopping: Stopping
-    key: tuple[Any, ...]
 
 
 @runtime_checkable

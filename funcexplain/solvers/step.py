@@ -91,7 +91,7 @@ def make_step(
     """
     check_question("make_step", problem)
     stopping = check_stopping("make_step", atol, keep, patience, rtol)
-    bound = as_method("make_step", method).bind(problem, stopping, gradient)
+    bound = bind(as_method("make_step", method), problem, stopping, gradient)
     return partial(begin, bound), partial(take, bound, bound.evaluate, bound.advance)
 
 
@@ -101,9 +101,22 @@ def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tup
     It costs a third less than the pure step, serves networks that torch.func rejects, and must not be
     taken again once the search has ended.
     """
-    bound = method.bind(problem, stopping, value_and_grad)
+    bound = bind(method, problem, stopping)
     evaluate = bound.backward(make_objective(problem))
     return partial(begin, bound), partial(take, bound, evaluate, bound.advance, in_numbers=True)
+
+
+def bind(
+    method: Method,
+    problem: Problem,
+    stopping: Stopping,
+    gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
+) -> BoundMethod:
+    """Bind a method, which may be a user's own, to a problem."""
+    bound = method.bind(problem, stopping, gradient)
+    if not isinstance(bound, BoundMethod):
+        raise TypeError(f"method: bind must return a BoundMethod, got {type(bound).__name__}")
+    return bound
 
 
 def begin(bound: BoundMethod, args: Args) -> State:
@@ -144,8 +157,16 @@ def take(
     """
     evaluation = evaluate(state.z, args)
     error = bound.problem.criterion.error(evaluation.weights, args["target"], state.status.ndim)
+    advanced = advance(state, args, evaluation)
+    if not isinstance(advanced, Advance):
+        raise TypeError(f"method: advance must return an Advance, got {type(advanced).__name__}")
+    if (advanced.z.shape, advanced.z.dtype) != (state.z.shape, state.z.dtype):
+        raise ValueError(
+            f"method: advance must keep the shape and dtype of z {tuple(state.z.shape)} "
+            f"{state.z.dtype}, got {tuple(advanced.z.shape)} {advanced.z.dtype}"
+        )
     decide = decide_in_numbers if in_numbers else decide_in_tensors
-    return decide(bound.stopping, state, error, evaluation, advance(state, args, evaluation))
+    return decide(bound.stopping, state, error, evaluation, advanced)
 
 
 def decide_in_tensors(
@@ -250,8 +271,8 @@ def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -
     check_number(where, "rtol", rtol, minimum=0.0)
     if patience is None and rtol != DEFAULT_RTOL:
         raise ValueError(
-            f"{where}: rtol is the improvement that patience waits for, got rtol={rtol!r} and no "
-            "patience; the tolerance of a hit is atol"
+            f"{where}: rtol has no effect without patience, got rtol={rtol!r}; set patience, or use "
+            "atol for the tolerance of a hit"
         )
     return Stopping(atol, "best" if keep == "best" else "last", patience, rtol)
 

@@ -19,8 +19,7 @@ import funcexplain as fe
 from funcexplain.engine import pool as pool_module
 from funcexplain.engine import rows as rows_module
 from funcexplain.engine.batching import batch
-from funcexplain.problems.grid import take
-from funcexplain.solvers.gradient import value_and_grad
+from funcexplain.problems.grid import take_rows
 from funcexplain.solvers.state import Stopping
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
 
@@ -67,10 +66,10 @@ def timed(function: Callable[[], object]) -> float:
 def loop_over(grid: fe.Problem, size: int, steps: int, atol: float | None = 0.0) -> None:
     """The steps of `solve` alone, chunk after chunk; without ``atol`` no row ends."""
     count = grid.shape[0]
-    batched = batch(grid, ADAM.bind(grid, Stopping(atol), value_and_grad), torch.arange(count), "vmap")
+    batched = batch(grid, ADAM, Stopping(atol), torch.arange(count), "vmap")
     with torch.no_grad():
         for first in range(0, count, size):
-            args = take(grid.dims, grid.args, torch.arange(first, min(first + size, count)))
+            args = take_rows(grid.dims, grid.args, torch.arange(first, min(first + size, count)))
             state = batched.init(args)
             for _ in range(steps + 1):
                 state, _ = batched.step(state, args)

@@ -104,7 +104,7 @@ def test_single_precision_agrees() -> None:
 def test_models_with_enough_rows_lie_there_one_by_one() -> None:
     grid = fe.vmap(fe.vmap(make_problem(), x0=x0s(64)), params=models(2))
     assert_answers_are_those_of_vmap(grid, max_steps=3)
-    with pytest.raises(ValueError, match="rows have parameters of their own"):
+    with pytest.raises(ValueError, match="each row has its own parameters"):
         fe.solve(grid[:, :63], max_steps=1, rows="samples")
 
 
@@ -179,13 +179,13 @@ def test_what_is_no_batch_is_refused() -> None:
         (make_problem((lambda p, x: apply(p, x), p)), "the network is a function of one window"),
         (
             make_problem(thinned),
-            "dropout gives every row noise of its own",
+            "each row has its own dropout noise",
         ),
     ]:
         with pytest.raises(ValueError, match=f"rows='samples' needs independent samples, but {why}"):
             fe.solve(fe.vmap(problem, x0=x0s(3)), max_steps=1, rows="samples")
     ensemble = fe.vmap(make_problem(), params=models(3), x0=x0s(3))
-    with pytest.raises(ValueError, match="but rows have parameters of their own"):
+    with pytest.raises(ValueError, match="but each row has its own parameters"):
         fe.solve(ensemble, max_steps=1, rows="samples")
 
 
@@ -283,3 +283,31 @@ def test_one_question_has_no_rows_to_batch() -> None:
     expected = fe.solve(make_problem(), max_steps=3)
     assert_same(fe.solve(make_problem(), max_steps=3, rows="vmap"), expected)
     assert_same(fe.solve(make_problem(), max_steps=3, rows="samples"), expected)
+
+
+class Coupled(nn.Module):
+    """Ordinary alone; in a batch, one window decides for the others, in some way that ``how`` names."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inner = how, make_network("mlp_tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "sign of the sum":
+            return torch.where(x.sum() > 0, self.inner(x), self.inner(-x))
+        if self.how == "mean of many":
+            return self.inner(x if len(x) < 5 else x - x.mean(0, keepdim=True))
+        factor = 1 + torch.arange(len(x), dtype=x.dtype).clamp_min(2) - 2
+        return self.inner(x * factor[:, None, None, None])
+
+
+@pytest.mark.parametrize("how", ["sign of the sum", "mean of many", "place in the batch"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [2, 7])
+def test_few_rows_that_couple_are_solved_as_alone(how: str, dtype: torch.dtype, size: int) -> None:
+    problem = make_problem(Coupled(how).to(dtype), dtype)
+    grid = fe.vmap(problem, x0=x0s(size, dtype))
+    found = fe.solve(grid, gentle(), max_steps=3)
+    for row in range(size):
+        alone = fe.solve(grid[row], gentle(), max_steps=3)
+        assert_close(found[row].weights, alone.weights, rtol=1e-9 if dtype is torch.float64 else 0.05)
