@@ -59,7 +59,7 @@ def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         found: Any = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError)
-        absent = getattr(error, "name", None)
+        absent = getattr(error, "name", None)  # the factory's module, or one that it imports
         if missing and absent and f"{name}.".startswith(f"{absent}."):
             raise ValueError(
                 f"{where}: no module {absent!r}, neither installed nor in the current folder; run "
