@@ -37,10 +37,12 @@ def as_recipe(where: str, name: str, value: Any) -> Recipe:
     """
     function, kwargs = value if isinstance(value, tuple) and len(value) == 2 else (value, {})
     if not callable(function) or not isinstance(kwargs, Mapping):
-        hint = "pass the function that builds it; " if isinstance(value, Problem) else ""
+        kind = type(value).__name__
+        if isinstance(value, Problem):
+            kind = "a Problem; pass the function that builds it, so that no network is pickled"
         raise TypeError(
-            f"{where}: {name} must be a function or a pair (function, kwargs), got "
-            f"{type(value).__name__}; {hint}workers import the function and call it"
+            f"{where}: {name} must be a function or a pair (function, kwargs), got {kind}; workers "
+            "import the function and call it"
         )
     recipe = Recipe(function, dict(kwargs))
     size = len(pickle_for_workers(where, name, recipe))
