@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import SEED, bound, functionalize
 from funcexplain.networks.norms import contiguous_cotangents
-from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor
+from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor, check_shape
 from funcexplain.problems.problem import problem
 from funcexplain.problems.transforms import zero_masked
 from funcexplain.solvers.loop import run
@@ -85,15 +85,9 @@ def gradient_wrt_input(
         )
     check_is_tensor("gradient_wrt_input", "target_weights", target_weights)
     check_is_tensor("gradient_wrt_input", "initial_guess", initial_guess)
-    if mask is not None and not isinstance(mask, Tensor):
-        raise TypeError(
-            f"gradient_wrt_input: mask must be None or a torch.Tensor, got {type(mask).__name__}"
-        )
-    if mask is not None and mask.shape != initial_guess.shape:
-        raise ValueError(
-            "gradient_wrt_input: mask must have the shape of initial_guess "
-            f"{tuple(initial_guess.shape)}, got {tuple(mask.shape)}"
-        )
+    if mask is not None:
+        check_is_tensor("gradient_wrt_input", "mask", mask)
+        check_shape("gradient_wrt_input", "mask", mask, initial_guess.shape, "that of initial_guess")
     place, precision = device or torch.device("cpu"), dtype or torch.float32
     # Only the rules that correct gradients: convex layers keep the original's solver.
     rules = {_NormBase: contiguous_cotangents, _BatchNorm: _use_sample_statistics}

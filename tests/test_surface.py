@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +90,17 @@ def test_every_loss_and_penalty_is_documented(name: str) -> None:
     assert sorted(public) == module.__all__
     for function in public:
         assert "Example:" in (getattr(module, function).__doc__ or "")
+
+
+@pytest.mark.parametrize("page", ["api", "modules"])
+def test_every_entry_of_the_api_exists(page: str) -> None:
+    text = (ROOT.parent / "docs" / f"{page}.md").read_text()
+    for entry in re.findall(r"^::: (\S+)", text, re.MULTILINE):
+        module, _, attribute = entry.rpartition(".")
+        assert entry in MODULES or importlib.util.find_spec(entry.rsplit(".", 1)[0]), entry
+        if entry not in MODULES and attribute[0] != "_":
+            found = importlib.import_module(module)
+            assert hasattr(found, attribute) or importlib.util.find_spec(entry), entry
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in HOUSES])

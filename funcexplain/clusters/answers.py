@@ -50,8 +50,7 @@ class ChunkedSolution(Solution):
     def __init__(self, folder: Folder, failures: Failures) -> None:
         manifest = folder.manifest
         values = {"_folder": folder, "_manifest": manifest, "_errors": failures, "_cache": {}}
-        for name, value in {**values, "dims": manifest.dims}.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(values, dims=manifest.dims)  # the class is frozen
 
     _folder: Folder
     _manifest: Manifest
@@ -71,8 +70,7 @@ class ChunkedSolution(Solution):
     @property
     def failures(self) -> list[Failure]:
         """Failed chunks with their errors; another call of `solve` retries them."""
-        failed = {number: self._errors[number] for number in sorted(self._errors)}
-        return [Failure(self._manifest.span(number), error) for number, error in failed.items()]
+        return [Failure(self._manifest.span(n), error) for n, error in sorted(self._errors.items())]
 
     def chunks(self) -> Iterator[Solution]:
         """Iterate over all rows, file by file, in row-major order.

@@ -42,26 +42,14 @@ class Task(NamedTuple):
     manifest: Manifest
 
 
-class Job(NamedTuple):
-    """A task, loaded in a worker."""
-
-    problem: Problem
-    method: Any
-    settings: dict[str, Any]
-    folder: Folder
-
-
 def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
-    """Solve the rows of a chunk and publish them.
+    """Solve the rows of a chunk and publish them; returns the number of rows per status.
 
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
         attempt: unique text, so that executors that cache results by arguments, as Dask can, do not
             return an earlier result.
-
-    Returns:
-        Number of rows per status.
 
     Raises:
         WorkerError: for any error, as text.
@@ -71,13 +59,13 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
         # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
     try:
-        job = _job(task)
-        span = job.folder.manifest.span(number)
-        rows = torch.arange(span.start, span.stop, device=job.problem.args["x0"].device)
-        solution = solve_rows_alone(job.problem, rows, job.method, job.settings)
+        problem, method, settings, folder = _job(task)
+        span = folder.manifest.span(number)
+        rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)
+        solution = solve_rows_alone(problem, rows, method, settings)
         if bool((torch.as_tensor(solution.status) == Status.INTERRUPTED).any()):
             raise InterruptedError(f"{WHERE}: Ctrl-C reached the worker of chunk {number}")
-        return dict(job.folder.publish(number, solution))
+        return dict(folder.publish(number, solution))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the caller's exceptions may not be picklable
@@ -86,7 +74,8 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
 
 
 @lru_cache(maxsize=1)  # a worker serves one run at a time; building may take seconds
-def _job(task: bytes) -> Job:
+def _job(task: bytes) -> tuple[Problem, Any, dict[str, Any], Folder]:
+    """Load a task: its problem, method, settings and directory."""
     try:
         build, recipe, settings, directory, manifest = pickle.loads(task)
     except (AttributeError, ImportError) as error:
@@ -103,7 +92,7 @@ def _job(task: bytes) -> Job:
             f"{differences(manifest.parts, parts)}; seed its random numbers, and load trained networks "
             "from a file"
         )
-    return Job(problem, method, settings, Folder(WHERE, directory, manifest))
+    return problem, method, settings, Folder(WHERE, directory, manifest)
 
 
 def make_method(method: Any) -> Any:
@@ -113,26 +102,18 @@ def make_method(method: Any) -> Any:
 
 def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict[str, Any]) -> Solution:
     """Solve some rows of a grid, in ascending order, as a grid of one dimension."""
+    if settings["rows"] == "samples":
+        # Decided for the whole grid; a chunk with unusual rows, such as a NaN start, falls back to vmap.
+        settings = settings | {"rows": "auto"}
     groups = [*by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)]
-    parts: list[Any] = [
-        _solve_batch(_select_rows(replace(problem, dims=dims, args=args), some), method, settings)
-        for dims, args, some in groups
-    ]
+    parts: list[Any] = []
+    for dims, args, some in groups:
+        dim = RowDim("row", len(some), frozenset[str]().union(*(dim.varying for dim in dims)))
+        selected = replace(problem, args=take_rows(dims, args, some), dims=(dim,))
+        parts.append(solve(selected, method, **settings))
     if len(parts) == 1:
         return parts[0]
     # Restore the order of the rows.
     order = torch.cat([some for *_, some in groups]).argsort()
     whole: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *parts)
     return whole
-
-
-def _solve_batch(problem: Problem, method: Any, settings: dict[str, Any]) -> Solution:
-    # Decided for the whole grid; a chunk with unusual rows, such as a NaN start, falls back to vmap.
-    rows = "auto" if settings["rows"] == "samples" else settings["rows"]
-    return solve(problem, method, **settings | {"rows": rows})
-
-
-def _select_rows(problem: Problem, rows: Tensor) -> Problem:
-    varying = frozenset[str]().union(*(dim.varying for dim in problem.dims))
-    args = take_rows(problem.dims, problem.args, rows)
-    return replace(problem, args=args, dims=(RowDim("row", len(rows), varying),))

@@ -31,13 +31,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def describe_value(value: Any) -> str:
-    """Describe a function, a network or a setting.
-
-    Args:
-        value: anything.
-
-    Returns:
-        One line.
+    """Describe a function, a network or a setting in one line.
 
     Example:
         >>> describe_value({"lr": 0.1, "residual": None})
@@ -47,13 +41,7 @@ def describe_value(value: Any) -> str:
 
 
 def digest_of_tree(value: Any) -> str:
-    """Describe tensors by one digest of their dtypes, shapes and numbers.
-
-    Args:
-        value: a tree of tensors.
-
-    Returns:
-        One line.
+    """Describe a tree of tensors by one digest of their dtypes, shapes and numbers.
 
     Example:
         >>> digest_of_tree(torch.zeros(2))

@@ -23,15 +23,7 @@ _MAX_SHOWN = 200  # characters of a part in a message
 
 
 def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> Fingerprint:
-    """Describe everything that determines the answers.
-
-    Args:
-        problem: the grid.
-        method: an optimizer, or settings of one.
-        settings: of the search, by name.
-
-    Returns:
-        One line of text per part, by name.
+    """Describe everything that determines the answers: one line of text per part, by name.
 
     Example:
         >>> import torch, funcexplain as fe

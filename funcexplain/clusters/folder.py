@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,24 +25,17 @@ from funcexplain.solutions.archive import read_archive, read_notes, write_archiv
 from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
-# File systems slow down with many files in one folder.
-_FILES_PER_FOLDER = 1000
-# Age in seconds at which a temporary file is abandoned.
-_ABANDONED_AFTER = 3600
+_FILES_PER_FOLDER = 1000  # file systems slow down with more
+_ABANDONED_AFTER = 3600  # age of a temporary file in seconds
 Failures = dict[int, str]
 
 
-class Folder:
-    """Reads and writes a directory.
+class Folder(NamedTuple):
+    """Reads and writes a directory; ``where`` names the public function that was called."""
 
-    Args:
-        where: public function that was called.
-        path: the directory.
-        manifest: its contents.
-    """
-
-    def __init__(self, where: str, path: Path, manifest: Manifest) -> None:
-        self.where, self.path, self.manifest = where, path, manifest
+    where: str
+    path: Path
+    manifest: Manifest
 
     def publish(self, number: int, solution: Solution) -> Counter[int]:
         """Write the answers of a chunk atomically; returns the number of rows per status."""
@@ -134,19 +127,9 @@ class Folder:
 
 
 def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) -> Folder:
-    """Create a directory, or open an existing one with the same fingerprint.
-
-    Args:
-        where: public function that was called.
-        directory: its path.
-        wanted: its manifest.
-        chunk_size: the caller's choice; None for any.
-
-    Returns:
-        The directory with its manifest.
+    """Create a directory, or open an existing one with the same fingerprint and chunk size.
 
     Raises:
-        TypeError: if ``directory`` is not a path.
         ValueError: if it holds answers to something else.
         OSError: if it cannot be written.
     """
@@ -184,13 +167,7 @@ def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int
 
 
 def open_folder(where: str, directory: Any) -> Folder:
-    """Open an existing directory.
-
-    Raises:
-        TypeError: if ``directory`` is not a path.
-        ValueError: if its manifest is damaged or has a later format.
-        OSError: if its manifest cannot be read.
-    """
+    """Open an existing directory; raises if its manifest is damaged or has a later format."""
     path = _absolute(where, directory)
     manifest = path / "manifest.json"
     try:

@@ -77,14 +77,7 @@ class Manifest(NamedTuple):
 
 
 def decode_manifest(content: bytes) -> Manifest | int | None:
-    """Read what `Manifest.encode` wrote.
-
-    Args:
-        content: bytes of the file.
-
-    Returns:
-        The manifest; the number of an unknown format; or None if it is damaged or not a manifest.
-    """
+    """Decode a manifest; returns the number of a later format, None if it is damaged or another file."""
     try:
         found = json.loads(content)
         version = found.pop("format")

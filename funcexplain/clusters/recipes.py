@@ -27,14 +27,6 @@ class Recipe(NamedTuple):
 def as_recipe(where: str, name: str, value: Any) -> Recipe:
     """Convert ``callable`` or ``(callable, kwargs)`` to a recipe.
 
-    Args:
-        where: public function that was called.
-        name: the argument's name.
-        value: the argument.
-
-    Returns:
-        The recipe.
-
     Raises:
         TypeError: for another type, or if it cannot be pickled, such as a lambda.
         ValueError: if the keyword arguments are too large for a recipe.
@@ -45,9 +37,12 @@ def as_recipe(where: str, name: str, value: Any) -> Recipe:
     """
     function, kwargs = value if isinstance(value, tuple) and len(value) == 2 else (value, {})
     if not callable(function) or not isinstance(kwargs, Mapping):
+        kind = type(value).__name__
+        if isinstance(value, Problem):
+            kind = "a Problem; pass the function that builds it, so that no network is pickled"
         raise TypeError(
-            f"{where}: {name} must be a function or a pair (function, kwargs), got {_name_kind(value)}; "
-            "workers import the function and call it"
+            f"{where}: {name} must be a function or a pair (function, kwargs), got {kind}; workers "
+            "import the function and call it"
         )
     recipe = Recipe(function, dict(kwargs))
     size = len(pickle_for_workers(where, name, recipe))
@@ -60,12 +55,7 @@ def as_recipe(where: str, name: str, value: Any) -> Recipe:
 
 
 def build_problem(where: str, build: Recipe) -> Problem:
-    """Call the recipe of a grid.
-
-    Raises:
-        TypeError: if it does not return a Problem.
-        ValueError: if it returns a single question.
-    """
+    """Call a recipe; raises unless it returns a grid."""
     problem = build.function(**build.kwargs)
     if not isinstance(problem, Problem):
         raise TypeError(
@@ -89,9 +79,3 @@ def pickle_for_workers(where: str, name: str, value: Any) -> bytes:
             f"({error}); define it at the top of a module, or pass (function, kwargs) that make it, as "
             'in (fe.adam, {"lr": 0.1})'
         ) from None
-
-
-def _name_kind(value: Any) -> str:
-    if isinstance(value, Problem):
-        return "a Problem; pass the function that builds it, so that no network is pickled"
-    return type(value).__name__

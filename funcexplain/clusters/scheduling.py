@@ -10,14 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from traceback import format_exception_only
 from typing import Any, NamedTuple
@@ -25,12 +18,9 @@ from typing import Any, NamedTuple
 from funcexplain.clusters.pools import ManagedExecutor
 
 _MAX_ERROR_LENGTH = 4000  # characters
-# Breaks in a row without a finished chunk, after which chunks are not to blame.
-_MAX_BREAKS = 20
-# Failures without one success, after which the run is given up.
-_MAX_FAILURES = 100
-# Seconds without a finished chunk, after which the connection is checked.
-_POLL_SECONDS = 5.0
+_MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
+_MAX_FAILURES = 100  # without one success, after which the run is given up
+_POLL_SECONDS = 5.0  # without a finished chunk, after which the connection is checked
 Submit = Callable[[Executor, int], "Future[Any]"]
 
 

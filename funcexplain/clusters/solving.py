@@ -28,9 +28,8 @@ from funcexplain.clusters.scheduling import Scheduler
 from funcexplain.engine.batching import why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
-from funcexplain.problems.checks import check_count, check_positive
+from funcexplain.problems.checks import check_callable, check_count, check_positive
 from funcexplain.problems.problem import Problem
-from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
 
@@ -120,19 +119,23 @@ def solve(
     for name, size in {"chunk_size": chunk_size, "in_flight": in_flight}.items():
         if size is not None:
             check_positive(WHERE, name, size)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"{WHERE}: callback must be callable, got {type(callback).__name__}")
-    problem, settings = build_problem(WHERE, recipe), _complete_settings(settings)
-    settings = _decide_settings(problem, settings)
+    if callback is not None:
+        check_callable(WHERE, "callback", callback)
+    problem = build_problem(WHERE, recipe)
+    settings = _decide_settings(problem, _complete_settings(settings))
     built = make_method(method)
     # Solving zero rows checks the settings, and determines the fields of the answers.
     empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), built, settings)
+    share = -(-math.prod(problem.shape) // _CHUNKS)
     wanted = Manifest(
         parts=fingerprint(problem, built, settings),
         dims=tuple(dim.name for dim in problem.dims),
         shape=problem.shape,
-        chunk_size=chunk_size or _default_chunk_size(math.prod(problem.shape)),
-        fields=_field_kinds(empty),
+        chunk_size=chunk_size or min(_MAX_ROWS, max(_MIN_ROWS, share)),
+        fields={
+            name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
+            for name, tensor in empty._tensors().items()
+        },
     )
     pickle_for_workers(WHERE, "method", method)
     del problem, empty
@@ -214,10 +217,6 @@ def _note(folder: Folder, number: int, error: str) -> None:
         _logger.warning(str(failure))
 
 
-def _default_chunk_size(rows: int) -> int:
-    return min(_MAX_ROWS, max(_MIN_ROWS, -(-rows // _CHUNKS)))
-
-
 def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Complete the settings with the defaults of `fe.solve`; raises for others."""
     unknown = sorted(given.keys() - {*_SETTINGS})
@@ -246,11 +245,3 @@ def _decide_settings(problem: Problem, settings: dict[str, Any]) -> dict[str, An
         rows = "vmap" if reason else "samples"
     compiled = False if settings["compile"] == "auto" else settings["compile"]
     return settings | {"rows": rows, "compile": compiled}
-
-
-def _field_kinds(empty: Solution) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and trailing shape of each field."""
-    return {
-        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
-        for name, tensor in empty._tensors().items()
-    }

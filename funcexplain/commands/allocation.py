@@ -11,16 +11,9 @@ _ROUNDING = 1e-9
 
 
 def fill_target(wanted: Mapping[str, float], today: Tensor, assets: Sequence[str]) -> Tensor:
-    """Complete an allocation: named assets as wanted, the others in today's proportions.
+    """Complete an allocation ``(A,)``: named assets as wanted, the others in today's proportions.
 
-    Args:
-        wanted: weights by asset, summing to at most 1.
-        today: the current allocation, ``(A,)``.
-        assets: ``A`` names.
-
-    Returns:
-        Weights that sum to one, ``(A,)``, with the dtype of ``today``. Where the others have no weight
-        today, they share the rest equally.
+    Where the others have no weight today, they share the rest equally.
 
     Example:
         >>> fill_target({"EUR": 0.5}, torch.tensor([0.2, 0.2, 0.6]), ["EUR", "JPY", "GBP"])
@@ -35,18 +28,7 @@ def fill_target(wanted: Mapping[str, float], today: Tensor, assets: Sequence[str
 
 
 def check_wanted(wanted: Mapping[str, float], assets: Sequence[str]) -> None:
-    """Raise unless `fill_target` can complete weights by asset to an allocation.
-
-    Args:
-        wanted: weights by asset.
-        assets: ``A`` names.
-
-    Raises:
-        ValueError: if an asset is unknown, a weight is not in [0, 1], or the sum is impossible.
-
-    Example:
-        >>> check_wanted({"EUR": 0.5}, ["EUR", "JPY"])
-    """
+    """Raise unless `fill_target` can complete weights by asset to an allocation."""
     for name, weight in wanted.items():
         if name not in assets:
             raise ValueError(f"target: no asset {name!r}; choose from {', '.join(assets)}")

@@ -243,17 +243,10 @@ class Config:
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file and check each entry.
-
-    Args:
-        path: a TOML file.
-
-    Returns:
-        The config, with defaults filled in.
+    """Read a TOML file, check each entry, and fill in the defaults.
 
     Raises:
-        ValueError: if it is not TOML, a key is unknown or missing, or an entry has the wrong type; the
-            message names the file and the entry.
+        ValueError: if it is not TOML, or an entry is wrong; the message names the file and the entry.
         OSError: if it cannot be read.
 
     Example:

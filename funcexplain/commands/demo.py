@@ -100,7 +100,8 @@ def run_demo(
         problem = _make_problem(network, target, history, seeds)
         query = Query(problem, [len(history.windows) - 1], [date], seeds, today[None], sentence)
         solutions = fe.solve(problem, fe.levenberg_marquardt(), max_steps=max_steps, atol=ATOL)
-        size = torch.stack([_size(row, problem[start]) for start, row in enumerate(solutions)])
+        # Root mean square shock of each start, in daily sigmas.
+        size = fe.scenarios.shocks(solutions, problem).square().mean((-2, -1)).sqrt()
         for start, solution in enumerate(solutions):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
@@ -173,11 +174,6 @@ def _make_problem(
         fe.jitter(0.05),
     )
     return fe.vmap(problem, seed=torch.tensor(seeds), name="start")
-
-
-def _size(solution: fe.Solution, problem: fe.Problem) -> Tensor:
-    """Root mean square shock, in daily sigmas."""
-    return fe.scenarios.shocks(solution, problem).square().mean().sqrt()
 
 
 def _describe_result(solution: fe.Solution, size: Tensor) -> str:

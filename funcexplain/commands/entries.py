@@ -28,16 +28,7 @@ def entry(read: Reader, *default: Any) -> Any:
 def read_table(kind: type[T], where: str, value: Any) -> T:
     """Fill a dataclass, whose fields are declared by `entry`, from a table.
 
-    Args:
-        kind: the dataclass.
-        where: path of the table, such as ``"method.starts"``; empty for the whole file.
-        value: the table.
-
-    Returns:
-        An instance of ``kind``.
-
-    Raises:
-        ValueError: if it is not a table, a key is unknown or missing, or an entry is wrong.
+    ``where`` is the path of the table, such as ``"method.starts"``; empty for the whole file.
 
     Example:
         >>> from dataclasses import dataclass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -14,30 +13,19 @@ from typing import Any
 import torch
 
 import funcexplain as fe
+from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
-from funcexplain.commands.inputs import Inputs, load_inputs, make_method, solve_settings
+from funcexplain.commands.inputs import Inputs, load_inputs, solve_settings
 from funcexplain.commands.toml import to_toml
 from funcexplain.solutions.tables import require
-
-SearchExecutor = Executor | Callable[[], Executor]
 
 _CONNECT_TIMEOUT = "10 s"
 _chdir_lock = Lock()  # threads of a worker share the current folder of its process
 
 
 @contextmanager
-def search_executor(workers: int | None, dask: str | None) -> Iterator[SearchExecutor | None]:
-    """Make the executor that shares the searches, or None to run all of them in this process.
-
-    Args:
-        workers: processes of this machine.
-        dask: address of a Dask scheduler.
-
-    Raises:
-        ImportError: if distributed is not installed.
-        ValueError: if ``dask`` is not an address.
-        OSError: if no scheduler answers.
-    """
+def search_executor(workers: int | None, dask: str | None) -> Iterator[ExecutorSource | None]:
+    """Make an executor of processes or of Dask's workers, or None to search in this process."""
     if dask is None:
         yield None if workers is None else fe.clusters.processes(workers)
         return
@@ -57,56 +45,25 @@ def search_executor(workers: int | None, dask: str | None) -> Iterator[SearchExe
 
 
 def build_problem_of_config(config: str, folder: str, trust_model: bool) -> fe.Problem:
-    """Load what a config names and state its question, in a worker or in the coordinating process.
-
-    Args:
-        config: the config as TOML.
-        folder: the folder that its paths are relative to.
-        trust_model: whether a ``.pt2`` file may run its code.
-
-    Returns:
-        The problem.
-    """
+    """State the question of a config, given as TOML, whose paths are relative to a folder."""
     with _chdir_lock, chdir(folder):
         return load_inputs(parse_config(tomllib.loads(config)), trust_model=trust_model).query.problem
 
 
-def solve_here(inputs: Inputs, callback: Any) -> fe.Solution:
-    """Solve the searches of a config in this process."""
-    method = inputs.config.method
-    problem = inputs.query.problem
-    return fe.solve(problem, make_method(method), callback=callback, **solve_settings(method))
-
-
 def solve_shared(
-    inputs: Inputs, executor: SearchExecutor, directory: Path, *, trust_model: bool, callback: Any
+    inputs: Inputs, executor: ExecutorSource, directory: Path, *, trust_model: bool, callback: Any
 ) -> fe.clusters.ChunkedSolution:
-    """Solve the searches of a config with the workers of an executor.
-
-    Args:
-        inputs: what the config names.
-        executor: from `search_executor`.
-        directory: where answers are kept; existing ones are reused.
-        trust_model: whether a ``.pt2`` file may run its code.
-        callback: called with the progress.
-
-    Returns:
-        The solution, whose answers are files in the directory.
+    """Solve the searches of a config with an executor; answers in the directory are reused.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, or if the workers are lost.
         ValueError: if the directory holds answers to another question.
         OSError: if it cannot be written.
     """
-    method = inputs.config.method
-    kwargs = {
-        "config": to_toml(inputs.config),
-        "folder": str(Path.cwd()),
-        "trust_model": trust_model,
-    }
+    method, kwargs = inputs.config.method, {"folder": str(Path.cwd()), "trust_model": trust_model}
     try:
         solution = fe.clusters.solve(
-            (build_problem_of_config, kwargs),
+            (build_problem_of_config, {"config": to_toml(inputs.config), **kwargs}),
             (getattr(fe, method.name), method.settings),
             executor=executor,
             directory=directory,

@@ -66,21 +66,11 @@ class History:
 def load_history(
     market: PricesConfig, config: FeaturesConfig, dtype: torch.dtype = torch.float32
 ) -> History:
-    """Load prices and compute their windows.
-
-    Args:
-        market: the table ``[prices]``.
-        config: the table ``[features]``.
-        dtype: of the windows.
-
-    Returns:
-        The history.
+    """Load the prices of a config and compute their windows in a dtype.
 
     Raises:
-        ValueError: if the file is not a price history, an asset or channel is unknown, or there are too
-            few days.
-        OSError: if the file cannot be read.
-        ImportError: if a package is missing.
+        ValueError: if the file is not a price history, a name is unknown, or there are too few days.
+        OSError, ImportError: if the file cannot be read, or a package is missing.
 
     Example:
         >>> market = PricesConfig("ecb", assets=("EUR", "JPY"))
@@ -99,18 +89,7 @@ def load_history(
 
 
 def select_prices(prices: Prices, market: PricesConfig) -> Prices:
-    """Select the assets and days of a config; the assets in its order.
-
-    Args:
-        prices: the whole history.
-        market: the table ``[prices]``.
-
-    Returns:
-        The selected part.
-
-    Raises:
-        ValueError: if an asset is unknown, or no days are left.
-    """
+    """Select the assets and days of a config; the assets in its order."""
     wanted = market.assets or prices.assets
     columns = positions("prices.assets", wanted, prices.assets)
     keep = days_between(prices.dates, market.start, market.end)

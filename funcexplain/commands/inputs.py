@@ -37,18 +37,7 @@ class Inputs:
 
 
 def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
-    """Load everything that a config names.
-
-    Args:
-        config: the config.
-        trust_model: whether a ``.pt2`` file may run its code.
-
-    Returns:
-        The network, the windows, the question, and the config with its dates written out.
-
-    Raises:
-        ValueError, TypeError, OSError, ImportError: if the input is bad; the message names the remedy.
-    """
+    """Load everything that a config names; errors name the remedy."""
     make_method(config.method)
     network = load_network(config.network, trust_model=trust_model)
     floats = [p.dtype for p in network.parameters() if p.is_floating_point()]

@@ -24,14 +24,7 @@ _MAX_LENGTH = 300  # characters of an error of the user's code
 
 
 def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Module:
-    """Make the network of a config and load its weights.
-
-    Args:
-        config: the table ``[network]``.
-        trust_model: whether a ``.pt2`` file may run its code.
-
-    Returns:
-        The network, in the dtype of its weights.
+    """Make the network of a config, in eval mode and in the dtype of its weights.
 
     Raises:
         ValueError: if the function is not found, raises or does not return a module, or the weights do
@@ -64,19 +57,16 @@ def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     name, _, function = factory.partition(":")
     try:
         found: Any = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        absent = getattr(error, "name", None)  # the factory's module, or one that it imports
+        if missing and absent and f"{name}.".startswith(f"{absent}."):
             raise ValueError(
-                f"{where}: no module {error.name!r}, neither installed nor in the current folder; run "
+                f"{where}: no module {absent!r}, neither installed nor in the current folder; run "
                 "from the folder that contains it, or install it"
             ) from None
-        raise ValueError(
-            f"{where}: importing {name!r} raised {one_line(error)}; install that"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"{where}: importing {name!r} raised {one_line(error)}; --debug shows where"
-        ) from error
+        remedy = "install that" if missing else "--debug shows where"
+        raise ValueError(f"{where}: importing {name!r} raised {one_line(error)}; {remedy}") from error
     for part in function.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{where}: {name!r} has no {function!r}; name a function of this module")
@@ -113,18 +103,7 @@ def _load_weights(network: nn.Module, path: str, factory: str) -> None:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a ``state_dict`` from a file of safetensors or ``torch.save``, without running code.
-
-    Args:
-        path: a file that ends in ``.safetensors``, ``.pt`` or ``.pth``.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        ValueError: if it holds something else.
-        OSError: if it cannot be read.
-    """
+    """Read a ``state_dict`` from ``.safetensors``, ``.pt`` or ``.pth``, without running code."""
     where = "network.weights"
     if path.endswith(".safetensors"):
         return read_safetensors(where, path)

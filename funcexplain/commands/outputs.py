@@ -199,22 +199,20 @@ def _dates_of_one_window(query: Query, history: History) -> list[str] | None:
 def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str, Any]:
     """Summarize an outcome as JSON values: counts, and the best answer of each date."""
     rows = outcome.solution.flat(torch.tensor(outcome.best))
-    answers = []
-    for index, row in enumerate(outcome.best):
-        best = rows[index]
-        answers.append(
-            {
-                "date": query.dates[index],
-                "start": row % len(query.seeds),
-                "seed": query.seeds[row % len(query.seeds)],
-                "status": str(best.status),
-                "error": float(best.error),
-                "num_steps": int(best.num_steps),
-                "rms_sigmas": float(outcome.metrics["rms_sigmas"][row]),
-                "weights": dict(zip(assets, best.weights.tolist(), strict=True)),
-                "today": dict(zip(assets, query.today[index].tolist(), strict=True)),
-            }
-        )
+    answers = [
+        {
+            "date": day,
+            "start": row % len(query.seeds),
+            "seed": query.seeds[row % len(query.seeds)],
+            "status": str(best.status),
+            "error": float(best.error),
+            "num_steps": int(best.num_steps),
+            "rms_sigmas": float(outcome.metrics["rms_sigmas"][row]),
+            "weights": dict(zip(assets, best.weights.tolist(), strict=True)),
+            "today": dict(zip(assets, today.tolist(), strict=True)),
+        }
+        for day, row, best, today in zip(query.dates, outcome.best, rows, query.today, strict=True)
+    ]
     found = {
         "question": query.sentence,
         "searches": len(outcome.hit),

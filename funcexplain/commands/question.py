@@ -52,14 +52,6 @@ class Query:
 def build_query(config: Config, network: nn.Module, history: History) -> Query:
     """Turn the question of a config into a problem.
 
-    Args:
-        config: the config.
-        network: the network.
-        history: the windows.
-
-    Returns:
-        The problem and the meaning of its rows.
-
     Raises:
         ValueError: if a name, date or part does not exist, the target is out of reach, or the network
             does not accept these windows.
@@ -72,9 +64,11 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
             f"{starts.number} starts; use every = n, or fewer starts"
         )
     _check_names(question, history.prices.assets)
-    windows = history.windows[chosen]
+    windows, seeds = history.windows[chosen], torch.arange(starts.number) + starts.seed * starts.number
     today = evaluate_weights(network, windows, history)
-    varying = today if _depends_on_today(question) else today[:1]
+    parts = (question.target, question.shift, question.turnover)
+    depends_on_today = any(part is not None for part in parts)  # and so on the date
+    varying = today if depends_on_today else today[:1]
     targets = [_target(question, history, weights) for weights in varying]
     mask, transforms, stacks = _search_space(question, starts, history, chosen)
     try:
@@ -84,12 +78,12 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
             windows[0],
             loss=_loss(question, targets[0]),
             mask=mask,
-            seed=_seeds(starts)[0],
+            seed=int(seeds[0]),
             assets=history.prices.assets,
         )
         problem = fe.pipe(problem, *transforms)
         if starts.number > 1:
-            problem = fe.vmap(problem, seed=torch.tensor(_seeds(starts)), name="start")
+            problem = fe.vmap(problem, seed=seeds, name="start")
         if len(chosen) > 1:
             stacks |= {"x0": windows, "reference": windows}
             if len(targets) > 1:
@@ -98,19 +92,11 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
     except ValueError as error:
         raise ValueError(f"question: {error}") from None
     dates = [history.ends[position] for position in chosen]
-    return Query(problem, chosen, dates, _seeds(starts), today, describe_question(question, dates))
+    return Query(problem, chosen, dates, seeds.tolist(), today, describe_question(question, dates))
 
 
 def pin_dates(config: Config, history: History) -> Config:
-    """Write the dates of a config out, so that added prices do not change its question.
-
-    Args:
-        config: the config.
-        history: its windows.
-
-    Returns:
-        A config with the same question.
-    """
+    """Write the dates of a config out, so that added prices do not change its question."""
     dates, chosen = history.prices.dates, _dates(config.question, history)
     first, last = (dates[history.last_days[position]].item() for position in (chosen[0], chosen[-1]))
     date = config.question.date
@@ -150,14 +136,7 @@ def evaluate_weights(network: nn.Module, windows: Tensor, history: History) -> T
 
 
 def describe_question(question: QuestionConfig, dates: list[str]) -> str:
-    """Put a question in words.
-
-    Args:
-        question: the table ``[question]``.
-        dates: last days of the windows.
-
-    Returns:
-        One sentence.
+    """Put a question about windows with these last days in one sentence.
 
     Example:
         >>> describe_question(QuestionConfig(at_least={"EUR": 0.3}, exit=("JPY",)), ["2024-01-31"])
@@ -218,7 +197,7 @@ def _check_names(question: QuestionConfig, assets: tuple[str, ...]) -> None:
     """Raise unless all names are assets, before anything is computed from them."""
     for goal in ("target", "at_least", "at_most", "shift"):
         positions(f"question.{goal}", list(getattr(question, goal) or ()), assets)
-    positions("question.top", [question.top] if question.top is not None else [], assets)
+    positions("question.top", [] if question.top is None else [question.top], assets)
     positions("question.exit", question.exit or (), assets)
     for index, group in enumerate(question.group or ()):
         positions(f"question.group[{index}]", group.assets, assets)
@@ -229,28 +208,20 @@ def _check_names(question: QuestionConfig, assets: tuple[str, ...]) -> None:
             raise ValueError(f"question.{error}") from None
 
 
-def _depends_on_today(question: QuestionConfig) -> bool:
-    """Whether the target depends on today's weights, and so on the date."""
-    return any(part is not None for part in (question.target, question.shift, question.turnover))
-
-
 def _target(question: QuestionConfig, history: History, today: Tensor) -> Target:
     assets, wanted = history.prices.assets, list[Target]()
     if question.target is not None:
         wanted.append(fe.targets.exact(fill_target(question.target, today, assets)))
-    for name, weight in (question.at_least or {}).items():
-        wanted.append(fe.targets.at_least(name, weight))
-    for name, weight in (question.at_most or {}).items():
-        wanted.append(fe.targets.at_most(name, weight))
+    wanted += [fe.targets.at_least(*bound) for bound in (question.at_least or {}).items()]
+    wanted += [fe.targets.at_most(*bound) for bound in (question.at_most or {}).items()]
     if question.top is not None:
         wanted.append(fe.targets.top(question.top))
-    wanted.extend(fe.targets.exit(name) for name in question.exit or ())
-    for group in question.group or ():
-        wanted.append(
-            fe.targets.group(group.assets, group.weight, at_least=group.at_least, at_most=group.at_most)
-        )
-    for name, delta in (question.shift or {}).items():
-        wanted.append(fe.targets.shift(name, delta, today=today))
+    wanted += [fe.targets.exit(name) for name in question.exit or ()]
+    wanted += [
+        fe.targets.group(group.assets, group.weight, at_least=group.at_least, at_most=group.at_most)
+        for group in question.group or ()
+    ]
+    wanted += [fe.targets.shift(*moved, today=today) for moved in (question.shift or {}).items()]
     if question.turnover is not None:
         wanted.append(fe.targets.turnover(question.turnover, today=today))
     if question.concentration is not None:
@@ -264,10 +235,6 @@ def _loss(question: QuestionConfig, target: Target) -> Any:
     if name == "auto":
         name = "mse" if target.weights is None else "kl"
     return getattr(fe.losses, name)
-
-
-def _seeds(starts: StartsConfig) -> list[int]:
-    return [starts.seed * starts.number + start for start in range(starts.number)]
 
 
 def _search_space(
@@ -295,10 +262,8 @@ def _scenario(
     question: QuestionConfig, history: History, chosen: list[int]
 ) -> tuple[Tensor, list[Any], dict[str, Any]]:
     prices, dtype = history.prices, history.windows.dtype
-    returns = fe.scenarios.base_returns(
-        prices, history.last_days[chosen], history.lookback, history.span
-    )
-    returns = returns.to(dtype)
+    last_days = history.last_days[chosen]
+    returns = fe.scenarios.base_returns(prices, last_days, history.lookback, history.span).to(dtype)
     try:
         cov = getattr(covariances, question.covariance)(log_returns(prices)).to(dtype)
         free = _free_mask(question, history, returns.shape[1:])

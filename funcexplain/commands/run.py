@@ -1,4 +1,8 @@
-"""The commands ``run``, ``check`` and ``report``, each readable from top to bottom."""
+"""The commands ``run``, ``check`` and ``report``, each readable from top to bottom.
+
+Each prints lines with ``print_line`` and returns a dict of JSON values. For bad input, it raises a
+ValueError, TypeError, OSError or ImportError whose message names the remedy.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
-from funcexplain.commands.execution import search_executor, solve_here, solve_shared
-from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs
+from funcexplain.commands.execution import search_executor, solve_shared
+from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs, make_method, solve_settings
 from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
@@ -44,10 +48,9 @@ def run_config(
         print_line: called with each line of output.
 
     Returns:
-        The summary as JSON values; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
+        The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
 
     Raises:
-        ValueError, TypeError, OSError, ImportError: if the input is bad; the message names the remedy.
         KeyboardInterrupt: after Ctrl-C, if workers share the searches; the next call resumes.
     """
     config = _read_checked(path)
@@ -58,7 +61,10 @@ def run_config(
         query, history = inputs.query, inputs.history
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
-            solution = solve_here(inputs, bar)
+            method = config.method
+            solution = fe.solve(
+                query.problem, make_method(method), callback=bar, **solve_settings(method)
+            )
             settings = {"config": _settings(inputs), "dates": query.dates}
             outputs.save_solution(folder, solution, query, history, settings)
         else:
@@ -97,28 +103,15 @@ def run_config(
 
 
 def check_config(path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print) -> dict:
-    """Check everything that a config names without solving, including the gradient of the first search.
-
-    Args:
-        path: the config file.
-        trust_model: whether a ``.pt2`` file may run its code.
-        print_line: called with each line of output.
-
-    Returns:
-        The findings as JSON values.
-
-    Raises:
-        ValueError, TypeError, OSError, ImportError: if the input is bad; the message names the remedy.
-    """
+    """Check everything that a config names without solving, and the gradient of the first search."""
     config = _read_checked(path)
     outputs.check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model)
         _describe(inputs, print_line)
         query, problem = inputs.query, inputs.query.problem
-        checked = fe.check_gradient(
-            problem[(0,) * len(problem.dims)] if problem.dims else problem, rtol=0.05
-        )
+        first = problem[(0,) * len(problem.dims)] if problem.dims else problem
+        checked = fe.check_gradient(first, rtol=0.05)
         if not checked.ok or all(slope.gradient == 0.0 for slope in checked.slopes):
             raise ValueError(
                 f"network: {checked.verdict} A search by gradients needs differentiable layers"
@@ -140,17 +133,9 @@ def rewrite_report(
 ) -> dict:
     """Write the report of a folder again, from the files that `run_config` wrote there.
 
-    Args:
-        folder: the folder of a run; its config has paths relative to the current folder.
-        trust_model: whether a ``.pt2`` file may run its code.
-        print_line: called with each line of output.
-
-    Returns:
-        The name of the file as JSON values.
-
     Raises:
-        ValueError, TypeError, OSError, ImportError: if it is not the folder of a run, or the network or
-            the prices have changed since the run.
+        ValueError: if the network or the prices have changed since the run.
+        FileNotFoundError: if it is not the folder of a run.
     """
     folder = Path(folder)
     saved, shared = folder / outputs.SOLUTION, folder / outputs.ANSWERS

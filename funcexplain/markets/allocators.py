@@ -123,8 +123,8 @@ def train_allocator(
     _check(windows, future_returns)
     future_returns = future_returns.to(windows)
     num_windows, num_channels, lookback, num_assets = windows.shape
-    std, mean = torch.std_mean(windows, dim=(0, 2, 3))
-    for channel, value in enumerate(std.tolist()):
+    std, mean = torch.std_mean(windows, dim=(0, 2, 3), keepdim=True)
+    for channel, value in enumerate(std.flatten().tolist()):
         if not value > 0:  # also true for nan
             raise ValueError(
                 f"train_allocator: expected windows that are finite and vary in each channel, "
@@ -134,8 +134,8 @@ def train_allocator(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
         network = ConvAllocator(num_channels, lookback, num_assets).to(windows)
-        network.mean.copy_(mean.view(-1, 1, 1))
-        network.std.copy_(std.view(-1, 1, 1))
+        network.mean.copy_(mean[0])
+        network.std.copy_(std[0])
         optimizer = torch.optim.Adam(network.parameters(), lr=lr)
         for step in range(1, num_steps + 1):
             batch = torch.randint(num_windows, (batch_size,)).to(windows.device)
@@ -156,9 +156,6 @@ def negative_sharpe(weights: Tensor, returns: Tensor, concentration: float) -> T
         returns: returns of the assets after each window, ``(N, A)``.
         concentration: strength of the index.
 
-    Returns:
-        Scalar.
-
     Example:
         >>> returns = torch.tensor([[0.01, 0.0], [0.03, 0.0]])
         >>> negative_sharpe(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), returns, 0.2)
@@ -167,8 +164,7 @@ def negative_sharpe(weights: Tensor, returns: Tensor, concentration: float) -> T
     portfolio = (weights * returns).sum(dim=-1)
     # The small constant, a hundredth of a basis point, keeps a riskless batch finite.
     sharpe = portfolio.mean() / (portfolio.std() + 1e-6)
-    herfindahl = weights.square().sum(dim=-1).mean()
-    return -sharpe + concentration * herfindahl
+    return -sharpe + concentration * weights.square().sum(dim=-1).mean()
 
 
 def _check(windows: Tensor, future_returns: Tensor) -> None:

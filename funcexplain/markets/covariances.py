@@ -25,15 +25,14 @@ def sample(returns: Tensor) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is not a floating tensor.
-        ValueError: if it is not finite or not of that shape.
+        TypeError, ValueError: unless ``returns`` is a finite floating tensor of that shape.
 
     Example:
         >>> sample(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         tensor([[0.6667, 0.0000],
                 [0.0000, 0.6667]])
     """
-    returns = _history("sample", returns)
+    returns = check_history("sample", "returns", returns)
     centered = returns - returns.mean(0)
     return centered.mT @ centered / (len(returns) - 1)
 
@@ -51,8 +50,7 @@ def ledoit_wolf(returns: Tensor) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is not a floating tensor.
-        ValueError: if it is not finite or not of that shape.
+        TypeError, ValueError: unless ``returns`` is a finite floating tensor of that shape.
         ModuleNotFoundError: if scikit-learn is not installed.
 
     Example:
@@ -63,7 +61,7 @@ def ledoit_wolf(returns: Tensor) -> Tensor:
         O. Ledoit, M. Wolf (2004), A Well-Conditioned Estimator for Large-Dimensional Covariance
         Matrices, https://doi.org/10.1016/S0047-259X(03)00096-4
     """
-    returns = _history("ledoit_wolf", returns)
+    returns = check_history("ledoit_wolf", "returns", returns)
     try:
         from sklearn.covariance import ledoit_wolf as estimate
     except ModuleNotFoundError as error:
@@ -90,8 +88,8 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
         Covariance ``(A, A)``.
 
     Raises:
-        TypeError: if ``returns`` is not a floating tensor or ``decay`` not a number.
-        ValueError: if ``returns`` is not finite or not of that shape, or ``decay`` not in (0, 1).
+        TypeError, ValueError: unless ``returns`` is a finite floating tensor of that shape, and
+            ``decay`` a number in (0, 1).
 
     Example:
         >>> calm_then_wild = torch.tensor([[0.1], [-0.1], [2.0], [-2.0]])
@@ -102,7 +100,7 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
         J. P. Morgan, Reuters (1996), RiskMetrics Technical Document, section 5.2, which assumes a zero
         mean; pandas computes the formula above as ``ewm(alpha=1 - decay).cov()``.
     """
-    returns = _history("exponential", returns)
+    returns = check_history("exponential", "returns", returns)
     if not check_number("exponential", "decay", decay, minimum=0.0, strict=True) < 1.0:
         raise ValueError(
             f"exponential: decay must be in (0, 1), got {decay!r}; use sample for equal weights"
@@ -114,11 +112,12 @@ def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:
     return (centered * weights[:, None]).mT @ centered / (1 - weights.square().sum())
 
 
-def _history(where: str, returns: Tensor) -> Tensor:
-    returns = check_tensor(where, "returns", returns)
+def check_history(where: str, name: str, returns: Tensor) -> Tensor:
+    """Raise unless returns are a finite floating tensor of at least two days and one asset."""
+    returns = check_tensor(where, name, returns)
     if returns.ndim != 2 or len(returns) < 2 or returns.shape[1] < 1:
         raise ValueError(
-            f"{where}: returns must have shape (days, assets) with at least 2 days and 1 asset, got "
+            f"{where}: {name} must have shape (days, assets) with at least 2 days and 1 asset, got "
             f"{tuple(returns.shape)}"
         )
     return returns

@@ -31,7 +31,7 @@ def log_returns(prices: Prices | Tensor) -> Tensor:
         >>> log_returns(torch.tensor([[1.0], [2.0], [1.0]])).squeeze().tolist()
         [0.693..., -0.693...]
     """
-    prices = _check_table(prices, "log_returns", "prices", "(T, A)", 2, "at least 2 days")
+    prices = _check_table("log_returns", prices, 2, "at least 2 days")
     return prices.log().diff(dim=0)
 
 
@@ -63,17 +63,14 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     """
     if span < 2:
         raise ValueError(f"features: expected a span of at least 2 days, got {span}")
-    returns = _check_table(
-        returns, "features", "returns", "(L + span - 1, A)", span, f"at least span = {span} rows"
-    )
+    remedy = f"at least span = {span} rows"
+    returns = _check_table("features", returns, span, remedy, "returns", "(L + span - 1, A)")
     trailing = _sliding(returns, span)  # (L, span, A)
-    momentum = trailing.sum(dim=1)
-    variance = trailing.var(dim=1)
+    momentum, variance = trailing.sum(dim=1), trailing.var(dim=1)
     # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite derivative would
     # otherwise reach the gradient as inf * 0 = nan from the unselected branch.
     positive = variance > 0
-    root = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
-    volatility = torch.where(positive, root, torch.zeros_like(root))
+    volatility = torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
     return torch.stack([returns[span - 1 :], momentum, volatility])
 
 
@@ -100,9 +97,7 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
     if lookback < 1:
         raise ValueError(f"windows: expected a lookback of at least 1 day, got {lookback}")
     need = span + lookback
-    prices = _check_table(
-        prices, "windows", "prices", "(T, A)", need, f"at least span + lookback = {need} days"
-    )
+    prices = _check_table("windows", prices, need, f"at least span + lookback = {need} days")
     channels = features(log_returns(prices), span)
     stack = _sliding(channels.transpose(0, 1), lookback).transpose(1, 2)
     last_days = torch.arange(need - 1, prices.shape[0], device=prices.device)
@@ -132,9 +127,7 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
     """
     if horizon < 1:
         raise ValueError(f"forward_returns: expected a horizon of at least 1 day, got {horizon}")
-    prices = _check_table(
-        prices, "forward_returns", "prices", "(T, A)", 1 + horizon, f"more than {horizon} days"
-    )
+    prices = _check_table("forward_returns", prices, 1 + horizon, f"more than {horizon} days")
     last = prices.shape[0] - 1 - horizon
     if days.numel() and not 0 <= int(days.min()) <= int(days.max()) <= last:
         raise ValueError(
@@ -152,19 +145,23 @@ def _sliding(rows: Tensor, length: int) -> Tensor:
 
 
 def _check_table(
-    table: Prices | Tensor, function: str, argument: str, shape: str, need: int, remedy: str
+    where: str,
+    table: Prices | Tensor,
+    need: int,
+    remedy: str,
+    name: str = "prices",
+    shape: str = "(T, A)",
 ) -> Tensor:
-    """Check and return ``table`` as a floating tensor of two dimensions and at least ``need`` rows."""
+    """A table as a tensor; raises unless it is floating, two-dimensional and has ``need`` rows."""
     if isinstance(table, Prices):
         table = torch.as_tensor(table.values)
     if table.ndim != 2 or not table.is_floating_point():
         raise ValueError(
-            f"{function}: expected {argument} as a floating tensor of shape {shape}, "
-            f"got {table.dtype} of shape {tuple(table.shape)}"
+            f"{where}: expected {name} as a floating tensor of shape {shape}, got {table.dtype} of "
+            f"shape {tuple(table.shape)}"
         )
     if table.shape[0] < need:
         raise ValueError(
-            f"{function}: the history is too short: expected {argument} of {remedy}, "
-            f"got {table.shape[0]}"
+            f"{where}: the history is too short: expected {name} of {remedy}, got {table.shape[0]}"
         )
     return table

@@ -129,7 +129,7 @@ def reached(free: Tensor, lookback: int) -> Tensor:
 
 
 def _check_free(where: str, free: Tensor, num_assets: int | None = None) -> Tensor:
-    """Check a mask of shocks and return a copy."""
+    """A copy of a mask of shocks; raises unless it is one."""
     if not isinstance(free, Tensor) or free.dtype is not torch.bool:
         got = free.dtype if isinstance(free, Tensor) else type(free).__name__
         raise TypeError(f"{where}: free must be a bool tensor (True = free), got {got}")

@@ -12,8 +12,8 @@ import datetime
 import gzip
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -131,9 +131,8 @@ def sp500() -> Prices:
     for folder in spec.submodule_search_locations or []:
         path = Path(folder) / "datasets" / "data" / "sp500_dataset.csv.gz"
         if path.is_file():
-            prices = read_csv(path)
             source = "20 stocks of the S&P 500, adjusted closing prices in US dollars, from skfolio"
-            return Prices(prices.values, prices.dates, prices.assets, source)
+            return replace(read_csv(path), source=source)
     raise FileNotFoundError(
         f"sp500: {spec.name} has no file datasets/data/sp500_dataset.csv.gz; {remedy}"
     )
@@ -163,9 +162,7 @@ def read_csv(path: str | Path) -> Prices:
         array([[2063.7,   70.4],
                [2042.5,   72.7]])
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"read_csv: no such file: {path}")
+    path = _check_file("read_csv", path)
     return _check_rows(path, _rows(path))
 
 
@@ -188,9 +185,7 @@ def read_parquet(path: str | Path) -> Prices:
         >>> read_parquet("mine.parquet")  # doctest: +SKIP
         Prices(...)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"read_parquet: no such file: {path}")
+    path = _check_file("read_parquet", path)
     try:
         from pyarrow import ArrowException, parquet, types
     except ImportError as error:
@@ -211,9 +206,14 @@ def read_parquet(path: str | Path) -> Prices:
     return _check_rows(path, enumerate([names, *dated], start=1))
 
 
-def _check_rows(path: Path, numbered: Iterable[tuple[int, list[str]]]) -> Prices:
+def _check_file(where: str, path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{where}: no such file: {path}")
+    return Path(path)
+
+
+def _check_rows(path: Path, numbered: Iterator[tuple[int, list[str]]]) -> Prices:
     """Check rows of text, the header first, each with its line number."""
-    numbered = iter(numbered)
     _, header = next(numbered, (0, []))
     assets = _assets(path, header)
     dates: list[datetime.date] = []

@@ -31,7 +31,7 @@ from funcexplain.markets.starts import bootstrap as bootstrap
 from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
-from funcexplain.problems.checks import check_like, check_tensor
+from funcexplain.problems.checks import check_callable, check_like, check_shape, check_tensor
 from funcexplain.problems.coordinates import reparametrize
 from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
@@ -123,11 +123,8 @@ def scenario(
             "those of several windows: fe.vmap(problem, x0=..., reference=..., returns=...)"
         )
     cov = check_like("scenario", "cov", cov, returns, "returns")
-    if cov.shape != 2 * returns.shape[1:]:
-        raise ValueError(
-            f"scenario: cov must have shape {tuple(2 * returns.shape[1:])}, one row and column for each "
-            f"asset of returns, got {tuple(cov.shape)}"
-        )
+    meaning = "one row and column for each asset of returns"
+    check_shape("scenario", "cov", cov, 2 * returns.shape[1:], meaning)
     factor = factors(cov, free)
     if len(factor) not in (1, len(returns)):
         raise ValueError(
@@ -139,9 +136,9 @@ def scenario(
             "scenario: features and inverse must be given together, got one of them; inverse=lambda "
             "window, returns: returns starts the search at the returns themselves"
         )
-    for name, function in (("features", features), ("inverse", inverse)):
-        if function is not None and not callable(function):
-            raise TypeError(f"scenario: {name} must be callable, got {type(function).__name__}")
+    if features is not None:
+        check_callable("scenario", "features", features)
+        check_callable("scenario", "inverse", inverse)
 
     def transform(problem: Problem) -> Problem:
         reference = check_problem("scenario", problem).args["reference"]
@@ -240,11 +237,7 @@ def _check_base(problem: Problem, returns: Tensor, compute: Features) -> None:
         )
     reference = problem.args["reference"]
     found = check_like("scenario", "features(returns)", compute(returns), reference, "x0")
-    if found.shape != reference.shape:
-        raise ValueError(
-            f"scenario: features must return the shape of x0 {tuple(reference.shape)}, got "
-            f"{tuple(found.shape)}"
-        )
+    check_shape("scenario", "features(returns)", found, reference.shape, "that of x0")
     # Half of the digits, relative to the size of each channel: tolerates rounding, but not another day.
     tolerance = torch.finfo(reference.dtype).eps ** 0.5 * reference.abs().amax((-2, -1), keepdim=True)
     wrong = (found - reference).abs() > tolerance

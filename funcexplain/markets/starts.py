@@ -46,8 +46,7 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
         The nearest windows; ties in the order of the stack, windows without finite weights last.
 
     Raises:
-        TypeError: for another type or dtype; see ``fe.problem``.
-        ValueError: if shapes do not fit, or there are fewer than ``k`` windows.
+        TypeError, ValueError: as in ``fe.problem``, or if there are fewer than ``k`` windows.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
@@ -73,12 +72,9 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
 
 def weights_at(question: Problem, windows: Tensor) -> Tensor:
     """The network's weights ``(N, A)`` at windows ``(N, C, L, A)``, without gradients."""
-
-    def weights(x: Tensor) -> Tensor:
-        return question.objective(x, question.args)[1]
-
     with torch.no_grad():
-        return torch.func.vmap(weights, chunk_size=_CHUNK)(windows)
+        objective = torch.func.vmap(question.objective, (0, None), chunk_size=_CHUNK)
+        return objective(windows, question.args)[1]
 
 
 def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.markets import covariances
-from funcexplain.problems.checks import check_count, check_covariance, check_like, check_tensor
+from funcexplain.problems.checks import check_count, check_covariance, check_like, check_shape
 from funcexplain.problems.penalties import Penalty
 
 _SINGULAR = 1e-12  # eigenvalues of a correlation matrix below this are rounding
@@ -33,15 +33,10 @@ class Whitening(NamedTuple):
 
 
 def whitening(mean: Tensor, cov: Tensor) -> Whitening:
-    """Factor a covariance, singular or not.
+    """Factor a positive semidefinite covariance ``(A, A)``.
 
-    Args:
-        mean: ``(A,)``.
-        cov: ``(A, A)``, positive semidefinite.
-
-    Returns:
-        The factors. The rank does not depend on the units of single assets: it is that of the
-        correlation matrix, without eigenvalues below ``1e-12``.
+    The rank does not depend on the units of single assets: it is that of the correlation matrix, without
+    eigenvalues below ``1e-12``.
 
     Example:
         >>> duplicate = torch.tensor([[4.0, 4.0], [4.0, 4.0]])
@@ -61,14 +56,9 @@ def whitening(mean: Tensor, cov: Tensor) -> Whitening:
 def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
     """Squared Mahalanobis distance of days from the mean, per dimension: ``|whiten' (r - m)|^2 / rank``.
 
-    Args:
-        returns: of the days, ``(..., A)``.
-        usual: mean and covariance, of the same dtype.
-
-    Returns:
-        Turbulence ``(...)``. Infinite for a day that moves, by more than ``1e-4`` of its size in sigmas
-        (or of one sigma), in a direction in which the history never moves: the limit of an ever
-        smaller variance.
+    It is infinite for a day that moves, by more than ``1e-4`` of its size in sigmas (or of one sigma), in a
+    direction in which the history never moves: the limit of an ever smaller variance. Maps ``(..., A)``
+    to ``(...)``.
 
     Example:
         >>> usual = whitening(torch.zeros(2), torch.ones(2, 2))
@@ -171,23 +161,14 @@ def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) 
 
 def _checked_whitening(where: str, history: Tensor, cov: Tensor | None) -> Whitening:
     """The whitening of a user's history and covariance."""
-    history = check_tensor(where, "history", history)
-    if history.ndim != 2 or len(history) < 2:
-        raise ValueError(
-            f"{where}: history must have shape (days, assets) with at least 2 days, got "
-            f"{tuple(history.shape)}"
-        )
+    history = covariances.check_history(where, "history", history)
     days, assets = history.shape
     if cov is None:
         if days <= assets:
             raise _singular(where)
         return whitening(history.mean(0), covariances.sample(history.double()))
     cov = check_like(where, "cov", cov, history, "history")
-    if cov.shape != (assets, assets):
-        raise ValueError(
-            f"{where}: cov must have shape {(assets, assets)}, one row and column for each "
-            f"asset of history, got {tuple(cov.shape)}"
-        )
+    check_shape(where, "cov", cov, (assets, assets), "one row and column for each asset of history")
     return whitening(history.mean(0), check_covariance(where, cov))
 
 

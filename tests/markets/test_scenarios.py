@@ -369,7 +369,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "features' shape": (
         lambda: ask(features=lambda r: r, inverse=invert),
         ValueError,
-        "scenario: features must return the shape of x0 (3, 8, 4), got (12, 4)",
+        "scenario: features(returns) must have shape (3, 8, 4), that of x0, got (12, 4)",
     ),
     "units": (
         lambda: ask(fe.standardize(0.0, 0.02)(question(LONG))),

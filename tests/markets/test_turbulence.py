@@ -129,7 +129,7 @@ def test_it_follows_the_problem_to_other_dtypes() -> None:
             HISTORY[0],
             None,
             ValueError,
-            "history must have shape (days, assets) with at least 2 days, got",
+            "history must have shape (days, assets) with at least 2 days",
         ),
         (
             HISTORY[:3],
