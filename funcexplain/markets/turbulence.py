@@ -56,9 +56,9 @@ def whitening(mean: Tensor, cov: Tensor) -> Whitening:
 def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
     """Squared Mahalanobis distance of days from the mean, per dimension: ``|whiten' (r - m)|^2 / rank``.
 
-    It is infinite for a day that moves, by more than ``1e-4`` of its size in sigmas (or of one sigma), in a
-    direction in which the history never moves: the limit of an ever smaller variance. Maps ``(..., A)``
-    to ``(...)``.
+    It is infinite for a day that moves, by more than ``1e-4`` of its size in sigmas (or of one sigma),
+    in a direction in which the history never moves: the limit of an ever smaller variance. Maps
+    ``(..., A)`` to ``(...)``.
 
     Example:
         >>> usual = whitening(torch.zeros(2), torch.ones(2, 2))
