@@ -259,8 +259,14 @@ def check_covariance(where: str, value: Any) -> Tensor:
 
 def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
     """Raise unless a target is an allocation of x0's assets."""
+    if isinstance(target, list | tuple | dict):
+        raise TypeError(
+            f"{where}: target must be a torch.Tensor of weights or a target of fe.targets, got "
+            f"{type(target).__name__}; torch.as_tensor converts numbers, fe.targets.all_of joins targets"
+        )
     target = check_like(where, "target", target, x0, "x0")
-    return check_shape(where, "target", target, x0.shape[-1:], "one weight per asset of x0")
+    meaning = f"one weight per asset of x0 {tuple(x0.shape)}, (channels, lookback, assets)"
+    return check_shape(where, "target", target, x0.shape[-1:], meaning)
 
 
 def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:

@@ -11,6 +11,7 @@ them, one chunk at a time.
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, overload
 
 import optree
@@ -219,7 +220,9 @@ def _free_name(wanted: str, names: set[str]) -> str:
 def _copy_stack(problem: Problem, entry: str, stack: Any) -> Any:
     """A checked copy of a stack; its tensors have one more leading dimension than the entry's."""
     if entry not in problem.args:
-        raise ValueError(f"vmap: args hold {sorted(problem.args)}, got a stack for {entry!r}")
+        similar = get_close_matches(entry, problem.args, n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise ValueError(f"vmap: args hold {sorted(problem.args)}, got a stack for {entry!r}{hint}")
     current, tree = optree.tree_flatten(problem.args[entry])
     leaves, other = optree.tree_flatten(stack)
     if other != tree:
