@@ -1,10 +1,10 @@
-"""Rules (see `prepare`) for normalization: contiguous cotangents, explicit batch norm and weight_norm.
+"""Rules (see `prepare`) for normalization: contiguous layouts, explicit batch norm and weight_norm.
 
-torch's CPU kernel for the gradient of instance and batch normalization reads a channels-last cotangent
-as if it were contiguous when the batch has ONE sample of several channels. The gradient is then silently
-wrong by more than its own size, in every precision. Recurrent layers that permute their output send back
-such cotangents, and a question about one window is a batch of one. Group, layer and RMS normalization
-read the layout correctly and need no rule.
+torch's CPU kernel for the gradient of instance and batch normalization misreads memory when the batch
+has ONE sample of several channels, and input and cotangent have different layouts (pytorch issues 62967,
+63224, 175189). The gradient is then silently wrong by more than its own size, in every precision. Layers
+that permute their input or output bring about such layouts, and a question about one window is a batch
+of one. Group, layer and RMS normalization read the layout correctly and need no rule.
 
 Batch normalization with fixed statistics is a scale and a shift of every channel; written explicitly it
 avoids that kernel and its cost.
@@ -47,7 +47,8 @@ class _ContiguousCotangent(torch.autograd.Function):
 
 
 def contiguous_cotangents(module: nn.Module) -> nn.Module:
-    """Make the backward pass of a normalization layer independent of its cotangent's memory layout."""
+    """Make the backward pass of a normalization layer independent of memory layouts."""
+    module.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
     module.register_forward_hook(lambda module, inputs, output: _ContiguousCotangent.apply(output))
     return module
 

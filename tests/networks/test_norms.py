@@ -191,3 +191,62 @@ def test_a_network_with_every_batch_norm_is_a_function() -> None:
     apply, p = fe.functionalize(network)
     (xs,) = draw([(2, 3, 2)], 1)
     assert_close(vmap(apply, (None, 0))(p, xs), network.eval()(xs).detach())
+
+
+# --- gradients do not depend on memory layouts ----------------------------------------------------
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(
+        memory_format=torch.channels_last if t.ndim == 4 else torch.channels_last_3d
+    ),
+    "rows_first": lambda t: (
+        t.permute(2, 3, *range(4, t.ndim), 0, 1)
+        .contiguous()
+        .permute(t.ndim - 2, t.ndim - 1, *range(t.ndim - 2))
+    ),
+    "reversed": lambda t: (
+        t.permute(*reversed(range(t.ndim))).contiguous().permute(*reversed(range(t.ndim)))
+    ),
+}
+KERNELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "instance_2d": (lambda: nn.InstanceNorm2d(CHANNELS, affine=True), (1, CHANNELS, 5, 4)),
+    "instance_3d": (lambda: nn.InstanceNorm3d(CHANNELS), (1, CHANNELS, 2, 3, 4)),
+    "batch_2d_without_statistics": (
+        lambda: nn.BatchNorm2d(CHANNELS, track_running_stats=False),
+        (1, CHANNELS, 5, 4),
+    ),
+    "batch_3d_without_statistics": (
+        lambda: nn.BatchNorm3d(CHANNELS, track_running_stats=False),
+        (1, CHANNELS, 2, 3, 4),
+    ),
+    "batch_2d": (lambda: make_norm("2d"), (1, CHANNELS, 5, 4)),
+}
+
+
+class Laid(nn.Module):
+    """A layer whose input and cotangent have given layouts, between contiguous ones."""
+
+    def __init__(self, norm: nn.Module, before: str, after: str) -> None:
+        super().__init__()
+        self.norm, self.before, self.after = norm, LAYOUTS[before], LAYOUTS[after]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.before(x))
+        # A product's cotangent has the layout of its other factor.
+        factor = torch.linspace(0.5, 1.5, out.numel(), dtype=x.dtype).view(out.shape)
+        return (out.square() * self.after(factor)).flatten(1)
+
+
+@pytest.mark.parametrize("name", params(KERNELS))
+@pytest.mark.parametrize("before", params(LAYOUTS))
+@pytest.mark.parametrize("after", params(LAYOUTS))
+def test_gradients_do_not_depend_on_layouts(name: str, before: str, after: str) -> None:
+    make, shape = KERNELS[name]
+    apply, p = fe.functionalize(Laid(make().double().eval(), before, after))
+    (x,) = draw([shape], 0)
+    x = x[0]
+    assert_gradient(lambda x: apply(p, x).sum(), x, grad(lambda x: apply(p, x).sum())(x))
+    one = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(apply(p, one).sum(), one)
+    assert_gradient(lambda x: apply(p, x).sum(), x, plain)
