@@ -12,6 +12,7 @@ from torch import Tensor
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions.solution import Solution
+from funcexplain.solvers.jacobian import is_out_of_memory
 
 _BATCH_SIZE = 256  # windows in one call of the network
 
@@ -84,13 +85,9 @@ def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
     now = x.flatten()
     while True:
         changed = ((now != reference) & may).nonzero()[:, 0]
-        alone = torch.cat(
-            [x.new_zeros(0)]
-            + [
-                errors(_with_reference(now, reference, part[:, None], x))
-                for part in changed.split(_BATCH_SIZE)
-            ]
-        )
+        parts = [changed[:, None][i : i + _BATCH_SIZE] for i in range(0, len(changed), _BATCH_SIZE)]
+        errors_alone = [errors(_with_reference(now, reference, part, x)) for part in parts]
+        alone = torch.cat([x.new_zeros(0), *errors_alone])
         spare = changed[alone.argsort()][: int((alone <= atol).sum())]
         count = len(spare)
         # By rounding, a window may hit in a batch and miss alone: then it stays as it is.
@@ -116,7 +113,18 @@ def _error_function(question: Problem) -> Callable[[Tensor], Tensor]:
         _, (_, weights) = question.evaluate(x, question.args)
         return question.criterion.error(weights, question.args["target"])
 
-    return torch.func.vmap(error)
+    mapped = torch.func.vmap(error)
+
+    def errors(windows: Tensor) -> Tensor:
+        if len(windows) > 1:
+            try:
+                return mapped(windows)
+            except RuntimeError as failure:  # a network that cannot be mapped: one window at a time
+                if is_out_of_memory(failure):
+                    raise
+        return torch.stack([error(x) for x in windows])
+
+    return errors
 
 
 def _with_reference(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:

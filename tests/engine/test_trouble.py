@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from tests.grids import F64, assert_rows_equal_alone, gentle, x0s
-from tests.helpers import make_problem
+from tests.helpers import make_network, make_problem
 
 
 # Of 20 rows, it is the trial steps that choose a chunk size which meet the error first.
@@ -91,3 +91,26 @@ def test_a_factorization_may_fail_among_the_first_of_many_rows() -> None:
     # The trial steps that choose a chunk size meet the failure first, and must let it pass.
     grid = fe.vmap(make_problem((factored, {})), x0=factored_starts(20, 1))
     assert_rows_equal_alone(grid, gentle, max_steps=2)
+
+
+class Branches(nn.Module):
+    """Branches on a value, which cannot be mapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_network("mlp_tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x if float(x.detach().sum()) > 0 else -x)
+
+
+@pytest.mark.parametrize("method", [fe.adam, fe.sgd, fe.levenberg_marquardt])
+def test_one_question_is_not_mapped(method: Any) -> None:
+    """Neither by any method, nor on the way to the closest answer, nor where it is pruned."""
+    problem = make_problem(Branches())
+    found = fe.solve(problem, method(), max_steps=200, atol=5e-2)
+    assert found.num_steps > 0
+    assert fe.closest(problem, method(), atol=5e-2, max_steps=200, refinements=5).num_steps > 0
+    if found.hit:
+        pruned = fe.prune(found, problem, atol=5e-2)
+        assert pruned.error <= 5e-2
