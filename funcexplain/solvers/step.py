@@ -236,9 +236,10 @@ def decide_in_numbers(
     slope, finite = float(grad_norm), math.isfinite(value)
     # In the tensor's own precision, as for many rows.
     hit = finite and atol is not None and bool(error <= atol)
-    kept = state.kept._replace(value=advance.best)
-    if (finite and (keep == "last" or hit or value < kept.value)) or kept.value.isnan():
+    if (finite and (keep == "last" or hit or value < advance.best)) or advance.best.isnan():
         kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
+    else:
+        kept = state.kept._replace(value=advance.best)
     trend, patient = state.trend, True
     if isinstance(trend, Trend) and patience is not None:
         improved = not value >= trend.minimum - rtol * trend.minimum.abs()
