@@ -180,7 +180,7 @@ ARGUMENTS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("solve", "rtol", NAN, ValueError, "nan"),
     ("solve", "rtol", None, TypeError, "NoneType"),
     ("solve", "method", "adam", TypeError, "str"),
-    ("solve", "method", fe.adam, TypeError, "adam; call it with its settings first"),
+    ("solve", "method", fe.adam, TypeError, "adam; it is called with its settings first"),
     ("solve", "method", torch.optim.Adam, TypeError, "Adam; torch.optim changes tensors in place"),
     ("make_step", "problem", None, TypeError, "NoneType"),
     ("make_step", "atol", "0", TypeError, "str"),

@@ -277,7 +277,7 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
         of_torch = isinstance(pair, torch.optim.Optimizer) or (
             isinstance(pair, type) and issubclass(pair, torch.optim.Optimizer)
         )
-        remedy = "call it with its settings first, as in fe.adam(lr=0.1) or fe.levenberg_marquardt()"
+        remedy = "it is called with its settings first, as in fe.adam(lr=0.1)"
         if isinstance(pair, str):
             remedy = "pass the optimizer itself, as fe.adam(lr=0.1), not its name"
         if of_torch:

@@ -202,8 +202,7 @@ def test_rows_that_end_at_different_steps_take_one_trace(
         max_steps=40,
         atol=0.05,
         keep=keep,
-        patience=patience,
-        rtol=0.05,
+        **({} if patience is None else {"patience": patience, "rtol": 0.05}),
         chunk_size=chunk_size,
     )
     assert traced == [Trace(min(size, chunk_size), 1)]
