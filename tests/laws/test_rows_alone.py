@@ -75,11 +75,12 @@ def test_a_batch_is_a_loop_for_random_grids(data: st.DataObject) -> None:
             other = {"mask": stack > 0, "seed": (9 * stack).long(), "params": {"w": stack}}
             stacks[name] = other.get(name, stack)
         grid = fe.vmap(grid, **stacks)
+    patience: Any = data.draw(st.sampled_from([{}, {"patience": 1, "rtol": 0.2}]))
     found = assert_rows_equal_alone(
         grid,
         gentle,
         atol=data.draw(st.sampled_from([0.0, 0.1, 0.3])),
-        **data.draw(st.sampled_from([{}, {"patience": 1, "rtol": 0.2}])),
+        **patience,
         max_steps=data.draw(st.integers(0, 4)),
         history=data.draw(st.sampled_from([True, 2, False])),
         chunk_size=data.draw(st.sampled_from([None, 1, 2, 3, 5])),
