@@ -7,7 +7,7 @@ operation. Whether they are independent is tried, not assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -65,16 +65,24 @@ def batch(grid: Problem, method: Method, stopping: Stopping, rows: Tensor, how: 
         init=torch.func.vmap(partial(begin, bound), in_dims=(dims,)),
         step=partial(take, bound, bound.backward(objective), advance),
         decode=torch.func.vmap(grid.decode, in_dims=(0, dims)),
-        # A method that cannot be hashed equals no other.
         key=(
             functions,
             grid.criterion,
-            method if isinstance(method, Hashable) else object(),
+            _method_key(method),
             bound.stopping,
             samples,
             tuple(sorted(dims.items())),
         ),
     )
+
+
+def _method_key(method: Method) -> object:
+    """What tells methods apart: themselves; one that cannot be hashed equals no other."""
+    try:
+        hash(method)
+    except TypeError:
+        return object()
+    return method
 
 
 def _batched_objective(grid: Problem, dims: dict[str, int | None], samples: bool) -> Objective:
@@ -122,8 +130,9 @@ def why_not_samples(grid: Problem, rows: Tensor) -> str | None:
     if len(rows) == 1:
         return None  # one window is alone in its batch
     # The rows' own starts; of many rows, some.
-    own = torch.linspace(0, len(rows) - 1, max(3, min(len(rows), _TRIED_ROWS)), device=rows.device)
-    args = take_rows(grid.dims, grid.args, rows[own.long()])
+    count = max(3, min(len(rows), _TRIED_ROWS))
+    own = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device=rows.device).long()
+    args = take_rows(grid.dims, grid.args, rows[own])
     start = torch.func.vmap(grid.start, in_dims=(dims,))(args)
     starts = torch.func.vmap(grid.decode, in_dims=(0, dims))(start, args).nan_to_num()
     # Three that differ even where the starts do not.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,14 +97,8 @@ class LevenbergMarquardt(NamedTuple):
         The best point is kept: a step that fails is taken back to it.
         """
         del gradient
-        objective, measure = make_objective(problem), measure_of(problem)
-        return BoundMethod(
-            problem=problem,
-            init=partial(self._init, problem),
-            evaluate=with_jacobian(objective, measure),
-            backward=partial(with_backward_jacobian, measure=measure),
-            advance=partial(self._advance, problem),
-            stopping=stopping._replace(keep="best"),
+        return bind_jacobian(
+            problem, stopping, partial(self._init, problem), partial(self._advance, problem)
         )
 
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
@@ -227,6 +221,24 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
         )
     mu = check_number("levenberg_marquardt", "damping", damping, minimum=0.0, strict=True)
     return LevenbergMarquardt(residual, mu)
+
+
+def bind_jacobian(
+    problem: Problem,
+    stopping: Stopping,
+    init: Callable[[Tensor, Args], Any],
+    advance: Callable[[State, Args, Evaluation], Advance],
+) -> BoundMethod:
+    """Bind a method that evaluates Jacobians of what the target measures, and keeps its best point."""
+    objective, measure = make_objective(problem), measure_of(problem)
+    return BoundMethod(
+        problem=problem,
+        init=init,
+        evaluate=with_jacobian(objective, measure),
+        backward=partial(with_backward_jacobian, measure=measure),
+        advance=advance,
+        stopping=stopping._replace(keep="best"),
+    )
 
 
 def measure_of(problem: Problem) -> Callable[[Tensor, Args], Tensor]:

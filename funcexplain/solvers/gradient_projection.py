@@ -24,14 +24,12 @@ from funcexplain.solvers.gauss_newton import (
     MINIMUM_SHIFT,
     WIDE,
     Linearization,
+    bind_jacobian,
     linearize,
-    measure_of,
     residual_jacobian,
     residual_of,
     unknown_linearization,
 )
-from funcexplain.solvers.gradient import make_objective
-from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
 from funcexplain.solvers.state import (
     Advance,
     BoundMethod,
@@ -74,15 +72,7 @@ class GradientProjection(NamedTuple):
     ) -> BoundMethod:
         """Return the functions of one row's step: the Jacobian, and a step judged by its distance."""
         del gradient
-        objective, measure = make_objective(problem), measure_of(problem)
-        return BoundMethod(
-            problem=problem,
-            init=partial(_init, problem),
-            evaluate=with_jacobian(objective, measure),
-            backward=partial(with_backward_jacobian, measure=measure),
-            advance=partial(self._advance, problem),
-            stopping=stopping._replace(keep="best"),
-        )
+        return bind_jacobian(problem, stopping, partial(_init, problem), partial(self._advance, problem))
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
         carried: GradientProjectionState = state.optimizer

@@ -19,7 +19,6 @@ from funcexplain.problems.checks import check_count, check_number
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.gradient import (
-    ValueAndGrad,
     is_readable,
     make_objective,
     value_and_grad,
@@ -42,6 +41,7 @@ from funcexplain.solvers.state import (
     Step,
     Stopping,
     Trend,
+    ValueAndGrad,
 )
 
 

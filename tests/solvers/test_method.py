@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
+from funcexplain.engine.batching import batch
 from funcexplain.solvers.gradient import backward_value_and_grad, make_objective, with_gradient
 from funcexplain.solvers.state import (
     Advance,
@@ -103,6 +104,17 @@ def test_own_methods_are_compiled() -> None:
     settings: dict[str, Any] = {"max_steps": 10, "atol": 1e-3}
     compiled = fe.solve(grid, Halving(), compile=True, **settings)
     assert_close(compiled.x, fe.solve(grid, Halving(), compile=False, **settings).x, rtol=1e-8)
+
+
+def test_a_method_that_cannot_be_hashed_shares_no_code() -> None:
+    class Listed(Halving):
+        __hash__ = None  # type: ignore[assignment]
+
+    grid, rows = fe.vmap(make_problem(), x0=x0s(2)), torch.arange(2)
+    method, other = Halving(), Listed()
+    keys = [batch(grid, m, Stopping(0.0), rows, "vmap").key for m in (method, method, other, other)]
+    assert keys[0] == keys[1] != keys[2] != keys[3]
+    hash(keys[2])
 
 
 def test_the_library_has_no_private_door() -> None:
