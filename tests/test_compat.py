@@ -42,7 +42,7 @@ def restated(
     model: nn.Module, target: Tensor, x0: Tensor, n_iter: int, mask: Tensor | None, lr: float
 ) -> tuple[Tensor, list[float]]:
     """The original's loop in plain autograd, on a copy whose normalisation layers are cured."""
-    model = prepare(copy.deepcopy(model), train=True, rules=CURE)
+    model = prepare(copy.deepcopy(model), train=True, rules=CURE).network
     x = x0.clone().requires_grad_()
     free = torch.ones_like(x) if mask is None else mask.to(torch.bool)
     optimizer, hist = torch.optim.Adam([x], lr=lr), []
@@ -202,7 +202,7 @@ def test_equals_deepdow_with_the_cure_where_its_gradients_are_wrong(name: str, m
     n_iter = 100 if name == "KeynesNet_RNN" else 5
     answers = []
     for function, model in (
-        (deepdow_explain, prepare(network, train=True, rules=CURE)),
+        (deepdow_explain, prepare(network, train=True, rules=CURE).network),
         (fe.gradient_wrt_input, network),
     ):
         torch.manual_seed(3)

@@ -63,7 +63,7 @@ def functionalize(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
-    network = prepare(module, train=train, rules=rules)
+    network = prepare(module, train=train, rules=rules).network
     _check_training_mode(network)
 
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import jit, nn
+from torch import Tensor, jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrizations
 
@@ -49,6 +49,32 @@ if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
 
 # The containers that nn.Module itself keeps.
 _CONTAINERS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)}
+
+
+class Slot(NamedTuple):
+    """A place outside of a module's own tables that holds a registered tensor, such as a list's item.
+
+    Attributes:
+        name: of the tensor, as ``named_parameters`` gives it.
+        put: puts another tensor there.
+    """
+
+    name: str
+    put: Callable[[Tensor], None]
+
+
+class Copy(NamedTuple):
+    """A private copy of a network; see `prepare`.
+
+    Attributes:
+        network: the copy, in the mode asked for and with the rules applied.
+        slots: where it also keeps registered tensors.
+        containers: the caller's own mutable containers that were copied.
+    """
+
+    network: nn.Module
+    slots: tuple[Slot, ...] = ()
+    containers: tuple[Any, ...] = ()
 
 
 class _Uncompiled(nn.Module):
@@ -94,7 +120,7 @@ def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
     RULES[module_type] = rule
 
 
-def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = None) -> nn.Module:
+def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = None) -> Copy:
     """Copy a module shallowly, set the copy's mode, and apply rules to its parts (default: `RULES`).
 
     Forward hooks are kept; backward hooks, which torch.func cannot run, are removed.
@@ -122,7 +148,7 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
         for name, value in vars(twin).items():
             if name not in ("_parameters", "_buffers", "_modules"):
                 twin.__dict__[name] = _redirect(value, copies)
-    return network
+    return Copy(network)
 
 
 def _check_supported(part: nn.Module, path: str) -> None:

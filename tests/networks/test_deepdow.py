@@ -326,7 +326,7 @@ def test_known_convex_programs_are_solved_exactly(name: str) -> None:
     from funcexplain.networks.prepare import prepare
 
     network = make(name)
-    kinds = [type(part) for part in prepare(network).modules()]
+    kinds = [type(part) for part in prepare(network).network.modules()]
     assert _ExactLayer in kinds
     assert "CvxpyLayer" not in {kind.__name__ for kind in kinds}
     assert "CvxpyLayer" in {type(part).__name__ for part in network.modules()}

@@ -34,7 +34,7 @@ def registry() -> Iterator[None]:
 def test_the_copy_is_private_and_shares_its_tensors(name: str) -> None:
     network = make_network(name)
     before = snapshot(network)
-    copy = prepare(network, train=False)
+    copy = prepare(network, train=False).network
     shared = {id(p) for p in (*network.parameters(), *network.buffers())}
     assert {id(p) for p in (*copy.parameters(), *copy.buffers())} == shared
     assert not {id(m) for m in network.modules()} & {id(m) for m in copy.modules()}
@@ -47,7 +47,7 @@ def test_the_copy_is_private_and_shares_its_tensors(name: str) -> None:
 
 def test_a_part_used_twice_stays_one_part() -> None:
     part = nn.Linear(2, 2)
-    copy = prepare(nn.ModuleDict({"a": part, "b": nn.Sequential(part)}))
+    copy = prepare(nn.ModuleDict({"a": part, "b": nn.Sequential(part)})).network
     assert copy["a"] is copy["b"][0]  # type: ignore[index]
     assert copy["a"] is not part  # type: ignore[index]
 
@@ -59,10 +59,10 @@ def test_a_rule_follows_the_nearest_base_class(registry: None) -> None:
     fe.register_rule(nn.Module, lambda module: module)
     fe.register_rule(nn.ReLU, lambda module: nn.Tanh())
     network = nn.Sequential(Mine(), nn.Sigmoid())
-    assert [type(part) for part in prepare(network)] == [nn.Tanh, nn.Sigmoid]  # type: ignore[attr-defined]
-    assert [type(part) for part in prepare(network, rules=())] == [Mine, nn.Sigmoid]  # type: ignore[attr-defined]
+    assert [type(part) for part in prepare(network).network] == [nn.Tanh, nn.Sigmoid]  # type: ignore[attr-defined]
+    assert [type(part) for part in prepare(network, rules=()).network] == [Mine, nn.Sigmoid]  # type: ignore[attr-defined]
     chosen = {Mine: lambda module: nn.ELU()}
-    assert [type(part) for part in prepare(network, rules=chosen)] == [nn.ELU, nn.Sigmoid]  # type: ignore[attr-defined]
+    assert [type(part) for part in prepare(network, rules=chosen).network] == [nn.ELU, nn.Sigmoid]  # type: ignore[attr-defined]
 
 
 def test_a_rule_of_the_user_reaches_the_search(registry: None) -> None:
@@ -140,7 +140,7 @@ class DoubledLayer(nn.TransformerEncoderLayer):
 def test_a_subclass_keeps_its_own_forward(layer: nn.Module, shape: tuple[int, ...], copies: int) -> None:
     # A rule that replaces `forward` on the instance would throw away what a subclass made of it.
     inputs = [torch.randn(shape)] * copies
-    found, expected = prepare(layer)(*inputs), layer.eval()(*inputs)
+    found, expected = prepare(layer).network(*inputs), layer.eval()(*inputs)
     if isinstance(layer, nn.MultiheadAttention):
         found, expected = found[0], expected[0]
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
