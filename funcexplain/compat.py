@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from funcexplain.networks.functional import SEED, bound, functionalize
+from funcexplain.networks.functional import functionalize
+from funcexplain.networks.network import SEED, bound
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor, check_shape
 from funcexplain.problems.problem import problem
@@ -101,8 +102,8 @@ def gradient_wrt_input(
     question = problem((apply, params), equal, guess, mask=None if mask is None else mask.bool())
     question = zero_masked(replace(question, args={**question.args, "target": target}))
     hist: list[float] = []
-    with torch.no_grad(), bound(question.apply, question.args["params"]) as prepared:
-        init, step = make_plain_step(replace(question, apply=prepared), adam(lr=lr), Stopping())
+    with torch.no_grad(), bound(question.apply, question.args["params"]):
+        init, step = make_plain_step(question, adam(lr=lr), Stopping())
         state = init(question.args)
         for done in range(0, n_iter, _PRINT_EVERY):
             if verbose:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from funcexplain.networks.functional import SEED, Network
+from funcexplain.networks.network import SEED, Network
 from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.gradient import Scored, where_finite

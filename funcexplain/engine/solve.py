@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from funcexplain.engine.compiled import Compile
 from funcexplain.engine.interrupts import deferred_interrupts, raise_pending
 from funcexplain.engine.progress import Callback, FirstRow, Meter, Reporter
 from funcexplain.engine.rows import Execution, Rows, solve_rows
-from funcexplain.networks.functional import Apply, bound
+from funcexplain.networks.network import Apply, bound
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.criterion import Target
@@ -177,9 +176,8 @@ def _solve_one(problem: Problem, method: Method, stopping: Stopping, execution: 
         raise_pending()
         return int(latest.status) != Status.MAX_STEPS
 
-    with bound(problem.apply, args["params"]) as apply:
-        question = replace(problem, apply=apply)
-        init, step = make_plain_step(question, method, stopping)
+    with bound(problem.apply, args["params"]):
+        init, step = make_plain_step(problem, method, stopping)
         state = init(args)
         try:
             state = iterate(step, state, args, max_steps, ends)

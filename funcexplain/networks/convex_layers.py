@@ -30,10 +30,10 @@ def exact_or_opaque(layer: nn.Module) -> nn.Module:
             "without one; use cvxpylayers 1.0 or newer, or fe.functionalize(network, rules=())"
         )
     allocate = _recognize(context.problem, context.parameters)
-    return _OpaqueLayer(layer) if allocate is None else _ExactLayer(allocate)
+    return _OpaqueLayer(layer) if allocate is None else ExactLayer(allocate)
 
 
-class _ExactLayer(nn.Module):
+class ExactLayer(nn.Module):
     """An exact allocator with the interface of a layer of cvxpylayers."""
 
     def __init__(self, allocate: Allocate) -> None:
@@ -41,6 +41,7 @@ class _ExactLayer(nn.Module):
         self.allocate = allocate
 
     def forward(self, *parameters: Tensor, solver_args: Any = None) -> tuple[Tensor]:
+        """Solve the programs exactly."""
         del solver_args  # exact: there is no tolerance
         return (self.allocate(*parameters),)
 

@@ -70,11 +70,13 @@ class Copy(NamedTuple):
         network: the copy, in the mode asked for and with the rules applied.
         slots: where it also keeps registered tensors.
         containers: the caller's own mutable containers that were copied.
+        customized: whether a rule that is not the package's own changed a part.
     """
 
     network: nn.Module
     slots: tuple[Slot, ...] = ()
     containers: tuple[Any, ...] = ()
+    customized: bool = False
 
 
 class _Uncompiled(nn.Module):

@@ -18,7 +18,8 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.functional import SEED
+from funcexplain.networks.network import SEED
+from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
 from funcexplain.problems.encoding import check_loss, encode_targets
@@ -89,6 +90,9 @@ def vmap(
     if name in names:
         raise ValueError(f"vmap: name must differ from those of other row dimensions, got {name!r}")
     copies = {entry: _copy_stack(problem, entry, stack) for entry, stack in stacks.items()}
+    if "params" in stacks:
+        x0 = problem.args["x0"]
+        verify(problem.apply, stacks["params"], x0.reshape(-1, *x0.shape[-3:])[0], stacked=True)
     sizes = {entry: len(next(iter(optree.tree_leaves(stack)))) for entry, stack in copies.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(

@@ -19,7 +19,9 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from funcexplain.networks.functional import Apply, functionalize, set_seed
+from funcexplain.networks.functional import functionalize
+from funcexplain.networks.network import Apply, set_seed
+from funcexplain.networks.verify import verify
 from funcexplain.problems import checks, losses
 from funcexplain.problems.criterion import EXACT, Criterion, Target
 from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
@@ -246,6 +248,8 @@ def problem(
         "mask": mask,
         "seed": torch.tensor(checks.check_count("problem", "seed", seed), device=x0.device),
     }
+    # The caller's own dict of parameters, which may be known; args hold copies.
+    verify(apply, network[1] if isinstance(network, tuple) else params, x0)
     names, criterion = checks.check_assets(assets, x0), EXACT
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, names)

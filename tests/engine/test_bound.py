@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.networks.functional import Network, bound
+from funcexplain.networks.network import Network, bound
 from funcexplain.solvers.gradient import backward_value_and_grad
 from funcexplain.solvers.state import State
 from tests.grids import models, x0s
@@ -96,29 +96,29 @@ def test_binding_puts_the_given_parameters_in() -> None:
     apply, p = fe.functionalize(make_network("mlp_tanh"))
     x, other = make_x0(), {name: 2 * tensor for name, tensor in p.items()}
     expected = apply(other, x)
-    with bound(apply, other) as prepared:
-        assert_same(prepared(p, x), expected)  # what it is given is not looked at
-        assert_same(prepared.samples(p, x[None])[0], expected)  # type: ignore[attr-defined]
+    assert isinstance(apply, Network)
+    with bound(apply, other):
+        assert_same(apply.module(x[None])[0], expected)
         assert_same(apply(p, x), make_network("mlp_tanh").eval()(x[None])[0].detach())
-        assert_same(prepared(other, x), expected)
+        assert_same(apply.module(x[None])[0], expected)
+        assert_same(apply(other, x), expected)
     assert_same(apply(other, x), expected)
-    function = torch.mul
-    with bound(function, {}) as prepared:
-        assert prepared is function
+    with bound(torch.mul, {}):
+        pass
 
 
 def test_parameters_are_taken_out_again_after_an_error() -> None:
     network = make_network("mlp_tanh")
     apply, p = fe.functionalize(network)
     assert isinstance(apply, Network)
-    own = {name: id(parameter) for name, parameter in apply._module.named_parameters()}
+    own = {name: id(parameter) for name, parameter in apply.module.named_parameters()}
 
     def fails(state: State, info: fe.Info) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fe.solve(make_problem((apply, p)), callback=fails)
-    assert {name: id(parameter) for name, parameter in apply._module.named_parameters()} == own
+    assert {name: id(parameter) for name, parameter in apply.module.named_parameters()} == own
 
 
 @pytest.mark.parametrize("inner", ["same", "other_params", "grid", "ensemble", "objective"])

@@ -322,11 +322,11 @@ def test_a_convex_layer_that_does_not_say_its_program_is_refused() -> None:
     "name", ["BachelierNet", "sparsemax", "softmax_capped", "risk_budgeting", "ThorpNet"]
 )
 def test_known_convex_programs_are_solved_exactly(name: str) -> None:
-    from funcexplain.networks.convex_layers import _ExactLayer
+    from funcexplain.networks.convex_layers import ExactLayer
     from funcexplain.networks.prepare import prepare
 
     network = make(name)
     kinds = [type(part) for part in prepare(network).network.modules()]
-    assert _ExactLayer in kinds
+    assert ExactLayer in kinds
     assert "CvxpyLayer" not in {kind.__name__ for kind in kinds}
     assert "CvxpyLayer" in {type(part).__name__ for part in network.modules()}

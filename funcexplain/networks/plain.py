@@ -1,0 +1,148 @@
+"""A plain call of the caller's own module, after which everything that it holds is as it was."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import CellType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def call_in_eval_mode(module: nn.Module, containers: Sequence[Any], windows: Tensor) -> Any:
+    """The module's own output in eval mode.
+
+    Its attributes, tables, buffers and modes are put back afterwards, also what its own ``train`` and
+    ``eval`` do to parameters, and what hooks write to.
+
+    Args:
+        module: the caller's module.
+        containers: mutable containers that it refers to, to be put back, too.
+        windows: ``(N, C, L, A)``.
+    """
+    parts = list(module.modules())
+    with ExitStack() as stack:
+        compiled = any(type(part).__name__ == "OptimizedModule" for part in parts)
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for part in parts:
+            stack.enter_context(_kept_part(part))
+        for container in containers:
+            stack.callback(_put_back, container, _contents(container))
+        if any(_sets_mode_itself(part) for part in parts):
+            for parameter in module.parameters():
+                stack.enter_context(_kept_tensor(parameter))
+            module.eval()
+        else:
+            for part in parts:
+                if part.training:
+                    part.training = False
+        return module(windows.clone())
+
+
+def _sets_mode_itself(part: nn.Module) -> bool:
+    kind = type(part)
+    return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+
+
+@contextmanager
+def _kept_part(part: nn.Module) -> Iterator[None]:
+    """Put a module's attributes, tables and buffers back."""
+    if isinstance(part, torch.jit.ScriptModule):
+        was = part.training
+        yield
+        part.train(was)
+        return
+    with ExitStack() as stack:
+        attributes = vars(part)
+        stack.callback(_put_back, attributes, dict(attributes))
+        for value in attributes.values():
+            if isinstance(value, dict | list | set | deque):
+                stack.callback(_put_back, value, _contents(value))
+            elif isinstance(value, torch.Generator):
+                stack.callback(value.set_state, value.get_state())
+            elif isinstance(value, np.random.Generator):
+                stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+        for buffer in part._buffers.values():
+            if buffer is not None and buffer.layout is torch.strided:
+                stack.enter_context(_kept_tensor(buffer))
+        yield
+
+
+@contextmanager
+def _kept_tensor(tensor: Tensor) -> Iterator[None]:
+    """Put a tensor's memory, values and version back."""
+    alias, values, wants = tensor.data, tensor.detach().clone(), tensor.requires_grad
+    with torch.autograd._unsafe_preserve_version_counter(tensor):
+        yield
+        with torch.no_grad():
+            if not torch.equal(alias, values):
+                alias.copy_(values)
+            if tensor.data_ptr() != alias.data_ptr():
+                tensor.data = alias
+    tensor.requires_grad_(wants)
+
+
+def _contents(container: Any) -> Any:
+    """A shallow copy of what a container holds, by the container's base type."""
+    for kind in (dict, list, set, deque):
+        if isinstance(container, kind):
+            return kind(kind.__iter__(container)) if kind is not dict else dict.copy(container)
+    if isinstance(container, CellType):
+        return container.cell_contents
+    return dict(vars(container))
+
+
+def _put_back(container: Any, contents: Any) -> None:
+    if isinstance(container, CellType):
+        container.cell_contents = contents
+    elif isinstance(container, list):
+        list.__setitem__(container, slice(None), contents)
+    elif isinstance(container, dict | set | deque):
+        kind: Any = next(k for k in (dict, set, deque) if isinstance(container, k))
+        kind.clear(container)
+        (kind.extend if kind is deque else kind.update)(container, contents)
+    else:
+        _put_back(vars(container), contents)
+
+
+class Generators:
+    """Context that puts the states of all global random generators back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.state = device, self._read(device)
+
+    def rewind(self) -> None:
+        """Put the states back now."""
+        torch.set_rng_state(self.state[0])
+        np.random.set_state(self.state[1])  # noqa: NPY002 (a network may use it)
+        random.setstate(self.state[2])
+        if self.state[3] is not None:
+            torch.cuda.set_rng_state(self.state[3], self.device)
+
+    def have_moved(self) -> bool:
+        """Whether a number was drawn."""
+        now = self._read(self.device)
+        pairs = ((self.state[0], now[0]), (self.state[3], now[3]))
+        if not all(a is b or torch.equal(a, b) for a, b in pairs):
+            return True
+        (_, before, *others_before), (_, after, *others) = self.state[1], now[1]
+        by_numpy = not np.array_equal(before, after) or others_before != others
+        return by_numpy or self.state[2] != now[2]
+
+    def __enter__(self) -> Generators:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.rewind()
+
+    @staticmethod
+    def _read(device: torch.device) -> tuple[Any, ...]:
+        on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        of_numpy = np.random.get_state()  # noqa: NPY002
+        return torch.get_rng_state(), of_numpy, random.getstate(), on_gpu

@@ -1,0 +1,234 @@
+"""Hold a private copy against the caller's own network, called plainly, before it is believed.
+
+No list of rules covers all that a network may do: layers kept where a copy does not find them, hooks
+that fill a dict of the caller's, settings that a stack of models ignores. One forward pass of both at
+one window shows all of these.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from funcexplain.networks.convex_layers import ExactLayer
+from funcexplain.networks.network import Apply, Network, Params
+from funcexplain.networks.noise import normal
+from funcexplain.networks.plain import Generators, call_in_eval_mode
+
+# An exact allocator and the convex solver that it replaces differ by up to 0.008 in a weight.
+_SOLVER_ATOL = 0.05
+_CAUSES = (
+    "usual causes are layers, parameters or features kept where named_modules() does not list them (in "
+    "a closure, a global, a tuple, an object of your own), settings that differ between stacked models, "
+    "and caches; register layers as attributes, give all models the same settings, or pass a pure "
+    "function as (apply, params)"
+)
+
+
+class Source(NamedTuple):
+    """The module that a copy was made from.
+
+    Attributes:
+        module: the caller's own module; nothing of it changes.
+        containers: mutable containers that it refers to.
+        marks: of each parameter and buffer, what changes when it is written to.
+    """
+
+    module: nn.Module
+    containers: tuple[Any, ...]
+    marks: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, containers: tuple[Any, ...]) -> Source:
+        """The source that a module is now."""
+        return cls(module, containers, _marks(module))
+
+    def verify(self, apply: Network, params: Params, x: Tensor) -> None:
+        """Raise unless the copy holds the weights that the module holds in eval mode.
+
+        One forward pass of each, at a window close to ``x``: at ``x`` itself, features that a hook has
+        kept from an earlier call may be right by chance. Neither a module that was trained since nor a
+        copy that fails, as the search will, is compared.
+
+        Args:
+            apply: the copy.
+            params: its parameters, those of the module.
+            x: window ``(C, L, A)``.
+        """
+        if _marks(self.module) != self.marks:
+            return
+        failure: Exception | None = None
+        for window in (_nearby(x)[None], x[None]):
+            with Generators(x.device) as generators, torch.enable_grad():
+                try:
+                    copied = apply.samples(params, window)
+                except Exception:
+                    continue
+                generators.rewind()
+                try:
+                    plain = call_in_eval_mode(*self[:2], window)
+                    drew, agrees, repeats = generators.have_moved(), _agree(apply, copied, plain), True
+                    if drew or not agrees:
+                        repeats = _agree(apply, call_in_eval_mode(*self[:2], window), plain)
+                except Exception as error:
+                    failure = error
+                    continue
+            apply.draws = apply.draws or not repeats
+            # Both drew the same noise, unless it is from a generator of their own.
+            if not agrees and (drew or repeats):
+                self._refuse(copied, plain)
+            return
+        if failure is not None:
+            raise ValueError(
+                f"functionalize: {type(self.module).__name__} in eval mode must accept the window, as "
+                f"its private copy does, got {type(failure).__name__}: {failure}"
+            ) from failure
+
+    def _refuse(self, copied: Tensor, plain: Any) -> None:
+        found = f"weights of shape {tuple(copied.shape)} and {getattr(plain, 'shape', type(plain))}"
+        if isinstance(plain, Tensor) and plain.shape == copied.shape:
+            found = f"weights that differ by {float((copied - plain).abs().max()):.2g}"
+        raise ValueError(
+            f"functionalize: {type(self.module).__name__} in eval mode and its private copy with the "
+            f"same parameters must hold the same weights, got {found} at one window; {_CAUSES}"
+        )
+
+
+class Origin(NamedTuple):
+    """Where parameters come from: the tensors, the modules, and the copy that was made with them."""
+
+    tensors: tuple[Callable[[], Tensor | None], ...]
+    sources: tuple[Source, ...]
+    apply: Callable[[], Network | None]
+
+
+_ORIGINS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remember(params: dict[str, Tensor], sources: Sequence[Source], apply: Network) -> None:
+    """Remember where parameters come from, for as long as they exist."""
+    if params:
+        tensors = tuple(weakref.ref(tensor) for tensor in params.values())
+        first = next(iter(params.values()))
+        _ORIGINS[first] = Origin(tensors, tuple(sources), weakref.ref(apply))
+
+
+def origin_of(params: Params) -> Origin | None:
+    """Where parameters come from, or None if that is unknown or one of them was replaced."""
+    if not isinstance(params, dict) or not params:
+        return None
+    tensors = list(params.values())
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return None
+    origin: Origin | None = _ORIGINS.get(tensors[0])
+    known = origin is not None and len(origin.tensors) == len(tensors)
+    if known and all(ref() is tensor for ref, tensor in zip(origin.tensors, tensors, strict=True)):
+        return origin
+    return None
+
+
+def verify(apply: Apply, params: Params, x: Tensor, *, stacked: bool = False) -> None:
+    """Raise unless a network with these parameters holds the weights of the modules they come from.
+
+    Args:
+        apply: the network; functions that are not from `functionalize` are the caller's own.
+        params: its parameters; stacked, those of several models.
+        x: window ``(C, L, A)``.
+        stacked: whether every tensor leads with a dimension of models.
+    """
+    if not isinstance(apply, Network):
+        return
+    apply.verify(x)
+    origin = origin_of(params)
+    if origin is not None and not stacked and origin.apply() is apply:
+        return
+    models = [params]
+    if stacked:
+        count = len(next(iter(params.values()))) if params else 0
+        models = [{name: t[index] for name, t in params.items()} for index in range(count)]
+    verify_models(apply, models, () if origin is None else origin.sources, x)
+
+
+def verify_models(
+    apply: Network, models: Sequence[Params], sources: Sequence[Source], x: Tensor
+) -> None:
+    """Raise unless one copy, with the parameters of several models, holds the weights of each.
+
+    Args:
+        apply: the copy.
+        models: parameters.
+        sources: the modules that they come from, if that is known.
+        x: window ``(C, L, A)``.
+    """
+    if models:
+        _check_binding(apply, models[0], x)
+    if len(sources) == len(models):
+        for source, model in zip(sources, models, strict=True):
+            source.verify(apply, model, x)
+
+
+def _check_binding(apply: Network, params: Params, x: Tensor) -> None:
+    """Raise if a forward pass uses the module's own tensors in place of other parameters."""
+    given = {_storage(tensor) for tensor in params.values()}
+    own = {_storage(tensor): name for name, tensor in apply.own.items()}
+    with Generators(x.device), _Uses({at: own[at] for at in own.keys() - given}) as uses:
+        try:
+            apply.samples(params, x[None])
+        except Exception:
+            return  # the search meets it again
+    if uses.found:
+        raise ValueError(
+            "functionalize: the network must use the parameters that it is given, but it uses its own "
+            f"{sorted(uses.found)} wherever it keeps them; {_CAUSES}"
+        )
+
+
+class _Uses(TorchDispatchMode):
+    """Finds the operations that use tensors with some storages."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names, self.found = names, set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and note what it uses."""
+        for value in (*args, *(kwargs or {}).values()):
+            for t in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(t, Tensor) and (name := self.names.get(_storage(t))):
+                    self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _marks(module: nn.Module) -> tuple[Any, ...]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return tuple(
+        (name, id(t), _storage(t), 0 if t.is_inference() else t._version) for name, t in tensors
+    )
+
+
+def _storage(t: Tensor) -> int:
+    """Where a tensor's numbers are; 0 if that cannot be known."""
+    return t.untyped_storage().data_ptr() if t.layout is torch.strided else 0
+
+
+def _nearby(x: Tensor) -> Tensor:
+    """A window close to another, with the same signs."""
+    noise = 0.01 * normal(torch.zeros((), dtype=torch.int64, device=x.device), x.shape, x.dtype)
+    return torch.where(x == 0.0, noise.abs(), x * (1.0 + noise))
+
+
+def _agree(apply: Network, a: Any, b: Any) -> bool:
+    """Whether weights are equal but for rounding."""
+    if not isinstance(b, Tensor) or a.shape != b.shape or not b.is_floating_point():
+        return False
+    exact = any(isinstance(part, ExactLayer) for part in apply.module.modules())
+    rtol = 3.0 * max(torch.finfo(t.dtype).eps for t in (a, b)) ** 0.5
+    scale = float(b.detach().nan_to_num().abs().max()) if b.numel() else 0.0
+    atol = rtol * scale + (_SOLVER_ATOL if exact else 0.0)
+    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol, equal_nan=True)
