@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from funcexplain.networks.network import SEED, Apply, Network
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
+from funcexplain.networks.stand_ins import replacement_of
 from funcexplain.networks.verify import Source, remember, verify_models
 
 
@@ -156,7 +157,7 @@ def _check_training_mode(network: nn.Module) -> None:
                 "mix the rows of a batch and move its running statistics in training mode; use "
                 "train=False, or give it track_running_stats=False"
             )
-        inside = part.modules() if isinstance(part, Opaque) else ()
+        inside = part.modules() if isinstance(replacement_of(part), Opaque) else ()
         drops = [p for p in inside if isinstance(p, _DropoutNd) and p.training and p.p > 0]
         if drops:
             raise ValueError(

@@ -36,6 +36,8 @@ from funcexplain.networks.folding import (
     unfold,
 )
 
+_STATISTICS = ("running_mean", "running_var")
+
 
 def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> nn.Module:
     """Make a batched function work under torch.func, whatever operations it uses.
@@ -128,7 +130,11 @@ class Opaque(nn.Module):
             nonlocal single
             inputs = {**fixed, **dict(zip(tracked, operands, strict=False))}
             ordered = tuple(inputs[i] for i in sorted(inputs))
-            own = dict(zip(names, operands[len(tracked) :], strict=True))
+            own = {
+                # torch refuses running statistics that require a gradient.
+                name: t.detach() if name.endswith(_STATISTICS) else t
+                for name, t in zip(names, operands[len(tracked) :], strict=True)
+            }
             out = functional_call(fn, own, ordered) if isinstance(fn, nn.Module) else fn(*ordered)
             single = isinstance(out, Tensor)
             return (out,) if single else out

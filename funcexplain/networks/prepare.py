@@ -1,31 +1,38 @@
 """A private shallow copy of a network, in which rules replace parts that do not work under torch.func.
 
 The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
-parameters, buffers, children and hooks, and plain lists and dicts), so that its mode can be set, parts
-replaced and hooks added while the caller's module does not change. ``copy.deepcopy`` does not work: it
-fails on networks with sparse buffers, such as those with a cvxpylayers layer.
+parameters, buffers, children and hooks, and what attributes hold, see `references`), so that its mode can
+be set, parts replaced and hooks added while the caller's module does not change. ``copy.deepcopy`` does
+not work: it fails on networks with sparse buffers, such as those with a cvxpylayers layer.
+
+A class that overrides ``train`` or ``eval`` may do more than set a flag: it merges an adapter, or sets a
+temperature. It does so on a first copy, whose tensors are private, too.
 
 A rule is a function ``module -> module``. It is called with the private copy of one module, after its
 children, and returns the replacement; it may change the copy in place. Names of parameters and buffers
-must not change.
+must not change. To its parent a replaced layer looks as before (see `stand_in`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from types import MethodType
 from typing import Any, NamedTuple
 
-from torch import Tensor, jit, nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom
+from funcexplain.networks.foreign import Foreign, is_foreign
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
+from funcexplain.networks.references import TABLES, Place, redirect
+from funcexplain.networks.stand_ins import stand_in
 
 Rule = Callable[[nn.Module], nn.Module]
 Rules = Mapping[Any, Rule] | Iterable[tuple[type[nn.Module], Rule]]  # keys: module types
@@ -46,9 +53,7 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
 }
 if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
     RULES[parametrizations._WeightNorm] = explicit_weight_norm
-
-# The containers that nn.Module itself keeps.
-_CONTAINERS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)}
+_OWN_RULES = tuple(RULES.values())
 
 
 class Slot(NamedTuple):
@@ -89,6 +94,12 @@ class _Uncompiled(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self._orig_mod(*inputs, **named)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_orig_mod"), name)
+
 
 def register_rule(module_type: type[nn.Module], rule: Rule) -> None:
     """Add a rule that every later `functionalize` applies to modules of a type.
@@ -128,62 +139,150 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     Forward hooks are kept; backward hooks, which torch.func cannot run, are removed.
     """
     table = _as_table(rules)
-    twins: list[nn.Module] = []
-    copies: dict[int, nn.Module] = {}
+    own_modes = any(_sets_mode(part) for part in module.modules())
+    with torch.random.fork_rng(devices=[]):  # rules and modes may draw
+        containers: list[Any] = []
+        if own_modes:
+            module, places, containers = _copy(module, {}, None)
+            _clone_tensors(module, places)
+            # As the caller would: the classes of parts may override only one of these.
+            module.train() if train else module.eval()
+        network, places, copied = _copy(module, table, None if own_modes else train)
+    names = {id(t): name for name, t in [*network.named_buffers(), *network.named_parameters()]}
+    slots = tuple(Slot(names[id(p.tensor)], p.put) for p in places if id(p.tensor) in names)
+    chosen = [_rule_of(part, table) for part in module.modules()]
+    customized = any(rule is not None and rule not in _OWN_RULES for rule in chosen)
+    return Copy(network, slots, tuple(containers if own_modes else copied), customized)
+
+
+def _copy(
+    module: nn.Module, table: Mapping[Any, Rule], train: bool | None
+) -> tuple[nn.Module, list[Place], list[Any]]:
+    """Copy a module and all that it refers to; ``train=None`` keeps the modes of its parts."""
+    copies: dict[int, Any] = {}
+    private: list[nn.Module] = []
 
     def copy(part: nn.Module, path: str) -> nn.Module:
         if id(part) not in copies:
-            _check_supported(part, path)
-            if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
-                copies[id(part)] = _Uncompiled(copy(next(part.children()), path)).train(train)
-                return copies[id(part)]
-            twin = _twin(part, train)
-            twins.append(twin)
-            for name, child in part._modules.items():
-                if child is not None:
-                    twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
-            copies[id(part)] = _apply_rule(twin, table)
+            copies[id(part)] = new = copy_once(part, path)
+            for name in TABLES & vars(part).keys() & vars(new).keys():
+                copies[id(vars(part)[name])] = vars(new)[name]
         return copies[id(part)]
 
+    def copy_once(part: nn.Module, path: str) -> nn.Module:
+        mode = part.training if train is None else train
+        _check_supported(part, path)
+        if is_foreign(part):
+            return Foreign(part, mode)
+        if type(part).__name__ == "OptimizedModule":  # importing its class takes a second
+            return _Uncompiled(copy(next(part.children()), path)).train(mode)
+        twin = _twin(part, mode)
+        for name, child in part._modules.items():
+            if child is not None:
+                twin._modules[name] = copy(child, f"{path}.{name}" if path else name)
+        replacement = _apply_rule(twin, table)
+        private.append(twin)
+        if replacement is twin:
+            return twin
+        private.append(stand_in(twin, replacement, part))
+        # What a rule made refers to the layer behind the stand-in.
+        copies.update((id(own), own) for own in replacement.modules() if id(own) not in copies)
+        return private[-1]
+
     network = copy(module, "")
-    for twin in twins:
-        for name, value in vars(twin).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                twin.__dict__[name] = _redirect(value, copies)
-    return Copy(network)
+    copies.update((id(own), own) for own in private)
+    tensors = [t for root in (module, network) for t in (*root.parameters(), *root.buffers())]
+    return network, *redirect(private, copies, tensors)
+
+
+def _sets_mode(part: nn.Module) -> bool:
+    """Whether a class does more than set a flag when its mode changes."""
+    cls = type(part)
+    own = cls.train is not nn.Module.train or cls.eval is not nn.Module.eval
+    return own and not is_foreign(part) and cls.__name__ != "OptimizedModule"
+
+
+def _clone_tensors(network: nn.Module, places: list[Place]) -> None:
+    """Give a copy tensors of its own, so that it may change them in place."""
+    clones: dict[int, Tensor] = {}
+
+    def clone(tensor: Tensor) -> Tensor:
+        if id(tensor) not in clones:
+            new = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, tensor.requires_grad)
+            clones[id(tensor)] = new
+        return clones[id(tensor)]
+
+    for part in network.modules():
+        for registry in (part._parameters, part._buffers):
+            for name, tensor in registry.items():
+                registry[name] = None if tensor is None else clone(tensor)
+    for place in places:
+        place.put(clone(place.tensor))
 
 
 def _check_supported(part: nn.Module, path: str) -> None:
-    """Raise unless a module's parts are Python modules on one device."""
-    if isinstance(part, jit.ScriptModule):
-        raise TypeError(
-            f"functionalize: expected a Python torch.nn.Module, but {path or 'the network'} is a "
-            f"compiled {type(part).__name__}; pass the module that it was scripted from"
-        )
+    """Raise unless a module is differentiable, has its weights, and runs on one device."""
+    kind, where = type(part).__name__, path or "the network"
     if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(f"functionalize: module must run on one device, got {kind}; pass its .module")
+    if ".quantized" in type(part).__module__ and type(part).__module__.startswith("torch."):
         raise TypeError(
-            f"functionalize: module must run on one device, got {type(part).__name__}; pass its .module"
+            f"functionalize: module must be differentiable, but {where} is a quantized {kind}; pass the "
+            "float network that it was made from"
+        )
+    if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[misc]
+        raise ValueError(
+            f"functionalize: {where} ({kind}) has no weights yet; run the network once on a window, or "
+            "load its weights"
         )
 
 
 def _twin(part: nn.Module, train: bool) -> nn.Module:
-    """A shallow copy of one module in a mode, with its own containers and no backward hooks."""
+    """A shallow copy of one module in a mode, with its own tables and no backward hooks."""
     twin = object.__new__(type(part))
     twin.__dict__.update(vars(part))
-    for name in _CONTAINERS & vars(part).keys():
+    for name in TABLES & vars(part).keys():
         twin.__dict__[name] = vars(part)[name].copy()
     twin._backward_hooks = OrderedDict()
     twin._backward_pre_hooks = OrderedDict()
     twin._compiled_call_impl = None  # bound to the caller's module
     twin.training = train
+    if isinstance(part, LazyModuleMixin):
+        _end_laziness(twin)
     return twin
 
 
-def _apply_rule(twin: nn.Module, table: Mapping[Any, Rule]) -> nn.Module:
-    """The module's replacement by the rule of its nearest base class, if there is one."""
-    bases = type(twin).__mro__
+def _end_laziness(twin: Any) -> None:
+    """Make of a lazy layer with loaded weights what its first call would make of it."""
+    hook, cls = vars(twin).get("_initialize_hook"), twin.cls_to_become
+    if hook is None or cls is None:
+        return
+    twin._forward_pre_hooks.pop(hook.id, None)
+    getattr(twin, "_forward_pre_hooks_with_kwargs", {}).pop(hook.id, None)
+    twin._load_state_dict_pre_hooks.pop(vars(twin).pop("_load_hook").id, None)
+    del twin._initialize_hook
+    twin.__class__ = cls
+    if vars(twin).get("in_features") == 0:
+        twin.in_features = twin.weight.shape[1]
+    if vars(twin).get("in_channels") == 0:
+        twin.in_channels = twin.weight.shape[0 if twin.transposed else 1]
+        twin.in_channels *= 1 if twin.transposed else twin.groups
+    if vars(twin).get("num_features") == 0 and (twin.affine or twin.track_running_stats):
+        twin.num_features = len(twin.weight if twin.affine else twin.running_mean)
+
+
+def _rule_of(part: nn.Module, table: Mapping[Any, Rule]) -> Rule | None:
+    """The rule of a module's nearest base class, if there is one."""
+    bases = type(part).__mro__
     keys = (key for base in bases for key in (base, f"{base.__module__}.{base.__qualname__}"))
-    rule = next((table[key] for key in keys if key in table), None)
+    return next((table[key] for key in keys if key in table), None)
+
+
+def _apply_rule(twin: nn.Module, table: Mapping[Any, Rule]) -> nn.Module:
+    """The module's replacement by its rule, if there is one."""
+    rule = _rule_of(twin, table)
     replacement = twin if rule is None else rule(twin)
     if not isinstance(replacement, nn.Module):
         raise TypeError(
@@ -191,23 +290,6 @@ def _apply_rule(twin: nn.Module, table: Mapping[Any, Rule]) -> nn.Module:
             f"{type(replacement).__name__}"
         )
     return replacement
-
-
-def _redirect(value: Any, copies: Mapping[int, nn.Module]) -> Any:
-    """An attribute with modules replaced by their copies; lists and dicts are always new.
-
-    A list of layers or a bound method in an attribute (or as a hook) would otherwise run the caller's
-    modules, in their mode and with their parameters.
-    """
-    if isinstance(value, nn.Module):
-        return copies.get(id(value), value)
-    if isinstance(value, MethodType) and id(value.__self__) in copies:
-        return MethodType(value.__func__, copies[id(value.__self__)])
-    if type(value) in (list, tuple):
-        return type(value)(_redirect(item, copies) for item in value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _redirect(item, copies)) for key, item in value.items())
-    return value
 
 
 def _as_table(rules: Rules | None) -> dict[Any, Rule]:

@@ -38,7 +38,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     mapped rows are one batch, whether input or initial states are mapped. With mapped parameters (an
     ensemble), the kernel runs once per model, and with packed sequences once per mapped row.
 
-    The module's class is changed in place. While a transform is active, its ``forward`` raises a
+    The module's ``forward`` is changed in place. While a transform is active, it raises a
     ``RuntimeError`` for a second derivative, and if dropout between layers is active (in training mode):
     its noise would ignore the ``randomness`` of ``vmap``.
 
@@ -50,28 +50,24 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
         >>> output.shape, hidden.shape
         (torch.Size([64, 7, 2]), torch.Size([64, 1, 2]))
     """
-    if not isinstance(module, _FoldedLayer):
-        cls = type(module)
-        module.__class__ = type(cls.__name__, (_FoldedLayer, cls), {"__module__": cls.__module__})
-        # functional_call of older torch replaces the entries of this list in place.
-        module._flat_weights = list(module._flat_weights)
-    return module
+    layer: Any = module
+    plain = layer.forward
+    # functional_call of older torch replaces the entries of this list in place.
+    layer._flat_weights = list(layer._flat_weights)
 
-
-class _FoldedLayer(nn.RNNBase):
-    """Mixin in front of the class of a recurrent layer."""
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """Call the layer; fold its kernel if a transform is active."""
+    def forward(*inputs: Any, **named: Any) -> Any:
         if not (torch._C._are_functorch_transforms_active() or is_traced()):
-            return super().forward(input, hx)
-        if self.training and self.dropout > 0 and self.num_layers > 1:
+            return plain(*inputs, **named)
+        if layer.training and layer.dropout > 0 and layer.num_layers > 1:
             raise RuntimeError(
-                f"{type(self).__name__}: dropout={self.dropout} between layers cannot be drawn under "
+                f"{type(layer).__name__}: dropout={layer.dropout} between layers cannot be drawn under "
                 "torch.func; use eval mode, or dropout=0"
             )
         with _FoldKernels():
-            return super().forward(input, hx)
+            return plain(*inputs, **named)
+
+    layer.forward = forward
+    return module
 
 
 class _FoldKernels(TorchFunctionMode):

@@ -20,6 +20,7 @@ from funcexplain.networks.convex_layers import ExactLayer
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.noise import normal
 from funcexplain.networks.plain import Generators, call_in_eval_mode
+from funcexplain.networks.stand_ins import replacement_of
 
 # An exact allocator and the convex solver that it replaces differ by up to 0.008 in a weight.
 _SOLVER_ATOL = 0.05
@@ -227,7 +228,7 @@ def _agree(apply: Network, a: Any, b: Any) -> bool:
     """Whether weights are equal but for rounding."""
     if not isinstance(b, Tensor) or a.shape != b.shape or not b.is_floating_point():
         return False
-    exact = any(isinstance(part, ExactLayer) for part in apply.module.modules())
+    exact = any(isinstance(replacement_of(part), ExactLayer) for part in apply.module.modules())
     rtol = 3.0 * max(torch.finfo(t.dtype).eps for t in (a, b)) ** 0.5
     scale = float(b.detach().nan_to_num().abs().max()) if b.numel() else 0.0
     atol = rtol * scale + (_SOLVER_ATOL if exact else 0.0)
