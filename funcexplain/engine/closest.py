@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.engine.rows import Execution
+from funcexplain.engine.execution import Execution
 from funcexplain.engine.solve import search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_problem

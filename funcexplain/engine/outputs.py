@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from funcexplain.engine.alone import describe, status_of
 from funcexplain.problems.grid import varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import State
+from funcexplain.solvers.state import Iterate, State
 
 
 class Outputs:
@@ -29,6 +30,13 @@ class Outputs:
         self.num_steps = torch.zeros(total, dtype=torch.int64, device=x0.device)
         self.status = torch.full_like(self.num_steps, int(Status.INTERRUPTED))
         self.error = torch.full_like(self.loss, math.nan)
+        self.failures: dict[int, str] = {}
+
+    def set_dtypes(self, kept: Iterate) -> None:
+        """Give weights and losses the dtypes that the network's have, which may be other than x's."""
+        self.weights = self.weights.to(kept.weights.dtype)
+        for name in ("loss", "history", "error"):
+            setattr(self, name, getattr(self, name).to(kept.loss.dtype))
 
     def record(self, rows: Tensor, begun: Tensor, losses: list[Tensor]) -> None:
         """Write the losses ``(B,)`` of some steps of rows that had taken ``begun`` steps before."""
@@ -48,12 +56,33 @@ class Outputs:
         steps = self.every * torch.arange(self.history.shape[1], device=rows.device)
         self.history[rows] = self.history[rows].masked_fill(steps >= num_steps[:, None], math.nan)
         self.x[rows] = x
-        self.weights[rows] = state.kept.weights
-        self.loss[rows] = state.kept.loss
-        self.error[rows] = self.problem.criterion.error(state.kept.weights, target, rows=1)
+        self.weights[rows] = state.kept.weights.to(self.weights.dtype)
+        self.loss[rows] = state.kept.loss.to(self.loss.dtype)
+        error = self.problem.criterion.error(state.kept.weights, target, rows=1)
+        self.error[rows] = error.to(self.error.dtype)
         self.num_steps[rows] = num_steps
         ended = self.has_ended(state)
         self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
+
+    def write_solution(self, number: int, solution: Solution) -> None:
+        """Write the answer of a row that was solved alone."""
+        for name in ("x", "weights", "loss", "num_steps", "error"):
+            getattr(self, name)[number] = getattr(solution, name)
+        self.history[number] = math.nan
+        self.history[number, : len(solution.history)] = solution.history
+        self.status[number] = int(solution.status)
+        self.failures.pop(number, None)
+        for error in solution.failures.values():
+            self.failures[number] = error
+
+    def fail(self, number: int, error: BaseException) -> None:
+        """Record the error at a row's start; it has no answer."""
+        self.status[number] = int(status_of(error))
+        self.failures[number] = describe(error)
+
+    def any_ended(self) -> bool:
+        """Whether there is an answer already."""
+        return bool((self.status != Status.INTERRUPTED).any())
 
     def has_ended(self, state: State) -> Tensor:
         """Which rows have ended, or are out of budget."""
@@ -69,4 +98,5 @@ class Outputs:
         names = ("x", "weights", "loss", "history", "num_steps", "status", "error")
         outputs = {name: getattr(self, name) for name in names}
         fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
-        return Solution(**fields, dims=tuple(dim.name for dim in self.problem.dims))
+        dims = tuple(dim.name for dim in self.problem.dims)
+        return Solution(**fields, dims=dims, failures=dict(sorted(self.failures.items())))

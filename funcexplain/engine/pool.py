@@ -18,6 +18,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.engine.alone import FailsAtStartError, describe, status_of
 from funcexplain.engine.batching import Batched
 from funcexplain.engine.compiled import Compiler
 from funcexplain.engine.interrupts import raise_pending
@@ -105,12 +106,13 @@ class PoolDriver:
                     self.write_ended()
                     self.admit_waiting()
                     self.take_steps()
-                except torch.linalg.LinAlgError as error:
-                    self.end_failing_rows(error)
                 except Exception as error:
-                    if not is_out_of_memory(error) or self.chunk_size == 1:
+                    if not is_out_of_memory(error):
+                        self.end_failing_rows(error)
+                    elif self.chunk_size > 1:
+                        self.shrink()
+                    else:
                         raise
-                    self.shrink()
         except KeyboardInterrupt:
             if self.pool is not None:
                 self.write(self.select(self.pool, self.pool.live.nonzero()[:, 0]))
@@ -228,27 +230,38 @@ class PoolDriver:
         return Pool(rows, self.take_rows(rows), rows_of(pool.state, slots), pool.live[slots])
 
     def end_failing_rows(self, error: Exception) -> None:
-        """End the rows whose factorization fails; the error is raised for the whole batch."""
-        failing = []
+        """End the rows at whose windows the network fails; the error is raised for the whole batch."""
+        failing: dict[int, Exception] = {}
         if self.pool is not None:
-            slots = self.pool.live.nonzero()[:, 0]
-            failing = [slot for slot in slots if self.fails(self.select(self.pool, slot[None]))]
+            for slot in self.pool.live.nonzero()[:, 0].tolist():
+                failure = self.failure_of(slot)
+                if failure is not None:
+                    failing[slot] = failure
         if self.pool is not None and not failing and self.compiler.in_use:
             self.compiler.give_up()  # it fails in a later step of a call of several
             return
         if self.pool is None or not failing:
             raise error
-        status = self.pool.state.status.clone()
-        status[torch.stack(failing)] = int(Status.NONFINITE)
-        self.pool = self.pool._replace(state=self.pool.state._replace(status=status))
+        pool = self.pool
+        status = pool.state.status.clone()
+        for slot, failure in failing.items():
+            number, code = int(pool.rows[slot]), status_of(failure)
+            at_start = not int(pool.state.num_steps[slot])
+            if at_start and code is Status.FAILED and not self.outputs.any_ended():
+                raise FailsAtStartError(number) from failure
+            status[slot] = int(code)
+            self.outputs.failures[number] = describe(failure)
+        self.pool = pool._replace(state=pool.state._replace(status=status))
 
-    def fails(self, row: Pool) -> bool:
-        """Whether the factorization of a single row fails."""
+    def failure_of(self, slot: int) -> Exception | None:
+        """The error that a step of one row alone raises, if it does."""
+        assert self.pool is not None
+        row = self.select(self.pool, torch.tensor([slot], device=self.pool.rows.device))
         try:
             self.batched.step(row.state, row.args)
-        except torch.linalg.LinAlgError:
-            return True
-        return False
+        except Exception as error:
+            return error
+        return None
 
     def shrink(self) -> None:
         """Halve the chunk after memory ran out."""

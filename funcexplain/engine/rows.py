@@ -1,81 +1,194 @@
-"""A grid of rows, from the question to the answer: how rows share a batch, how many, then the pool."""
+"""A grid of rows, from the question to the answer: how rows share a batch, how many, then the pool.
+
+What a batch computes is believed only so far: rows are tried before (`trial`), and checked when they end
+(`recheck`). Rows that a batch cannot solve correctly are solved alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
-from funcexplain.engine.batching import Batched, Rows, batch
-from funcexplain.engine.compiled import Compile, Compiler
+from funcexplain.engine.alone import FailsAtStartError, describe, solve_alone
+from funcexplain.engine.batching import Batched, Choice, choose_way, make_batched
+from funcexplain.engine.compiled import Compiler
+from funcexplain.engine.execution import Execution
 from funcexplain.engine.memory import ChunkSizes, choose_chunk_size, reuse_blocks
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
+from funcexplain.engine.recheck import rows_to_repeat
+from funcexplain.engine.trial import Trial, row_of, try_rows
+from funcexplain.networks.network import Network
 from funcexplain.problems.grid import by_model, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import Method, State, Stopping
+from funcexplain.solvers.jacobian import is_out_of_memory
+from funcexplain.solvers.state import Info, Method, State, Stopping
 
 ROWS_PER_MODEL = 64
 """Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md)."""
 # Where rows are few, several compiled steps in one call save the overhead of the call.
 _FEW_ROWS, _UNROLLED = 4, 5
+# Windows in one call, to measure what a call for each of them costs.
+_MEASURED_ROWS = 16
 
 _logger = logging.getLogger("funcexplain")
 
 
-class Execution(NamedTuple):
-    """How a search runs; see `solve`."""
+class _Search(NamedTuple):
+    """What all groups of rows share."""
 
-    max_steps: int
-    history_every: int = 0
-    chunk_size: int | None = None
-    rows: Rows = "auto"
-    compile: Compile = False
-    callback: Callback | None = None
+    method: Method
+    stopping: Stopping
+    execution: Execution
+    outputs: Outputs
+    meter: Meter | None
+    compiler: Compiler
 
 
 def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
     """Answer a grid of rows; all settings are checked already (`solve`)."""
-    callback, chunk_size = execution.callback, execution.chunk_size
+    total, callback, size = math.prod(problem.shape), execution.callback, execution.chunk_size
+    numbers = torch.arange(total, device=problem.args["x0"].device)
     outputs = Outputs(problem, execution.max_steps, execution.history_every)
-    few = math.prod(problem.shape) <= _FEW_ROWS and callback is None
-    compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
-    if problem.args["x0"].device.type == "cpu":
-        reuse_blocks()
-    sizes = None if chunk_size is None else ChunkSizes(chunk_size, chunk_size)
-    total = len(outputs.status)
     meter = Meter(callback, total) if isinstance(callback, Reporter) else None
+    few = total <= _FEW_ROWS and callback is None
+    compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
+    search = _Search(method, stopping, execution, outputs, meter, compiler)
+    sizes = None if size is None else ChunkSizes(size, size)
+    if numbers.device.type == "cpu":
+        reuse_blocks()
     try:
-        numbers = torch.arange(total, device=problem.args["x0"].device)
+        choice: Choice | None = None
         for dims, args, rows in by_model(problem.dims, problem.args, numbers, ROWS_PER_MODEL):
             if not len(rows):
                 break
             grid = replace(problem, dims=dims, args=args)
-            batched = batch(grid, method, stopping, rows, execution.rows)
-            if sizes is None:
-                sizes = choose_chunk_size(
-                    batched.step, _batches(grid, batched, rows), len(rows), rows.device
-                )
-            driver = PoolDriver(grid, batched, outputs, meter, compiler, rows, sizes, callback)
-            driver.run()
-            sizes = driver.sizes
+            if choice is None:
+                trial = try_rows(grid, method, stopping, rows)
+                outputs.set_dtypes(trial.kept)
+                choice = _choose(grid, search, trial)
+            left, reason = rows, choice.reason
+            if choice.way != "alone":
+                batched = make_batched(grid, method, stopping, trial, samples=choice.way == "samples")
+                if sizes is None:
+                    make = _batches(grid, batched, rows)
+                    sizes = choose_chunk_size(batched.step, make, len(rows), rows.device)
+                driver = PoolDriver(grid, batched, outputs, meter, compiler, rows, sizes, callback)
+                left, reason = _drive(driver, search)
+                sizes = driver.sizes
+            if len(left):
+                _solve_each(grid, left, search, reason)
     except KeyboardInterrupt:
         ended = int((outputs.status != Status.INTERRUPTED).sum())
         _logger.warning(f"interrupted: {ended} of {total} rows have ended")
-    except Exception as error:
-        _explain_vmap(error)
-        raise
     finally:
         if meter:
             meter.end()
     return outputs.solution()
+
+
+def _choose(grid: Problem, search: _Search, trial: Trial) -> Choice:
+    """How rows share a batch; one row alone never needs one, unless it is compiled."""
+    execution = search.execution
+    if len(search.outputs.status) == 1 and execution.compile is not True:
+        return Choice("alone", "")
+    return choose_way(grid, search.method, search.stopping, trial, execution.rows)
+
+
+def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
+    """Solve rows in batches; return those that must be solved alone, and the reason."""
+    outputs, rows = search.outputs, driver.waiting
+
+    def solved(number: int) -> Solution:
+        return solve_alone(row_of(driver.grid, number), *search[:2], _quiet(search.execution))
+
+    try:
+        driver.run()
+    except FailsAtStartError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return rows[outputs.status[rows] == Status.INTERRUPTED], f"a batch fails ({describe(error)})"
+    wrong = rows_to_repeat(driver.grid, driver.batched, outputs, rows, solved)
+    return wrong, "some of them depend on others in a batch"
+
+
+def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> None:
+    """Solve rows one at a time."""
+    outputs, meter, execution = search.outputs, search.meter, _quiet(search.execution)
+    if reason:
+        message = (
+            f"solve: {len(rows)} of {len(outputs.status)} rows are solved one at a time, because "
+            f"{reason}{_slowdown(grid, rows)}"
+        )
+        warnings.warn(message, stacklevel=5)
+        _logger.warning(message)
+    callback = search.execution.callback
+    if callback is not None:
+        execution = execution._replace(callback=_AsBatch(callback))
+    if meter:
+        meter.begin(chunk_size=1)
+    for number in rows.tolist():
+        repeated = outputs.status[number] != Status.INTERRUPTED
+        solution = None
+        try:
+            solution = solve_alone(row_of(grid, number), search.method, search.stopping, execution)
+        except Exception as error:
+            if is_out_of_memory(error) or not outputs.any_ended():
+                raise FailsAtStartError(number) from error
+            outputs.fail(number, error)
+        if solution is not None:
+            outputs.write_solution(number, solution)
+            if solution.status is Status.INTERRUPTED:
+                raise KeyboardInterrupt
+        if meter and not repeated:
+            meter.add(1, int(outputs.status[number] == Status.HIT))
+
+
+def _quiet(execution: Execution) -> Execution:
+    return execution._replace(callback=None)
+
+
+class _AsBatch:
+    """Shows a callback one row as a batch of one, as it sees a grid."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def __call__(self, state: State, info: Info) -> None:
+        both: Any = (state, info)
+        batch: Any = optree.tree_map(lambda leaf: leaf[None], both)
+        self._callback(*batch)
+
+
+def _slowdown(grid: Problem, rows: Tensor) -> str:
+    """How much slower rows alone are, measured on the network's forward pass, if it takes a batch."""
+    row = row_of(grid, int(rows[0]))
+    apply, params, x0 = row.apply, row.args["params"], row.args["x0"]
+    if not isinstance(apply, Network):
+        return ""
+    try:
+        began = time.perf_counter()
+        for _ in range(_MEASURED_ROWS):
+            apply(params, x0)
+        middle = time.perf_counter()
+        apply.samples(params, x0.expand(_MEASURED_ROWS, *x0.shape))
+        ratio = (middle - began) / (time.perf_counter() - middle)
+    except Exception:  # it takes one window at a time
+        return ""
+    return f"; its forward pass of {_MEASURED_ROWS} rows takes {max(1.0, ratio):.0f} times as long so"
 
 
 def _batches(grid: Problem, batched: Batched, rows: Tensor) -> Callable[[int], tuple[State, Args]]:
@@ -87,14 +200,3 @@ def _batches(grid: Problem, batched: Batched, rows: Tensor) -> Callable[[int], t
         return batched.init(args), args
 
     return make
-
-
-def _explain_vmap(error: Exception) -> None:
-    """Say what to do about a network that cannot be mapped; torch's own message does not."""
-    if "vmap" in str(error):
-        error.add_note(
-            "solve: the network, or the method's init or advance, does not support torch.func.vmap as "
-            "it is written; fe.problem(fe.opaque(network), ...) maps a network through its own sample "
-            "dimension, and problem[i] picks single rows, which are solved without mapping; a method "
-            "must return tensors alone and not branch on values"
-        )

@@ -6,19 +6,21 @@ evaluates the point that the answer holds, so that its weights and loss belong t
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from funcexplain.engine.alone import FailsAtStartError, solve_alone
 from funcexplain.engine.compiled import Compile
-from funcexplain.engine.interrupts import deferred_interrupts, raise_pending
-from funcexplain.engine.progress import Callback, FirstRow, Meter, Reporter
-from funcexplain.engine.rows import Execution, Rows, solve_rows
-from funcexplain.networks.network import Apply, bound
+from funcexplain.engine.execution import Execution, Rows
+from funcexplain.engine.interrupts import deferred_interrupts
+from funcexplain.engine.progress import Callback, FirstRow
+from funcexplain.engine.rows import solve_rows
+from funcexplain.networks.network import Apply
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.criterion import Target
@@ -27,12 +29,9 @@ from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
-from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.optimizers import as_method
-from funcexplain.solvers.state import DEFAULT_RTOL, Info, Keep, Method, State, Stopping
-from funcexplain.solvers.step import check_stopping, make_plain_step
-
-_logger = logging.getLogger("funcexplain")
+from funcexplain.solvers.state import DEFAULT_RTOL, Keep, Method, Stopping
+from funcexplain.solvers.step import check_stopping
 
 
 def solve(
@@ -127,10 +126,16 @@ def solve(
 
 def search(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
     """Answer one question, or a grid; all settings are checked already."""
-    with torch.no_grad(), deferred_interrupts():
-        if problem.dims:
-            return solve_rows(problem, method, stopping, execution)
-        return _solve_one(problem, method, stopping, execution)
+    try:
+        with torch.no_grad(), deferred_interrupts():
+            if problem.dims:
+                return solve_rows(problem, method, stopping, execution)
+            return solve_alone(problem, method, stopping, execution)
+    except FailsAtStartError as failure:
+        error: Any = failure.__cause__
+        index = np.unravel_index(failure.args[0], problem.shape)
+        error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
+        raise error from error.__cause__
 
 
 def _check_execution(
@@ -156,54 +161,6 @@ def _warn_of_gradient(problem: Problem) -> None:
     found = check_gradient(row, rtol=0.05, num_directions=1)
     if not found.ok:
         warnings.warn(f"solve: {found!r}", stacklevel=3)
-
-
-def _solve_one(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
-    """Answer one question: its network is bound once, differentiated plainly, and never mapped."""
-    max_steps, every, *_, callback = execution
-    args, losses_before = problem.args, list[Tensor]()
-    meter = Meter(callback, 1) if isinstance(callback, Reporter) else None
-    if meter:
-        meter.begin(chunk_size=1)
-    state, code = None, None
-
-    def ends(latest: State, info: Info) -> bool:
-        nonlocal state
-        state = latest
-        losses_before.append(info.loss)
-        if callback is not None:
-            callback(latest, info)
-        raise_pending()
-        return int(latest.status) != Status.MAX_STEPS
-
-    with bound(problem.apply, args["params"]):
-        init, step = make_plain_step(problem, method, stopping)
-        state = init(args)
-        try:
-            state = iterate(step, state, args, max_steps, ends)
-            num_steps = state.num_steps
-            if int(state.status) == Status.MAX_STEPS:
-                state, _ = step(state, args)
-        except torch.linalg.LinAlgError:  # a factorization that fails is numerical trouble, too
-            num_steps, code = state.num_steps, Status.NONFINITE
-        except KeyboardInterrupt:
-            num_steps, code = state.num_steps, Status.INTERRUPTED
-            _logger.warning(f"interrupted after {int(num_steps)} steps")
-    status = Status(int(state.status)) if code is None else code
-    if meter:
-        if status is not Status.INTERRUPTED:
-            meter.add(1, int(status is Status.HIT))
-        meter.end()
-    recorded = losses_before[: int(num_steps) : every] if every else []
-    return Solution(
-        x=problem.decode(state.kept.z, args),
-        weights=state.kept.weights,
-        loss=state.kept.loss,
-        history=torch.stack(recorded) if recorded else args["x0"].new_zeros(0),
-        num_steps=num_steps,
-        status=status,
-        error=problem.criterion.error(state.kept.weights, args["target"]),
-    )
 
 
 def explain(

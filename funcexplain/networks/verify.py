@@ -20,6 +20,7 @@ from funcexplain.networks.convex_layers import ExactLayer
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.noise import normal
 from funcexplain.networks.plain import Generators, call_in_eval_mode
+from funcexplain.networks.rounding import agree
 from funcexplain.networks.stand_ins import replacement_of
 
 # An exact allocator and the convex solver that it replaces differ by up to 0.008 in a weight.
@@ -224,12 +225,9 @@ def _nearby(x: Tensor) -> Tensor:
     return torch.where(x == 0.0, noise.abs(), x * (1.0 + noise))
 
 
-def _agree(apply: Network, a: Any, b: Any) -> bool:
-    """Whether weights are equal but for rounding."""
-    if not isinstance(b, Tensor) or a.shape != b.shape or not b.is_floating_point():
+def _agree(apply: Network, a: Tensor, b: Any) -> bool:
+    """Whether weights are equal but for rounding, and for the tolerance of convex solvers."""
+    if not isinstance(b, Tensor) or not b.is_floating_point():
         return False
     exact = any(isinstance(replacement_of(part), ExactLayer) for part in apply.module.modules())
-    rtol = 3.0 * max(torch.finfo(t.dtype).eps for t in (a, b)) ** 0.5
-    scale = float(b.detach().nan_to_num().abs().max()) if b.numel() else 0.0
-    atol = rtol * scale + (_SOLVER_ATOL if exact else 0.0)
-    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol, equal_nan=True)
+    return agree(a, b, _SOLVER_ATOL if exact else 0.0)

@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
         True
     """
     tensors, notes = read_archive("load", path)
-    expected = {field.name for field in fields(Solution)} - {"dims"}
+    expected = {field.name for field in fields(Solution)} - {"dims", "failures"}
     dims: Any = notes.get("dims")
     if tensors.keys() != expected or not _fits(tensors, dims):
         raise ValueError(
@@ -49,7 +49,8 @@ def load(path: str | os.PathLike[str]) -> Solution:
     values: dict[str, Any] = dict(tensors)
     if not dims:
         values["status"] = Status(int(tensors["status"]))
-    return Solution(**values, dims=tuple(dims))
+    failures = {int(row): str(error) for row, error in notes.get("failures", {}).items()}
+    return Solution(**values, dims=tuple(dims), failures=failures)
 
 
 def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -48,6 +48,8 @@ class Solution:
         status: how the search ended, a `Status`; in a grid an int64 tensor of codes.
         error: largest ``|weights - target|`` (for goals, ``|residual|``), scalar.
         dims: names of the row dimensions, outermost first; empty for one question.
+        failures: errors of the network during the search, by the row's number in row-major order (one
+            question is row 0).
     """
 
     x: Tensor
@@ -58,6 +60,7 @@ class Solution:
     status: Status | Tensor
     error: Tensor
     dims: tuple[str, ...] = ()
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,10 +85,14 @@ class Solution:
         """
         if not self.dims:
             missed = "" if bool(self.hit) else f" It is missed by {float(self.error):.3g}."
-            return f"{Status(int(self.status)).sentence}{missed}"
+            failed = "".join(f" The error: {text}." for text in self.failures.values())
+            return f"{Status(int(self.status)).sentence}{missed}{failed}"
         hits, misses = int(self.hit.sum()), self.error[~self.hit]
         text = f"{hits} of {self.hit.numel()} rows hit their target."
-        return f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
+        text = f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
+        for row, error in list(self.failures.items())[:1]:
+            text += f" The network failed in {len(self.failures)} rows, first in row {row}: {error}."
+        return text
 
     def __getitem__(self, index: Any) -> Self:
         """Pick rows by ints, slices, ``...``, or one-dimensional int or bool tensors, one for each dim.
@@ -101,12 +108,13 @@ class Solution:
             TypeError: for anything else.
         """
         names, tensors = list(self.dims), self._tensors()
+        numbers = torch.arange(math.prod(self.shape)).reshape(self.shape)
         for dim, item in reversed(list(enumerate(expand_index(index, self.dims)))):
             key = (*[slice(None)] * dim, item)
-            tensors = {name: tensor[key] for name, tensor in tensors.items()}
+            tensors, numbers = {n: tensor[key] for n, tensor in tensors.items()}, numbers[key]
             if drops_dim(item):
                 del names[dim]
-        return self._build(tensors, tuple(names))
+        return self._build(tensors, tuple(names), numbers)
 
     def flat(self, rows: Tensor) -> Self:
         """Pick rows by their numbers in row-major order over all dimensions; one question is row 0.
@@ -272,6 +280,8 @@ class Solution:
         window = self.x.shape[-3:]
         labels = check_labels("save", window, assets=assets, channels=channels, dates=dates)
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
+        if self.failures:
+            notes["failures"] = {str(row): error for row, error in self.failures.items()}
         write_archive("save", path, self._tensors(), notes)
 
     def report(self, path: str | os.PathLike[str], problem: Problem, **options: Any) -> Path:
@@ -332,7 +342,7 @@ class Solution:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The fields as tensors; other leaves of a mapped tree are passed through."""
-        values = {field.name: getattr(self, field.name) for field in fields(Solution)[:-1]}
+        values = {f.name: getattr(self, f.name) for f in fields(Solution)[:7]}
         if isinstance(self.status, Status):
             values["status"] = torch.as_tensor(self.status, dtype=torch.int64)
         return values
@@ -341,15 +351,20 @@ class Solution:
         """Pick rows by a tensor of row-major numbers, one dimension of it for each of ``dims``."""
         lead, total = len(self.dims), math.prod(self.shape)
         tensors = {n: t.reshape(total, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
-        return self._build(tensors, dims)
+        return self._build(tensors, dims, rows)
 
-    def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...]) -> Self:
+    def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...], rows: Tensor) -> Self:
         """A solution from its fields; without dims, ``status`` is a `Status` and ``history`` is cut."""
+        failures = {}
+        if self.failures:
+            old = enumerate(rows.flatten().tolist())
+            failures = {new: self.failures[row] for new, row in old if row in self.failures}
         if dims:
-            return type(self)(**tensors, dims=dims)
+            return type(self)(**tensors, dims=dims, failures=failures)
         history = tensors["history"]
         single: dict[str, Any] = {"status": Status(int(tensors["status"]))}
-        return type(self)(**tensors | single | {"history": history[~history.isnan()]})
+        single |= {"history": history[~history.isnan()], "failures": failures}
+        return type(self)(**tensors | single)
 
 
 def _format_range(misses: Tensor) -> str:

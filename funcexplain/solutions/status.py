@@ -33,7 +33,9 @@ _SENTENCES = {
     Status.HIT: "The target is hit: nothing misses it by more than atol.",
     Status.STALLED: "The search stalled: no step moves the input, or patience ran out without progress.",
     Status.MAX_STEPS: "The search reached max_steps before the target was hit.",
-    Status.NONFINITE: "A value or gradient was not finite; this is the last finite input.",
+    Status.NONFINITE: (
+        "A value or gradient was not finite, or a factorization failed; this is the last finite input."
+    ),
     Status.INTERRUPTED: "The search was interrupted; this is what it had found so far, NaN if nothing.",
-    Status.FAILED: "The row failed repeatedly and is NaN; the run stores the error.",
+    Status.FAILED: "The network raised an error; this is what was found before, NaN if nothing.",
 }

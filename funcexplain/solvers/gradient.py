@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcexplain.networks.network import bound
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective, ValueAndGrad
 
@@ -104,6 +105,16 @@ def with_gradient(
         return Evaluation(value, loss, weights, grads)
 
     return evaluate
+
+
+def with_bound_network(problem: Problem, evaluate: Evaluate) -> Evaluate:
+    """Keep the parameters in the network while it is evaluated, backward passes included."""
+
+    def bound_evaluate(z: Tensor, args: Args) -> Evaluation:
+        with bound(problem.apply, args["params"]):
+            return evaluate(z, args)
+
+    return bound_evaluate
 
 
 def where_finite(

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from funcexplain.networks.rounding import agree
 from funcexplain.problems.problem import Args
+from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective
 
 Measure = Callable[[Tensor, Args], Tensor]
@@ -57,8 +59,10 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
         >>> with_backward_jacobian(fn, lambda weights, args: weights)(torch.ones(3, 2), {}).slopes.shape
         torch.Size([3, 2, 2])
     """
+    maps: bool | None = None  # whether directions share a reverse pass, once that was tried
 
     def evaluate(z: Tensor, args: Args) -> Evaluation:
+        nonlocal maps
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value, (loss, weights) = objective(z, args)
@@ -68,7 +72,7 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
             directions = torch.eye(measured.shape[-1], dtype=measured.dtype, device=measured.device)
             if rows:
                 directions = directions[:, None].expand(-1, *measured.shape)
-            jacobian = _pull_back(measured, z, directions)
+            jacobian, maps = _pull_back(measured, z, directions, maps)
         slopes = jacobian.flatten(rows + 1).movedim(0, rows)
         return Evaluation(value.detach(), loss.detach(), weights.detach(), slopes)
 
@@ -82,10 +86,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _pull_back(measured: Tensor, z: Tensor, directions: Tensor) -> Tensor:
-    """The pullback of each direction."""
+def _pull_back(
+    measured: Tensor, z: Tensor, directions: Tensor, maps: bool | None
+) -> tuple[Tensor, bool | None]:
+    """The pullback of each direction, and whether they can share a pass.
+
+    A pass of several directions is mapped. It is held against a plain one of their sum before it is
+    believed; a custom function that cannot be mapped, or not correctly, has a pass for each direction.
+    """
     if not measured.requires_grad:  # the network ignores its input, or cuts the graph
-        return z.detach().new_zeros(len(directions), *z.shape)
+        return z.detach().new_zeros(len(directions), *z.shape), maps
 
     def pull(direction: Tensor, batched: bool = False) -> Tensor:
         (slope,) = torch.autograd.grad(
@@ -93,9 +103,14 @@ def _pull_back(measured: Tensor, z: Tensor, directions: Tensor) -> Tensor:
         )
         return slope
 
-    try:
-        return pull(directions, batched=True)
-    except RuntimeError as error:  # a custom function that cannot be mapped: one direction at a time
-        if is_out_of_memory(error):
-            raise
-        return torch.stack([pull(direction) for direction in directions])
+    if maps is not False:
+        try:
+            jacobian = pull(directions, batched=True)
+            if maps is None and is_readable(jacobian):
+                maps = agree(jacobian.sum(0), pull(directions.sum(0)))
+            if maps is not False:
+                return jacobian, maps
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+    return torch.stack([pull(direction) for direction in directions]), False

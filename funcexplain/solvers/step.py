@@ -23,6 +23,7 @@ from funcexplain.solvers.gradient import (
     make_objective,
     value_and_grad,
     where_rows,
+    with_bound_network,
 )
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import (
@@ -92,7 +93,8 @@ def make_step(
     check_question("make_step", problem)
     stopping = check_stopping("make_step", atol, keep, patience, rtol)
     bound = bind(as_method("make_step", method), problem, stopping, gradient)
-    return partial(begin, bound), partial(take, bound, bound.evaluate, bound.advance)
+    evaluate = with_bound_network(problem, bound.evaluate)
+    return partial(begin, bound), partial(take, bound, evaluate, bound.advance)
 
 
 def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tuple[Init, Step]:
@@ -102,7 +104,7 @@ def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tup
     taken again once the search has ended.
     """
     bound = bind(method, problem, stopping)
-    evaluate = bound.backward(make_objective(problem))
+    evaluate = with_bound_network(problem, bound.backward(make_objective(problem)))
     return partial(begin, bound), partial(take, bound, evaluate, bound.advance, in_numbers=True)
 
 

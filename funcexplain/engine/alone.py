@@ -1,0 +1,104 @@
+"""One row alone: its network is bound once, differentiated plainly, and never mapped."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcexplain.engine.execution import Execution
+from funcexplain.engine.interrupts import raise_pending
+from funcexplain.engine.progress import Meter, Reporter
+from funcexplain.networks.network import bound
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solvers.jacobian import is_out_of_memory
+from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.state import Info, Method, State, Stopping
+from funcexplain.solvers.step import make_plain_step
+
+_logger = logging.getLogger("funcexplain")
+
+
+class _FailureError(Exception):
+    """The network failed at a window that the search chose; the error is the cause."""
+
+
+class FailsAtStartError(Exception):
+    """The network failed at the start window of a row of this number; the error is the cause."""
+
+
+def status_of(error: BaseException) -> Status:
+    """How a row ends whose network raises: a factorization that fails is numerical trouble."""
+    return Status.NONFINITE if isinstance(error, torch.linalg.LinAlgError) else Status.FAILED
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
+    """Answer one question.
+
+    An error of the network at a window that the search chose ends the search with what it had found.
+    At the start window it is raised.
+    """
+    max_steps, every, *_, callback = execution
+    args, losses_before = problem.args, list[Tensor]()
+    meter = Meter(callback, 1) if isinstance(callback, Reporter) else None
+    if meter:
+        meter.begin(chunk_size=1)
+    state, code, failures = None, None, {}
+
+    def ends(latest: State, info: Info) -> bool:
+        nonlocal state
+        state = latest
+        losses_before.append(info.loss)
+        if callback is not None:
+            callback(latest, info)
+        raise_pending()
+        return int(latest.status) != Status.MAX_STEPS
+
+    with bound(problem.apply, args["params"]):
+        init, step = make_plain_step(problem, method, stopping)
+
+        def attempt(state: State, args: Args) -> tuple[State, Info]:
+            try:
+                return step(state, args)
+            except Exception as error:
+                at_start = not int(state.num_steps) and status_of(error) is Status.FAILED
+                if at_start or is_out_of_memory(error):
+                    raise
+                raise _FailureError from error
+
+        state = init(args)
+        try:
+            state = iterate(attempt, state, args, max_steps, ends)
+            num_steps = state.num_steps
+            if int(state.status) == Status.MAX_STEPS:
+                state, _ = attempt(state, args)
+        except _FailureError as failure:
+            error: Any = failure.__cause__
+            num_steps, code, failures = state.num_steps, status_of(error), {0: describe(error)}
+        except KeyboardInterrupt:
+            num_steps, code = state.num_steps, Status.INTERRUPTED
+            _logger.warning(f"interrupted after {int(num_steps)} steps")
+    status = Status(int(state.status)) if code is None else code
+    if meter:
+        if status is not Status.INTERRUPTED:
+            meter.add(1, int(status is Status.HIT))
+        meter.end()
+    recorded = losses_before[: int(num_steps) : every] if every else []
+    return Solution(
+        x=problem.decode(state.kept.z, args),
+        weights=state.kept.weights,
+        loss=state.kept.loss,
+        history=torch.stack(recorded) if recorded else args["x0"].new_zeros(0),
+        num_steps=num_steps,
+        status=status,
+        error=problem.criterion.error(state.kept.weights, args["target"]),
+        failures=failures,
+    )
