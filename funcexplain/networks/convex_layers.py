@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from funcexplain.networks.convex import capped_softmax, markowitz, risk_budgeting, sparsemax
-from funcexplain.networks.opaque import opaque
+from funcexplain.networks.opaque import Opaque
 
 Allocate = Callable[..., Tensor]
 
@@ -64,7 +64,8 @@ class _OpaqueLayer(nn.Module):
 
         batched = [p.ndim > s.ndim for p, s in zip(parameters, context.parameters, strict=True)]
         dims = tuple(0 if b else None for b in batched)
-        return opaque(solve, in_batch=dims, out_batch=0 if any(batched) else None)(*parameters)
+        out_batch = 0 if any(batched) else None
+        return Opaque(solve, dims, out_batch, trial=False)(*parameters)
 
 
 def _recognize(problem: Any, parameters: list[Any]) -> Allocate | None:

@@ -3,7 +3,8 @@
 ``NCO`` clusters assets and ``Resample`` draws portfolios: both branch on values, sample by sample, and
 reseed torch's global generator if they have a ``random_state``. They become opaque, and the generator is
 restored. The clusters are constants of the gradient, as any discrete choice is. ``Zoom`` builds its grid
-from Python numbers, which blocks the gradient of its scale; here the grid is a tensor.
+from Python numbers, which blocks the gradient of its scale; here the grid is a tensor. The root of a
+``CovarianceMatrix`` reads the rank of the matrix; here small singular values are zero instead.
 """
 
 from __future__ import annotations
@@ -63,6 +64,22 @@ def differentiable_zoom(layer: nn.Module) -> nn.Module:
 
     layer.forward = forward
     return layer
+
+
+def mapped_root(layer: nn.Module) -> nn.Module:
+    """Make the square root of a ``CovarianceMatrix`` independent of the values of the matrix."""
+    settings: Any = layer
+    settings.compute_sqrt = _root
+    return layer
+
+
+def _root(m: Tensor) -> Tensor:
+    """The square root of a positive semidefinite matrix, as deepdow computes it."""
+    _, s, v = torch.svd(m)
+    positive = s > s.max() * len(s) * torch.finfo(s.dtype).eps
+    # The inner `where` keeps the gradient of the unused branch finite.
+    roots = torch.where(positive, torch.where(positive, s, 1.0).sqrt(), 0.0)
+    return (v * roots) @ v.mT
 
 
 def _positions(count: int, like: Tensor) -> Tensor:

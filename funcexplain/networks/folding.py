@@ -47,6 +47,14 @@ def select_row(tensors: Sequence[Tensor], dims: Sequence[Dim], row: int) -> list
     return [t if d is None else t.select(d, row) for t, d in zip(tensors, dims, strict=True)]
 
 
+def narrow_rows(tensors: Sequence[Tensor], dims: Sequence[Dim], row: int, count: int) -> list[Tensor]:
+    """Select the rows that belong to one of ``count`` folded rows."""
+    return [
+        t if d is None else t.narrow(d, row * (t.shape[d] // count), t.shape[d] // count)
+        for t, d in zip(tensors, dims, strict=True)
+    ]
+
+
 def stack_rows(rows: Sequence[Tensors]) -> Tensors:
     """Undo `select_row`, with the mapped dimension first."""
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))

@@ -12,15 +12,17 @@ share a `_Call`, which records how each level of ``vmap`` was mapped, and the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.stateless import _reparametrize_module
 
 from funcexplain.networks.folding import (
     Dim,
@@ -31,10 +33,12 @@ from funcexplain.networks.folding import (
     fold,
     mask_other_rows,
     move_to_front,
+    narrow_rows,
     select_row,
     stack_rows,
     unfold,
 )
+from funcexplain.networks.trial import find_fault
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -69,8 +73,12 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
             dims, or if a batch normalization in ``fn`` uses the statistics of its batch.
         RuntimeError: for second or forward-mode derivatives.
 
-    Limits: rows must be independent, which is not checked (results are wrong if ``fn`` subtracts the
-    mean of its batch). Tensors that ``fn`` captures are constants without a gradient, so pass a module
+    Rows must be independent. Before several mapped rows first share a batch, a few of them, also changed
+    ones, are held against the same rows alone. If they differ (``fn`` subtracts the mean of its batch), if
+    ``fn`` fails for several rows, or if it reads values (``if``, ``.item()``), mapped rows run one at a
+    time from then on, with a warning.
+
+    Limits: tensors that ``fn`` captures are constants without a gradient, so pass a module
     itself, not a function that calls it. Random numbers differ between rows, whatever the ``randomness``
     of ``vmap``. The gradient of a shared argument *for each mapped row* costs one backward pass of the
     whole batch per row. ``torch.compile`` does not trace ``fn``.
@@ -90,7 +98,9 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
 class Opaque(nn.Module):
     """The module that `opaque` returns."""
 
-    def __init__(self, fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0, *, trial: bool = True
+    ) -> None:
         super().__init__()
         if not callable(fn):
             raise TypeError(f"opaque: fn must be callable, got {type(fn).__name__}")
@@ -104,6 +114,7 @@ class Opaque(nn.Module):
                 f"dim, got out_batch={out_batch!r}"
             )
         self.fn, self.in_batch, self.out_batch = fn, in_batch, out_batch
+        self.fault: str | None = None if trial else ""  # why rows run alone; None: not yet tried
 
     def forward(self, *args: Tensor) -> Any:
         """Call the function; fold mapped dimensions if a transform is active."""
@@ -117,7 +128,7 @@ class Opaque(nn.Module):
         _check_captured(fn)
         if isinstance(fn, nn.Module):
             _check_batch_statistics(fn)
-            state = {**dict(fn.named_parameters()), **dict(fn.named_buffers())}
+            state = {**dict(fn.named_buffers()), **dict(fn.named_parameters())}
         # Shared tensors that no transform tracks are constants: each operand costs time, and the sparse
         # buffers of a cvxpylayers layer cannot be operands.
         names = [name for name, t in state.items() if _is_tracked(t)]
@@ -126,21 +137,27 @@ class Opaque(nn.Module):
         fixed = {i: t for i, t in enumerate(args) if i not in tracked}
         single = False
 
-        def run(*operands: Tensor) -> Any:
-            nonlocal single
-            inputs = {**fixed, **dict(zip(tracked, operands, strict=False))}
-            ordered = tuple(inputs[i] for i in sorted(inputs))
+        def bind(operands: Sequence[Tensor]) -> AbstractContextManager[Any]:
+            if not isinstance(fn, nn.Module):
+                return nullcontext()
             own = {
                 # torch refuses running statistics that require a gradient.
                 name: t.detach() if name.endswith(_STATISTICS) else t
                 for name, t in zip(names, operands[len(tracked) :], strict=True)
             }
-            out = functional_call(fn, own, ordered) if isinstance(fn, nn.Module) else fn(*ordered)
+            # Tensors of a part that has two names are put back in reverse order.
+            return _reparametrize_module(fn, {**state, **own}, tie_weights=True, stack_weights=True)
+
+        def run(*operands: Tensor) -> Any:
+            nonlocal single
+            inputs = {**fixed, **dict(zip(tracked, operands, strict=False))}
+            with bind(operands):
+                out = fn(*(inputs[i] for i in sorted(inputs)))
             single = isinstance(out, Tensor)
             return (out,) if single else out
 
         dims = (*[in_batch[i] for i in tracked], *[None] * len(names))
-        call = _Call(run, dims, self.out_batch, torch.is_grad_enabled())
+        call = _Call(self, run, bind, dims, torch.is_grad_enabled())
         outputs = _Apply.apply(call, *[args[i] for i in tracked], *[state[name] for name in names])
         return outputs[0] if single else outputs
 
@@ -153,22 +170,52 @@ class _Call:
     one child per row.
     """
 
+    owner: Opaque
     fn: Callable[..., Any]
+    bind: Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
     in_batch: tuple[Dim, ...]
-    out_batch: Dims
     record: bool
+    count: int = 1  # of folded rows
     folded: bool = False
     children: list[_Call] = field(default_factory=list)
     graph: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
 
-    def branch(self) -> _Call:
-        self.children.append(_Call(self.fn, self.in_batch, self.out_batch, self.record))
+    @property
+    def out_batch(self) -> Dims:
+        return self.owner.out_batch
+
+    def branch(self, size: int = 1) -> _Call:
+        count = self.count * size
+        self.children.append(_Call(self.owner, self.fn, self.bind, self.in_batch, self.record, count))
         return self.children[-1]
 
+    def share_batch(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether folded rows may share one batch; tried once."""
+        if self.count > 1 and self.owner.fault is None:
+            fault = find_fault(self.fn, inputs, self.in_batch, self.out_batch, self.count)
+            self.owner.fault = fault
+            if fault:
+                name = getattr(self.owner.fn, "__name__", type(self.owner.fn).__name__)
+                warnings.warn(
+                    f"opaque: mapped rows of {name} run one at a time, since {fault}; pass in_batch=None "
+                    "and out_batch=None to do so without a warning",
+                    stacklevel=2,
+                )
+        return self.count == 1 or not self.owner.fault
+
     def run(self, inputs: Tensors) -> Tensors:
-        with torch.set_grad_enabled(self.record):
+        with torch.set_grad_enabled(self.record), _saved_tensor_hooks():
             sources = [t.detach().requires_grad_(self.record and _is_real(t)) for t in inputs]
-            outputs = self.fn(*sources)
+            if self.share_batch(sources):
+                outputs = self.fn(*sources)
+            else:
+                alone = [
+                    self.fn(*narrow_rows(sources, self.in_batch, k, self.count))
+                    for k in range(self.count)
+                ]
+                dims = dims_per_tensor(self.out_batch, len(alone[0]))
+                columns = zip(dims, zip(*alone, strict=True), strict=True)
+                outputs = tuple(torch.cat(column, dim) for dim, column in columns)
         rows = [t.shape[d] for t, d in zip(inputs, self.in_batch, strict=True) if d is not None]
         check_rows("output", outputs, self.out_batch, *rows[:1])
         if self.record:
@@ -185,10 +232,24 @@ class _Call:
             return tuple(torch.zeros_like(t) for t in sources)
         # The graph is kept: a Jacobian sends several cotangents through it.
         outs, cots = zip(*pairs, strict=True)
-        grads = torch.autograd.grad(outs, sources, cots, retain_graph=True, allow_unused=True)
+        with self.bind(inputs), _saved_tensor_hooks():  # a backward pass may run or read the module
+            grads = torch.autograd.grad(outs, sources, cots, retain_graph=True, allow_unused=True)
         return tuple(
             torch.zeros_like(t) if g is None else g for t, g in zip(sources, grads, strict=True)
         )
+
+
+@contextmanager
+def _saved_tensor_hooks() -> Iterator[None]:
+    """Allow hooks on saved tensors (activation checkpointing), which torch.func disables."""
+    autograd = torch._C._autograd
+    message = autograd._saved_tensors_hooks_get_disabled_error_message()
+    autograd._saved_tensors_hooks_enable()
+    try:
+        yield
+    finally:
+        if message is not None:
+            autograd._saved_tensors_hooks_disable(message)
 
 
 def _refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
@@ -245,7 +306,7 @@ class _Apply(torch.autograd.Function):
                 t if batch is None else fold(move_to_front(t, d, size), batch)
                 for t, d, batch in zip(inputs, dims, call.in_batch, strict=True)
             ]
-            outputs = _Apply.apply(call.branch(), *folded)
+            outputs = _Apply.apply(call.branch(size), *folded)
             out_batch = dims_per_tensor(call.out_batch, len(outputs))
             mapped = tuple(unfold(t, batch, size) for t, batch in zip(outputs, out_batch, strict=True))
         else:

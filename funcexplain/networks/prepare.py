@@ -1,9 +1,9 @@
 """A private shallow copy of a network, in which rules replace parts that do not work under torch.func.
 
 The copy shares the caller's parameters and buffers but owns every container around them (the dicts of
-parameters, buffers, children and hooks, and what attributes hold, see `references`), so that its mode can
-be set, parts replaced and hooks added while the caller's module does not change. ``copy.deepcopy`` does
-not work: it fails on networks with sparse buffers, such as those with a cvxpylayers layer.
+parameters, buffers, children and hooks, and what attributes hold, see `references`), so that its mode
+can be set, parts replaced and hooks added while the caller's module does not change. ``copy.deepcopy``
+does not work: it fails on networks with sparse buffers, such as those with a cvxpylayers layer.
 
 A class that overrides ``train`` or ``eval`` may do more than set a flag: it merges an adapter, or sets a
 temperature. It does so on a first copy, whose tensors are private, too.
@@ -27,7 +27,7 @@ from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
-from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom
+from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom, mapped_root
 from funcexplain.networks.foreign import Foreign, is_foreign
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
@@ -47,6 +47,7 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
     "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
+    "deepdow.layers.misc.CovarianceMatrix": mapped_root,
     "deepdow.layers.allocate.NCO": OpaqueRows,
     "deepdow.layers.allocate.Resample": OpaqueRows,
     "deepdow.layers.transform.Zoom": differentiable_zoom,

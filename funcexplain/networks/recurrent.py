@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.lstm import is_faster_lstm, lstm
-from funcexplain.networks.opaque import opaque
+from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.unrolled import (
     gru_cell,
     is_traced,
@@ -112,7 +112,7 @@ def _fold_kernel(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     # Rows of packed data differ in length, so mapped rows cannot share one batch.
     rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
     in_batch = None if rows is None else (*rows, *[None] * len(weights))
-    return opaque(call, in_batch, rows)(args[0], *states, *weights)
+    return Opaque(call, in_batch, rows, trial=False)(args[0], *states, *weights)
 
 
 def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:

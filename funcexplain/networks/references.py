@@ -16,46 +16,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from types import (
-    BuiltinMethodType,
-    CellType,
-    FunctionType,
-    MemberDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    SimpleNamespace,
-)
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+
+from funcexplain.networks.objects import (
+    CACHED,
+    LEAVES,
+    METHODS,
+    PROXIES,
+    attributes,
+    base_of,
+    contents,
+    is_closed,
+    is_container,
+    referent,
+    setter,
+)
 
 # The tables that nn.Module itself keeps. They are copied with their module.
 TABLES = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)}
 REGISTRIES = ("_parameters", "_buffers", "_modules")
-
-_CONTAINERS = (OrderedDict, defaultdict, dict, list, set, deque)
-_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
-_CACHED = type(functools.lru_cache(lambda: None))
-_METHODS = (BuiltinMethodType, MethodWrapperType)
-# Objects that are not looked into, the large graphs of torch.fx and logging among them.
-_LEAVES = (
-    Tensor,
-    fx.Graph,
-    fx.Node,
-    logging.Logger,
-    ModuleType,
-    type,
-    str,
-    bytes,
-    int,
-    float,
-    type(None),
-)
 
 
 class Place(NamedTuple):
@@ -116,9 +101,9 @@ class _Copier:
                 if self.copies.get(key) is not value:
                     targets.add(key)
                 continue
-            if issubclass(type(value), _LEAVES):
+            if issubclass(type(value), LEAVES):
                 continue
-            children[key] = _contents(value)
+            children[key] = contents(value)
             for child in children[key]:
                 parents.setdefault(id(child), []).append(key)
             stack += children[key]
@@ -143,30 +128,30 @@ class _Copier:
                 if key in seen or key not in children:
                     continue
                 seen.add(key)
-                if _is_container(type(value)):
+                if is_container(type(value)):
                     choose(key)
-                if key in self.chosen or not _is_closed(type(value)):
+                if key in self.chosen or not is_closed(type(value)):
                     stack += children[key]
         self.chosen -= targets
 
     def rewrite(self, module: nn.Module) -> None:
         """Redirect a private module's attributes and hooks."""
-        attributes = vars(module)
-        for name, value in list(attributes.items()):
+        own = vars(module)
+        for name, value in list(own.items()):
             if name in TABLES:
                 if name not in REGISTRIES and isinstance(value, dict):
                     for key, hook in list(value.items()):
                         value[key] = self.copy(hook)
             else:
-                attributes[name] = new = self.copy(value)
-                self.note(new, functools.partial(attributes.__setitem__, name))
-        own = {
+                own[name] = new = self.copy(value)
+                self.note(new, functools.partial(own.__setitem__, name))
+        methods = {
             name: new
             for name, function in _own_functions(type(module))
             if (new := self.copy(function)) is not function
         }
-        if own:  # a method closes over what was copied
-            module.__class__ = subclass(type(module), own)
+        if methods:  # they close over what was copied
+            module.__class__ = subclass(type(module), methods)
 
     def copy(self, value: Any) -> Any:
         """The copy of an object, or the object itself if it is shared."""
@@ -188,7 +173,7 @@ class _Copier:
                 self._fill(value, new)
 
     def note(self, value: Any, put: Callable[[Any], Any]) -> None:
-        """Record the registered tensors in what ``put`` stores, tuples and partial functions included."""
+        """Record the registered tensors in what ``put`` stores; it may be a tuple or a partial."""
         cls = type(value)
         if id(value) in self.registered:
             self.places.append(Place(value, put))
@@ -202,7 +187,7 @@ class _Copier:
                 items,
                 lambda: put(cls(*items[:split], **dict(zip(names, items[split:], strict=True)))),
             )
-        elif issubclass(cls, _METHODS) and id(value.__self__) in self.registered:
+        elif issubclass(cls, METHODS) and id(value.__self__) in self.registered:
             self.note(value.__self__, lambda t: put(getattr(t, value.__name__)))
 
     def _note_items(self, items: list[Any], store: Callable[[], Any]) -> None:
@@ -216,8 +201,8 @@ class _Copier:
     def _new(self, value: Any) -> Any:
         """A copy with its contents if it is immutable, without them otherwise."""
         cls, copy = type(value), self.copy
-        if cls in _PROXIES:
-            return weakref.proxy(copy(_referent(value)))
+        if cls in PROXIES:
+            return weakref.proxy(copy(referent(value)))
         if issubclass(cls, weakref.WeakMethod):
             method = value()
             return cls(MethodType(method.__func__, copy(method.__self__)))
@@ -225,11 +210,11 @@ class _Copier:
             return cls(copy(value()), copy(value.__callback__), value.key)
         if issubclass(cls, weakref.ref):
             return cls(copy(value()))
-        if issubclass(cls, _METHODS):
+        if issubclass(cls, METHODS):
             return object.__getattribute__(copy(value.__self__), value.__name__)
         if cls is MethodType:
             return MethodType(copy(value.__func__), copy(value.__self__))
-        if cls is _CACHED:
+        if cls is CACHED:
             return functools.lru_cache(**value.cache_parameters())(copy(value.__wrapped__))
         if issubclass(cls, functools.partial):
             named = {name: copy(item) for name, item in value.keywords.items()}
@@ -243,7 +228,7 @@ class _Copier:
             cells = tuple(map(copy, value.__closure__ or ())) or None
             new = FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
         else:
-            base = _base(cls)
+            base = base_of(cls)
             new = base.__new__(cls)
             if base is deque:
                 deque.__init__(new, (), value.maxlen)
@@ -270,7 +255,7 @@ class _Copier:
             note(new.__defaults__, put(setattr, new, "__defaults__"))
             for name, item in (new.__kwdefaults__ or {}).items():
                 note(item, put(new.__kwdefaults__.__setitem__, name))
-        base = _base(cls)
+        base = base_of(cls)
         if issubclass(base, dict):
             if base is defaultdict:
                 defaultdict.default_factory.__set__(new, copy(value.default_factory))  # type: ignore[attr-defined]
@@ -284,8 +269,8 @@ class _Copier:
                 note(item, put(base.__setitem__, new, index))
         elif base is set:
             set.update(new, map(copy, set.__iter__(value)))
-        for name, item in _attributes(value).items():
-            store = _store(new, name)
+        for name, item in attributes(value).items():
+            store = setter(new, name)
             store(copy(item))
             note(copy(item), store)
 
@@ -318,93 +303,3 @@ def _own_functions(cls: type) -> Iterator[tuple[str, FunctionType]]:
             for name, value in vars(base).items():
                 if type(value) is FunctionType and value.__closure__:
                     yield name, value
-
-
-def _base(cls: type) -> Any:
-    """The built-in class that holds an object's contents."""
-    return next(base for base in (*_CONTAINERS, SimpleNamespace, object) if issubclass(cls, base))
-
-
-def _is_container(cls: type) -> bool:
-    """Whether objects of a class are data that forward passes may write to."""
-    record = getattr(cls, "__dataclass_params__", None)
-    return issubclass(cls, (*_CONTAINERS, SimpleNamespace)) or (record is not None and not record.frozen)
-
-
-def _is_closed(cls: type) -> bool:
-    """Whether objects of a class are copied only if they refer to something that is."""
-    transparent = (tuple, functools.partial, MethodType, *_METHODS)
-    return not (issubclass(cls, transparent) or _is_container(cls))
-
-
-def _referent(proxy: Any) -> Any:
-    try:
-        return proxy.__init__.__self__
-    except ReferenceError:
-        return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _slots(cls: type) -> dict[str, Any]:
-    """The slots of a class, by their names in it."""
-    return {
-        name: slot
-        for base in cls.__mro__
-        if "__slots__" in vars(base)
-        for name, slot in vars(base).items()
-        if type(slot) is MemberDescriptorType
-    }
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """An object's attributes, its slots included, without calling its code."""
-    found: dict[str, Any] = {}
-    for name, slot in _slots(type(value)).items():
-        with contextlib.suppress(AttributeError):  # a slot without a value
-            found[name] = slot.__get__(value)
-    if type(value).__dictoffset__:
-        found.update(object.__getattribute__(value, "__dict__"))
-    return found
-
-
-def _store(value: Any, name: str) -> Callable[[Any], None]:
-    """A function that sets an attribute without calling the object's code."""
-    slot = _slots(type(value)).get(name)
-    if slot is not None:
-        return functools.partial(slot.__set__, value)
-    return functools.partial(object.__getattribute__(value, "__dict__").__setitem__, name)
-
-
-def _contents(value: Any) -> list[Any]:
-    """All that an object refers to."""
-    cls = type(value)
-    if cls in _PROXIES:
-        return [_referent(value)]
-    if issubclass(cls, weakref.WeakMethod):
-        return [getattr(value(), "__self__", None)]
-    if issubclass(cls, weakref.ref):
-        return [value(), value.__callback__]
-    if issubclass(cls, _METHODS):
-        return [value.__self__]
-    if cls is MethodType:
-        return [value.__func__, value.__self__]
-    if cls is _CACHED:
-        return [value.__wrapped__]
-    if cls is CellType:
-        try:
-            return [value.cell_contents]
-        except ValueError:  # empty
-            return []
-    if issubclass(cls, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    contents: list[Any] = []
-    if cls is FunctionType:
-        contents = [*(value.__closure__ or ()), *(value.__kwdefaults__ or {}).values()]
-        contents.append(value.__defaults__)
-    elif issubclass(cls, dict):
-        contents = [*dict.keys(value), *dict.values(value)]
-        contents += [value.default_factory] if issubclass(cls, defaultdict) else []
-    else:
-        base = next((b for b in (list, tuple, set, frozenset, deque) if issubclass(cls, b)), None)
-        contents = [] if base is None else list(base.__iter__(value))
-    return [*contents, *_attributes(value).values()]

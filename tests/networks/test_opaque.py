@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 
 import funcexplain as fe
-from funcexplain.networks.opaque import opaque
+from funcexplain.networks.opaque import Opaque, opaque
 from tests.helpers import assert_close, assert_same, params
 from tests.networks.transformations import TRANSFORMATIONS, draw, loss, ordinary_grad
 
@@ -173,6 +173,8 @@ def test_one_forward_whatever_is_asked() -> None:
 
     layer = opaque(fn)
     (x,) = draw([(N, 2)], 2)
+    vmap(layer)(x[0])
+    batches.clear()  # of the trial
     vmap(vmap(grad(lambda x: layer(x).sum())))(x)
     vmap(vmap(jacrev(layer)))(x)
     jacrev(layer)(x[0, 0])
@@ -208,7 +210,7 @@ def test_the_inner_graph_does_not_outlive_the_call(transform: Any) -> None:
     (x,) = draw([(N, 2)], 1)
     gc.disable()  # there are no circles for it to find
     try:
-        result = transform(lambda x: opaque(Watched.apply)(x).sum())(x)
+        result = transform(lambda x: Opaque(Watched.apply, trial=False)(x).sum())(x)
         assert len(Watched.alive) == 1
         assert Watched.alive[0]() is None
     finally:
@@ -226,6 +228,8 @@ def test_no_graph_is_built_where_gradients_are_off() -> None:
 
     layer = opaque(fn)
     (x,) = draw([(N, 2)], 1)
+    vmap(layer)(x)
+    recorded.clear()  # of the trial
     with torch.no_grad():
         vmap(layer)(x)
     vmap(grad(lambda x: layer(x).sum()))(x)

@@ -1,0 +1,133 @@
+"""What Python objects refer to, and how they are classed, without calling their code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from types import (
+    BuiltinMethodType,
+    CellType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    SimpleNamespace,
+)
+from typing import Any
+
+from torch import Tensor, fx
+
+CONTAINERS = (OrderedDict, defaultdict, dict, list, set, deque)
+PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+CACHED = type(functools.lru_cache(lambda: None))
+METHODS = (BuiltinMethodType, MethodWrapperType)
+# Objects that are not looked into, the large graphs of torch.fx and logging among them.
+LEAVES = (
+    Tensor,
+    fx.Graph,
+    fx.Node,
+    logging.Logger,
+    ModuleType,
+    type,
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+)
+
+
+def base_of(cls: type) -> Any:
+    """The built-in class that holds an object's contents."""
+    return next(base for base in (*CONTAINERS, SimpleNamespace, object) if issubclass(cls, base))
+
+
+def is_container(cls: type) -> bool:
+    """Whether objects of a class are data that forward passes may write to."""
+    record = getattr(cls, "__dataclass_params__", None)
+    return issubclass(cls, (*CONTAINERS, SimpleNamespace)) or (record is not None and not record.frozen)
+
+
+def is_closed(cls: type) -> bool:
+    """Whether objects of a class are copied only if they refer to something that is."""
+    transparent = (tuple, functools.partial, MethodType, *METHODS)
+    return not (issubclass(cls, transparent) or is_container(cls))
+
+
+def referent(proxy: Any) -> Any:
+    """What a weak proxy stands for, or ``None``."""
+    try:
+        return proxy.__init__.__self__
+    except ReferenceError:
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots(cls: type) -> dict[str, Any]:
+    """The slots of a class, by their names in it."""
+    return {
+        name: slot
+        for base in cls.__mro__
+        if "__slots__" in vars(base)
+        for name, slot in vars(base).items()
+        if type(slot) is MemberDescriptorType
+    }
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """An object's attributes, its slots included, without calling its code."""
+    found: dict[str, Any] = {}
+    for name, slot in _slots(type(value)).items():
+        with contextlib.suppress(AttributeError):  # a slot without a value
+            found[name] = slot.__get__(value)
+    if type(value).__dictoffset__:
+        found.update(object.__getattribute__(value, "__dict__"))
+    return found
+
+
+def setter(value: Any, name: str) -> Callable[[Any], None]:
+    """A function that sets an attribute without calling the object's code."""
+    slot = _slots(type(value)).get(name)
+    if slot is not None:
+        return functools.partial(slot.__set__, value)
+    return functools.partial(object.__getattribute__(value, "__dict__").__setitem__, name)
+
+
+def contents(value: Any) -> list[Any]:
+    """All that an object refers to."""
+    cls = type(value)
+    if cls in PROXIES:
+        return [referent(value)]
+    if issubclass(cls, weakref.WeakMethod):
+        return [getattr(value(), "__self__", None)]
+    if issubclass(cls, weakref.ref):
+        return [value(), value.__callback__]
+    if issubclass(cls, METHODS):
+        return [value.__self__]
+    if cls is MethodType:
+        return [value.__func__, value.__self__]
+    if cls is CACHED:
+        return [value.__wrapped__]
+    if cls is CellType:
+        try:
+            return [value.cell_contents]
+        except ValueError:  # empty
+            return []
+    if issubclass(cls, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    found: list[Any] = []
+    if cls is FunctionType:
+        found = [*(value.__closure__ or ()), *(value.__kwdefaults__ or {}).values()]
+        found.append(value.__defaults__)
+    elif issubclass(cls, dict):
+        found = [*dict.keys(value), *dict.values(value)]
+        found += [value.default_factory] if issubclass(cls, defaultdict) else []
+    else:
+        base = next((b for b in (list, tuple, set, frozenset, deque) if issubclass(cls, b)), None)
+        found = [] if base is None else list(base.__iter__(value))
+    return [*found, *attributes(value).values()]

@@ -1,0 +1,150 @@
+"""A trial of folding: do rows of one batch give what the same rows give alone?
+
+An opaque function must have independent rows. A few rows are tried before it is believed: rows as they
+are, of the other sign, larger, and with noise, since a branch or a threshold may show at none of the
+first windows. Values and gradients of one batch of them are compared with those of each row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from funcexplain.networks.folding import Dim, Dims, Tensors, dims_per_tensor, narrow_rows
+
+# Functions that turn the value of a tensor into one of Python.
+_READS = frozenset(
+    ("__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist")
+)
+
+Row = list[Tensor]
+
+
+def find_fault(
+    fn: Callable[..., Tensors],
+    inputs: Sequence[Tensor],
+    in_batch: tuple[Dim, ...],
+    out_batch: Dims,
+    count: int,
+) -> str | None:
+    """Find why mapped rows cannot share one batch.
+
+    Args:
+        fn: function of tensors with outputs in a tuple.
+        inputs: its arguments, of ``count`` mapped rows.
+        in_batch: the dim of each argument's rows.
+        out_batch: likewise for the outputs.
+        count: number of mapped rows.
+
+    Returns:
+        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing could
+        be tried. torch's generators are as before.
+    """
+    devices = {t.device for t in inputs if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        torch.manual_seed(0)
+        rows = _trial_rows(inputs, in_batch, count)
+        tried: list[Row] = []
+        alone: list[Row] = []
+        for row in rows:
+            try:
+                found = _evaluate(fn, row, in_batch)
+            except Exception:  # a window that the function refuses says nothing
+                continue
+            tried.append(row)
+            alone.append(found)
+        if len(tried) < 2:
+            return "" if rows else None
+        if not _agree(_evaluate(fn, tried[0], in_batch), alone[0]):
+            return ""  # it draws noise, which differs between rows anyway
+        together = [
+            columns[0] if dim is None else torch.cat(columns, dim)
+            for dim, columns in zip(in_batch, zip(*tried, strict=True), strict=True)
+        ]
+        try:
+            with _Reads() as reads:
+                folded = _evaluate(fn, together, in_batch)
+        except Exception as error:
+            return f"it fails for several rows ({type(error).__name__}: {error})"
+    if reads.found:
+        return "it reads values of tensors, as `if` and `.item()` do"
+    num_outputs = len(folded) - sum(dim is not None for dim in in_batch)
+    dims = [*dims_per_tensor(out_batch, num_outputs), *(dim for dim in in_batch if dim is not None)]
+    for index, row in enumerate(alone):
+        if not _agree(narrow_rows(folded, dims, index, len(alone)), row):
+            return "its rows depend on each other"
+    return ""
+
+
+class _Reads(TorchFunctionMode):
+    """Sees whether a function reads the value of a tensor."""
+
+    found = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.found = self.found or getattr(func, "__name__", "") in _READS
+        return func(*args, **(kwargs or {}))
+
+
+def _trial_rows(inputs: Sequence[Tensor], in_batch: tuple[Dim, ...], count: int) -> list[Row]:
+    """The first, middle and last mapped row, and changed ones; only finite rows."""
+    picked = [narrow_rows(inputs, in_batch, k, count) for k in sorted({0, count // 2, count - 1})]
+    rows = [row for row in picked if all(t.isfinite().all() for t in row if t.is_floating_point())]
+
+    def change(row: Row, how: Callable[[Tensor], Tensor]) -> Row:
+        return [
+            t if dim is None or not t.is_floating_point() else how(t)
+            for t, dim in zip(row, in_batch, strict=True)
+        ]
+
+    changed = [
+        change(rows[index], how)
+        for index, how in (
+            (0, torch.neg),
+            (-1, torch.neg),
+            (0, lambda t: 8.0 * t),
+            (-1, lambda t: t + 0.3 * t.abs().mean() * torch.randn_like(t)),
+        )
+        if rows
+    ]
+    return [*rows, *changed]
+
+
+def _evaluate(fn: Callable[..., Tensors], row: Row, in_batch: tuple[Dim, ...]) -> Row:
+    """The outputs at a row, and the gradients of a smooth sum of them in the arguments with rows."""
+    sources = [t.detach().clone() for t in row]
+    for t in sources:
+        t.requires_grad_(t.is_floating_point())
+    outputs = fn(*sources)
+    wanted = [t for t, dim in zip(sources, in_batch, strict=True) if dim is not None]
+    terms = [t.sin().sum() for t in outputs if t.requires_grad]
+    leaves = [t for t in wanted if t.requires_grad]
+    if terms and leaves:
+        grads = iter(torch.autograd.grad(sum(terms), leaves, allow_unused=True))
+    else:
+        grads = iter([None] * len(leaves))
+    slopes = [next(grads) if t.requires_grad else None for t in wanted]
+    pairs = zip(wanted, slopes, strict=True)
+    return [t.detach() for t in (*outputs, *(torch.zeros_like(t) if g is None else g for t, g in pairs))]
+
+
+def _agree(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal to rounding; NaN equals NaN."""
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape:
+            return False
+        if not b.is_floating_point():
+            if not torch.equal(a, b):
+                return False
+            continue
+        scale = b.nan_to_num(0.0, 0.0, 0.0).abs().max() if b.numel() else 0.0
+        rounding = torch.finfo(b.dtype).eps ** 0.5
+        if not torch.allclose(a, b, rtol=0.0, atol=rounding * float(scale) + 1e-30, equal_nan=True):
+            return False
+    return True
