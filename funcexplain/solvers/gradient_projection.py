@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem
+from funcexplain.solvers.damped_step import MINIMUM_SHIFT, WIDE
 from funcexplain.solvers.gauss_newton import (
-    MINIMUM_SHIFT,
-    WIDE,
     Linearization,
     bind_jacobian,
     linearize,
