@@ -7,8 +7,8 @@ projection alone: an entry is held where the projection of a descent step moves 
 References:
     S. Mehrotra (1992), On the Implementation of a Primal-Dual Interior Point Method,
     https://doi.org/10.1137/0802028; J. J. Moré, G. Toraldo (1991), On the Solution of Large Quadratic
-    Programming Problems with Bound Constraints, https://doi.org/10.1137/0801008; M. Hintermüller, K. Ito, K. Kunisch (2002), The
-    Primal-Dual Active Set Strategy as a Semismooth Newton Method,
+    Programming Problems with Bound Constraints, https://doi.org/10.1137/0801008; M. Hintermüller,
+    K. Ito, K. Kunisch (2002), The Primal-Dual Active Set Strategy as a Semismooth Newton Method,
     https://doi.org/10.1137/S1052623401383558
 """
 

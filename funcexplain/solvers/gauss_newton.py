@@ -186,7 +186,8 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
     It takes few steps where Adam takes hundreds, each with one forward pass and one reverse pass for all
     K together. Steps have minimum norm in the search space, so search in sigmas (`standardize`). A hit
     ends the search; so does a point where no step helps (STALLED; within bounds, where the projected
-    gradient is zero), which for an infeasible target is the nearest in the sense of the residual. The problem's own loss is reported at the end, not minimized;
+    gradient is zero), which for an infeasible target is the nearest in the sense of the residual. The
+    problem's own loss is reported at the end, not minimized;
     `Solution.history` and `Info.loss` hold the mean of squared residuals at the best point so far.
 
     Args:
