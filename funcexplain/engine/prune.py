@@ -79,7 +79,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
 def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
     """The window of one row with as few changes as possible, or None where it does not hit."""
     reference, may = question.args["reference"].flatten(), _returnable(question.args)
-    errors = _error_function(question)
+    errors = _error_function(question, atol)
     if not errors(x[None]) <= atol:
         return None
     now = x.flatten()
@@ -106,12 +106,12 @@ def _returnable(args: Args) -> Tensor:
     return may.flatten()
 
 
-def _error_function(question: Problem) -> Callable[[Tensor], Tensor]:
+def _error_function(question: Problem, atol: float) -> Callable[[Tensor], Tensor]:
     """How far each of several windows is from the target."""
 
     def error(x: Tensor) -> Tensor:
         _, (_, weights) = question.evaluate(x, question.args)
-        return question.criterion.error(weights, question.args["target"])
+        return question.criterion.error(weights, question.args["target"], atol=atol)
 
     mapped = torch.func.vmap(error)
 

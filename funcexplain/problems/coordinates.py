@@ -20,6 +20,9 @@ from funcexplain.problems.grid import aligned
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data
 
+# How far inside of its bounds a search in a `box` begins, as a fraction of the width.
+_BOX_MARGIN = 0.005
+
 
 def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
     """Search in units of sigma: ``z = (x - mean) / std``, ``x = mean + std * z``.
@@ -113,10 +116,11 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
     """Keep free entries strictly bounded by a change of variables, ``lower <= x <= upper``.
 
     ``x = m + h * tanh((u - m) / h)`` with middle ``m = (lower + upper) / 2``, half width ``h``, and
-    ``u`` the window without the box: slope one in the middle, flat at the bounds. A start on a bound, or
-    near a bound of a very wide box, moves away slowly: use tight boxes, and `clip` if only one side
-    matters. Entries with mask False (not free to change) are ignored, so that `box` commutes with
-    `freeze` and `zero_masked`.
+    ``u`` the window without the box: slope one in the middle, flat at the bounds. No search would leave
+    a bound, so a start begins at least a hundredth of ``h`` inside of both, where the slope is 0.02.
+    Near a bound of a very wide box that is a large change, and what follows slow: use tight boxes, and
+    `clip` if only one side matters. Entries with mask False (not free to change) are ignored, so that
+    `box` commutes with `freeze` and `zero_masked`.
 
     Args:
         lower: number, or tensor that broadcasts to x0, in units of x.
@@ -156,7 +160,10 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
             return inner_encode(torch.where(args["mask"], u, x), args)
 
         def start(args: Args) -> Tensor:
-            return encode(inner_decode(inner_start(args), args), args)
+            x = inner_decode(inner_start(args), args)
+            margin = _BOX_MARGIN * (args["upper"] - args["lower"])
+            inside = x.clamp(args["lower"] + margin, args["upper"] - margin)
+            return encode(torch.where(args["mask"] & (args["upper"] > args["lower"]), inside, x), args)
 
         return replace(problem, args=bounds, decode=decode, encode=encode, start=start)
 

@@ -22,6 +22,7 @@ Asset = int | str
 LINEAR = 0  # sum(v * w)
 TURNOVER = 1  # sum(|w - v|) / 2
 CONCENTRATION = 2  # sum(w**2)
+ORDER = 3  # sum(v * w) as well, but never within a tolerance of an upset order: it must be > 0
 _MAX_SHOWN = 8  # entries of a vector in a repr
 
 
@@ -41,16 +42,25 @@ class Criterion(NamedTuple):
     ndim: int
     from_today: bool = False
 
-    def error(self, weights: Tensor, target: Tensor, rows: int = 0) -> Tensor:
+    def error(self, weights: Tensor, target: Tensor, rows: int = 0, atol: float | None = None) -> Tensor:
         """Maximum distance between the measured and the nearest values, for each row.
 
         Args:
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.
             target: as in ``args``.
             rows: number of leading row dimensions, 0 or 1.
+            atol: tolerance that the error is compared with. An order that is upset does not hold within
+                any tolerance: its error is then above ``atol``.
         """
         measured, nearest = self.compare(weights, target)
-        return (measured - nearest).flatten(rows).abs().amax(-1)
+        distance = (measured - nearest).abs()
+        if atol is not None and self.ndim == GOALS.ndim:
+            upset = (target[..., -3] == ORDER) & (measured <= 0.0)
+            above = torch.nextafter(
+                torch.full_like(distance, atol), torch.full_like(distance, torch.inf)
+            )
+            distance = torch.where(upset, torch.maximum(distance, above), distance)
+        return distance.flatten(rows).amax(-1)
 
 
 def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +72,8 @@ def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     w = weights.unsqueeze(-2)
     traded = 0.5 * (w - coefficients).abs().sum(-1)
     nonlinear = torch.where(kind == TURNOVER, traded, w.square().sum(-1))
-    measured = torch.where(kind == LINEAR, (coefficients * w).sum(-1), nonlinear)
+    linear = (kind == LINEAR) | (kind == ORDER)
+    measured = torch.where(linear, (coefficients * w).sum(-1), nonlinear)
     return measured, torch.minimum(torch.maximum(measured, lower), upper)
 
 
@@ -122,11 +133,13 @@ class Target:
             >>> fe.targets.at_least(0, 0.5).residual(torch.tensor([0.25, 0.75]))
             tensor([-0.2500])
         """
+        measured, nearest = GOALS.compare(weights, self._goals(weights, today, assets))
+        return measured - nearest
+
+    def _goals(self, weights: Tensor, today: Tensor | None, assets: Sequence[str] | None) -> Tensor:
         check_is_tensor("residual", "weights", weights)
         like = weights.detach()[(0,) * (weights.ndim - 1)]
-        portfolio = Portfolio(like, None if assets is None else tuple(assets), today)
-        measured, nearest = GOALS.compare(weights, self.rows(portfolio))
-        return measured - nearest
+        return self.rows(Portfolio(like, None if assets is None else tuple(assets), today))
 
     def loss(
         self, weights: Tensor, *, today: Tensor | None = None, assets: Sequence[str] | None = None
@@ -156,7 +169,7 @@ class Target:
         today: Tensor | None = None,
         assets: Sequence[str] | None = None,
     ) -> Tensor:
-        """Whether the target is met, ``max |residual| <= atol``.
+        """Whether the target is met, ``max |residual| <= atol``; the order of `top` without tolerance.
 
         Args:
             weights: allocation, shape ``(A,)``.
@@ -172,7 +185,8 @@ class Target:
             >>> fe.targets.at_least(0, 0.5).hit(torch.tensor([0.4995, 0.5005]))
             tensor(True)
         """
-        return self.residual(weights, today=today, assets=assets).abs().amax(-1) <= atol
+        goals = self._goals(weights, today, assets)
+        return GOALS.error(weights, goals, weights.ndim - 1, atol) <= atol
 
     def __repr__(self) -> str:
         return self.call

@@ -17,6 +17,8 @@ from torch import Tensor
 from funcexplain.problems import checks, criterion
 from funcexplain.problems.criterion import Asset, Portfolio, Target
 
+_MARGIN = 0.002
+
 __all__ = [
     *("all_of", "at_least", "at_most", "between", "concentration", "exact", "exit"),
     *("group", "shift", "top", "turnover"),
@@ -132,27 +134,34 @@ def between(lower: float | Tensor, upper: float | Tensor) -> Target:
     return Target(f"between({', '.join(shown)})", rows)
 
 
-def top(asset: Asset) -> Target:
-    """One asset is the largest position, ``w_k >= w_j`` for every other asset; a tie counts.
+def top(asset: Asset, *, margin: float = _MARGIN) -> Target:
+    """One asset is the largest position, ``w_k >= w_j + margin`` for every other asset.
+
+    A hit within a tolerance may fall short of the margin, but is never a tie: ``w_k > w_j`` holds.
 
     Args:
         asset: number or name.
+        margin: minimum distance from every other weight, > 0; 0.002 is 0.2 percentage points.
 
     Raises:
-        TypeError: if ``asset`` is neither a number nor a name.
+        TypeError: if ``asset`` is neither a number nor a name, or ``margin`` is not a number.
+        ValueError: if ``margin`` is not positive.
 
     Example:
-        >>> top(0).residual(torch.tensor([0.25, 0.75, 0.0]))
-        tensor([-0.5000,  0.0000])
+        >>> top(0, margin=0.1).residual(torch.tensor([0.25, 0.75, 0.0]))
+        tensor([-0.6000,  0.0000])
     """
     key = criterion.check_asset("top", asset)
+    lower = checks.check_number("top", "margin", margin, minimum=0.0, strict=True)
 
     def rows(portfolio: Portfolio) -> Tensor:
         index, identity = criterion.find_asset("top", key, portfolio), torch.eye(len(portfolio.like))
         others = torch.arange(len(identity)) != index
-        return criterion.encode_goals(portfolio, identity[index] - identity[others], lower=0.0)
+        differences = identity[index] - identity[others]
+        return criterion.encode_goals(portfolio, differences, criterion.ORDER, lower=lower)
 
-    return Target(f"top({asset!r})", rows)
+    shown = "" if margin == _MARGIN else f", margin={margin!r}"
+    return Target(f"top({asset!r}{shown})", rows)
 
 
 def group(

@@ -17,6 +17,14 @@ from torch import Tensor
 
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, identity
+from funcexplain.solvers.damped_step import (
+    WIDE,
+    Model,
+    PenaltyTerms,
+    is_stationary,
+    minimize_freely,
+    minimize_within,
+)
 from funcexplain.solvers.gradient import make_objective
 from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
 from funcexplain.solvers.state import (
@@ -33,16 +41,11 @@ Residual = Literal["auto", "weights", "sqrt", "log"]
 
 # Added before logarithms and roots are taken: values much smaller than this are indistinguishable.
 _FLOOR = 1e-8
-WIDE = torch.float64
 _MINIMUM_DAMPING, _MAXIMUM_DAMPING = 1e-8, 1e12
 # Minimum ratio of the actual to the predicted reduction with which a step is accepted.
 _MINIMUM_RATIO = 1e-4
 # A predicted reduction smaller than this fraction of the objective counts as zero.
 _MINIMUM_REDUCTION = 1e-12
-# Minimum damping, as a fraction of the Gram matrix's trace: the system stays solvable in float64.
-MINIMUM_SHIFT = 1e-12
-# Projections after which the entries that rest on a bound are nearly always known.
-_PROJECTIONS = 2
 
 
 class Linearization(NamedTuple):
@@ -51,14 +54,6 @@ class Linearization(NamedTuple):
     measured: Tensor
     nearest: Tensor
     jacobian: Tensor
-
-
-class PenaltyTerms(NamedTuple):
-    """The penalties' value, gradient ``(N,)`` and diagonal curvature; without any, zeros ``()``."""
-
-    value: Tensor
-    gradient: Tensor
-    curvature: Tensor
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -147,15 +142,21 @@ class LevenbergMarquardt(NamedTuple):
         jacobian = residual_jacobian(line, self.residual, in_logs)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
-        step = _damped_step(jacobian, r, penalty, lam)
-        following = (z.flatten().to(WIDE) + step).to(z.dtype).view(z.shape)
-        if problem.project is not identity:
-            following = _projected(problem, z, step, jacobian, r, penalty, lam, args)
+        model = Model(r, jacobian, penalty, lam)
+        undamped = model._replace(lam=torch.zeros_like(lam))
+        point, grads = z.flatten().to(WIDE), 2.0 * jacobian.T @ r + penalty.gradient
+        if problem.project is identity:
+            following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
+        else:
+            project = partial(_project_flat, problem, z, args)
+            step = minimize_within(model, point, project)
+            following = project(point + step).view(z.shape)
         step = (following - z).flatten().to(WIDE)
-        grads = 2.0 * jacobian.T @ r + penalty.gradient
-        curved = (jacobian @ step).square().sum() + 0.5 * (penalty.curvature * step.square()).sum()
-        predicted = -(grads @ step) - curved
-        ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
+        predicted = undamped.decrease(grads, step)
+        if problem.project is identity:
+            ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
+        else:
+            ends = is_stationary(undamped, point, project)
         ends = ends | (damping >= _MAXIMUM_DAMPING)
         count = len(line.measured)
         value, best = ((total / count).to(z.dtype) for total in (merit, best))
@@ -179,12 +180,14 @@ def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -
     ``d = -J' (J J' + lam I)^-1 r``. Penalties join with their gradient and the diagonal of their Hessian
     (for `l2`, all of it). ``lam = mu |r|**2 / N`` follows the misfit, so it vanishes at the target; the
     damping ``mu`` falls when the actual reduction matches the predicted one, and grows when it does not,
-    in which case the step is rejected (Nielsen 1999). What is minimized never increases.
+    in which case the step is rejected (Nielsen 1999). What is minimized never increases. Within bounds
+    (`clip`) a step minimizes the same model over the feasible points.
 
     It takes few steps where Adam takes hundreds, each with one forward pass and one reverse pass for all
     K together. Steps have minimum norm in the search space, so search in sigmas (`standardize`). A hit
-    ends the search; so does a point where no step helps (STALLED), which for an infeasible target is the
-    nearest in the sense of the residual. The problem's own loss is reported at the end, not minimized;
+    ends the search; so does a point where no step helps (STALLED; within bounds, where the projected
+    gradient is zero), which for an infeasible target is the nearest in the sense of the residual. The
+    problem's own loss is reported at the end, not minimized;
     `Solution.history` and `Info.loss` hold the mean of squared residuals at the best point so far.
 
     Args:
@@ -306,43 +309,6 @@ def residual_jacobian(line: Linearization, kind: Residual, in_logs: Tensor) -> T
     return line.jacobian * factor[:, None]
 
 
-def _projected(
-    problem: Problem,
-    z: Tensor,
-    step: Tensor,
-    jacobian: Tensor,
-    r: Tensor,
-    penalty: PenaltyTerms,
-    lam: Tensor,
-    args: Args,
-) -> Tensor:
-    """The next point within bounds: entries that would leave stay there, the others compensate."""
-    point, held = z.flatten().to(WIDE), torch.zeros_like(z, dtype=torch.bool).flatten()
-    for _ in range(_PROJECTIONS):
-        aim = (point + step).to(z.dtype)
-        rest = problem.project(aim.view(z.shape), args).flatten()
-        held = held | ((rest - aim).abs() > 1e2 * torch.finfo(z.dtype).eps * (1.0 + aim.abs()))
-        fixed, free = torch.where(held, rest.to(WIDE) - point, 0.0), torch.where(held, 0.0, 1.0)
-        gradient = (penalty.gradient + penalty.curvature * fixed) * free
-        moved = penalty._replace(gradient=gradient)
-        step = fixed + _damped_step(jacobian * free, r + jacobian @ fixed, moved, lam) * free
-    return problem.project((point + step).to(z.dtype).view(z.shape), args)
-
-
-def _damped_step(jacobian: Tensor, r: Tensor, penalty: PenaltyTerms, lam: Tensor) -> Tensor:
-    """The minimizer of ``|r + J d|**2 + penalty(d) + lam |d|**2``, by Woodbury: a (K, K) system."""
-    gram = jacobian @ jacobian.T
-    shift = MINIMUM_SHIFT * gram.diagonal().sum() + torch.finfo(WIDE).tiny
-    gradient, curvature = 0.5 * penalty.gradient, 0.5 * penalty.curvature + torch.maximum(lam, shift)
-    if curvature.ndim == 0:  # no penalties: as few passes over the Jacobian as possible
-        return -jacobian.T @ (_solve_shifted(gram / curvature, r) / curvature)
-    weighted = jacobian / curvature
-    y = _solve_shifted(weighted @ jacobian.T, r - weighted @ gradient)
-    return -(gradient / curvature + weighted.T @ y)
-
-
-def _solve_shifted(gram: Tensor, rhs: Tensor) -> Tensor:
-    """``(gram + I)^-1 rhs``."""
-    factor, failed = torch.linalg.cholesky_ex(gram + torch.eye(len(rhs)).to(gram))
-    # A system that cannot be factored gives no step, and the damping grows until one can be.
-    return torch.where(failed == 0, torch.cholesky_solve(rhs[:, None], factor)[:, 0], 0.0)
+def _project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:
+    """The projection of a point ``(N,)`` of the search space of ``z``, in its dtype."""
+    return problem.project(point.to(z.dtype).view(z.shape), args).flatten()

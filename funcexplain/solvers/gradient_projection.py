@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem
+from funcexplain.solvers.damped_step import MINIMUM_SHIFT, WIDE
 from funcexplain.solvers.gauss_newton import (
-    MINIMUM_SHIFT,
-    WIDE,
     Linearization,
     bind_jacobian,
     linearize,
@@ -79,7 +78,7 @@ class GradientProjection(NamedTuple):
         reference = problem.encode(args["reference"], args).to(WIDE).flatten()
         here = linearize(problem, at, args)
         distance = (state.z.flatten().to(WIDE) - reference).square().mean()
-        hits = (here.measured - here.nearest).abs().amax() <= self.atol
+        hits = problem.criterion.error(at.weights, args["target"], atol=self.atol) <= self.atol
         finite = here.jacobian.isfinite().all()
         usable = hits & distance.isfinite() & finite
         first = carried.distance.isnan()

@@ -158,7 +158,8 @@ def take(
         The next state and what to report.
     """
     evaluation = evaluate(state.z, args)
-    error = bound.problem.criterion.error(evaluation.weights, args["target"], state.status.ndim)
+    rows, atol = state.status.ndim, bound.stopping.atol
+    error = bound.problem.criterion.error(evaluation.weights, args["target"], rows, atol)
     advanced = advance(state, args, evaluation)
     if not isinstance(advanced, Advance):
         raise TypeError(f"method: advance must return an Advance, got {type(advanced).__name__}")

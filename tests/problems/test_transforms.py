@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, permutations
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,25 @@ def test_frozen_entries_are_the_reference_to_the_bit_and_everybody_sees_them(
     for x in (*seen, solution.x):
         assert_same(x[~make_mask()], reference[~make_mask()])
     assert not torch.equal(solution.x[make_mask()], make_x0(torch.float32)[make_mask()])
+
+
+@pytest.mark.parametrize("method", [fe.adam(0.1), fe.levenberg_marquardt()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_search_in_a_box_leaves_bounds_that_it_starts_on(method: Any, dtype: torch.dtype) -> None:
+    x0, mask = make_x0(dtype), make_mask()
+    nudge = 1e-6 * torch.arange(x0.numel(), dtype=dtype).view_as(x0)  # on the bound, or nearly there
+    for bounds in (fe.box(x0, x0 + 4.0), fe.box(x0 - nudge, x0 + 4.0), fe.box(x0 - 4.0, x0)):
+        answers = []
+        for order in permutations([fe.freeze, bounds]):
+            problem = fe.pipe(make_problem(x0=x0, dtype=dtype), *order)
+            start = problem.decode(problem.start(problem.args), problem.args)
+            assert ((start - x0).abs()[mask] <= 0.0201).all()
+            assert_same(start[~mask], x0[~mask])
+            answers.append(fe.solve(problem, method, max_steps=30))
+        assert_same(answers[0], answers[1])
+        assert_same(answers[0].x[~mask], x0[~mask])
+        assert ((answers[0].x - start).abs()[mask] > 0.01).any()
+        assert answers[0].loss < 0.9 * answers[0].history[0]
 
 
 def test_zero_masked_shows_zeros() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 
 import funcexplain as fe
@@ -131,6 +132,71 @@ def test_entries_rest_on_their_bounds_and_others_make_up_for_them() -> None:
     assert_close(bounded.x.flatten(), torch.tensor([1.5, 0.5, 1.5], dtype=F64), rtol=1e-9)
     assert bounded.x[0, 0, 1] == 0.5
     assert bounded.hit
+
+
+def bounded(seed: int, map_output: Any) -> tuple[fe.Problem, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A question in a random box with starts on bounds; of odd seeds, its target is feasible."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=F64)
+
+    assets, lookback = 2 + seed % 5, 1 + seed % 4
+    shape = (2, lookback, assets)
+    matrix = (draw(assets, 2 * lookback * assets) - 0.5) * 10.0 ** draw(2 * lookback * assets)
+    offset, x0 = draw(assets), 2.0 * draw(*shape) - 1.0
+    lower = torch.where(draw(*shape) < 0.2, x0, x0 - 0.3 * draw(*shape))
+    upper = x0 + 0.3 * draw(*shape) + 1e-3
+    inside = lower + (upper - lower) * draw(*shape)
+
+    def apply(params: Any, x: Tensor) -> Tensor:
+        return map_output(matrix @ x.flatten() + offset)
+
+    target = apply({}, inside)
+    if seed % 2 == 0:
+        target = target + (draw(assets) - 0.5) * (0.3, 3.0, 30.0)[seed % 3]
+    return fe.problem((apply, {}), target, x0), matrix, offset, target, lower, upper
+
+
+@pytest.mark.parametrize("seeds", [range(0, 60, 3), range(1, 60, 3), range(2, 60, 3)])
+def test_bounded_linear_problems_reach_the_minimum_of_scipy(seeds: range) -> None:
+    for seed in seeds:
+        problem, matrix, offset, target, lower, upper = bounded(seed, lambda y: y)
+        solution = fe.solve(
+            fe.clip(lower, upper)(problem), fe.levenberg_marquardt("weights"), max_steps=100, atol=1e-9
+        )
+        bounds = (lower.flatten().numpy(), upper.flatten().numpy())
+        known = lsq_linear(matrix.numpy(), (target - offset).numpy(), bounds, method="bvls", tol=1e-14)
+        reached = (solution.weights - target).square().sum()
+        assert reached <= 2.0 * known.cost * (1.0 + 1e-6) + 1e-15
+        assert solution.status is fe.Status.HIT or solution.status is fe.Status.STALLED
+        assert ((solution.x >= lower) & (solution.x <= upper)).all()
+
+
+@pytest.mark.parametrize("transform", ["clip", "units", "penalty"])
+@pytest.mark.parametrize("map_output", [torch.tanh, torch.sigmoid])
+def test_within_bounds_stalled_means_a_projected_gradient_of_zero(
+    map_output: Any, transform: str
+) -> None:
+    stalled = 0
+    for seed in range(0, 12, 2):
+        problem, *_, lower, upper = bounded(seed, map_output)
+        if transform == "units":
+            problem = fe.standardize(0.1, 0.7)(problem)
+        problem = fe.clip(lower, upper)(problem)
+        if transform == "penalty":
+            problem = fe.penalize(fe.penalties.l2, strength=0.1)(problem)
+        solution = fe.solve(problem, fe.levenberg_marquardt("weights"), max_steps=60, atol=1e-7)
+
+        def value(x: Tensor, problem: fe.Problem = problem) -> Tensor:
+            return problem.objective(x, problem.args)[0]
+
+        if solution.status is fe.Status.STALLED:
+            gradient = torch.func.grad(value)(solution.x)
+            moved = torch.maximum(torch.minimum(solution.x - gradient, upper), lower) - solution.x
+            assert moved.abs().max() < 1e-6
+            stalled += 1
+    assert stalled >= 3
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])

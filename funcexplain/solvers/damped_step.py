@@ -1,0 +1,192 @@
+"""The step of a damped Gauss-Newton model: in closed form, or within the bounds that a projection keeps.
+
+The model of what is minimized around a point is ``|r + J d|**2 + g'd + d'C d / 2 + lam |d|**2``, with
+the gradient ``g`` and the diagonal curvature ``C`` of the penalties. Bounds are known by their
+projection alone: an entry is held where the projection of a descent step moves it back.
+
+References:
+    S. Mehrotra (1992), On the Implementation of a Primal-Dual Interior Point Method,
+    https://doi.org/10.1137/0802028; J. J. Moré, G. Toraldo (1991), On the Solution of Large Quadratic
+    Programming Problems with Bound Constraints, https://doi.org/10.1137/0801008; M. Hintermüller,
+    K. Ito, K. Kunisch (2002), The Primal-Dual Active Set Strategy as a Semismooth Newton Method,
+    https://doi.org/10.1137/S1052623401383558
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WIDE = torch.float64
+# Minimum damping, as a fraction of the Gram matrix's trace: the system stays solvable in float64.
+MINIMUM_SHIFT = 1e-12
+# Interior-point iterations, each of which divides the gap by about five, and rounds of the active set.
+_ITERATIONS, _ROUNDS = 10, 2
+# How much the iterations center, and how much of the way to a bound they go.
+_CENTERING, _TO_BOUNDARY = 0.1, 0.995
+# A bound further away than so many unbounded steps counts as being there.
+_REACH = 10.0
+# A projection that goes through other units may change the last digits of an entry within bounds.
+_ROUNDING = 1e2
+# A decrease smaller than this fraction of the objective counts as zero.
+_STATIONARY = 1e-15
+
+
+class PenaltyTerms(NamedTuple):
+    """The penalties' value, gradient ``(N,)`` and diagonal curvature; without any, zeros ``()``."""
+
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+
+class Model(NamedTuple):
+    """Residuals ``(K,)``, their Jacobian ``(K, N)``, the penalties, and the damping, in float64."""
+
+    r: Tensor
+    jacobian: Tensor
+    penalty: PenaltyTerms
+    lam: Tensor
+
+    def gradient(self, step: Tensor) -> Tensor:
+        """Gradient after a step, damping included."""
+        moved = self.jacobian.T @ (self.r + self.jacobian @ step)
+        return 2.0 * moved + self.penalty.gradient + (self.penalty.curvature + 2.0 * self.lam) * step
+
+    def curvature(self) -> Tensor:
+        """Diagonal of the Hessian, positive."""
+        diagonal = 2.0 * self.jacobian.square().sum(0) + self.penalty.curvature + 2.0 * self.lam
+        return diagonal + torch.finfo(WIDE).tiny
+
+    def curvature_along(self, step: Tensor) -> Tensor:
+        """Half the second derivative along a step."""
+        diagonal = 0.5 * self.penalty.curvature + self.lam
+        return (self.jacobian @ step).square().sum() + (diagonal * step.square()).sum()
+
+    def decrease(self, gradient: Tensor, step: Tensor) -> Tensor:
+        """Decrease by a step from where the gradient is ``gradient``."""
+        return -(gradient @ step) - self.curvature_along(step)
+
+
+def minimize_freely(model: Model) -> Tensor:
+    """The minimizer of the model, by Woodbury: a (K, K) system."""
+    r, jacobian, penalty, lam = model
+    gram = jacobian @ jacobian.T
+    shift = MINIMUM_SHIFT * gram.diagonal().sum() + torch.finfo(WIDE).tiny
+    gradient, curvature = 0.5 * penalty.gradient, 0.5 * penalty.curvature + torch.maximum(lam, shift)
+    if curvature.ndim == 0:  # no penalties: as few passes over the Jacobian as possible
+        return -jacobian.T @ (_solve_shifted(gram / curvature, r) / curvature)
+    weighted = jacobian / curvature
+    y = _solve_shifted(weighted @ jacobian.T, r - weighted @ gradient)
+    return -(gradient / curvature + weighted.T @ y)
+
+
+def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """A step that decreases the model within bounds, normally to its minimum there.
+
+    An interior-point method comes close to the minimum even of ill-conditioned models. Rounds of an
+    active set follow: each takes a projected gradient step, scaled by the diagonal of the Hessian, holds
+    the entries that the projection moves at their bounds, and minimizes the model over the others, those
+    included that leave a bound; entries that would cross one are held there, and the rest compensate.
+    The better of both steps goes into the next round, so the decrease is never smaller than that of a
+    projected gradient step.
+
+    Args:
+        model: the model around ``point``.
+        point: feasible point, ``(N,)``.
+        project: the projection of points ``(N,)``; it returns them in the dtype of the search.
+
+    Returns:
+        The step, ``(N,)``.
+    """
+    scale, step = 1.0 / model.curvature(), torch.zeros_like(point)
+    gradient = model.gradient(step)
+    reach = _REACH * torch.maximum(minimize_freely(model).abs(), scale * gradient.abs()).amax()
+    lower, upper = (_probe(point, side * reach, project) for side in (-1.0, 1.0))
+    step = _shorten(model, gradient, _approach_minimum(model, lower, upper))
+    for _ in range(_ROUNDS):
+        gradient = model.gradient(step)
+        rest, held = _hold(point + step - scale * gradient, project)
+        cauchy = _shorten(model, gradient, rest - point - step)
+        for _ in range(_ROUNDS):
+            fixed, free = torch.where(held, rest - point, 0.0), torch.where(held, 0.0, 1.0)
+            reduced = Model(
+                model.r + model.jacobian @ fixed,
+                model.jacobian * free,
+                model.penalty._replace(gradient=model.penalty.gradient * free),
+                model.lam,
+            )
+            rest, leaving = _hold(point + fixed + minimize_freely(reduced) * free, project)
+            held = held | leaving
+        newton = rest - point
+        newton = _shorten(model, gradient, newton - step)
+        better = model.decrease(gradient, newton) > model.decrease(gradient, cauchy)
+        step = step + torch.where(better, newton, cauchy)
+    return step
+
+
+def _approach_minimum(model: Model, lower: Tensor, upper: Tensor) -> Tensor:
+    """The step between two bounds that nearly minimizes the model, by a primal-dual interior point."""
+    tiny = torch.finfo(WIDE).tiny
+    margin = 0.1 * (upper - lower)
+    step = torch.zeros_like(lower).clamp(lower + margin, upper - margin)
+    slack = torch.stack([step - lower, upper - step]).clamp_min(tiny)
+    multiplier = torch.ones_like(slack) * (model.gradient(step).abs().amax() + tiny)
+    sides = torch.tensor([[1.0], [-1.0]]).to(slack)
+    for _ in range(_ITERATIONS):
+        center = _CENTERING * (slack * multiplier).mean() / slack
+        ratio = multiplier / slack
+        gradient = model.penalty.gradient + (model.penalty.curvature + 2.0 * model.lam) * step
+        barrier = model.penalty._replace(
+            gradient=gradient - (sides * center).sum(0),
+            curvature=model.penalty.curvature + ratio.sum(0),
+        )
+        residual = model.r + model.jacobian @ step
+        move = minimize_freely(Model(residual, model.jacobian, barrier, model.lam))
+        changes = torch.stack([sides * move, center - multiplier - ratio * sides * move])
+        shrinking = (-changes / torch.stack([slack, multiplier])).amax()
+        fraction = (_TO_BOUNDARY / shrinking.clamp_min(tiny)).clamp_max(1.0)
+        step = step + fraction * move
+        slack = (slack + fraction * changes[0]).clamp_min(tiny)
+        multiplier = multiplier + fraction * changes[1]
+    return step
+
+
+def is_stationary(model: Model, point: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """Whether no step within bounds decreases the model without its damping, to rounding."""
+    free = model._replace(lam=torch.zeros_like(model.lam))
+    gradient = free.gradient(torch.zeros_like(point))
+    ahead, _ = _hold(point - gradient / free.curvature(), project)
+    return gradient @ (point - ahead) <= _STATIONARY * (
+        model.r.square().sum() + model.penalty.value.abs()
+    )
+
+
+def _hold(aim: Tensor, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The projection of a point, and which entries it holds at a bound."""
+    rest = project(aim)
+    eps, aim, rest = torch.finfo(rest.dtype).eps, aim.to(rest.dtype).to(WIDE), rest.to(WIDE)
+    return rest, (rest - aim).abs() > _ROUNDING * eps * (1.0 + aim.abs())
+
+
+def _probe(point: Tensor, reach: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """How far all entries can move together by up to ``reach``."""
+    rest = project(point + reach).to(WIDE)
+    # A map such as exp may overflow.
+    return torch.where(rest.isfinite(), rest - point, reach)
+
+
+def _shorten(model: Model, gradient: Tensor, step: Tensor) -> Tensor:
+    """A step, cut where the model is smallest along it."""
+    curvature = 2.0 * model.curvature_along(step) + torch.finfo(WIDE).tiny
+    return step * (-(gradient @ step) / curvature).clamp(0.0, 1.0)
+
+
+def _solve_shifted(gram: Tensor, rhs: Tensor) -> Tensor:
+    """``(gram + I)^-1 rhs``."""
+    factor, failed = torch.linalg.cholesky_ex(gram + torch.eye(len(rhs)).to(gram))
+    # A system that cannot be factored gives no step, and the damping grows until one can be.
+    return torch.where(failed == 0, torch.cholesky_solve(rhs[:, None], factor)[:, 0], 0.0)
