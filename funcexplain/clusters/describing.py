@@ -1,21 +1,40 @@
 """Describe values as text that is equal in every process that builds the same value.
 
-Tensors are described by digests; functions by name, code, and the values they capture or refer to;
-objects by type and attributes; networks by their layers. Names are enough for libraries, whose versions
-are part of the fingerprint, and for objects of another package than their owner, whose internal state,
-such as counters, may differ between processes.
+Tensors are described by digests; functions by name, code, and the values that they capture or refer to;
+objects by type and attributes; networks by their layers. What the user's own code refers to is followed
+through all of the user's modules, and an installed package's code within that package. Names are
+enough for libraries, whose versions are part of the fingerprint, and for objects of an installed package
+other than their owner's, whose internal state, such as counters, may differ between processes. No
+property or method of the user's runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+import operator
+import re
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from enum import Enum
-from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from fractions import Fraction
+from functools import cached_property, partial, partialmethod, singledispatchmethod
+from os import environ
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -23,8 +42,25 @@ import optree
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, np.generic)
-_LIBRARIES = sys.stdlib_module_names | {"funcexplain", "numpy", "optree", "torch"}
+from funcexplain.clusters.references import instructions, is_library, is_users, package_of, references
+
+_BASES = (bool, int, float, complex, str, bytes)
+# Values whose repr tells all, in every process.
+_PLAIN = (
+    *(*_BASES, type(None), bytearray, range, slice, EllipsisType, np.generic, np.dtype),
+    *(Decimal, Fraction, datetime.date, datetime.time, datetime.timedelta, PurePath, re.Pattern),
+    *(operator.attrgetter, operator.itemgetter, operator.methodcaller),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+_ARRAYS = (Tensor, np.ndarray)
+_SEQUENCES = (list, tuple, deque)
+# Containers that belong to a process, not to what it computes.
+_OF_PROCESS = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, type(environ))
+_WRAPPERS = (
+    *(property, staticmethod, classmethod, cached_property, partialmethod, singledispatchmethod),
+    torch.jit.ScriptFunction,
+)
+_WRAPPED = ("__wrapped__", "__func__", "fget", "func", "args", "keywords", "dispatcher", "code")
 # Attributes of every torch module; layers and hooks are described separately, tensors are `params`.
 _OF_TORCH = vars(nn.Module()).keys() - {"training"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -33,11 +69,14 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 def describe_value(value: Any) -> str:
     """Describe a function, a network or a setting in one line.
 
+    Functions, classes and objects get a number where they first occur, and are described at the end of
+    the line, so that they may refer to each other.
+
     Example:
         >>> describe_value({"lr": 0.1, "residual": None})
-        'lr=0.1, residual=None'
+        "{'lr': 0.1, 'residual': None}"
     """
-    return _Description().of(value, "")
+    return _Description().whole(value)
 
 
 def digest_of_tree(value: Any) -> str:
@@ -52,7 +91,7 @@ def digest_of_tree(value: Any) -> str:
         digest.update(repr(path).encode())
         if isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+            digest.update(_bytes(leaf))
         else:
             digest.update(describe_value(leaf).encode())
     one = leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None
@@ -61,126 +100,209 @@ def digest_of_tree(value: Any) -> str:
 
 
 class _Description:
-    """One description; a value that occurs twice is described once."""
+    """One description. Its numbered parts form a list, not a recursion, which has a limit."""
 
     def __init__(self) -> None:
-        # Keeps the values alive, so that their ids stay unique.
-        self._known: dict[int, tuple[Any, str]] = {}
+        self._numbers: dict[int, int] = {}
+        # Parts and the packages of their owners. The list keeps parts alive, so that ids stay unique.
+        self._parts: list[tuple[Any, str]] = []
+        self._open: set[int] = set()  # containers that are being described
+
+    def whole(self, value: Any) -> str:
+        """Describe a value and all its parts."""
+        texts = [self.of(value, "")]
+        for number, (part, home) in enumerate(self._parts):  # which grows meanwhile
+            texts.append(f"<{number}> {self._inside(part, home)}")
+        return "; ".join(texts)
+
+    def alone(self, value: Any) -> str:
+        """Describe a value and the parts that it names directly."""
+        text = self.of(value, "")
+        return text + "".join([self._inside(*part) for part in list(self._parts)])
 
     def of(self, value: Any, home: str) -> str:
         """Describe a part; ``home`` is the package that owns it, empty for any."""
-        if isinstance(value, _PLAIN):
+        kind = type(value)
+        if isinstance(value, Enum):
+            return f"{self.of(kind, home)}.{value._name_}={self.of(value._value_, home)}"
+        if isinstance(value, _PLAIN) and not is_users(kind.__module__):
             return repr(value)
         if isinstance(value, Tensor):
             return digest_of_tree(value)
         if isinstance(value, np.ndarray):
-            return f"{value.dtype} {value.shape} {_short(hashlib.sha256(value.tobytes()))}"
-        if id(value) not in self._known:
-            self._known[id(value)] = (value, "itself")
-            self._known[id(value)] = (value, self._whole(value, home))
-        return self._known[id(value)][1]
-
-    def _all(self, values: Iterable[Any], home: str) -> str:
-        return ", ".join(self.of(value, home) for value in values)
-
-    def _named(self, values: Mapping[Any, Any], home: str) -> str:
-        named = {str(key): value for key, value in values.items()}
-        return ", ".join(f"{name}={self.of(named[name], home)}" for name in sorted(named))
-
-    def _whole(self, value: Any, home: str) -> str:
-        if isinstance(value, Mapping):
-            return self._named(value, home)
-        if isinstance(value, set | frozenset):
-            return "{" + ", ".join(sorted(self.of(part, home) for part in value)) + "}"
-        if isinstance(value, list | tuple):
-            return f"{type(value).__name__}({self._all(value, home)})"
-        if isinstance(value, partial):
-            return f"partial({self._all((value.func, *value.args, value.keywords), home)})"
+            # The bytes of objects are addresses.
+            inside = value.tolist() if value.dtype.hasobject else None
+            digest = _short(hashlib.sha256(value.tobytes())) if inside is None else self.of(inside, home)
+            return f"{value.dtype} {value.shape} {digest}"
+        if isinstance(value, FunctionType | type):
+            return self._number(value, home) if _has_inside(value) else _name(value)
+        if isinstance(value, BuiltinFunctionType):
+            bound = not isinstance(value.__self__, ModuleType | type | None)
+            return f"{self.of(value.__self__, home)}.{_name(value)}" if bound else _name(value)
         if isinstance(value, MethodType):
             return f"{self.of(value.__self__, home)}.{self.of(value.__func__, home)}"
-        if isinstance(value, FunctionType):
-            inside = self._all(self._inside(value), home)
-            return f"{_name(value)}({inside})" if inside else _name(value)
-        if isinstance(value, Enum):
-            return f"{_name(type(value))}.{value.name}={self.of(value.value, home)}"
-        if isinstance(value, BuiltinFunctionType):
-            return _name(value)
-        if isinstance(value, type):
-            members = self._named(dict(_class_members(value)), _package(value))
-            return f"{_name(value)}({members})" if members else _name(value)
+        if isinstance(value, ModuleType):
+            return f"module {value.__name__}"
+        if isinstance(value, partial) and kind is partial:
+            return f"partial({self._all((value.func, *value.args, value.keywords), home)})"
+        if isinstance(value, _OF_PROCESS):
+            return _name(kind)
+        if isinstance(value, (set, frozenset, *_SEQUENCES)) or _is_mapping(value):
+            return self._container(value, home)
         return self._object(value, home)
 
-    def _object(self, value: Any, home: str) -> str:
-        kind, package = type(value), _package(type(value))
-        library, foreign = package in _LIBRARIES, home not in ("", package)
-        if isinstance(value, nn.Module):
-            attributes = _of_module(value, plain_only=foreign and not library)
-        elif dataclasses.is_dataclass(value) or package == "funcexplain" or not (library or foreign):
-            attributes = _attributes(value)
-        else:
-            # A callable with a name, such as an operation of torch, or a wrapper, such as a cache.
-            names = [getattr(value, name, None) for name in ("__name__", "__wrapped__")]
-            inside = self._all((name for name in names if name is not None), home)
-            return f"{_name(kind)}({inside})" if inside else _name(kind)
-        return f"{self.of(kind, home)}({self._named(attributes, home if library else package)})"
+    def _number(self, value: Any, home: str) -> str:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._parts)
+            self._parts.append((value, home))
+        named = value if isinstance(value, FunctionType | type) else type(value)
+        return f"{_name(named)}<{self._numbers[id(value)]}>"
 
-    def _inside(self, function: FunctionType) -> Iterator[Any]:
-        """Values that a function captures; for the caller's functions, also code and globals."""
+    def _all(self, values: Iterable[Any], home: str) -> str:
+        return ", ".join([self.of(value, home) for value in values])
+
+    def _named(self, values: Mapping[str, Any], home: str) -> str:
+        return ", ".join([f"{name}={self.of(values[name], home)}" for name in sorted(values)])
+
+    def _container(self, value: Any, home: str) -> str:
+        """The items of a container, read by the methods of its base, and what a user's class adds."""
+        if id(value) in self._open:
+            return "itself"
+        self._open.add(id(value))
+        kind = type(value)
+        if _is_mapping(value):
+            items = dict.items(value) if isinstance(value, dict) else value.items()
+            # In their order, on which a program may depend.
+            pairs = [f"{self.of(key, home)}: {self.of(part, home)}" for key, part in items]
+            text = f"{'' if kind is dict else kind.__name__}{{{', '.join(pairs)}}}"
+        elif isinstance(value, set | frozenset):
+            base: Any = set if isinstance(value, set) else frozenset
+            # Sorted before any gets a number: the order of a set is another one in every process.
+            parts = sorted(base.__iter__(value), key=lambda part: _Description().alone(part))
+            text = f"{kind.__name__}{{{self._all(parts, home)}}}"
+        else:
+            base = next(base for base in _SEQUENCES if isinstance(value, base))
+            text = f"{kind.__name__}({self._all(base.__iter__(value), home)})"
+        self._open.discard(id(value))
+        attributes = _attributes(value)  # such as the default of a defaultdict
+        if is_users(kind.__module__):
+            text = f"{self.of(kind, home)} {text}"
+        return f"{text}({self._named(attributes, home)})" if attributes else text
+
+    def _object(self, value: Any, home: str) -> str:
+        kind = type(value)
+        package, library = package_of(kind.__module__), is_library(kind.__module__)
+        whole = isinstance(value, nn.Module | SimpleNamespace) or dataclasses.is_dataclass(value)
+        whole = whole or is_users(kind.__module__) or package == "funcexplain"
+        if whole or not (library or home not in ("", package)):
+            return self._number(value, home)
+        # A callable with a name, such as an operation of torch; a wrapper, such as a cache; of a library
+        # also numbers, such as those of a distribution.
+        names = ("__name__", *(_WRAPPED if isinstance(value, _WRAPPERS) else _WRAPPED[:1]))
+        parts = [part for name in names if (part := getattr(value, name, None)) is not None]
+        if library:
+            attributes = sorted(_attributes(value).items())
+            parts += [part for _, part in attributes if isinstance(part, (*_ARRAYS, FunctionType))]
+        return f"{_name(kind)}({self._all(parts, home)})" if parts else _name(kind)
+
+    def _inside(self, value: Any, home: str) -> str:
+        """Describe what is inside a numbered part."""
+        if isinstance(value, FunctionType):
+            return self._function(value, home)
+        if isinstance(value, type):
+            return f"({self._named(_members(value), package_of(value.__module__))})"
+        kind = type(value)
+        package, library = package_of(kind.__module__), is_library(kind.__module__)
+        if isinstance(value, nn.Module):
+            foreign = home not in ("", package) and not is_users(kind.__module__)
+            attributes = _of_module(value, plain_only=foreign and not library)
+        else:
+            attributes = _attributes(value)
+        base: Any = next((base for base in _BASES if isinstance(value, base)), None)
+        number = "" if base is None else f" {base.__repr__(value)}"
+        return f"{self.of(kind, home)}{number}({self._named(attributes, home if library else package)})"
+
+    def _function(self, function: FunctionType, home: str) -> str:
+        """What a function captures; for all but those of libraries also its code and references."""
+        captured = []
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a name without a value yet
-                yield cell.cell_contents
-        yield from (default for default in (function.__defaults__, function.__kwdefaults__) if default)
-        package = _package(function)
-        if package in _LIBRARIES:
-            return
-        yield self._code(function.__code__)
-        for name in sorted({*_names(function.__code__)} & function.__globals__.keys()):
-            value = function.__globals__[name]
-            if isinstance(value, FunctionType | type):
-                if _package(value) == package:
-                    yield value
-            elif isinstance(value, (*_PLAIN, Tensor, np.ndarray)) and not name.startswith("__"):
-                yield value
+                captured.append(cell.cell_contents)
+        captured += [default for default in (function.__defaults__, function.__kwdefaults__) if default]
+        text, module = f"({self._all(captured, home)})", _module_of(function)
+        attributes = vars(function)
+        if not is_users(module):
+            attributes = {name: part for name, part in attributes.items() if name == "__wrapped__"}
+        if attributes:
+            text += f" {self._named(attributes, home)}"
+        if is_library(module):
+            return text
+        found = dict(references(function))
+        if not is_users(module):
+            found = {name: part for name, part in found.items() if _belongs(part, package_of(module))}
+        return f"{text} {self._code(function.__code__)} {self._named(found, package_of(module))}"
 
     def _code(self, code: CodeType) -> str:
-        """A digest of instructions and constants, without file and line numbers."""
-        constants = [
-            self._code(c) if isinstance(c, CodeType) else self.of(c, "") for c in code.co_consts
+        """A digest of operations and constants, without file and line numbers."""
+        steps = [
+            (step, self._code(part) if isinstance(part, CodeType) else self.of(part, ""))
+            for step, part in instructions(code)
         ]
-        return _short(hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()))
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        counts = (code.co_posonlyargcount, code.co_argcount, code.co_flags)
+        handlers = getattr(code, "co_exceptiontable", b"")  # since Python 3.11
+        return _short(hashlib.sha256(repr((steps, arguments, counts, handlers)).encode()))
 
 
-def _class_members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Methods and constants of a class and its bases, except those of libraries."""
-    for base in reversed(kind.__mro__):
-        if _package(base) in _LIBRARIES:
-            continue
-        for name, member in vars(base).items():
-            if isinstance(member, staticmethod | classmethod):
-                yield name, member.__func__
-            elif isinstance(member, property):
-                yield name, member.fget
-            elif isinstance(member, FunctionType) or (
-                isinstance(member, _PLAIN) and not name.startswith("__")
-            ):
-                yield name, member
+def _has_inside(value: FunctionType | type) -> bool:
+    """Whether there is more to a function or class than its name."""
+    if isinstance(value, type):
+        # torch makes classes of its own for parametrized layers of the user's.
+        return not all(is_library(base.__module__) for base in value.__mro__)
+    captured = value.__closure__ or value.__defaults__ or value.__kwdefaults__
+    return bool(captured) or "__wrapped__" in vars(value) or not is_library(_module_of(value))
+
+
+def _belongs(value: Any, package: str) -> bool:
+    """Whether a global of an installed package is followed: a constant, or a part of that package."""
+    if isinstance(value, FunctionType | type):
+        return package_of(value.__module__ or "") == package
+    return isinstance(value, (*_PLAIN, *_ARRAYS))
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """Bases, methods and constants of a class; of a user's class also all other values."""
+    members: dict[str, Any] = {"bases": kind.__bases__}
+    for name, member in vars(kind).items():
+        named = not name.startswith("__") and not isinstance(member, MemberDescriptorType)
+        value = is_users(kind.__module__) or isinstance(member, _PLAIN)
+        if isinstance(member, (FunctionType, *_WRAPPERS)) or (named and value and name != "_abc_impl"):
+            members[name] = member
+    return members
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Attributes of an object, including slots."""
-    slots = (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()))
-    slotted = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
-    return slotted | getattr(value, "__dict__", {})
+    """Attributes of an object, including slots, without its own ``__getattr__`` and properties."""
+    attributes = {}
+    for kind in type(value).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, MemberDescriptorType):
+                with suppress(AttributeError):  # a slot without a value
+                    attributes[name] = member.__get__(value)
+    with suppress(AttributeError):
+        attributes |= object.__getattribute__(value, "__dict__")
+    return attributes
 
 
 def _of_module(module: nn.Module, *, plain_only: bool) -> dict[str, Any]:
     """Attributes of a module, its hooks and layers, and its generated code."""
     attributes = {name: part for name, part in vars(module).items() if name not in _OF_TORCH}
     if plain_only:
-        numbers = (*_PLAIN, Tensor, np.ndarray)
+        numbers = (*_PLAIN, *_ARRAYS)
         attributes = {name: part for name, part in attributes.items() if isinstance(part, numbers)}
     attributes |= {name: [*getattr(module, name).values()] for name in _HOOKS}
-    return attributes | {"layers": dict(module.named_children()), "code": _generated_code(module)}
+    # Not named_children, which names a layer that occurs twice once.
+    return attributes | {"layers": dict(module._modules.items()), "code": _generated_code(module)}
 
 
 def _generated_code(module: nn.Module) -> str | None:
@@ -191,22 +313,34 @@ def _generated_code(module: nn.Module) -> str | None:
     return None
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Names that code refers to, including nested functions."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+def _is_mapping(value: Any) -> bool:
+    """Whether items can be read without methods of the user's."""
+    foreign = isinstance(value, Mapping) and not is_users(type(value).__module__)
+    return foreign or isinstance(value, dict)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The numbers of a tensor of any layout."""
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        return b""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    tensor = tensor.cpu().resolve_conj().resolve_neg()
+    return tensor.flatten().contiguous().view(torch.uint8).numpy().data
+
+
+def _module_of(function: FunctionType) -> str:
+    """The module of a function's code, not that of the function that it wraps."""
+    return str(function.__globals__.get("__name__"))
 
 
 def _name(value: Any) -> str:
     # The module of a script has another name in its child processes.
     module = str(getattr(value, "__module__", None)).replace("__mp_main__", "__main__")
     return f"{module}.{value.__qualname__}"
-
-
-def _package(value: Any) -> str:
-    return str(getattr(value, "__module__", None) or "builtins").partition(".")[0]
 
 
 def _short(digest: Any) -> str:

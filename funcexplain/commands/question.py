@@ -22,9 +22,9 @@ from funcexplain.commands.config import (
 )
 from funcexplain.commands.history import History, days_between, positions, window_ending_on
 from funcexplain.commands.network import one_line
+from funcexplain.engine.forward import weights_of
 from funcexplain.markets import covariances
 from funcexplain.markets.features import CHANNELS, features, log_returns
-from funcexplain.markets.starts import weights_at
 from funcexplain.problems.criterion import Target
 
 
@@ -126,7 +126,7 @@ def evaluate_weights(network: nn.Module, windows: Tensor, history: History) -> T
             f"features: the network does not map {shape} to {count} weights: "
             f"{one_line(error)}; use the lookback, channels and assets that it was trained with"
         ) from error
-    weights = weights_at(probe, windows)
+    weights = weights_of(probe, windows, probe.args)
     if not bool(weights.isfinite().all()):
         raise ValueError(
             f"network: its weights are not finite at real {shape}; check that these are the features "

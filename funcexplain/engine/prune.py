@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_problem
 from funcexplain.solutions.solution import Solution
-from funcexplain.solvers.jacobian import is_out_of_memory
 
 _BATCH_SIZE = 256  # windows in one call of the network
 
@@ -79,7 +79,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
 def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
     """The window of one row with as few changes as possible, or None where it does not hit."""
     reference, may = question.args["reference"].flatten(), _returnable(question.args)
-    errors = _error_function(question, atol)
+    errors = partial(_errors, question)
     if not errors(x[None]) <= atol:
         return None
     now = x.flatten()
@@ -106,25 +106,10 @@ def _returnable(args: Args) -> Tensor:
     return may.flatten()
 
 
-def _error_function(question: Problem, atol: float) -> Callable[[Tensor], Tensor]:
+def _errors(question: Problem, windows: Tensor) -> Tensor:
     """How far each of several windows is from the target."""
-
-    def error(x: Tensor) -> Tensor:
-        _, (_, weights) = question.evaluate(x, question.args)
-        return question.criterion.error(weights, question.args["target"], atol=atol)
-
-    mapped = torch.func.vmap(error)
-
-    def errors(windows: Tensor) -> Tensor:
-        if len(windows) > 1:
-            try:
-                return mapped(windows)
-            except RuntimeError as failure:  # a network that cannot be mapped: one window at a time
-                if is_out_of_memory(failure):
-                    raise
-        return torch.stack([error(x) for x in windows])
-
-    return errors
+    weights = weights_of(question, windows, question.args)
+    return torch.func.vmap(question.criterion.error, (0, None))(weights, question.args["target"])
 
 
 def _with_reference(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:

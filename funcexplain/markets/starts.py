@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.networks.noise import uniform
 from funcexplain.problems.checks import check_number, check_positive, check_tensor
-from funcexplain.problems.problem import Problem, problem
-
-# Windows per call of the network: enough to fill its kernels, few enough for the cache.
-_CHUNK = 256
+from funcexplain.problems.problem import problem
 
 
 class Nearest(NamedTuple):
@@ -62,19 +60,12 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
             f"{tuple(windows.shape)} and k = {count}"
         )
     question = problem(network, target, windows[0])
-    weights = weights_at(question, windows)
+    weights = weights_of(question, windows, question.args)
     error = (
         (weights - question.args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
     )
     places = error.argsort(stable=True)[:count]
     return Nearest(places, error[places], weights[places])
-
-
-def weights_at(question: Problem, windows: Tensor) -> Tensor:
-    """The network's weights ``(N, A)`` at windows ``(N, C, L, A)``, without gradients."""
-    with torch.no_grad():
-        objective = torch.func.vmap(question.objective, (0, None), chunk_size=_CHUNK)
-        return objective(windows, question.args)[1]
 
 
 def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:

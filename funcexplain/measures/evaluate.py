@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.markets.turbulence import day_turbulence
 from funcexplain.measures import plausibility, proximity, stability, validity
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
@@ -151,16 +152,20 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     args, in_dims = take_rows(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
     sigma = _sigma(settings, args)
 
-    def measure_row(x: Tensor, weights: Tensor, sigma: Tensor, args: Args) -> Measured:
-        _, (_, today) = problem.evaluate(args["reference"], args)
+    # The reference of all rows is one window if nothing that the network sees varies.
+    shared = all(in_dims[name] is None for name in ("reference", "params", "seed"))
+    references = args["reference"].expand(1 if shared else len(x), *x.shape[1:])
+    today = weights_of(problem, references, args, in_dims).expand_as(weights)
+
+    def measure_row(x: Tensor, weights: Tensor, today: Tensor, sigma: Tensor, args: Args) -> Measured:
         measured = _validity(problem, weights, today, args["target"])
         measured |= _proximity(settings, x.double() - args["reference"].double(), sigma)
         if settings.past is not None:
             measured |= _plausibility(settings.past, x.double(), sigma, settings.nearest)
         return measured
 
-    row_dims = (0, 0, 0 if sigma.ndim > 3 else None, in_dims)
-    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, sigma, args)
+    row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, in_dims)
+    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, args)
     errors = _errors(problem)
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
@@ -263,13 +268,13 @@ def _errors(problem: Problem) -> stability.Errors:
     """A function for the largest deviation from the target at each of several windows."""
     compare, in_dims = problem.criterion.compare, mapped_dims(problem.dims, problem.args)
 
-    def error(x: Tensor, args: Args) -> Tensor:
-        _, (_, weights) = problem.evaluate(x, args)
-        return validity.max_error(*compare(weights, args["target"])).double()
+    def error(weights: Tensor, target: Tensor) -> Tensor:
+        return validity.max_error(*compare(weights, target)).double()
 
     def errors(x: Tensor, args: Args, shared: tuple[str, ...] = ()) -> Tensor:
         along = {name: None if name in shared else dim for name, dim in in_dims.items()}
-        return torch.func.vmap(error, in_dims=(0, along))(x, args)
+        weights = weights_of(problem, x, args, along)
+        return torch.func.vmap(error, in_dims=(0, along["target"]))(weights, args["target"])
 
     return errors
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
 from funcexplain.reports.drawing import Array, as_array
@@ -59,8 +60,7 @@ def select_row(
     """Select one row, and evaluate the network at its reference."""
     one, question = (solution[index], problem[index]) if index else (solution, problem)
     args = question.args
-    with torch.no_grad():
-        _, (_, today) = question.evaluate(args["reference"], args)
+    (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
         sigma = args.get("std", torch.ones(()))
     size = one.x.shape[-1]

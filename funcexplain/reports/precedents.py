@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.problems.problem import Problem
 from funcexplain.problems.stacks import windows
-
-_CHUNK = 256  # windows per call of the network
 
 
 class Precedents(NamedTuple):
@@ -52,12 +51,9 @@ def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: 
     args = problem.args
     stack = windows(history.to(args["x0"]), args["x0"].shape[-2])
 
-    def error(x: Tensor) -> Tensor:
-        _, (_, weights) = problem.evaluate(x, args)
-        return problem.criterion.error(weights, args["target"])
-
-    with torch.no_grad():
-        errors = torch.func.vmap(error, chunk_size=_CHUNK)(stack).nan_to_num(nan=torch.inf)
+    weights = weights_of(problem, stack, args)
+    errors = torch.func.vmap(problem.criterion.error, (0, None))(weights, args["target"])
+    errors = errors.nan_to_num(nan=torch.inf)
     nearest = errors.argsort(stable=True)[:count]
     change = ((stack[nearest] - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
     return Precedents(len(stack) - 1 - nearest, errors[nearest], change, len(stack))

@@ -1,0 +1,100 @@
+"""Weights of many windows: mapped where that gives what the network gives for each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.networks.network import bound, set_seed
+from funcexplain.networks.rounding import agree
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solvers.jacobian import is_out_of_memory
+
+Along = Mapping[str, int | None]
+"""Where an entry of ``args`` leads with rows: 0, or None if they share it; see `mapped_dims`."""
+# Windows in one call of the network: enough to fill its kernels, few enough for the cache.
+_BATCH_SIZE = 256
+
+
+def weights_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None = None) -> Tensor:
+    """Compute the network's weights at several windows, without gradients.
+
+    A single window is never mapped. Of several, the first, the middle and the last are also evaluated
+    alone; if ``torch.func.vmap`` raises or disagrees with one of these, all windows are. So any network
+    that accepts one window is supported.
+
+    Args:
+        problem: whose network is called.
+        windows: ``(N, C, L, A)``. The network does not see those that are not finite.
+        args: data of the problem.
+        dims: 0 for each entry of ``args`` that leads with ``(N,)``, None for the others. Default: all
+            windows share all data.
+
+    Returns:
+        Weights ``(N, A)``, or ``(N, M, A)`` for a consensus; NaN at windows that are not finite.
+
+    Raises:
+        Exception: whatever the network raises for one of the windows alone.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> class Signed(torch.nn.Module):                # vmap cannot map its `if`
+        ...     def forward(self, x):
+        ...         return torch.softmax(x.flatten(1) if x.sum() > 0 else -x.flatten(1), -1)
+        >>> p = fe.problem(Signed(), torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> weights_of(p, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).view(2, 1, 1, 2), p.args)
+        tensor([[0.7311, 0.2689],
+                [0.7311, 0.2689]])
+    """
+    along = dict.fromkeys(args) if dims is None else dims
+    numbers = windows.flatten(1).isfinite().all(1).nonzero()[:, 0]
+    shared, params = along["params"] is None, args["params"]
+    # Noise that a network draws does not move the caller's generator.
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        bound(problem.apply, params) if shared else nullcontext(),
+    ):
+        found = _at(problem, windows, args, along, numbers)
+    if len(numbers) == len(windows):
+        return found
+    weights = found.new_full((len(windows), *found.shape[1:]), torch.nan)
+    weights[numbers] = found
+    return weights
+
+
+def _at(problem: Problem, windows: Tensor, args: Args, along: Along, numbers: Tensor) -> Tensor:
+    """The weights at the windows with these numbers, all finite."""
+
+    def take(name: str, at: int | Tensor) -> Any:
+        whole = along[name] is None
+        return args[name] if whole else optree.tree_map(lambda leaf: leaf[at], args[name])
+
+    def alone(number: int) -> Tensor:
+        _, (_, weights) = problem.evaluate(windows[number], {name: take(name, number) for name in args})
+        return weights
+
+    def weights(x: Tensor, params: Any, seed: Tensor) -> Tensor:
+        return problem.apply(set_seed(params, seed), x)
+
+    places = numbers.tolist()
+    if not places:
+        like = problem.criterion.weights_like(args["target"])
+        return like.new_empty(0, *(like.shape if along["target"] is None else like.shape[1:]))
+    held = {number: alone(number) for number in {places[0], places[len(places) // 2], places[-1]}}
+    if len(places) > 1:
+        mapped = torch.func.vmap(weights, (0, along["params"], along["seed"]), chunk_size=_BATCH_SIZE)
+        try:
+            found = mapped(windows[numbers], take("params", numbers), take("seed", numbers))
+        except Exception as error:  # of any type: what is wrong with a window alone raises below, too
+            if is_out_of_memory(error):
+                raise
+        else:
+            if all(agree(found[places.index(number)], one) for number, one in held.items()):
+                return found
+    return torch.stack([held[number] if number in held else alone(number) for number in places])

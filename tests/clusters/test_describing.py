@@ -1,0 +1,385 @@
+"""Descriptions of a user's code follow what it refers to, in all of the user's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from funcexplain.clusters.describing import describe_value
+from funcexplain.clusters.references import is_library, is_users
+
+ROOT = Path(__file__).parents[2]
+NAMED = "from helpers import f\ndef forward(x): return f(x)"
+BY_MODULE = "import helpers\ndef forward(x): return helpers.f(x)"
+READS = "import helpers\ndef forward(x): return x * helpers.CONFIG.alpha"
+ITEM = "from helpers import CONFIG\ndef forward(x): return x * CONFIG['alpha']"
+LISTED = "from helpers import CONFIG\ndef forward(x): return CONFIG[0] * x"
+NETWORK = """
+from torch import nn
+import helpers
+class Network(nn.Module):
+    def forward(self, x):
+        return helpers.f(x)
+forward = Network()
+"""
+# A file of the user's, and a second one in which all that changes is the number @.
+CHANGES = {
+    "function by its name": (NAMED, "def f(x): return @ * x"),
+    "function of a module": (BY_MODULE, "def f(x): return @ * x"),
+    "function that a network calls": (NETWORK, "def f(x): return @ * x"),
+    "function two calls away": (NAMED, "def f(x): return g(x)\ndef g(x): return @ * x"),
+    "functions that call each other": (
+        NAMED,
+        "def f(x, n=3): return g(x, n)\ndef g(x, n): return f(x, n - @) if n else x",
+    ),
+    "method": (
+        "import helpers\ndef forward(x): return helpers.Scale().by(x)",
+        "class Scale:\n    def by(self, x): return @ * x",
+    ),
+    "static method": (
+        "from helpers import Scale\ndef forward(x): return Scale.by(x)",
+        "class Scale:\n    %staticmethod\n    def by(x): return @ * x",
+    ),
+    "class method": (
+        "from helpers import Scale\ndef forward(x): return Scale.by(x)",
+        "class Scale:\n    by = classmethod(lambda cls, x: @ * x)",
+    ),
+    "property": (
+        "from helpers import scale\ndef forward(x): return scale.factor * x",
+        "class Scale:\n    factor = property(lambda self: @)\nscale = Scale()",
+    ),
+    "cached property": (
+        "from helpers import scale\ndef forward(x): return scale.factor * x",
+        "from functools import cached_property as c\n"
+        "class Scale:\n    factor = c(lambda self: @)\nscale = Scale()",
+    ),
+    "base class": (
+        "from helpers import Base\nclass Scale(Base): pass\ndef forward(x): return Scale().by(x)",
+        "class Base:\n    def by(self, x): return @ * x",
+    ),
+    "method that a subclass extends": (
+        "from helpers import Base\nclass Scale(Base):\n    def by(self, x): return super().by(x)\n"
+        "def forward(x): return Scale().by(x)",
+        "class Base:\n    def by(self, x): return @ * x",
+    ),
+    "attribute of a class": (READS, "class CONFIG:\n    alpha = @"),
+    "list of a class": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG.alphas[0] * x",
+        "class CONFIG:\n    alphas = [@]",
+    ),
+    "attribute of an instance": (
+        READS,
+        "class Config:\n    def __init__(self): self.alpha = @\nCONFIG = Config()",
+    ),
+    "slot of an instance": (
+        READS,
+        "class Config:\n    __slots__ = ('alpha', 'other')\nCONFIG = Config()\nCONFIG.alpha = @",
+    ),
+    "namespace": (READS, "from types import SimpleNamespace\nCONFIG = SimpleNamespace(alpha=@)"),
+    "dataclass": (
+        READS,
+        "from dataclasses import dataclass as d\nclass C:\n    alpha: int\nCONFIG = d(C)(@)",
+    ),
+    "named tuple": (READS, "from collections import namedtuple as n\nCONFIG = n('C', 'alpha')(@)"),
+    "enum": (READS, "from enum import Enum\nclass E(Enum):\n    alpha = @\nCONFIG = E"),
+    "module of constants": ("import helpers as h\ndef forward(x): return x * h.alpha", "alpha = @"),
+    "dict": (ITEM, "CONFIG = {'alpha': @}"),
+    "dict in a dict of a module": (
+        "import helpers\ndef forward(x): return x * helpers.CONFIG['a']['b']",
+        "CONFIG = {'a': {'b': @}}",
+    ),
+    "dict with a default": (
+        ITEM,
+        "from collections import defaultdict\nCONFIG = defaultdict(lambda: @)",
+    ),
+    "dict of functions": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG['f'](x)",
+        "CONFIG = {'f': lambda x: @ * x}",
+    ),
+    "a dict's order": (
+        "from helpers import CONFIG\ndef forward(x): return [f(x) for f in CONFIG.values()]",
+        "CONFIG = dict(sorted({'a': 1, 'b': 2}.items(), reverse=@ > 1))",
+    ),
+    "kind of a key": (ITEM, "CONFIG = {('1', 1)[@ - 1]: 0}"),
+    "list": (LISTED, "CONFIG = [@]"),
+    "tuple": (LISTED, "CONFIG = (@,)"),
+    "deque": (LISTED, "from collections import deque\nCONFIG = deque([@])"),
+    "array": (LISTED, "import numpy\nCONFIG = numpy.full(3, @)"),
+    "array of objects": (LISTED, "import numpy\nCONFIG = numpy.array(['a', @], dtype=object)"),
+    "tensor": (LISTED, "import torch\nCONFIG = torch.full((3,), @)"),
+    "sparse tensor": (LISTED, "import torch\nCONFIG = torch.full((3,), @.0).to_sparse()"),
+    "distribution": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG.log_prob(x)",
+        "import torch\nCONFIG = torch.distributions.Normal(0.0, @.0)",
+    ),
+    "set": ("from helpers import CONFIG\ndef forward(x): return len(CONFIG) * x", "CONFIG = {'a', @}"),
+    "number": ("from helpers import CONFIG\ndef forward(x): return CONFIG * x", "CONFIG = @"),
+    "text": ("from helpers import CONFIG\ndef forward(x): return x.norm(p=CONFIG)", "CONFIG = '@'"),
+    "number of a class of one's own": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG * x",
+        "class Factor(float): pass\nCONFIG = Factor(@)",
+    ),
+    "partial": (NAMED, "from functools import partial\ndef g(a, x): return a * x\nf = partial(g, @)"),
+    "function of a partial": (
+        NAMED,
+        "from functools import partial\nf = partial(lambda a, x: @ * x, 1)",
+    ),
+    "closure": (NAMED, "def make(a): return lambda x: a * x\nf = make(@)"),
+    "function in a closure": (NAMED, "def make(g): return lambda x: g(x)\nf = make(lambda x: @ * x)"),
+    "default": (NAMED, "def f(x, a=@): return a * x"),
+    "keyword default": (NAMED, "def f(x, *, a=@): return a * x"),
+    "attribute of a function": (NAMED, "def f(x): return f.a * x\nf.a = @"),
+    "decorated function": (
+        NAMED,
+        "from functools import wraps\ndef d(g):\n    %wraps(g)\n    def h(*a): return g(*a)\n"
+        "    return h\n%d\ndef f(x): return @ * x",
+    ),
+    "decorator": (
+        NAMED,
+        "from functools import wraps\ndef d(g): return wraps(g)(lambda x: @ * g(x))\n"
+        "%d\ndef f(x): return x",
+    ),
+    "function behind torch's decorator": (
+        NAMED,
+        "import torch\n%torch.no_grad()\ndef f(x): return @ * x",
+    ),
+    "function behind a cache": (NAMED, "from functools import cache\n%cache\ndef f(x): return @ * x"),
+    "script": (
+        NAMED,
+        "from torch import jit\nf = jit.CompilationUnit('def f(x):\\n return @*x\\n').f",
+    ),
+    "bound method": (
+        NAMED,
+        "class C:\n    def __init__(self, a): self.a = a\n    def by(self, x): return x\nf = C(@).by",
+    ),
+    "bound method of a built-in": (NAMED, "f = {0: @}.get"),
+    "item getter": (NAMED, "from operator import itemgetter\nf = itemgetter(@)"),
+    "nested function": (NAMED, "def f(x):\n    def g(y): return @ * y\n    return g(x)"),
+    "nested class": (NAMED, "def f(x):\n    class C:\n        a = @\n    return C.a * x"),
+    "comprehension": (NAMED, "A = @\ndef f(x): return [A * y for y in x]"),
+    "constant set": (NAMED, "def f(x): return x in {'a', 'b', '@'}"),
+    "names of arguments": (NAMED, "def f(x): return g(a=x, b=1)\ndef g(a%1, a%2): return 0"),
+    "reraised errors": (
+        NAMED,
+        "def f(x):\n    try: return x\n    except (KeyError, OSError)[@ - 1]: pass",
+    ),
+    "import inside": (
+        "def forward(x):\n    from helpers import f\n    return f(x)",
+        "def f(x): return @",
+    ),
+    "module inside": (
+        "def forward(x):\n    import helpers as h\n    return h.f(x)",
+        "def f(x): return @",
+    ),
+    "star": ("from helpers import *\ndef forward(x): return f(x)", "def f(x): return @"),
+    "which function has a name": (NAMED, "import torch\nf = (torch.sin, torch.cos)[@ - 1]"),
+    "which module has a name": (
+        "from helpers import lib\ndef forward(x): return lib.sin(x)",
+        "import math, torch\nlib = (math, torch)[@ - 1]",
+    ),
+    "hook": (
+        "from torch import nn\nimport helpers\nforward = nn.Tanh()\n"
+        "forward.register_forward_hook(helpers.f)",
+        "def f(m, i, o): return @ * o",
+    ),
+    "parametrization": (
+        "from torch import nn\nfrom helpers import P\nfrom torch.nn.utils import parametrize\n"
+        "forward = nn.Linear(2, 2)\nparametrize.register_parametrization(forward, 'weight', P())",
+        "from torch import nn\nclass P(nn.Module):\n    def forward(self, w): return @ * w",
+    ),
+    "parametrized network": (
+        "from torch import nn\nfrom helpers import N\nfrom torch.nn.utils import parametrize\n"
+        "forward = N(2, 2)\nparametrize.register_parametrization(forward, 'weight', nn.Tanh())",
+        "from torch import nn\nclass N(nn.Linear):\n    def forward(self, x): return @ * x",
+    ),
+    "order of layers": (
+        "from torch import nn\nfrom helpers import f\nforward = nn.Sequential(f)",
+        "from torch import nn\nl = [('a', nn.Tanh()), ('b', nn.Sigmoid())][::(1, -1)[@ - 1]]\n"
+        "from collections import OrderedDict\nf = nn.Sequential(OrderedDict(l))",
+    ),
+    "layer that occurs twice": (
+        "from torch import nn\nfrom helpers import f\nforward = nn.Sequential(f)",
+        "from torch import nn\nl = nn.Tanh()\nf = nn.Sequential(*[l] * @)",
+    ),
+    "a long chain of calls": (
+        NAMED,
+        "\n".join(f"def f{n}(x): return f{n + 1}(x)" for n in range(200))
+        + "\ndef f200(x): return @ * x\ndef f(x): return f0(x)",
+    ),
+}
+SOURCE = """
+from functools import partial
+import torch
+CONFIG = {'alpha': 1}
+NAMES = {'a', 'b', 'c', g := (lambda x: 2 * x), h := (lambda x: 3 * x)}
+STATE = 0
+def f(x):
+    global STATE
+    STATE = 1
+    class Inner:
+        a = 1
+    return part(x[None], None)(CONFIG['alpha'], NAMES, Inner)
+def part(x, y):
+    return x
+"""
+# Changes of that second file that the first one does not depend on.
+IRRELEVANT = {
+    "comment": ("    return x\n", "    # why\n    return x  # so\n"),
+    "blank lines and spaces": ("def part(x, y):\n", "\n\n\ndef part( x,\n        y ):\n\n"),
+    "docstring": ("def f(x):\n", 'def f(x):\n    """What it does."""\n'),
+    "docstring of a class inside": ("class Inner:\n", 'class Inner:\n        """Inside."""\n'),
+    "annotations": ("def part(x, y):\n", "def part(x: int, y: object) -> int:\n"),
+    "function that is not called": ("STATE", "def other(x):\n    return x\nSTATE"),
+    "constant that is not read": ("STATE", "OTHER = 3\nSTATE"),
+    "import that is not used": ("import torch", "import torch, json"),
+    "value that code writes itself": ("STATE = 0", "STATE = 7"),
+    "order of definitions": (
+        "CONFIG = {'alpha': 1}\n",
+        "def part(x, y): return x\nCONFIG = {'alpha': 1}\n",
+    ),
+    "order of a set": ("'a', 'b', 'c'", "'c', 'b', 'a'"),
+}
+UNSAFE = """
+class Config:
+    def __getattr__(self, name): raise SystemError(name)
+    def __getattribute__(self, name):
+        if name != '__class__': raise SystemError(name)  # which isinstance reads
+        return Config
+    def __repr__(self): raise SystemError
+    __str__ = __hash__ = __eq__ = __repr__
+    __slots__ = ('alpha', 'never', '__dict__')
+    beta = property(__repr__)
+class Items(dict):
+    def items(self): raise SystemError
+    __iter__ = __getitem__ = keys = __len__ = items
+class Numbers(list):
+    def __iter__(self): raise SystemError
+class Text(str):
+    def __repr__(self): raise SystemError
+CONFIG, ITEMS, NUMBERS, TEXT = Config(), Items(a=1), Numbers([1]), Text('a')
+object.__setattr__(CONFIG, 'alpha', @)
+def __getattr__(name):
+    assert name == '__path__'  # which an import looks for
+    raise AttributeError
+def f(x): return CONFIG.alpha, CONFIG.beta, ITEMS, NUMBERS, TEXT, missing
+"""
+
+
+def source(text: str, number: int) -> str:
+    """A file in which ``@`` is a number, and ``%`` begins a decorator."""
+    text = text.replace("a%1, a%2", ("a, b", "b, a")[number - 1])
+    return text.replace("@", str(number)).replace("%", "@")
+
+
+@contextmanager
+def imported(folder: Path, files: Mapping[str, str]) -> Iterator[ModuleType]:
+    """The module ``mine`` among a user's files."""
+    for name, text in files.items():
+        (folder / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+    invalidate_caches()
+    sys.path.insert(0, str(folder))
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield import_module("mine")
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = written
+        for name in files:
+            sys.modules.pop(name.replace("/", ".").removesuffix(".__init__"), None)
+
+
+def described(folder: Path, **files: str) -> str:
+    with imported(folder, files) as mine:
+        return describe_value(mine.forward)
+
+
+def all_described(folder: Path) -> dict[str, str]:
+    """What every case is described as."""
+    return {
+        name: described(folder / str(number), mine=mine, helpers=source(helpers, 1))
+        for number, (name, (mine, helpers)) in enumerate(CHANGES.items())
+    } | {"unsafe": described(folder, mine=NAMED, helpers=source(UNSAFE, 1))}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_code_refers_to_is_described(name: str, tmp_path: Path) -> None:
+    mine, helpers = CHANGES[name]
+    texts = [
+        described(tmp_path / str(place), mine=mine, helpers=source(helpers, number))
+        for place, number in enumerate((1, 1, 2))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert " at 0x" not in texts[0]
+
+
+def test_files_of_a_package_are_followed(tmp_path: Path) -> None:
+    def text(number: int) -> str:
+        folder = tmp_path / str(number)
+        mine = "from pack import one\nimport pack.three\n"
+        mine += "def forward(x): return one.f(x) + pack.three.g(x)"
+        one = "from . import two\ndef f(x):\n    from .three import g\n    return two.h(g(x))"
+        files = {"pack/__init__": "", "pack/one": one, "pack/two": source("def h(x): return @", number)}
+        with imported(folder, {"mine": mine, **files, "pack/three": "def g(x): return x"}) as module:
+            return describe_value(module.forward)
+
+    assert text(1) == text(1) != text(2)
+
+
+@pytest.mark.parametrize("name", IRRELEVANT)
+def test_what_does_not_matter_is_not_described(name: str, tmp_path: Path) -> None:
+    old, new = IRRELEVANT[name]
+    assert old in SOURCE
+    before, after = (
+        described(tmp_path / str(number), mine=NAMED, helpers=text)
+        for number, text in enumerate((SOURCE, SOURCE.replace(old, new, 1)))
+    )
+    assert before == after
+
+
+def test_no_method_or_property_runs(tmp_path: Path) -> None:
+    one, other = (described(tmp_path / str(n), mine=NAMED, helpers=source(UNSAFE, n)) for n in (1, 2))
+    assert one != other
+
+
+def test_installed_code_is_not_the_users() -> None:
+    assert [is_users(name) for name in ("__main__", "__mp_main__", __name__)] == [True] * 3
+    assert not any(
+        is_users(name) for name in ("pytest", "_pytest.python", "json", "torch", "funcexplain")
+    )
+    assert [is_library(name) for name in ("json", "pytest", __name__)] == [True, False, False]
+
+
+def test_a_file_named_like_a_module_of_python_is_the_users(tmp_path: Path) -> None:
+    # One that is not imported yet, such as a quiz of the standard library's.
+    mine = "import this\ndef forward(x): return this.f(x)"
+    known = sys.modules.pop("this", None)
+    one, other = (
+        described(tmp_path / str(n), mine=mine, this=source("def f(x): return @", n)) for n in (1, 2)
+    )
+    assert one != other
+    if known:
+        sys.modules["this"] = known
+
+
+@pytest.mark.cluster
+def test_every_process_describes_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.clusters.test_describing", str(tmp_path)]
+    seeded = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=seeded, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert json.loads(done.stdout) == all_described(tmp_path / "here")
+
+
+if __name__ == "__main__":
+    print(json.dumps(all_described(Path(sys.argv[1]) / "there")))
