@@ -134,7 +134,7 @@ TRANSFORMATIONS: dict[str, tuple[int, Callable[[Fn], Fn], Callable[[Fn], Fn]]] =
 
 
 def over_transformations(names: Iterable[str]) -> Any:
-    """Parametrize over names, transformations and dtypes: all in float64, every fifth pair in float32."""
+    """Parametrize over names, transformations and dtypes: float64 in full, a fifth of float32."""
     return pytest.mark.parametrize(
         ("name", "transformation", "dtype"),
         [
