@@ -19,6 +19,6 @@ def _global_state_is_kept() -> Iterator[None]:
 
 @pytest.fixture
 def rough_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw reports that nobody looks at in few pixels and without layout: it takes most of their time."""
+    """Draw reports that nobody looks at in few pixels and without layout, to save their time."""
     monkeypatch.setattr("funcexplain.reports.page.PIXELS", 20)
     monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)
