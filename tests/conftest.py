@@ -15,3 +15,10 @@ def _global_state_is_kept() -> Iterator[None]:
     before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
     yield
     assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+
+
+@pytest.fixture
+def rough_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw reports that nobody looks at in few pixels and without layout, to save their time."""
+    monkeypatch.setattr("funcexplain.reports.page.PIXELS", 20)
+    monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)

@@ -129,7 +129,7 @@ CHANGES = st.lists(
 
 
 @given(changes=CHANGES)
-@settings(fuzzed, max_examples=250)
+@settings(fuzzed, max_examples=150)
 def test_valid_configs_with_some_entries_changed(
     place: tuple[Path, str],
     changes: list[tuple[tuple[str, str], Any]],
@@ -176,7 +176,7 @@ FITTING = {
 
 
 @given(data=st.data())
-@settings(fuzzed, max_examples=120)
+@settings(fuzzed, max_examples=70)
 def test_fitting_entries_in_any_combination(
     place: tuple[Path, str], data: st.DataObject, capsys: pytest.CaptureFixture[str]
 ) -> None:

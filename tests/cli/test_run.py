@@ -224,10 +224,13 @@ def test_the_callers_state_does_not_change(place: tuple[Path, str]) -> None:
     assert (state(), sys.path, torch.get_num_threads()) == (before, path_before, threads)
 
 
-@pytest.mark.parametrize("date", ["last", {"every": 20}], ids=["last", "every"])
-@pytest.mark.parametrize("search", ["features", "scenario"])
+@pytest.mark.parametrize(("search", "date"), [("features", {"every": 20}), ("scenario", "last")])
 def test_a_report_is_rewritten_from_the_folder(
-    place: tuple[Path, str], search: str, date: Any, capsys: pytest.CaptureFixture[str]
+    place: tuple[Path, str],
+    search: str,
+    date: Any,
+    capsys: pytest.CaptureFixture[str],
+    rough_pictures: None,
 ) -> None:
     folder, module = place
     whole = table(module, question={"search": search, "date": date}, output={"report": True})

@@ -130,6 +130,7 @@ def test_measures_work_chunk_by_chunk(run: fe.clusters.ChunkedSolution, expected
         assert_close(got[name], wanted[name], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.usefixtures("rough_pictures")
 def test_the_report_reads_single_rows_of_x_and_history(
     run: fe.clusters.ChunkedSolution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,11 @@ def whole(**changes: Any) -> fe.Solution:
     return fe.solve(mixture(), method(), **{**SETTINGS, **changes})
 
 
+@cache
+def solved_alone(row: tuple[int, ...]) -> fe.Solution:
+    return fe.solve(mixture()[row], method(), **SETTINGS)
+
+
 def test_the_mixture_is_one() -> None:
     found = whole()
     for status in (fe.Status.HIT, fe.Status.STALLED, fe.Status.MAX_STEPS, fe.Status.NONFINITE):
@@ -78,7 +83,7 @@ def test_the_kept_point_is_the_rows_own(keep: Any) -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 7, 40, 1000])
 def test_a_history_of_every_kth_step_is_part_of_the_whole_one(every: int) -> None:
-    for chunk_size in (3, None):
+    for chunk_size in (3, None) if every == 7 else (3,):
         found = fe.solve(mixture(), method(), history=every, chunk_size=chunk_size, **SETTINGS)
         full = whole(chunk_size=chunk_size)
         assert_same(found.history, full.history[..., ::every])
@@ -87,8 +92,7 @@ def test_a_history_of_every_kth_step_is_part_of_the_whole_one(every: int) -> Non
     for row in [(0, 0, 0), (1, 3, 2)]:
         alone = fe.solve(mixture()[row], method(), history=every, **SETTINGS)
         assert_close(found[row].history, alone.history, rtol=1e-9)
-        full_alone = fe.solve(mixture()[row], method(), **SETTINGS)
-        assert_same(alone.history, full_alone.history[::every])
+        assert_same(alone.history, solved_alone(row).history[::every])
 
 
 def test_no_history_is_empty() -> None:
@@ -182,26 +186,30 @@ def told_again(values: list[float], patience: int, rtol: float, max_steps: int) 
     return max_steps, fe.Status.MAX_STEPS
 
 
-@pytest.mark.parametrize("rtol", [0.0, 0.01, 0.2])
-@pytest.mark.parametrize("patience", [1, 3, 10, 100])
-@pytest.mark.parametrize("offset", [0.0, -0.3])
-def test_patience_ends_a_search_that_no_longer_falls(patience: int, rtol: float, offset: float) -> None:
+@cache
+def without_patience(offset: float) -> tuple[fe.Problem, fe.Solution]:
+    """Searches whose values rise and fall: Adam overshoots at this rate."""
+
     # With the offset the value falls through zero, where "of itself" needs its absolute value.
     def shifted(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return 10 * fe.losses.mse(weights, target) + offset
 
-    def method() -> fe.Optimizer:
-        return fe.adam(lr=0.5)
-
     grid = fe.vmap(make_problem(loss=shifted), x0=x0s(4), target=make_target().flip(0).expand(4, 5))
-    # Adam at this rate overshoots, so that values rise and fall.
-    free = fe.solve(grid, method(), max_steps=40)
-    found = fe.solve(grid, method(), max_steps=40, patience=patience, rtol=rtol, chunk_size=3)
+    return grid, fe.solve(grid, fe.adam(lr=0.5), max_steps=40)
+
+
+@pytest.mark.parametrize("rtol", [0.0, 0.01, 0.2])
+@pytest.mark.parametrize("patience", [1, 3, 10, 100])
+@pytest.mark.parametrize("offset", [0.0, -0.3])
+def test_patience_ends_a_search_that_no_longer_falls(patience: int, rtol: float, offset: float) -> None:
+    grid, free = without_patience(offset)
+    settings: dict[str, Any] = {"max_steps": 40, "patience": patience, "rtol": rtol}
+    found = fe.solve(grid, fe.adam(lr=0.5), chunk_size=3, **settings)
+    alone = fe.solve(grid[0], fe.adam(lr=0.5), **settings)
     for row in range(4):
         values = [*free[row].history.tolist(), float(free[row].loss)]
         steps, status = told_again(values, patience, rtol, 40)
-        alone = fe.solve(grid[row], method(), max_steps=40, patience=patience, rtol=rtol)
-        for answer in (alone, found[row]):
+        for answer in (alone, found[row]) if row == 0 else (found[row],):
             assert (int(answer.num_steps), answer.status) == (steps, status)
             assert_close(answer.history, free[row].history[:steps], rtol=1e-6)
             assert_close(answer.loss, torch.tensor(values[steps], dtype=F64), rtol=1e-6)

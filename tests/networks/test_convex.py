@@ -126,8 +126,9 @@ def test_one_argument_may_be_mapped_alone(name: str) -> None:
             assert_close(allocate(name)(*mixed), expected)
 
 
+ROWS = 12
 SEEDS = st.integers(min_value=0, max_value=10**6)
-LAWS = settings(max_examples=25, deadline=None, derandomize=True)
+LAWS = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 @pytest.mark.parametrize("name", params(ALLOCATORS))
@@ -135,11 +136,11 @@ def test_weights_are_feasible_and_follow_a_permutation(name: str) -> None:
     @LAWS
     @given(seed=SEEDS, num_assets=st.integers(2, 9), slack=st.floats(1.01, 5.0))
     def law(seed: int, num_assets: int, slack: float) -> None:
-        arguments, cap = make(name, 3, num_assets=num_assets, seed=seed), slack / num_assets
+        arguments, cap = make(name, ROWS, num_assets=num_assets, seed=seed), slack / num_assets
         weights = allocate(name, cap)(*arguments)
         assert float(weights.min()) >= 0.0
         assert float(weights.max()) <= cap + 1e-15
-        assert_close(weights.sum(-1), torch.ones(3, dtype=torch.float64), rtol=0.0, atol=1e-14)
+        assert_close(weights.sum(-1), torch.ones(ROWS, dtype=torch.float64), rtol=0.0, atol=1e-14)
         order = torch.randperm(num_assets, generator=torch.Generator().manual_seed(seed))
         shuffled = [
             (a[..., order, :] if dims == 2 else a)[..., order] if dims else a
@@ -153,21 +154,21 @@ def test_weights_are_feasible_and_follow_a_permutation(name: str) -> None:
 @LAWS
 @given(seed=SEEDS, shift=st.integers(-64, 64), exponent=st.integers(-10, 10))
 def test_shifts_and_scales_that_change_nothing(seed: int, shift: int, exponent: int) -> None:
-    (x,) = make("sparsemax", 4, seed=seed)
+    (x,) = make("sparsemax", ROWS, seed=seed)
     for function in (convex.sparsemax, convex.capped_softmax):
         assert_close(function(x + shift, CAP), function(x, CAP), rtol=0.0, atol=1e-13)
     scale = 2.0**exponent
-    returns, root, gamma, alpha = make("markowitz", 4, seed=seed)
+    returns, root, gamma, alpha = make("markowitz", ROWS, seed=seed)
     weights = convex.markowitz(returns, root, gamma, alpha, CAP)
     turned = torch.linalg.qr(root).Q @ root  # the covariance is all that counts
     for changed in (
         convex.markowitz(returns + shift, root, gamma, alpha, CAP),
         convex.markowitz(scale * returns, root * scale**0.5, gamma, -scale * alpha, CAP),
-        convex.markowitz(returns, root * gamma[:, None, None], torch.ones(4).double(), alpha, CAP),
+        convex.markowitz(returns, root * gamma[:, None, None], torch.ones(ROWS).double(), alpha, CAP),
         convex.markowitz(returns, turned, -gamma, alpha, CAP),
     ):
         assert_close(changed, weights, rtol=0.0, atol=1e-10)
-    root, budgets = make("risk_budgeting", 4, seed=seed)
+    root, budgets = make("risk_budgeting", ROWS, seed=seed)
     weights = convex.risk_budgeting(root, budgets, CAP)
     assert_close(
         convex.risk_budgeting(scale * root, scale**2 * budgets, CAP), weights, rtol=0.0, atol=1e-10

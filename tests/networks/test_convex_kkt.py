@@ -6,6 +6,7 @@ that two of them need is a bisection.
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -126,8 +127,9 @@ def make_markowitz(kind: str, num_assets: int, rank: int, rows: int = ROWS) -> M
 
 @pytest.mark.parametrize("kind", ["generic", "ties", "least variance", "daily", "steep"])
 def test_markowitz_is_solved(kind: str) -> None:
-    for (num_assets, cap), rank in itertools.product(SIZES, (0, 1, 2, 20)):
-        arguments = make_markowitz(kind, num_assets, min(rank, num_assets), 100)
+    for num_assets, cap in SIZES:
+        ranks = [make_markowitz(kind, num_assets, rank, 100) for rank in (0, 1, 2, 20)]
+        arguments: Any = tuple(torch.cat(parts) for parts in zip(*ranks, strict=True))
         bound = min(cap, 1.0)
         weights = markowitz(*arguments, cap)
         assert_solved(markowitz_gap(arguments, weights, bound), weights, bound)
@@ -152,10 +154,13 @@ def make_budgets(kind: str, num_assets: int, rows: int = ROWS) -> Tensor:
 )
 def test_risk_budgeting_is_solved(kind: str) -> None:
     # A covariance far below the budgets still decides among the assets without one.
-    for (num_assets, cap), rank, scale in itertools.product(SIZES, (0, 1, 20), (1.0, 1e-3)):
-        root = scale * draw(60, num_assets, num_assets, seed=1) / num_assets**0.5
-        root[:, rank:] = 0.0
-        arguments = (root, make_budgets(kind, num_assets, 60))
+    for num_assets, cap in SIZES:
+        roots = []
+        for rank, scale in itertools.product((0, 1, 20), (1.0, 1e-3)):
+            root = scale * draw(60, num_assets, num_assets, seed=1) / num_assets**0.5
+            root[:, rank:] = 0.0
+            roots.append(root)
+        arguments = (torch.cat(roots), make_budgets(kind, num_assets, 60).repeat(len(roots), 1))
         bound = min(cap, 1.0)
         weights = risk_budgeting(*arguments, cap)
         assert_solved(risk_gap(arguments, weights, bound), weights, bound)

@@ -15,7 +15,7 @@ from funcexplain.networks.lstm import is_faster_lstm, lstm
 from tests.grids import assert_rows_equal_alone, models, targets, x0s
 from tests.helpers import RECURRENT, assert_close, make_problem, params
 from tests.networks import test_recurrent as recurrent_laws
-from tests.networks.transformations import TRANSFORMATIONS
+from tests.networks.transformations import over_transformations
 
 ROWS, STEPS, CHANNELS, UNITS = 3, 5, 2, 4
 # Projections stay torch's.
@@ -186,9 +186,7 @@ def test_it_serves_many_unprojected_sequences_on_a_cpu() -> None:
     assert not is_faster_lstm(many.to("meta"), many.to("meta"))
 
 
-@pytest.mark.parametrize("name", params(SERVED))
-@pytest.mark.parametrize("transformation", params(TRANSFORMATIONS))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@over_transformations(SERVED)
 def test_every_transformation_still_equals_ordinary_autograd(
     calls: list[int], name: str, transformation: str, dtype: torch.dtype
 ) -> None:

@@ -26,7 +26,13 @@ from tests.helpers import (
     params,
     snapshot,
 )
-from tests.networks.transformations import TRANSFORMATIONS, draw, loss, ordinary_grad
+from tests.networks.transformations import (
+    TRANSFORMATIONS,
+    draw,
+    loss,
+    ordinary_grad,
+    over_transformations,
+)
 
 # Said by the native layer, too, once a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -83,9 +89,7 @@ def of_tensors(layer: nn.Module, *names: str) -> Callable[..., Any]:
     return call
 
 
-@every_layer
-@pytest.mark.parametrize("transformation", params(TRANSFORMATIONS))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@over_transformations(LAYERS)
 def test_every_transformation_equals_ordinary_autograd(
     name: str, transformation: str, dtype: torch.dtype
 ) -> None:

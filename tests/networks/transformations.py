@@ -4,9 +4,10 @@
 and arguments with that many leading dimensions, and their results must agree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
@@ -130,6 +131,20 @@ TRANSFORMATIONS: dict[str, tuple[int, Callable[[Fn], Fn], Callable[[Fn], Fn]]] =
         lambda f: loop(loop(ordinary_grad(loss(f)))),
     ),
 }
+
+
+def over_transformations(names: Iterable[str]) -> Any:
+    """Parametrize over names, transformations and dtypes: float64 in full, a fifth of float32."""
+    return pytest.mark.parametrize(
+        ("name", "transformation", "dtype"),
+        [
+            pytest.param(name, transformation, dtype, id=f"{name}-{transformation}-{dtype}")
+            for turn, name in enumerate(names)
+            for place, transformation in enumerate(TRANSFORMATIONS)
+            for dtype in (torch.float64, torch.float32)
+            if dtype is torch.float64 or turn % 5 == place % 5
+        ],
+    )
 
 
 def draw(shapes: Any, levels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:

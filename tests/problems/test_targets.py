@@ -88,7 +88,7 @@ def test_residual_and_loss_are_zero_exactly_where_it_is_hit(name: str) -> None:
     # Where each ends from anywhere: projected by our own method onto what the target asks for.
     softmax = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
     problem = fe.problem(softmax, target, allocations()[3].log().view(1, 1, ASSETS))
-    reached = fe.solve(problem, fe.adam(0.05), max_steps=2000, atol=1e-9, keep="best").weights
+    reached = fe.solve(problem, fe.adam(0.05), max_steps=500, atol=1e-9, keep="best").weights
     tried = [*allocations(), *allocations().lerp(reached, 0.9), reached]
     hits = 0
     for weights in tried:

@@ -14,12 +14,14 @@ import torch
 
 import funcexplain as fe
 from funcexplain.reports import plots
+from funcexplain.reports.page import PIXELS
 from funcexplain.reports.precedents import precedents
 from funcexplain.solutions.html import element
 from tests.grids import models, targets, x0s
 from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
 
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("rough_pictures")
 NAMES = ["EUR", "<script>alert(1)</script>", "A & B", "JPY", 'CHF" onload="x']
 CHANNEL_NAMES = ["return", "volatility"]
 DAYS = [f"2024-01-{day:02d}" for day in range(1, LOOKBACK + 1)]
@@ -187,7 +189,8 @@ def test_trouble_is_reported_and_not_raised(tmp_path: Path) -> None:
     assert "Nothing changes." in Page(write(tmp_path / "c.html", still, make_problem())).text
 
 
-def test_a_report_of_many_rows_is_small(tmp_path: Path) -> None:
+def test_a_report_of_many_rows_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funcexplain.reports.page.PIXELS", PIXELS)
     grid = fe.vmap(make_problem(), x0=x0s(1000))
     answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=3, atol=1e-3, history=False)
     text = write(tmp_path / "many.html", answers, grid, history=None)

@@ -129,7 +129,7 @@ def test_the_safetensors_library_reads_the_files(tmp_path: Path) -> None:
         ({"channels": "rv"}, TypeError, "save: channels must be a sequence of labels, got str"),
         ({"dates": 6}, TypeError, "save: dates must be a sequence of labels, got int"),
         ({"settings": [1]}, TypeError, "save: settings must be a dict, got list"),
-        ({"settings": {"lr": object()}}, TypeError, "save: settings must be JSON values"),
+        ({"settings": {"lr": len}}, TypeError, "save: settings must be JSON values"),
         ({"settings": {"lr": math.nan}}, ValueError, "save: settings must be finite"),
     ],
     ids=repr,
