@@ -18,7 +18,17 @@ from funcexplain.networks.folding import Dim, Dims, Tensors, dims_per_tensor, na
 
 # Functions that turn the value of a tensor into one of Python.
 _READS = frozenset(
-    ("__bool__", "__float__", "__index__", "__int__", "allclose", "equal", "is_nonzero", "item", "tolist")
+    (
+        "__bool__",
+        "__float__",
+        "__index__",
+        "__int__",
+        "allclose",
+        "equal",
+        "is_nonzero",
+        "item",
+        "tolist",
+    )
 )
 
 Row = list[Tensor]

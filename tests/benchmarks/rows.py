@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.engine import pool as pool_module
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import batch
+from funcexplain.engine.batching import make_batched
+from funcexplain.engine.trial import try_rows
 from funcexplain.problems.grid import take_rows
 from funcexplain.solvers.state import Stopping
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
@@ -66,7 +67,9 @@ def timed(function: Callable[[], object]) -> float:
 def loop_over(grid: fe.Problem, size: int, steps: int, atol: float | None = 0.0) -> None:
     """The steps of `solve` alone, chunk after chunk; without ``atol`` no row ends."""
     count = grid.shape[0]
-    batched = batch(grid, ADAM, Stopping(atol), torch.arange(count), "vmap")
+    stopping = Stopping(atol)
+    trial = try_rows(grid, ADAM, stopping, torch.arange(count))
+    batched = make_batched(grid, ADAM, stopping, trial, samples=False)
     with torch.no_grad():
         for first in range(0, count, size):
             args = take_rows(grid.dims, grid.args, torch.arange(first, min(first + size, count)))

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import Batched, batch, why_not_samples
+from funcexplain.engine.batching import Choice, choose_way
+from funcexplain.engine.trial import try_rows, why_not_samples
+from funcexplain.solvers.state import Stopping
 from tests.grids import F64, gentle, mixed, models, targets, without_nan, x0s
 from tests.helpers import (
     ASSETS,
@@ -47,7 +49,12 @@ def assert_answers_are_those_of_vmap(
 
 def reason(network: nn.Module, x0: Tensor) -> str | None:
     """Why rows that all start at one window cannot lie on the sample dimension of a network."""
-    return why_not_samples(fe.vmap(make_problem(network, x0=x0), target=targets(4)), torch.arange(4))
+    return tried(fe.vmap(make_problem(network, x0=x0), target=targets(4)))
+
+
+def tried(grid: fe.Problem) -> str | None:
+    rows = torch.arange(grid.shape[0])
+    return why_not_samples(grid, try_rows(grid, gentle(), Stopping(), rows))
 
 
 # --- the answers are those of vmap ----------------------------------------------------------------
@@ -140,10 +147,6 @@ DEPENDENT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "place": (lambda x: x + torch.arange(len(x)).view(-1, 1, 1, 1), OTHERS),
     "neighbour": (lambda x: x + 0.1 * x.roll(1, 0), OTHERS),
     "random": (lambda x: x + torch.rand_like(x), OTHERS),
-    "nan_alone": (
-        lambda x: x + 0 * x.mean(0, keepdim=True),
-        "a window that is not finite changes the weights of others in its batch",
-    ),
     "one_at_a_time": (
         one_at_a_time,
         "the network does not accept a batch of windows (one window at a time)",
@@ -218,7 +221,7 @@ def test_the_trial_leaves_the_generator_and_the_network_alone(name: str) -> None
     problem = make_problem(network)
     before = snapshot(network)
     given = {key: tensor.clone() for key, tensor in problem.args["params"].items()}
-    found = why_not_samples(fe.vmap(problem, x0=x0s(3)), torch.arange(3))
+    found = tried(fe.vmap(problem, x0=x0s(3)))
     assert (found is None) == (name in INDEPENDENT)
     assert_untouched(before, network)
     assert_same(problem.args["params"], given)
@@ -232,12 +235,12 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For every search, whether its rows share the sample dimension."""
     choices: list[bool] = []
 
-    def recorded(*args: Any) -> Batched:
-        batched = batch(*args)
-        choices.append(batched.key[-2])
-        return batched
+    def recorded(*args: Any) -> Choice:
+        choice = choose_way(*args)
+        choices.append(choice.way == "samples")
+        return choice
 
-    monkeypatch.setattr(rows_module, "batch", recorded)
+    monkeypatch.setattr(rows_module, "choose_way", recorded)
     return choices
 
 

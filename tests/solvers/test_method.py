@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.engine.batching import batch
+from funcexplain.engine.batching import make_batched
+from funcexplain.engine.trial import try_rows
 from funcexplain.solvers.gradient import backward_value_and_grad, make_objective, with_gradient
 from funcexplain.solvers.state import (
     Advance,
@@ -112,7 +113,11 @@ def test_a_method_that_cannot_be_hashed_shares_no_code() -> None:
 
     grid, rows = fe.vmap(make_problem(), x0=x0s(2)), torch.arange(2)
     method, other = Halving(), Listed()
-    keys = [batch(grid, m, Stopping(0.0), rows, "vmap").key for m in (method, method, other, other)]
+    trial = try_rows(grid, method, Stopping(0.0), rows)
+    keys = [
+        make_batched(grid, m, Stopping(0.0), trial, samples=False).key
+        for m in (method, method, other, other)
+    ]
     assert keys[0] == keys[1] != keys[2] != keys[3]
     hash(keys[2])
 
