@@ -293,7 +293,7 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
 
 
 class Nothing(NamedTuple):
-    """``None`` in a foreign optimizer's state: a node without leaves, since torch.func maps tensors only."""
+    """``None`` in a foreign optimizer's state: a node without leaves, which torch.func can map."""
 
 
 class Number(NamedTuple):

