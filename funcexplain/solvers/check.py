@@ -6,17 +6,31 @@ backward pass, a search silently goes nowhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from funcexplain.networks.functional import bound, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import check_count, check_number
-from funcexplain.problems.problem import Problem, check_question
+from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.problems.transforms import cast
 from funcexplain.solvers.gradient import backward_value_and_grad
+
+# Tolerance, at least, where differences are not in float64.
+_OWN_RTOL = 0.05
+_RANDOM = {torch.rand, torch.randn}
+_FACTORIES = _RANDOM | {
+    *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.arange),
+    *(torch.linspace, torch.logspace, torch.tensor, torch.as_tensor, torch.scalar_tensor),
+    *(torch.hann_window, torch.hamming_window),
+}
 
 
 class Slope(NamedTuple):
@@ -25,7 +39,7 @@ class Slope(NamedTuple):
     Attributes:
         dtype: dtype that the gradient was computed in.
         gradient: inner product of the gradient with the direction.
-        difference: central difference along the direction, in float64.
+        difference: central difference along the direction, normally in float64.
         error: their difference, relative to the norm of the gradient.
     """
 
@@ -42,12 +56,14 @@ class GradientCheck:
     Attributes:
         slopes: one comparison per direction and dtype.
         rtol: largest relative error that passes.
-        repeatable: whether two forward passes at one point agreed.
+        repeatable: whether two forward passes at one point agreed to rounding.
+        precision: dtype of the differences; the problem's own where the network fails in float64.
     """
 
     slopes: tuple[Slope, ...]
     rtol: float
     repeatable: bool = True
+    precision: torch.dtype = torch.float64
 
     @property
     def ok(self) -> bool:
@@ -75,10 +91,18 @@ class GradientCheck:
             )
         worst = max(slope.error for slope in self.slopes)
         agrees = "agrees" if self.ok else "does NOT agree"
-        return (
+        found = (
             f"The gradient {agrees} with central differences: largest relative error {worst:.2g}, "
             f"rtol {self.rtol:g}."
         )
+        if self.precision != torch.float64:
+            name = str(self.precision).removeprefix("torch.")
+            found += f" The differences are in {name}, since the network fails in float64."
+        if not self.ok:
+            found += (
+                " The usual cause is a `.detach()` in the network, as of a mean or standard deviation."
+            )
+        return found
 
     def __repr__(self) -> str:
         rows = "\n".join(
@@ -124,35 +148,81 @@ def check_gradient(
     if check_count("check_gradient", "num_directions", num_directions) < 1:
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")
 
-    def objective(z: Tensor, args: dict) -> tuple[Tensor, tuple[()]]:
-        value, _ = problem.evaluate(problem.decode(z, args), args)
-        return sum((cost(z, args) for cost in problem.costs), start=value), ()
-
-    differentiate = backward_value_and_grad(objective)
     own, double = problem.args, cast(dtype=torch.float64)(problem).args
-    slopes = []
-    with torch.no_grad():
-        z = problem.start(double)
-        gradients = {
-            dtype: differentiate(z.to(dtype), args)[1].double()
-            for dtype, args in ((own["x0"].dtype, own), (torch.float64, double))
-        }
-        value = objective(z, double)[0]
+    try:
+        return _compare(problem, own, double, rtol, num_directions, seed)
+    except (RuntimeError, TypeError) as error:
+        if own["x0"].dtype == torch.float64 or not re.search(
+            "dtype|scalar type|Float|Double", str(error)
+        ):
+            raise
+        # A tensor that the network keeps as a plain attribute cannot be cast.
+        return _compare(problem, own, own, max(rtol, _OWN_RTOL), num_directions, seed)
+
+
+def _compare(
+    problem: Problem, own: Args, wide: Args, rtol: float, num_directions: int, seed: int
+) -> GradientCheck:
+    """Compare gradients in both dtypes with differences in that of ``wide``."""
+    precision, slopes = wide["x0"].dtype, []
+    eps = torch.finfo(precision).eps
+    with torch.no_grad(), ExitStack() as stack:
+        gradients = {}
+        for args in {own["x0"].dtype: own, precision: wide}.values():
+            dtype = args["x0"].dtype
+            with _evaluated(problem, args) as objective:
+                z = problem.start(wide).to(dtype)
+                gradients[dtype] = backward_value_and_grad(objective)(z, args)[1].to(precision)
+        objective = stack.enter_context(_evaluated(problem, wide))
+        z = problem.start(wide)
+        value, again = (objective(z, wide)[0] for _ in range(2))
         size = z.square().mean().sqrt()
         size = torch.where(size > 0, size, torch.ones_like(size))
-        step = 6e-6 * size  # near the cube root of float64's rounding, where both errors are smallest
+        # The cube root of rounding is where both errors of a difference are smallest.
+        step = eps ** (1 / 3) * size
         seeds = torch.tensor(seed, device=z.device)
         for direction in normal(seeds, (num_directions, *z.shape), z.dtype):
-            ahead, behind = (objective(z + h * direction, double)[0] for h in (step, -step))
+            ahead, behind = (objective(z + h * direction, wide)[0] for h in (step, -step))
             difference = (ahead - behind) / (2 * step)
+            # Below this a difference says nothing: rounding of the value, and a hundredth of what
+            # curvature alone changes within one step.
+            bend = (ahead + behind - 2 * value).abs() / (2 * step)
+            rounding = 250 * eps ** (2 / 3) * value.abs() / size + 10 * (again - value).abs() / step
+            floor = rounding + 0.01 * bend + torch.finfo(z.dtype).tiny
             for dtype, grads in gradients.items():
                 slope = (grads * direction).sum()
-                # Below this a difference says nothing: rounding of the value, and a hundredth of what
-                # curvature alone changes within one step.
-                bend = (ahead + behind - 2 * value).abs() / (2 * step)
-                floor = 1e-8 * value.abs() / size + 0.01 * bend + torch.finfo(z.dtype).tiny
                 scale = torch.stack([grads.norm(), difference.abs(), floor]).amax()
                 error = (slope - difference).abs() / scale
                 slopes.append(Slope(dtype, float(slope), float(difference), float(error)))
-        repeatable = bool(objective(z, double)[0] == value) or bool(value.isnan())
-    return GradientCheck(tuple(slopes), rtol, repeatable)
+    repeatable = bool((again - value).abs() <= eps**0.75 * value.abs()) or bool(value.isnan())
+    return GradientCheck(tuple(slopes), rtol, repeatable, precision)
+
+
+class DoubleConstants(TorchFunctionMode):
+    """Make constants float64 where no dtype is given; torch's own default does not change."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        del types
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        given = kwargs.get("dtype") is not None or any(isinstance(arg, Tensor) for arg in args)
+        if func not in _FACTORIES or given or made.dtype != torch.get_default_dtype():
+            return made
+        # Random numbers are drawn once.
+        return made.double() if func in _RANDOM else func(*args, **kwargs, dtype=torch.float64)
+
+
+@contextmanager
+def _evaluated(problem: Problem, args: Args) -> Iterator[Callable[[Tensor, Args], tuple[Tensor, tuple]]]:
+    """What is minimized, with its parameters in the network while forward and backward passes run."""
+    params = set_seed(args["params"], args["seed"])
+    double = DoubleConstants() if args["x0"].dtype == torch.float64 else nullcontext()
+    with bound(problem.apply, params) as apply, double:
+        prepared = replace(problem, apply=apply)
+
+        def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[()]]:
+            value, _ = prepared.evaluate(problem.decode(z, args), args)
+            return sum((cost(z, args) for cost in problem.costs), start=value), ()
+
+        yield objective

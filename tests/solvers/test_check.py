@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import funcexplain as fe
@@ -71,6 +72,79 @@ def test_a_network_that_draws_random_numbers_is_named() -> None:
     found = fe.check_gradient(with_output(lambda x: x + torch.randn_like(x)))
     assert not found.ok
     assert "draws random numbers" in found.verdict
+
+
+CONSTANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda x: torch.cat([x.flatten()[:4], torch.zeros(1)]) @ torch.eye(5),
+    "ones": lambda x: x.flatten(1)[:, :5].sum(0) @ torch.ones(5, 5).tril(),
+    "arange": lambda x: x.flatten()[:5] @ torch.diag(torch.arange(5.0)),
+    "tensor": lambda x: x.flatten()[:5] @ torch.tensor([[0.1] * 5] * 5).triu(),
+    "linspace": lambda x: torch.lerp(x.flatten()[:5], torch.linspace(0, 1, 5), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_made_in_the_forward_pass_are_no_trouble(name: str) -> None:
+    def apply(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.softmax(CONSTANTS[name](x), 0)
+
+    found = fe.check_gradient(make_problem((apply, {}), torch.float32, mask=None))
+    assert found.ok, found
+    assert found.precision == torch.float64
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_where_float64_fails_differences_are_in_the_own_dtype() -> None:
+    kept = torch.linspace(-1.0, 1.0, 25).view(5, 5)
+    for factor, right in ((1.0, True), (0.5, False)):
+
+        def apply(p: dict[str, Tensor], x: Tensor, factor: float = factor) -> Tensor:
+            u = x.flatten()[:5]
+            return torch.softmax((factor * u + (1.0 - factor) * u.detach()) @ kept, 0)
+
+        found = fe.check_gradient(make_problem((apply, {}), torch.float32, mask=None))
+        assert found.ok == right, found
+        assert "in float32, since the network fails in float64" in found.verdict
+
+
+def test_detached_statistics_are_named_as_the_usual_cause() -> None:
+    def normalized(x: Tensor) -> Tensor:
+        return (x - x.mean().detach()) / x.std().detach()
+
+    found = fe.check_gradient(with_output(normalized))
+    assert not found.ok
+    assert "`.detach()`" in found.verdict
+
+
+def test_rounding_that_is_not_repeatable_is_not_randomness() -> None:
+    calls = iter(range(10_000))
+
+    def rounded(x: Tensor) -> Tensor:
+        return x * (1.0 + 1e-15 * (next(calls) % 3))
+
+    found = fe.check_gradient(with_output(rounded))
+    assert found.ok, found
+    noisy = fe.check_gradient(with_output(lambda x: x + 1e-6 * torch.randn_like(x)))
+    assert "draws random numbers" in noisy.verdict
+
+
+def test_backward_passes_that_read_parameters_see_those_of_the_problem() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.Tanh())
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+            return torch.softmax(self.head(hidden), -1)
+
+    for dtype in DTYPES:
+        networks = [Checkpointed().to(dtype) for _ in range(2)]
+        apply, other = fe.functionalize(networks[0])[0], fe.functionalize(networks[1])[1]
+        for network in (networks[0], (apply, other)):
+            found = fe.check_gradient(make_problem(network, dtype))
+            assert found.ok, found
 
 
 def test_a_search_with_a_right_gradient_does_not_warn_and_is_the_same() -> None:

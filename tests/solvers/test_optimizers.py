@@ -157,6 +157,86 @@ def test_torchopt_transformations_lower_the_loss_and_can_be_mapped(make: Any) ->
     assert_close(losses[0], last(make_x0()), rtol=1e-10)
 
 
+TORCHOPT: dict[str, Callable[[], Any]] = {
+    "adam": lambda: torchopt.adam(lr=0.05),
+    "adamw": lambda: torchopt.adamw(lr=0.05, weight_decay=0.1),
+    "adamax": lambda: torchopt.adamax(lr=0.05),
+    "adagrad": lambda: torchopt.adagrad(lr=0.05),
+    "adadelta": lambda: torchopt.adadelta(lr=0.5),
+    "radam": lambda: torchopt.radam(lr=0.05),
+    "rmsprop": lambda: torchopt.rmsprop(lr=0.05),
+    "sgd": lambda: torchopt.sgd(lr=0.1, momentum=0.9),
+    "clipped": lambda: torchopt.chain(torchopt.clip_grad_norm(0.01), torchopt.adam(lr=0.05)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", params(TORCHOPT))
+def test_torchopt_optimizers_equal_a_loop_of_torchopt_alone_and_in_a_grid(name: str) -> None:
+    problem, starts = make_problem(mask=None), torch.stack([make_x0(), make_x0(seed=5)])
+    grad = torch.func.grad(lambda x: problem.objective(x, problem.args)[0])
+
+    def looped(x0: Tensor) -> Tensor:
+        x, foreign = x0, TORCHOPT[name]()
+        state = foreign.init(x)
+        for _ in range(8):
+            updates, state = foreign.update(grad(x), state, params=x, inplace=False)
+            x = x + updates
+        return x
+
+    expected = torch.stack([looped(x0) for x0 in starts])
+    assert (expected - starts).abs().max() > 1e-3
+    alone = fe.solve(problem, TORCHOPT[name](), max_steps=8)
+    assert_close(alone.x - starts[0], expected[0] - starts[0], rtol=1e-6, atol=1e-9)
+    if name not in ("radam", "clipped"):  # they branch in Python on what is mapped
+        grid = fe.solve(fe.vmap(problem, x0=starts), TORCHOPT[name](), max_steps=8)
+        # A count that is mapped corrects adamax's bias in float32.
+        assert_close(grid.x - starts, expected - starts, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_states_may_hold_anything_but_tensors(keep: Any, chunk_size: int | None) -> None:
+    def init(z: Tensor) -> dict[str, Any]:
+        return {"count": 0, "lr": 0.5, "nothing": None, "fast": True, "list": [None, (1, 2.0)]}
+
+    def update(grads: Tensor, state: dict[str, Any], z: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        lr = state["lr"] * (1.0 + 0.0 * state["count"])
+        assert state["nothing"] is None
+        return -lr * grads, {**state, "count": state["count"] + 1, "lr": state["lr"] * 0.9}
+
+    def decaying(z: Tensor) -> Tensor:
+        return torch.tensor(0.5, dtype=torch.float64)
+
+    def decay(grads: Tensor, lr: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return -lr * grads, lr * 0.9
+
+    problem = make_problem()
+    grid = fe.vmap(problem, x0=torch.stack([make_x0(seed=seed) for seed in range(3)]))
+    for question in (problem, grid):
+        chunks = {} if question is problem else {"chunk_size": chunk_size}
+        found, expected = (
+            fe.solve(question, pair, max_steps=5, keep=keep, atol=1e-9, **chunks)
+            for pair in ((init, update), (decaying, decay))
+        )
+        assert_close(found.x, expected.x)
+    stateless = fe.solve(grid, (lambda z: None, lambda g, state, z: (-0.5 * g, state)), max_steps=5)
+    assert_close(stateless.x, fe.solve(grid, fe.sgd(lr=0.5), max_steps=5).x)
+
+
+def test_without_a_transform_an_optimizer_sees_its_own_numbers() -> None:
+    seen: list[Any] = []
+
+    def update(grads: Tensor, state: Any, z: Tensor) -> tuple[Tensor, Any]:
+        seen.append(state)
+        return -grads, state
+
+    state = (3, 0.25, True, None, [])
+    fe.solve(make_problem(), (lambda z: state, update), max_steps=2)
+    assert seen == [state, state, state][: len(seen)]
+    assert [type(leaf) for leaf in seen[-1]] == [int, float, bool, type(None), list]
+
+
 def test_any_pair_of_functions_is_an_optimizer() -> None:
     def init(z: Tensor) -> tuple[()]:
         return ()
