@@ -352,32 +352,6 @@ class SetTransformer(Allocator):
         return 3.0 * self.head(items + self.back(items, seen, seen)[0])[..., 0]
 
 
-class NeuralOde(Allocator):
-    """Chen et al. (2018): Euler steps of a field that knows the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.field, self.head = nn.Linear(HISTORY + 1, HISTORY), nn.Linear(HISTORY, 1)
-
-    def scores(self, x: Tensor) -> Tensor:
-        state = assets(x)
-        for time in torch.linspace(0.0, 1.0, 4, dtype=x.dtype)[:-1]:
-            clock = time.expand(*state.shape[:-1], 1)
-            state = state + torch.tanh(self.field(torch.cat([state, clock], -1))) / 3
-        return self.head(state)[..., 0]
-
-
-class HyperNetwork(Allocator):
-    """Ha, Dai, Le (2017): one layer computes the weights of another from the window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hyper = nn.Linear(SIZE, HISTORY)
-
-    def scores(self, x: Tensor) -> Tensor:
-        return torch.bmm(assets(x), self.hyper(torch.tanh(x.flatten(1)))[..., None])[..., 0]
-
-
 PUBLISHED: Catalogue = {
     "eiie_cnn": Entry(EiieCnn, lr=30.0),
     "eiie_rnn": Entry(lambda: EiieRecurrent(nn.RNN)),
@@ -402,6 +376,4 @@ PUBLISHED: Catalogue = {
     "squeeze_excite": Entry(SqueezeExcite),
     "deep_sets": Entry(DeepSets),
     "set_transformer": Entry(SetTransformer),
-    "neural_ode": Entry(NeuralOde),
-    "hyper_network": Entry(HyperNetwork),
 }
