@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections import OrderedDict, UserList, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -97,7 +97,10 @@ def closure(n: Kept) -> Callable[[Tensor], Tensor]:
 
 
 def defaults(n: Kept) -> Callable[[Tensor], Tensor]:
-    return lambda x, body=n.body, drop=n.drop: torch.tanh(drop(body(x)))
+    def run(x: Tensor, body: nn.Module = n.body, drop: nn.Module = n.drop) -> Tensor:
+        return torch.tanh(drop(body(x)))
+
+    return run
 
 
 def parts(n: Kept) -> dict[str, nn.Module]:
@@ -119,7 +122,7 @@ CONTAINERS: dict[str, tuple[Callable[[Kept], Any], Callable[[Any, Tensor], Tenso
     "user_list": (lambda n: UserList([n.body, n.drop]), in_turn),
     "deque": (lambda n: deque([n.body, n.drop]), in_turn),
     "iterator_maker": (
-        lambda n: functools.partial(map, lambda layer: layer, [n.body, n.drop]),
+        lambda n: partial(map, lambda layer: layer, [n.body, n.drop]),
         lambda k, x: in_turn(k(), x),
     ),
     "named_tuple": (lambda n: Couple(n.body, n.drop), both),
@@ -134,8 +137,8 @@ CONTAINERS: dict[str, tuple[Callable[[Kept], Any], Callable[[Any, Tensor], Tenso
     "weak_dict": (lambda n: weakref.WeakValueDictionary(parts(n)), by_name),
     "bound_method": (lambda n: n.hidden, called),
     "bound_methods": (lambda n: [n.body.forward, n.drop.forward], in_turn),
-    "partial": (lambda n: functools.partial(n.hidden), called),
-    "partial_of_layers": (lambda n: functools.partial(in_turn, (n.body, n.drop)), called),
+    "partial": (lambda n: partial(n.hidden), called),
+    "partial_of_layers": (lambda n: partial(in_turn, (n.body, n.drop)), called),
     "lambda": (lambda n: lambda x: n.hidden(x), called),
     "closure": (closure, called),
     "defaults": (defaults, called),
@@ -198,8 +201,8 @@ class Plain(Allocator):
 KINDS = ("setting", "function", "tensor", "array", "numbers")
 
 CONTAINED: Catalogue = {
-    **{f"kept_in_{n}": Entry(lambda a=a: Kept(*a), refused=COPY) for n, a in CONTAINERS.items()},
-    **{f"tensors_in_{n}": Entry(lambda a=a: Unregistered(*a), refused=COPY) for n, a in TENSORS.items()},
-    **{f"plain_{k}": Entry(lambda k=k: Plain(k), refused=OTHER) for k in KINDS},
+    **{f"kept_in_{n}": Entry(partial(Kept, *a), refused=COPY) for n, a in CONTAINERS.items()},
+    **{f"tensors_in_{n}": Entry(partial(Unregistered, *a), refused=COPY) for n, a in TENSORS.items()},
+    **{f"plain_{k}": Entry(partial(Plain, k), refused=OTHER) for k in KINDS},
     "sparse_graph": Entry(lambda: Plain("graph"), refused=OTHER, mappable=False),
 }

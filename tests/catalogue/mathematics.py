@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +153,8 @@ class Heads(nn.Module):
 class Features(Allocator):
     """A linear layer over hand-made features of a window."""
 
+    centers: Tensor
+
     def __init__(self, feature: str, width: int) -> None:
         super().__init__()
         self.feature, self.head = feature, nn.Linear(width, 1)
@@ -244,7 +247,7 @@ HEADS = ("sparsemax", "entmax", "long_short", "log_softmax", "stick_breaking")
 MATHEMATICS: Catalogue = {
     # Under vmap, torch.linalg.solve takes a vector for a batch of matrices.
     **{
-        f"minimum_variance_{r}": Entry(lambda r=r: MinimumVariance(r), mappable=r != "vector")
+        f"minimum_variance_{r}": Entry(partial(MinimumVariance, r), mappable=r != "vector")
         for r in ROUTES
     },
     "neural_ode": Entry(NeuralOde),
@@ -253,7 +256,7 @@ MATHEMATICS: Catalogue = {
     "inverse_volatility": Entry(InverseVolatility),
     "risk_parity": Entry(RiskParity),
     "least_squares": Entry(LeastSquares),
-    **{f"head_{head}": Entry(lambda head=head: Heads(head)) for head in HEADS},
+    **{f"head_{head}": Entry(partial(Heads, head)) for head in HEADS},
     "head_straight_top": Entry(lambda: Heads("straight_top"), verdict="does NOT agree"),
-    **{f"features_{f}": Entry(lambda f=f, w=w: Features(f, w)) for f, w in PARTS.items()},
+    **{f"features_{f}": Entry(partial(Features, f, w)) for f, w in PARTS.items()},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -15,6 +17,8 @@ DAY = CHANNELS * ASSETS
 
 class EiieCnn(Allocator):
     """Jiang, Xu, Liang (2017): one convolution for every asset, and the last weights as a channel."""
+
+    held: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class EiieCnn(Allocator):
 class EiieRecurrent(Allocator):
     """Jiang, Xu, Liang (2017): one recurrent cell for every asset."""
 
-    def __init__(self, cell: type[nn.RNNBase]) -> None:
+    def __init__(self, cell: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.cell, self.vote = cell(CHANNELS, 4, batch_first=True), nn.Linear(4, 1)
 
@@ -135,7 +139,7 @@ class Tcn(Allocator):
     def scores(self, x: Tensor) -> Tensor:
         hidden = histories(x)
         for conv in self.convs:
-            out = F.relu(conv(hidden)[..., : -conv.padding[0]])
+            out = F.relu(conv(hidden)[..., :LOOKBACK])
             hidden = out + hidden if out.shape == hidden.shape else out
         return self.head(hidden[..., -1]).unflatten(0, (-1, ASSETS))[..., 0]
 

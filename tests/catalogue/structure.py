@@ -22,7 +22,8 @@ class Tied(Allocator):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(SIZE, HIDDEN), nn.Linear(HIDDEN, SIZE)
-        self.second.weight, self.second.bias = nn.Parameter(self.first.weight.mT), None
+        self.second.weight = nn.Parameter(self.first.weight.mT)
+        self.second.register_parameter("bias", None)
         self.third = nn.Linear(SIZE, HIDDEN)
         self.third.weight = self.first.weight
         self.heads = nn.ModuleList([nn.Linear(HIDDEN, ASSETS)] * 2)
@@ -76,9 +77,9 @@ class ReadsFeatures(Allocator):
         super().__init__()
         self.layer, self.head = nn.Linear(SIZE, HIDDEN), nn.Linear(HIDDEN, ASSETS)
         seen: dict[str, Tensor] = {}
-        self.seen, self.read = (seen, None) if place == "attribute" else (None, lambda: seen)
+        self.seen = seen if place == "attribute" else {}
+        self.read = (lambda: seen) if place == "closure" else None
         if place == "method":
-            self.seen, self.read = {}, None
             self.layer.register_forward_hook(self.keep)
         else:
             self.layer.register_forward_hook(lambda m, i, out: seen.__setitem__("layer", out))
@@ -116,6 +117,9 @@ def after_a_call(network: nn.Module) -> nn.Module:
 class Cache(Allocator):
     """Buffers that ``forward`` writes: a counter, a cache that is read in the same call, a new one."""
 
+    last: Tensor
+    count: Tensor
+
     def __init__(self, how: str) -> None:
         super().__init__()
         self.layer, self.how = nn.Linear(SIZE, ASSETS), how
@@ -125,7 +129,7 @@ class Cache(Allocator):
     def scores(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
         if self.how == "counter":
-            self.count += 1
+            self.count.add_(1)
             return self.layer(torch.tanh(flat))
         if self.how == "in_place":
             self.last.resize_(flat.shape).copy_(flat.detach())
@@ -149,9 +153,7 @@ class Inspecting(Allocator):
         assert self.cell.batch_first
         assert type(self.attend) is nn.MultiheadAttention
         assert len(list(self.children())) == 4
-        start = torch.zeros(
-            self.cell.num_layers, len(x), self.cell.hidden_size, dtype=self.cell.weight_hh_l0.dtype
-        )
+        start = torch.zeros(self.cell.num_layers, len(x), self.cell.hidden_size, dtype=x.dtype)
         hidden = self.norm(x.flatten(2)).view_as(x).transpose(1, 2).flatten(2)
         out = self.cell(hidden, (start, start))[0]
         if isinstance(self.attend, nn.MultiheadAttention):
@@ -165,7 +167,7 @@ class Borrowing(Allocator):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(SIZE, ASSETS)
-        self.inner.gain = 1.5
+        self.inner.gain = 1.5  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -223,9 +225,8 @@ def changed_output(network: nn.Sequential) -> None:
 
 
 def hook_of_another_layer(network: nn.Sequential) -> None:
-    network[1].register_forward_hook(
-        lambda module, inputs, out: out + network[3].p * network[4].bias.sum()
-    )
+    head: Any = network[4]
+    network[1].register_forward_hook(lambda module, inputs, out: out + 0.5 * head.bias.sum())
 
 
 def shadowed_forward(network: nn.Sequential) -> None:
@@ -235,6 +236,11 @@ def shadowed_forward(network: nn.Sequential) -> None:
 
 def pruned(network: nn.Sequential) -> None:
     prune.random_unstructured(network[1], "weight", 0.3)
+
+
+def scripted_tail(network: nn.Sequential) -> nn.Module:
+    tail: Any = torch.jit.script(network[4:])
+    return nn.Sequential(*network[:4], tail)
 
 
 def frozen(network: nn.Sequential) -> None:
@@ -293,7 +299,7 @@ STRUCTURE: Catalogue = {
     "frozen": Entry(changed(frozen)),
     "scripted": Entry(changed(torch.jit.script), mappable=False, refused="script|compiled"),
     "scripted_part": Entry(
-        changed(lambda n: nn.Sequential(*n[:4], torch.jit.script(n[4:]))),
+        changed(scripted_tail),
         mappable=False,
         refused="script|compiled",
     ),
