@@ -17,7 +17,7 @@ from tests.catalogue.entry import Allocator, Catalogue, Entry
 from tests.helpers import ASSETS, SIZE
 
 HIDDEN = 8
-COPY = r"eval mode|differ|copy"  # the words of a refusal
+COPY = r"eval mode|\bdiffers?\b|copy"  # the words of a refusal
 OTHER = f"match|{COPY}"  # of models that differ in a setting
 
 

@@ -239,8 +239,8 @@ def pruned(network: nn.Sequential) -> None:
 
 
 def scripted_tail(network: nn.Sequential) -> nn.Module:
-    tail: Any = torch.jit.script(network[4:])
-    return nn.Sequential(*network[:4], tail)
+    body: Any = network[:4]
+    return nn.Sequential(*body, torch.jit.script(network[4:]))
 
 
 def frozen(network: nn.Sequential) -> None:
