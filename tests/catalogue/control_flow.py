@@ -70,7 +70,7 @@ def batch_rank(h: Tensor, x: Tensor) -> Tensor:
 
 
 def couples_beyond(h: Tensor, x: Tensor) -> Tensor:
-    return h - 0.5 * h.mean(0) if x.abs().max() > 3.2 else h
+    return h - 0.5 * h.mean(0) if x.abs().max() > 4 else h
 
 
 def couples_softly(h: Tensor, x: Tensor) -> Tensor:
@@ -277,12 +277,9 @@ FOLDED: tuple[Flow, ...] = (
 )  # of samples alone
 PLAIN: tuple[Flow, ...] = (
     slice_written,
-    zeros_written,
     input_written,
-    chosen_rows,
     where,
     scatter,
-    seeded_noise,
     unchecked_density,
 )
 NOISE: tuple[Flow, ...] = (noise, gumbel, dropout_always, python_noise)
@@ -298,7 +295,7 @@ CONTROL_FLOW: Catalogue = {
     **{flow.__name__: _flow(flow, mappable=False) for flow in FOLDED},
     **{flow.__name__: _flow(flow) for flow in PLAIN},
     **{flow.__name__: _flow(flow, noisy=True) for flow in NOISE},
-    "couples_beyond": _flow(couples_beyond, samples=False, mappable=False, lr=300.0),
+    "couples_beyond": _flow(couples_beyond, samples=False, mappable=False, lr=2000.0),
     "loops_over_samples": _flow(loops_over_samples, samples=False),
     "loops_and_branches": _flow(loops_and_branches, samples=False, mappable=False),
     "masked_select": _flow(masked_select, samples=False, mappable=False),

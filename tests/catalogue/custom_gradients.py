@@ -1,4 +1,4 @@
-"""Backward passes of a network's own: custom functions, hooks, checkpoints, implicit layers, other dtypes."""
+"""Backward passes of a network's own: custom functions, hooks, checkpoints, implicit layers, dtypes."""
 
 from __future__ import annotations
 
@@ -336,7 +336,10 @@ CUSTOM_GRADIENTS: Catalogue = {
     "captured_layer": Entry(CapturedLayer, mappable=False),
     "checkpoint": Entry(lambda: Checkpointed("plain"), mappable=False),
     "checkpoint_reentrant": Entry(
-        lambda: Checkpointed("reentrant"), mappable=False, refused="use_reentrant=False"
+        lambda: Checkpointed("reentrant"),
+        mappable=False,
+        refused="use_reentrant=False",
+        warns="None of the inputs have",
     ),
     "checkpoint_sequential": Entry(lambda: Checkpointed("sequential"), mappable=False),
     "equilibrium": Entry(lambda: Equilibrium(True), mappable=False),

@@ -1,7 +1,7 @@
 """What a catalogue holds: networks, and what may be expected of each.
 
-A network joins one of the catalogues and thereby the law of ``tests/laws/test_every_way.py``: every way to
-an answer gives the answer of the network alone, or refuses. Flags name what may be refused.
+A network joins one of the catalogues and thereby the law of ``tests/laws/test_every_way.py``: every way
+to an answer gives the answer of the network alone, or refuses. Flags name what may be refused.
 """
 
 from __future__ import annotations

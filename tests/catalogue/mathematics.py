@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +153,8 @@ class Heads(nn.Module):
 class Features(Allocator):
     """A linear layer over hand-made features of a window."""
 
+    centers: Tensor
+
     def __init__(self, feature: str, width: int) -> None:
         super().__init__()
         self.feature, self.head = feature, nn.Linear(width, 1)
@@ -200,6 +203,32 @@ class Features(Allocator):
         return torch.view_as_real(signal * torch.exp(torch.tensor(0.3j * math.pi))).flatten(2).tanh()
 
 
+class NeuralOde(Allocator):
+    """Chen et al. (2018): Euler steps of a field that knows the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field, self.head = nn.Linear(HISTORY + 1, HISTORY), nn.Linear(HISTORY, 1)
+
+    def scores(self, x: Tensor) -> Tensor:
+        state = assets(x)
+        for time in torch.linspace(0.0, 1.0, 4, dtype=x.dtype)[:-1]:
+            clock = time.expand(*state.shape[:-1], 1)
+            state = state + torch.tanh(self.field(torch.cat([state, clock], -1))) / 3
+        return self.head(state)[..., 0]
+
+
+class HyperNetwork(Allocator):
+    """Ha, Dai, Le (2017): one layer computes the weights of another from the window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hyper = nn.Linear(SIZE, HISTORY)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return torch.bmm(assets(x), self.hyper(torch.tanh(x.flatten(1)))[..., None])[..., 0]
+
+
 PARTS = {
     "kernel": 4,
     "spectrum": HISTORY // 2 + 1,
@@ -216,12 +245,18 @@ ROUTES = ("vector", "column", "cholesky", "inverse", "eigh", "svd")
 HEADS = ("sparsemax", "entmax", "long_short", "log_softmax", "stick_breaking")
 
 MATHEMATICS: Catalogue = {
-    **{f"minimum_variance_{r}": Entry(lambda r=r: MinimumVariance(r)) for r in ROUTES},
+    # Under vmap, torch.linalg.solve takes a vector for a batch of matrices.
+    **{
+        f"minimum_variance_{r}": Entry(partial(MinimumVariance, r), mappable=r != "vector")
+        for r in ROUTES
+    },
+    "neural_ode": Entry(NeuralOde),
+    "hyper_network": Entry(HyperNetwork),
     "mean_variance": Entry(MeanVariance),
     "inverse_volatility": Entry(InverseVolatility),
     "risk_parity": Entry(RiskParity),
     "least_squares": Entry(LeastSquares),
-    **{f"head_{head}": Entry(lambda head=head: Heads(head)) for head in HEADS},
+    **{f"head_{head}": Entry(partial(Heads, head)) for head in HEADS},
     "head_straight_top": Entry(lambda: Heads("straight_top"), verdict="does NOT agree"),
-    **{f"features_{f}": Entry(lambda f=f, w=w: Features(f, w)) for f, w in PARTS.items()},
+    **{f"features_{f}": Entry(partial(Features, f, w)) for f, w in PARTS.items()},
 }

@@ -100,16 +100,28 @@ if hasattr(nn, "RMSNorm"):  # since torch 2.4
     OTHERS["rms"] = lambda: Flat(nn.RMSNorm(WIDTH), "last")
 
 
-def _entry(name: str, norm: Callable[[], nn.Module], layout: str) -> Entry:
-    wrong = name.startswith(("batch", "instance"))
-    return Entry(lambda: Normalized(norm, layout), samples="own" not in name, twice=wrong)
+ALL = tuple(LAYOUTS)
+TRIED: dict[str, tuple[str, ...]] = {
+    "batch": ("contiguous", "channels_last", "samples_last"),
+    "batch_own": ALL,
+    "batch_plain": ("sent_back_last", "strided"),
+    "instance": ALL,
+    "instance_kept": ("channels_last", "sent_back_last", "transposed"),
+    "group": ("channels_last", "samples_last", "flipped"),
+}
+
+
+def _entry(name: str, layout: str) -> Entry:
+    norm, wrong = {**NORMS, **OTHERS}[name], name.startswith(("batch", "instance"))
+    # vmap cannot tell a memory format from another.
+    mappable = layout != "channels_last"
+    return Entry(
+        lambda: Normalized(norm, layout), mappable=mappable, samples="own" not in name, twice=wrong
+    )
 
 
 NORMALISATIONS: Catalogue = {
-    **{f"{n}_{layout}": _entry(n, norm, layout) for n, norm in NORMS.items() for layout in LAYOUTS},
-    **{
-        f"{n}_{layout}": _entry(n, norm, layout)
-        for n, norm in OTHERS.items()
-        for layout in ("contiguous", "samples_last")
-    },
+    f"{name}_{layout}": _entry(name, layout)
+    for name in (*NORMS, *OTHERS)
+    for layout in TRIED.get(name, ("samples_last",))
 }

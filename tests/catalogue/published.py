@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -15,6 +17,8 @@ DAY = CHANNELS * ASSETS
 
 class EiieCnn(Allocator):
     """Jiang, Xu, Liang (2017): one convolution for every asset, and the last weights as a channel."""
+
+    held: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class EiieCnn(Allocator):
 class EiieRecurrent(Allocator):
     """Jiang, Xu, Liang (2017): one recurrent cell for every asset."""
 
-    def __init__(self, cell: type[nn.RNNBase]) -> None:
+    def __init__(self, cell: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.cell, self.vote = cell(CHANNELS, 4, batch_first=True), nn.Linear(4, 1)
 
@@ -135,7 +139,7 @@ class Tcn(Allocator):
     def scores(self, x: Tensor) -> Tensor:
         hidden = histories(x)
         for conv in self.convs:
-            out = F.relu(conv(hidden)[..., : -conv.padding[0]])
+            out = F.relu(conv(hidden)[..., :LOOKBACK])
             hidden = out + hidden if out.shape == hidden.shape else out
         return self.head(hidden[..., -1]).unflatten(0, (-1, ASSETS))[..., 0]
 
@@ -352,32 +356,6 @@ class SetTransformer(Allocator):
         return 3.0 * self.head(items + self.back(items, seen, seen)[0])[..., 0]
 
 
-class NeuralOde(Allocator):
-    """Chen et al. (2018): Euler steps of a field that knows the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.field, self.head = nn.Linear(HISTORY + 1, HISTORY), nn.Linear(HISTORY, 1)
-
-    def scores(self, x: Tensor) -> Tensor:
-        state = assets(x)
-        for time in torch.linspace(0.0, 1.0, 4, dtype=x.dtype)[:-1]:
-            clock = time.expand(*state.shape[:-1], 1)
-            state = state + torch.tanh(self.field(torch.cat([state, clock], -1))) / 3
-        return self.head(state)[..., 0]
-
-
-class HyperNetwork(Allocator):
-    """Ha, Dai, Le (2017): one layer computes the weights of another from the window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hyper = nn.Linear(SIZE, HISTORY)
-
-    def scores(self, x: Tensor) -> Tensor:
-        return torch.bmm(assets(x), self.hyper(torch.tanh(x.flatten(1)))[..., None])[..., 0]
-
-
 PUBLISHED: Catalogue = {
     "eiie_cnn": Entry(EiieCnn, lr=30.0),
     "eiie_rnn": Entry(lambda: EiieRecurrent(nn.RNN)),
@@ -402,6 +380,4 @@ PUBLISHED: Catalogue = {
     "squeeze_excite": Entry(SqueezeExcite),
     "deep_sets": Entry(DeepSets),
     "set_transformer": Entry(SetTransformer),
-    "neural_ode": Entry(NeuralOde),
-    "hyper_network": Entry(HyperNetwork),
 }
