@@ -131,7 +131,12 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]
     "WeightNorm": (lambda: layers.WeightNorm(ASSETS), lambda f, x: f(x) * x.mean((1, 2)), ""),
     "Zoom": (lambda: layers.Zoom(), lambda f, x: f(x, strength(x)), "mode"),
 }
-INEXACT = ("NumericalMarkowitz", "NumericalRiskBudgeting", "SoftmaxAllocator_capped", "SparsemaxAllocator")
+INEXACT = (
+    "NumericalMarkowitz",
+    "NumericalRiskBudgeting",
+    "SoftmaxAllocator_capped",
+    "SparsemaxAllocator",
+)
 
 
 def make(name: str) -> nn.Module:
@@ -176,5 +181,7 @@ def test_levenberg_marquardt_of_a_grid_is_that_of_rows_alone(name: str) -> None:
     problem = fe.problem(make(name), make_target(), x0s[0])
     found = fe.solve(fe.vmap(problem, x0=x0s), fe.levenberg_marquardt(), max_steps=3)
     for index, x0 in enumerate(x0s):
-        alone = fe.solve(fe.problem(make(name), make_target(), x0), fe.levenberg_marquardt(), max_steps=3)
+        alone = fe.solve(
+            fe.problem(make(name), make_target(), x0), fe.levenberg_marquardt(), max_steps=3
+        )
         assert_close(found.x[index], alone.x, rtol=1e-5, atol=1e-7)

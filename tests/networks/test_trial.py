@@ -78,7 +78,9 @@ def test_dependent_rows_run_one_at_a_time(name: str) -> None:
     fn, reason = DEPENDENT[name]
     layer, before = fe.opaque(fn), torch.get_rng_state()
     slope = grad(lambda x: layer(x).sin().sum())
-    with pytest.warns(UserWarning, match=f"opaque: mapped rows of {fn.__name__} .*{reason}.*in_batch=None"):
+    with pytest.warns(
+        UserWarning, match=f"opaque: mapped rows of {fn.__name__} .*{reason}.*in_batch=None"
+    ):
         found = vmap(slope)(ROWS)
     expected = []
     for row in ROWS:
@@ -213,7 +215,8 @@ def test_a_backward_pass_sees_the_parameters_of_the_forward_pass(
     layer, x = fe.opaque(models[0]), ROWS[0]
     names = [name for name, _ in models[0].named_parameters()]
     stacked = {
-        f"fn.{name}": torch.stack([model.get_parameter(name).detach() for model in models]) for name in names
+        f"fn.{name}": torch.stack([model.get_parameter(name).detach() for model in models])
+        for name in names
     }
 
     def slope(p: dict[str, Tensor], x: Tensor) -> Tensor:
