@@ -51,8 +51,8 @@ def find_fault(
         count: number of mapped rows.
 
     Returns:
-        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing could
-        be tried. torch's generators are as before.
+        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing
+        could be tried. torch's generators are as before.
     """
     devices = {t.device for t in inputs if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
