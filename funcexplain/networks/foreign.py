@@ -60,6 +60,7 @@ class _Scripted(nn.Module):
             vars(shell)["_modules"] = {name: by_owner[id(p)] for name, p in part.named_children()}
 
     def forward(self, *inputs: Tensor) -> Any:
+        owner: Any
         for owner, shell in zip(self.owners, self.shells, strict=True):
             for name, tensor in (*shell._parameters.items(), *shell._buffers.items()):
                 setattr(owner, name, tensor)

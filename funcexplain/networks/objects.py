@@ -68,7 +68,7 @@ def referent(proxy: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _slots(cls: type) -> dict[str, Any]:
+def _slots(cls: Any) -> dict[str, Any]:
     """The slots of a class, by their names in it."""
     return {
         name: slot
@@ -82,17 +82,19 @@ def _slots(cls: type) -> dict[str, Any]:
 def attributes(value: Any) -> dict[str, Any]:
     """An object's attributes, its slots included, without calling its code."""
     found: dict[str, Any] = {}
-    for name, slot in _slots(type(value)).items():
+    cls: Any = type(value)
+    for name, slot in _slots(cls).items():
         with contextlib.suppress(AttributeError):  # a slot without a value
             found[name] = slot.__get__(value)
-    if type(value).__dictoffset__:
+    if cls.__dictoffset__:
         found.update(object.__getattribute__(value, "__dict__"))
     return found
 
 
 def setter(value: Any, name: str) -> Callable[[Any], None]:
     """A function that sets an attribute without calling the object's code."""
-    slot = _slots(type(value)).get(name)
+    cls: Any = type(value)
+    slot = _slots(cls).get(name)
     if slot is not None:
         return functools.partial(slot.__set__, value)
     return functools.partial(object.__getattribute__(value, "__dict__").__setitem__, name)

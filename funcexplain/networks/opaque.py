@@ -74,9 +74,9 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
         RuntimeError: for second or forward-mode derivatives.
 
     Rows must be independent. Before several mapped rows first share a batch, a few of them, also changed
-    ones, are held against the same rows alone. If they differ (``fn`` subtracts the mean of its batch), if
-    ``fn`` fails for several rows, or if it reads values (``if``, ``.item()``), mapped rows run one at a
-    time from then on, with a warning.
+    ones, are held against the same rows alone. If they differ (``fn`` subtracts the mean of its batch),
+    if ``fn`` fails for several rows, or if it reads values (``if``, ``.item()``), mapped rows run one at
+    a time from then on, with a warning.
 
     Limits: tensors that ``fn`` captures are constants without a gradient, so pass a module
     itself, not a function that calls it. Random numbers differ between rows, whatever the ``randomness``
@@ -197,8 +197,8 @@ class _Call:
             if fault:
                 name = getattr(self.owner.fn, "__name__", type(self.owner.fn).__name__)
                 warnings.warn(
-                    f"opaque: mapped rows of {name} run one at a time, since {fault}; pass in_batch=None "
-                    "and out_batch=None to do so without a warning",
+                    f"opaque: mapped rows of {name} run one at a time, since {fault}; pass "
+                    "in_batch=None and out_batch=None to do so without a warning",
                     stacklevel=2,
                 )
         return self.count == 1 or not self.owner.fault
@@ -215,7 +215,7 @@ class _Call:
                 ]
                 dims = dims_per_tensor(self.out_batch, len(alone[0]))
                 columns = zip(dims, zip(*alone, strict=True), strict=True)
-                outputs = tuple(torch.cat(column, dim) for dim, column in columns)
+                outputs = tuple(torch.cat(column, dim or 0) for dim, column in columns)
         rows = [t.shape[d] for t, d in zip(inputs, self.in_batch, strict=True) if d is not None]
         check_rows("output", outputs, self.out_batch, *rows[:1])
         if self.record:

@@ -216,7 +216,8 @@ def _clone_tensors(network: nn.Module, places: list[Place]) -> None:
         return clones[id(tensor)]
 
     for part in network.modules():
-        for registry in (part._parameters, part._buffers):
+        registries: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for registry in registries:
             for name, tensor in registry.items():
                 registry[name] = None if tensor is None else clone(tensor)
     for place in places:
@@ -233,7 +234,7 @@ def _check_supported(part: nn.Module, path: str) -> None:
             f"functionalize: module must be differentiable, but {where} is a quantized {kind}; pass the "
             "float network that it was made from"
         )
-    if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
         raise ValueError(
             f"functionalize: {where} ({kind}) has no weights yet; run the network once on a window, or "
             "load its weights"

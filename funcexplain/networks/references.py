@@ -174,14 +174,15 @@ class _Copier:
 
     def note(self, value: Any, put: Callable[[Any], Any]) -> None:
         """Record the registered tensors in what ``put`` stores; it may be a tuple or a partial."""
-        cls = type(value)
+        cls: Any = type(value)
         if id(value) in self.registered:
             self.places.append(Place(value, put))
         elif issubclass(cls, tuple) and value:
             items = list(value)
             self._note_items(items, lambda: put(tuple.__new__(cls, items)))
         elif issubclass(cls, functools.partial):
-            items, names = [value.func, *value.args, *value.keywords.values()], list(value.keywords)
+            items = [value.func, *value.args, *value.keywords.values()]
+            names = list(value.keywords)
             split = len(items) - len(names)
             self._note_items(
                 items,
@@ -220,7 +221,7 @@ class _Copier:
             named = {name: copy(item) for name, item in value.keywords.items()}
             return cls.__new__(cls, copy(value.func), *map(copy, value.args), **named)
         if issubclass(cls, tuple | frozenset):
-            base = tuple if issubclass(cls, tuple) else frozenset
+            base: Any = tuple if issubclass(cls, tuple) else frozenset
             return base.__new__(cls, map(copy, value))
         if cls is CellType:
             new: Any = CellType()
@@ -258,7 +259,7 @@ class _Copier:
         base = base_of(cls)
         if issubclass(base, dict):
             if base is defaultdict:
-                defaultdict.default_factory.__set__(new, copy(value.default_factory))  # type: ignore[attr-defined]
+                vars(defaultdict)["default_factory"].__set__(new, copy(value.default_factory))
             for key, item in list(base.items(value)):
                 key = copy(key)
                 base.__setitem__(new, key, copy(item))

@@ -51,8 +51,8 @@ def find_fault(
         count: number of mapped rows.
 
     Returns:
-        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing could
-        be tried. torch's generators are as before.
+        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing
+        could be tried. torch's generators are as before.
     """
     devices = {t.device for t in inputs if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
@@ -135,13 +135,14 @@ def _evaluate(fn: Callable[..., Tensors], row: Row, in_batch: tuple[Dim, ...]) -
     wanted = [t for t, dim in zip(sources, in_batch, strict=True) if dim is not None]
     terms = [t.sin().sum() for t in outputs if t.requires_grad]
     leaves = [t for t in wanted if t.requires_grad]
+    slopes: list[Tensor | None]
     if terms and leaves:
-        grads = iter(torch.autograd.grad(sum(terms), leaves, allow_unused=True))
+        grads = iter(torch.autograd.grad(terms, leaves, allow_unused=True))
+        slopes = [next(grads) if t.requires_grad else None for t in wanted]
     else:
-        grads = iter([None] * len(leaves))
-    slopes = [next(grads) if t.requires_grad else None for t in wanted]
-    pairs = zip(wanted, slopes, strict=True)
-    return [t.detach() for t in (*outputs, *(torch.zeros_like(t) if g is None else g for t, g in pairs))]
+        slopes = [None] * len(wanted)
+    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, slopes, strict=True)]
+    return [t.detach() for t in (*outputs, *filled)]
 
 
 def _agree(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

@@ -92,6 +92,10 @@ def default(x: Tensor, layer: Any = None, *, name: str = "") -> Tensor:
     return layer(x)
 
 
+def nested(inner: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: inner(x)
+
+
 def with_defaults(layer: Any, keyword: bool) -> Callable[[Tensor], Tensor]:
     if keyword:
 
@@ -117,10 +121,7 @@ KEPT: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Tensor], Tensor]]] = 
         lambda kept, x: kept(x),
     ),
     "lambda": (lambda layer: lambda x: layer(x), lambda kept, x: kept(x)),
-    "nested_lambda": (
-        lambda layer: (lambda inner: lambda x: inner(x))(lambda x: layer(x)),
-        lambda kept, x: kept(x),
-    ),
+    "nested": (lambda layer: nested(nested(layer)), lambda kept, x: kept(x)),
     "default": (lambda layer: with_defaults(layer, False), lambda kept, x: kept(x)),
     "keyword_default": (lambda layer: with_defaults(layer, True), lambda kept, x: kept(x)),
     "lru_cache": (lambda layer: functools.lru_cache(layer.forward), lambda kept, x: kept(x)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.networks.prepare import Rule, prepare
+from funcexplain.networks.prepare import prepare
 from funcexplain.networks.stand_ins import replacement_of
 from tests.helpers import assert_close, assert_same, assert_untouched, make_x0, params, snapshot
 
@@ -71,7 +71,7 @@ def other_layer(layer: nn.Linear) -> nn.Module:
     return replacement
 
 
-REPLACEMENTS: dict[str, tuple[Rule, str]] = {
+REPLACEMENTS: dict[str, tuple[Any, str]] = {
     "opaque": (fe.opaque, "layer.fn."),
     "same_names": (other_layer, "layer."),
     "child": (lambda layer: nn.Sequential(layer), "layer.0."),
