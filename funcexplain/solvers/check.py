@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from funcexplain.networks.functional import bound, set_seed
+from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import check_count, check_number
 from funcexplain.problems.problem import Args, Problem, check_question
@@ -218,11 +218,10 @@ def _evaluated(problem: Problem, args: Args) -> Iterator[Callable[[Tensor, Args]
     """What is minimized, with its parameters in the network while forward and backward passes run."""
     params = set_seed(args["params"], args["seed"])
     double = DoubleConstants() if args["x0"].dtype == torch.float64 else nullcontext()
-    with bound(problem.apply, params) as apply, double:
-        prepared = replace(problem, apply=apply)
+    with bound(problem.apply, params), double:
 
         def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[()]]:
-            value, _ = prepared.evaluate(problem.decode(z, args), args)
+            value, _ = problem.evaluate(problem.decode(z, args), args)
             return sum((cost(z, args) for cost in problem.costs), start=value), ()
 
         yield objective
