@@ -69,6 +69,11 @@ class _ByteCounter(TorchDispatchMode):
         super().__init__()
         self.num_bytes = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count the bytes of its results that are not views."""
         out = func(*args, **(kwargs or {}))

@@ -20,7 +20,7 @@ from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.interrupts import deferred_interrupts
 from funcexplain.engine.progress import Callback, FirstRow
 from funcexplain.engine.rows import solve_rows
-from funcexplain.networks.network import Apply
+from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.criterion import Target
@@ -106,6 +106,13 @@ def solve(
     stopping = check_stopping("solve", atol, keep, patience, rtol)
     method = as_method("solve", method)
     execution = _check_execution(max_steps, history, chunk_size, rows, compile, callback)
+    if isinstance(problem.apply, Network) and problem.apply.draws:
+        warnings.warn(
+            "solve: the network draws random numbers in eval mode (Gumbel noise, dropout with "
+            "training=True): two forward passes at one window differ, so no answer can be repeated; "
+            "functionalize(network, train=True) gives dropout a seed",
+            stacklevel=2,
+        )
     if check and 0 not in problem.shape:
         _warn_of_gradient(problem)
     # One question is compiled as a grid of one row.

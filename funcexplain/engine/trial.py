@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.network import SEED, Network, bound
 from funcexplain.networks.noise import normal
@@ -177,14 +177,12 @@ def _count_calls(apply: Network, params: Any, xs: Tensor) -> int:
     return counter.count
 
 
-class _CallCounter(TorchDispatchMode):
-    """Counts operations."""
+class _CallCounter(TorchFunctionMode):
+    """Counts calls of torch's functions."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count it."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function and count it."""
         self.count += 1
         return func(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.noise import normal
+from funcexplain.networks.verify import verify
 from funcexplain.problems.problem import Args, Problem
 
 _PAIRS = 1 << 20  # compared at a time
@@ -175,3 +176,5 @@ def check_models(problem: Problem, models: Any) -> None:
             "evaluate: models must lead with one number of models >= 1 before the shapes of the "
             "problem's own parameters, got other shapes; fe.stack(models)[1] stacks them"
         )
+    x0 = problem.args["x0"]
+    verify(problem.apply, models, x0.reshape(-1, *x0.shape[-3:])[0], stacked=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.folding import Dim, Dims, Tensors, dims_per_tensor, narrow_rows
+from funcexplain.networks.rounding import agree
 
 # Functions that turn the value of a tensor into one of Python.
 _READS = frozenset(
@@ -146,16 +147,6 @@ def _evaluate(fn: Callable[..., Tensors], row: Row, in_batch: tuple[Dim, ...]) -
 
 
 def _agree(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal to rounding; NaN equals NaN."""
-    for a, b in zip(left, right, strict=True):
-        if a.shape != b.shape:
-            return False
-        if not b.is_floating_point():
-            if not torch.equal(a, b):
-                return False
-            continue
-        scale = b.nan_to_num(0.0, 0.0, 0.0).abs().max() if b.numel() else 0.0
-        rounding = torch.finfo(b.dtype).eps ** 0.5
-        if not torch.allclose(a, b, rtol=0.0, atol=rounding * float(scale) + 1e-30, equal_nan=True):
-            return False
-    return True
+    """Whether tensors are equal but for rounding; NaN equals NaN."""
+    pairs = zip(left, right, strict=True)
+    return all(agree(a, b) if b.is_floating_point() else torch.equal(a, b) for a, b in pairs)

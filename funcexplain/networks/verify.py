@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcexplain.networks.convex_layers import ExactLayer
@@ -191,20 +191,25 @@ def _check_binding(apply: Network, params: Params, x: Tensor) -> None:
         )
 
 
-class _Uses(TorchDispatchMode):
-    """Finds the operations that use tensors with some storages."""
+class _Uses(TorchFunctionMode):
+    """Finds the calls of torch's functions that use tensors with some storages."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self.names, self.found = names, set[str]()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and note what it uses."""
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and note what it uses."""
         for value in (*args, *(kwargs or {}).values()):
             for t in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(t, Tensor) and (name := self.names.get(_storage(t))):
+                if isinstance(t, Tensor) and (name := self.name_of(t)):
                     self.found.add(name)
         return func(*args, **(kwargs or {}))
+
+    def name_of(self, t: Tensor) -> str | None:
+        """The name of the tensor whose memory this one uses."""
+        with torch._C.DisableTorchFunction():
+            return self.names.get(_storage(t))
 
 
 def _marks(module: nn.Module) -> tuple[Any, ...]:
