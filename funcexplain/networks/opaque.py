@@ -20,10 +20,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.stateless import _reparametrize_module
 
+from funcexplain.networks.checks import check_batch_statistics, check_captured, is_wrapped
 from funcexplain.networks.folding import (
     Dim,
     Dims,
@@ -125,9 +124,9 @@ class Opaque(nn.Module):
 
         fn = self.fn
         state: dict[str, Tensor] = {}
-        _check_captured(fn)
+        check_captured(fn)
         if isinstance(fn, nn.Module):
-            _check_batch_statistics(fn)
+            check_batch_statistics(fn)
             state = {**dict(fn.named_buffers()), **dict(fn.named_parameters())}
         # Shared tensors that no transform tracks are constants: each operand costs time, and the sparse
         # buffers of a cvxpylayers layer cannot be operands.
@@ -379,31 +378,5 @@ def _is_real(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def _is_wrapped(t: Tensor) -> bool:
-    return _functorch.is_batchedtensor(t) or _functorch.is_gradtrackingtensor(t)
-
-
 def _is_tracked(t: Tensor) -> bool:
-    return t.requires_grad or _is_wrapped(t)
-
-
-def _check_batch_statistics(fn: nn.Module) -> None:
-    for name, part in fn.named_modules():
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise ValueError(
-                f"opaque: {name or 'fn'} ({type(part).__name__}) uses the statistics of its batch, "
-                "which would mix mapped rows; call .eval(), or replace it if it tracks no statistics"
-            )
-
-
-def _check_captured(fn: Callable[..., Any]) -> None:
-    # Inside `_Apply` such a tensor would be a constant, and its gradient silently zero.
-    cells = getattr(fn, "__closure__", None) or ()
-    for item in (getattr(fn, "__self__", None), *(cell.cell_contents for cell in cells)):
-        tensors = [item] if isinstance(item, Tensor) else []
-        tensors += [*item.parameters(), *item.buffers()] if isinstance(item, nn.Module) else []
-        if any(_is_wrapped(t) for t in tensors):
-            raise ValueError(
-                f"opaque: fn must not capture tensors that torch.func transforms, got a "
-                f"{type(item).__name__}; pass its tensors as arguments, or the module itself as fn"
-            )
+    return t.requires_grad or is_wrapped(t)

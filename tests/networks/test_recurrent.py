@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import funcexplain as fe
+from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import RULES
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 from tests.helpers import (
@@ -185,14 +186,14 @@ def test_mapped_rows_go_through_the_kernel_at_once(name: str, monkeypatch: pytes
 
     sizes: list[int] = []
 
-    def opaque(fn: Any, *dims: Any) -> nn.Module:
+    def make_opaque(fn: Any, *dims: Any, **settings: Any) -> nn.Module:
         def counted(x: Tensor, *rest: Tensor) -> Any:
             sizes.append(x.numel())
             return fn(x, *rest)
 
-        return fe.networks.opaque.opaque(counted, *dims)
+        return Opaque(counted, *dims, **settings)
 
-    monkeypatch.setattr(recurrent, "opaque", opaque)
+    monkeypatch.setattr(recurrent, "Opaque", make_opaque)
     layer = make_folded(make_layer(name))
     (xs,) = draw(shapes(layer, states=False), 2)
     vmap(vmap(grad(loss(of_tensors(layer)))))(xs)

@@ -103,7 +103,11 @@ def with_defaults(layer: Any, keyword: bool) -> Callable[[Tensor], Tensor]:
             return inside(x)
 
         return run
-    return lambda x, inside=layer: inside(x)
+
+    def short(x: Tensor, inside: Any = layer) -> Tensor:
+        return inside(x)
+
+    return short
 
 
 def cyclic(layer: Any) -> Any:
