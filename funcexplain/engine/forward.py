@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.network import bound, set_seed
-from funcexplain.networks.rounding import agree
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.jacobian import is_out_of_memory
 
@@ -95,6 +95,7 @@ def _at(problem: Problem, windows: Tensor, args: Args, along: Along, numbers: Te
             if is_out_of_memory(error):
                 raise
         else:
-            if all(agree(found[places.index(number)], one) for number, one in held.items()):
+            eps = coarsest_eps(args)
+            if all(agree(found[places.index(number)], one, eps) for number, one in held.items()):
                 return found
     return torch.stack([held[number] if number in held else alone(number) for number in places])

@@ -17,7 +17,7 @@ from funcexplain.engine.batching import Batched
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.trial import row_of
 from funcexplain.networks.network import bound
-from funcexplain.networks.rounding import agree
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import take_rows, varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
@@ -72,8 +72,9 @@ def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Te
             weights = batched.weights(outputs.x[part], args)
         except Exception:  # a batch of this composition fails, which says nothing of these answers
             return True
+        eps = coarsest_eps(args, outputs.x, weights)
         pairs = zip(weights, outputs.weights[part], strict=True)
-        if not all(agree(*pair) for pair in pairs):
+        if not all(agree(*pair, eps) for pair in pairs):
             return True
     return False
 
@@ -90,6 +91,6 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
             except Exception:
                 differing.append(number)
                 continue
-            if not agree(weights, outputs.weights[number]):
+            if not agree(weights, outputs.weights[number], coarsest_eps(row.args)):
                 differing.append(number)
     return torch.tensor(differing, dtype=torch.int64, device=rows.device)

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.network import SEED, Network, bound
 from funcexplain.networks.noise import normal
-from funcexplain.networks.rounding import agree
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.gradient import make_objective, with_bound_network
@@ -41,10 +41,10 @@ class Trial(NamedTuple):
     points: list[tuple[Tensor, Evaluation]]
     windows: list[Tensor]
 
-    @staticmethod
-    def agree(ours: Tensor, theirs: Tensor) -> bool:
+    def agree(self, ours: Tensor, theirs: Tensor) -> bool:
         """Whether every row's numbers agree."""
-        return all(agree(*pair) for pair in zip(ours, theirs, strict=True))
+        eps = coarsest_eps(self.args, self.kept.weights)
+        return all(agree(*pair, eps) for pair in zip(ours, theirs, strict=True))
 
 
 def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:
@@ -157,7 +157,7 @@ def why_not_samples(grid: Problem, trial: Trial) -> str | None:
                 counts = [_count_calls(apply, params, xs[:1].expand(n, *xs.shape[1:])) for n in (2, 4)]
             except Exception as error:
                 return f"the network does not accept a batch of windows ({error})"
-            if not all(agree(ours, alone) for ours, (_, alone) in zip(together, known, strict=True)):
+            if not trial.agree(together, torch.stack([alone for _, alone in known])):
                 return "a window's weights depend on the other windows of its batch"
             if counts[1] > counts[0]:
                 return "the network loops over its samples, which vmap does not"

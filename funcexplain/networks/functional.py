@@ -122,7 +122,7 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
     for index, params in enumerate(others, start=1):
         other = {name: (tensor.shape, tensor.dtype) for name, tensor in params.items()}
-        if _parts(modules[index]) != _parts(modules[0]) or other != signature:
+        if _parts(applies[index].module) != _parts(apply.module) or other != signature:
             differing = sorted(
                 n for n in signature.keys() | other.keys() if signature.get(n) != other.get(n)
             )

@@ -61,6 +61,8 @@ def _kept_part(part: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         attributes = vars(part)
         stack.callback(_put_back, attributes, dict(attributes))
+        # The first call of a lazy layer changes its class.
+        stack.callback(object.__setattr__, part, "__class__", type(part))
         for value in attributes.values():
             if isinstance(value, dict | list | set | deque):
                 stack.callback(_put_back, value, _contents(value))

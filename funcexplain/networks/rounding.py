@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import optree
 import torch
 from torch import Tensor
 
 
-def agree(a: Tensor, b: Tensor, atol: float = 0.0) -> bool:
+def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0) -> bool:
     """Whether tensors are equal but for rounding, relative to the largest number; NaN equals NaN.
 
     Half of the digits must agree: an unstable computation loses some to the order of its operations,
@@ -14,7 +17,8 @@ def agree(a: Tensor, b: Tensor, atol: float = 0.0) -> bool:
 
     Args:
         a: floating tensor.
-        b: floating tensor, of the same shape.
+        b: floating tensor.
+        eps: rounding of the computation, if coarser than that of the tensors; see `coarsest_eps`.
         atol: absolute difference that is allowed besides.
 
     Example:
@@ -25,7 +29,18 @@ def agree(a: Tensor, b: Tensor, atol: float = 0.0) -> bool:
     """
     if a.shape != b.shape:
         return False
-    eps = max(torch.finfo(t.dtype).eps for t in (a, b))
+    rtol = min(3.0 * max(eps, coarsest_eps(a, b)) ** 0.5, 0.1)
     scale = float(b.detach().nan_to_num(posinf=0.0, neginf=0.0).abs().amax()) if b.numel() else 0.0
-    allowed = atol + 3.0 * eps**0.5 * scale
-    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=allowed, equal_nan=True)
+    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol + rtol * scale, equal_nan=True)
+
+
+def coarsest_eps(*trees: Any) -> float:
+    """The relative rounding of the coarsest floating dtype in pytrees.
+
+    Example:
+        >>> coarsest_eps({"a": torch.zeros(1)}, torch.zeros(1, dtype=torch.bfloat16))
+        0.0078125
+    """
+    leaves: Any = optree.tree_leaves(trees)
+    floats = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return max((torch.finfo(leaf.dtype).eps for leaf in floats), default=0.0)

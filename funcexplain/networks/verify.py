@@ -20,7 +20,7 @@ from funcexplain.networks.convex_layers import ExactLayer
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.noise import normal
 from funcexplain.networks.plain import Generators, call_in_eval_mode
-from funcexplain.networks.rounding import agree
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.stand_ins import replacement_of
 
 # An exact allocator and the convex solver that it replaces differ by up to 0.008 in a weight.
@@ -95,7 +95,7 @@ class Source(NamedTuple):
     def _refuse(self, copied: Tensor, plain: Any) -> None:
         found = f"weights of shape {tuple(copied.shape)} and {getattr(plain, 'shape', type(plain))}"
         if isinstance(plain, Tensor) and plain.shape == copied.shape:
-            found = f"weights that differ by {float((copied - plain).abs().max()):.2g}"
+            found = f"weights that differ by {float((copied - plain).detach().abs().max()):.2g}"
         raise ValueError(
             f"functionalize: {type(self.module).__name__} in eval mode and its private copy with the "
             f"same parameters must hold the same weights, got {found} at one window; {_CAUSES}"
@@ -235,4 +235,4 @@ def _agree(apply: Network, a: Tensor, b: Any) -> bool:
     if not isinstance(b, Tensor) or not b.is_floating_point():
         return False
     exact = any(isinstance(replacement_of(part), ExactLayer) for part in apply.module.modules())
-    return agree(a, b, _SOLVER_ATOL if exact else 0.0)
+    return agree(a, b, coarsest_eps(apply.own), _SOLVER_ATOL if exact else 0.0)

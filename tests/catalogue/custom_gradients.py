@@ -353,7 +353,7 @@ CUSTOM_GRADIENTS: Catalogue = {
     "constants": Entry(Constants),
     "double_softmax": Entry(lambda: Mixed("double_softmax"), **FLOAT),  # type: ignore[arg-type]
     "double_and_back": Entry(lambda: Mixed("double_and_back"), **FLOAT),  # type: ignore[arg-type]
-    "autocast": Entry(lambda: Mixed("autocast"), **HALF),  # type: ignore[arg-type]
+    "autocast": Entry(lambda: Mixed("autocast"), mappable=False, **HALF),  # type: ignore[arg-type]
     "autocast_weights": Entry(lambda: Mixed("autocast_weights"), **HALF),  # type: ignore[arg-type]
     "half_body": Entry(HalfBody, **HALF),  # type: ignore[arg-type]
 }
