@@ -43,6 +43,8 @@ import torch
 from torch import Tensor, nn
 
 from funcexplain.clusters.references import instructions, is_library, is_users, package_of, references
+from funcexplain.networks.network import Network
+from funcexplain.networks.opaque import Opaque
 
 _BASES = (bool, int, float, complex, str, bytes)
 # Values whose repr tells all, in every process.
@@ -218,6 +220,11 @@ class _Description:
             attributes = _of_module(value, plain_only=foreign and not library)
         else:
             attributes = _attributes(value)
+        # What these have found out in this process is not part of what they are.
+        if isinstance(value, Network):
+            attributes = {"module": value.module}
+        elif isinstance(value, Opaque):
+            attributes = {name: part for name, part in attributes.items() if name != "fault"}
         base: Any = next((base for base in _BASES if isinstance(value, base)), None)
         number = "" if base is None else f" {base.__repr__(value)}"
         return f"{self.of(kind, home)}{number}({self._named(attributes, home if library else package)})"
