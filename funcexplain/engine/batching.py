@@ -17,11 +17,11 @@ from torch import Tensor
 
 from funcexplain.engine.execution import Rows
 from funcexplain.engine.trial import Trial, why_not_samples
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.network import Network
 from funcexplain.problems.grid import mapped_dims, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.gradient import Scored, where_finite, with_bound_network
-from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.state import (
     Evaluate,
     Evaluation,
@@ -133,21 +133,23 @@ def _why_not(batched: Batched, trial: Trial) -> str | None:
     """Why a batch does not compute what rows compute alone, or None if it does."""
     if not trial.points:
         return None
+    largest = [
+        max(float(alone[field].nan_to_num().abs().max()) for _, alone in trial.points)
+        for field in range(len(Evaluation._fields))
+    ]
     what = "the network"
     try:
         for z, alone in trial.points:
             together = batched.evaluate(z, trial.args)
-            named = zip(Evaluation._fields, together, alone, strict=True)
-            for name, ours, theirs in named:
-                if not trial.agree(ours, theirs):
+            named = zip(Evaluation._fields, together, alone, largest, strict=True)
+            for name, ours, theirs, size in named:
+                if not trial.agree(ours, theirs, size):
                     part = {"slopes": "gradient"}.get(name, name)
                     return f"a row's {part} differs in a batch from what it is alone"
         what = "the method"
         batched.step(batched.init(trial.args), trial.args)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return f"{what} cannot be mapped ({_first_line(error)})"
+        return None if is_out_of_memory(error) else f"{what} cannot be mapped ({_first_line(error)})"
     return None
 
 

@@ -10,10 +10,10 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.problem import Args, Problem
-from funcexplain.solvers.jacobian import is_out_of_memory
 
 Along = Mapping[str, int | None]
 """Where an entry of ``args`` leads with rows: 0, or None if they share it; see `mapped_dims`."""

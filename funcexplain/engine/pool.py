@@ -25,10 +25,10 @@ from funcexplain.engine.interrupts import raise_pending
 from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
-from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step
 

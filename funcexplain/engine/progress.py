@@ -90,6 +90,32 @@ class FirstRow:
             self._callback.report(progress)
 
 
+class CallbackError(BaseException):
+    """A callback raised the exception that is the cause; it is not the network's."""
+
+
+class Guarded:
+    """A callback whose exceptions end the search."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Call the callback."""
+        try:
+            self._callback(state, info)
+        except Exception as error:
+            raise CallbackError from error
+
+    def report(self, progress: Progress) -> None:
+        """Forward progress to a callback that follows it."""
+        if isinstance(self._callback, Reporter):
+            try:
+                self._callback.report(progress)
+            except Exception as error:
+                raise CallbackError from error
+
+
 class Meter:
     """Counts ended rows, and reports them to the callback.
 

@@ -22,8 +22,8 @@ from funcexplain.problems.grid import take_rows, varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
 
-# Rows that are computed alone, and rows in a batch of another composition.
-_ALONE, _TOGETHER = 24, 64
+# Rows that are computed alone, rows in a batch of another composition, rows that are looked at together.
+_ALONE, _TOGETHER, _PART = 24, 64, 1024
 
 
 def rows_to_repeat(
@@ -42,7 +42,7 @@ def rows_to_repeat(
         rows: their numbers.
         solved: solves a row alone.
     """
-    known = rows[outputs.weights[rows].flatten(1).isfinite().all(1)]
+    known = rows[_in_parts(rows, lambda part: outputs.weights[part].flatten(1).isfinite().all(1))]
     some = torch.linspace(0, len(known) - 1, min(_ALONE, len(known)), dtype=torch.float64)
     if _differ_alone(grid, outputs, known[some.long().to(rows.device)]).numel() or _differ_together(
         grid, batched, outputs, known
@@ -65,7 +65,7 @@ def rows_to_repeat(
 
 def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
     """Whether any weights differ in batches of another composition."""
-    sizes = outputs.x[rows].flatten(1).abs().amax(1)
+    sizes = _in_parts(rows, lambda part: outputs.x[part].flatten(1).abs().amax(1))
     for part in rows[sizes.argsort()].split(_TOGETHER):
         args = take_rows(grid.dims, grid.args, part)
         try:
@@ -94,3 +94,8 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
             if not agree(weights, outputs.weights[number], coarsest_eps(row.args)):
                 differing.append(number)
     return torch.tensor(differing, dtype=torch.int64, device=rows.device)
+
+
+def _in_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A number for each row, without copies of all windows."""
+    return torch.cat([function(part) for part in rows.split(_PART)])

@@ -28,11 +28,11 @@ from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
 from funcexplain.engine.recheck import rows_to_repeat
 from funcexplain.engine.trial import Trial, row_of, try_rows
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.network import Network
 from funcexplain.problems.grid import by_model, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.jacobian import is_out_of_memory
 from funcexplain.solvers.state import Info, Method, State, Stopping
 
 ROWS_PER_MODEL = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from funcexplain.engine.alone import FailsAtStartError, solve_alone
 from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.interrupts import deferred_interrupts
-from funcexplain.engine.progress import Callback, FirstRow
+from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
 from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
@@ -133,13 +133,18 @@ def solve(
 
 def search(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
     """Answer one question, or a grid; all settings are checked already."""
+    if execution.callback is not None:
+        execution = execution._replace(callback=Guarded(execution.callback))
     try:
         with torch.no_grad(), deferred_interrupts():
             if problem.dims:
                 return solve_rows(problem, method, stopping, execution)
             return solve_alone(problem, method, stopping, execution)
+    except CallbackError as failure:
+        error = cast(Exception, failure.__cause__)
+        raise error from error.__cause__
     except FailsAtStartError as failure:
-        error: Any = failure.__cause__
+        error = cast(Exception, failure.__cause__)
         index = np.unravel_index(failure.args[0], problem.shape)
         error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
         raise error from error.__cause__

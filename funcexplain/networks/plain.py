@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import CellType
 from typing import Any
 
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 
-def call_in_eval_mode(module: nn.Module, containers: Sequence[Any], windows: Tensor) -> Any:
+def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
     """The module's own output in eval mode.
 
     Its attributes, tables, buffers and modes are put back afterwards, also what its own ``train`` and
-    ``eval`` do to parameters, and what hooks write to.
+    ``eval`` do to parameters. For what it writes elsewhere, see `containers_kept`.
 
     Args:
         module: the caller's module.
-        containers: mutable containers that it refers to, to be put back, too.
         windows: ``(N, C, L, A)``.
     """
     parts = list(module.modules())
@@ -32,8 +31,6 @@ def call_in_eval_mode(module: nn.Module, containers: Sequence[Any], windows: Ten
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for part in parts:
             stack.enter_context(_kept_part(part))
-        for container in containers:
-            stack.callback(_put_back, container, _contents(container))
         if any(_sets_mode_itself(part) for part in parts):
             for parameter in module.parameters():
                 stack.enter_context(_kept_tensor(parameter))
@@ -43,6 +40,26 @@ def call_in_eval_mode(module: nn.Module, containers: Sequence[Any], windows: Ten
                 if part.training:
                     part.training = False
         return module(windows.clone())
+
+
+@contextmanager
+def containers_kept(containers: Sequence[Any]) -> Iterator[None]:
+    """Put the contents of mutable containers back."""
+    with ExitStack() as stack:
+        for container in containers:
+            stack.callback(_put_back, container, _contents(container))
+        yield
+
+
+def captured_containers(module: nn.Module) -> Iterator[Any]:
+    """The containers that only the closures of hooks hold, such as a list that records features."""
+    for part in module.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            for hook in vars(part).get(name, {}).values():
+                for cell in getattr(hook, "__closure__", None) or ():
+                    with suppress(ValueError):  # a name without a value yet
+                        if isinstance(cell.cell_contents, dict | list | set | deque):
+                            yield cell.cell_contents
 
 
 def _sets_mode_itself(part: nn.Module) -> bool:

@@ -29,7 +29,7 @@ def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0) -> bool:
     """
     if a.shape != b.shape:
         return False
-    rtol = min(3.0 * max(eps, coarsest_eps(a, b)) ** 0.5, 0.1)
+    rtol = min(3.0 * max(eps, coarsest_eps(a, b)) ** 0.5, 0.03)
     scale = float(b.detach().nan_to_num(posinf=0.0, neginf=0.0).abs().amax()) if b.numel() else 0.0
     return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol + rtol * scale, equal_nan=True)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.folding import Dim, Dims, Tensors, dims_per_tensor, narrow_rows
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.rounding import agree
 
 # Functions that turn the value of a tensor into one of Python.
@@ -52,8 +53,8 @@ def find_fault(
         count: number of mapped rows.
 
     Returns:
-        The reason, in words; ``""`` if there is none; ``None`` if no row is finite, so that nothing
-        could be tried. torch's generators are as before.
+        The reason, in words; ``""`` if there is none; ``None`` if nothing could be tried, because no
+        row is finite or memory ran out. torch's generators are as before.
     """
     devices = {t.device for t in inputs if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
@@ -80,6 +81,8 @@ def find_fault(
             with _Reads() as reads:
                 folded = _evaluate(fn, together, in_batch)
         except Exception as error:
+            if is_out_of_memory(error):
+                return None
             return f"it fails for several rows ({type(error).__name__}: {error})"
     if reads.found:
         return "it reads values of tensors, as `if` and `.item()` do"

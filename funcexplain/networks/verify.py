@@ -19,7 +19,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from funcexplain.networks.convex_layers import ExactLayer
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.noise import normal
-from funcexplain.networks.plain import Generators, call_in_eval_mode
+from funcexplain.networks.plain import (
+    Generators,
+    call_in_eval_mode,
+    captured_containers,
+    containers_kept,
+)
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.stand_ins import replacement_of
 
@@ -49,7 +54,7 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module, containers: tuple[Any, ...]) -> Source:
         """The source that a module is now."""
-        return cls(module, containers, _marks(module))
+        return cls(module, (*containers, *captured_containers(module)), _marks(module))
 
     def verify(self, apply: Network, params: Params, x: Tensor) -> None:
         """Raise unless the copy holds the weights that the module holds in eval mode.
@@ -67,17 +72,21 @@ class Source(NamedTuple):
             return
         failure: Exception | None = None
         for window in (_nearby(x)[None], x[None]):
-            with Generators(x.device) as generators, torch.enable_grad():
+            with (
+                Generators(x.device) as generators,
+                containers_kept(self.containers),
+                torch.enable_grad(),
+            ):
                 try:
                     copied = apply.samples(params, window)
                 except Exception:
                     continue
                 generators.rewind()
                 try:
-                    plain = call_in_eval_mode(*self[:2], window)
+                    plain = call_in_eval_mode(self.module, window)
                     drew, agrees, repeats = generators.have_moved(), _agree(apply, copied, plain), True
                     if drew or not agrees:
-                        repeats = _agree(apply, call_in_eval_mode(*self[:2], window), plain)
+                        repeats = _agree(apply, call_in_eval_mode(self.module, window), plain)
                 except Exception as error:
                     failure = error
                     continue
@@ -105,7 +114,7 @@ class Source(NamedTuple):
 class Origin(NamedTuple):
     """Where parameters come from: the tensors, the modules, and the copy that was made with them."""
 
-    tensors: tuple[Callable[[], Tensor | None], ...]
+    tensors: tuple[tuple[Callable[[], Tensor | None], int], ...]
     sources: tuple[Source, ...]
     apply: Callable[[], Network | None]
 
@@ -116,23 +125,24 @@ _ORIGINS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def remember(params: dict[str, Tensor], sources: Sequence[Source], apply: Network) -> None:
     """Remember where parameters come from, for as long as they exist."""
     if params:
-        tensors = tuple(weakref.ref(tensor) for tensor in params.values())
+        tensors = tuple((weakref.ref(tensor), tensor._version) for tensor in params.values())
         first = next(iter(params.values()))
         _ORIGINS[first] = Origin(tensors, tuple(sources), weakref.ref(apply))
 
 
 def origin_of(params: Params) -> Origin | None:
-    """Where parameters come from, or None if that is unknown or one of them was replaced."""
+    """Where parameters come from, or None if that is unknown or one of them has changed."""
     if not isinstance(params, dict) or not params:
         return None
     tensors = list(params.values())
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         return None
     origin: Origin | None = _ORIGINS.get(tensors[0])
-    known = origin is not None and len(origin.tensors) == len(tensors)
-    if known and all(ref() is tensor for ref, tensor in zip(origin.tensors, tensors, strict=True)):
-        return origin
-    return None
+    if origin is None or len(origin.tensors) != len(tensors):
+        return None
+    pairs = zip(origin.tensors, tensors, strict=True)
+    unchanged = all(ref() is t and t._version == version for (ref, version), t in pairs)
+    return origin if unchanged else None
 
 
 def verify(apply: Apply, params: Params, x: Tensor, *, stacked: bool = False) -> None:

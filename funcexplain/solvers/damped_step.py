@@ -131,10 +131,14 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
 def _approach_minimum(model: Model, lower: Tensor, upper: Tensor) -> Tensor:
     """The step between two bounds that nearly minimizes the model, by a primal-dual interior point."""
     tiny = torch.finfo(WIDE).tiny
+    # An entry without room, as a frozen one, takes no part: it would end every step at once.
+    room = (upper > lower).to(WIDE)
+    penalty = model.penalty._replace(gradient=model.penalty.gradient * room)
+    model = model._replace(jacobian=model.jacobian * room, penalty=penalty)
     margin = 0.1 * (upper - lower)
-    step = torch.zeros_like(lower).clamp(lower + margin, upper - margin)
-    slack = torch.stack([step - lower, upper - step]).clamp_min(tiny)
-    multiplier = torch.ones_like(slack) * (model.gradient(step).abs().amax() + tiny)
+    step = torch.zeros_like(lower).clamp(lower + margin, upper - margin) * room
+    slack = torch.where(room > 0, torch.stack([step - lower, upper - step]), 1.0).clamp_min(tiny)
+    multiplier = room * torch.ones_like(slack) * (model.gradient(step).abs().amax() + tiny)
     sides = torch.tensor([[1.0], [-1.0]]).to(slack)
     for _ in range(_ITERATIONS):
         center = _CENTERING * (slack * multiplier).mean() / slack

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.rounding import agree
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import is_readable
@@ -77,13 +78,6 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
         return Evaluation(value.detach(), loss.detach(), weights.detach(), slopes)
 
     return evaluate
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch's CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _pull_back(
