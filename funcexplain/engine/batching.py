@@ -8,6 +8,7 @@ few rows are held against each one alone (see `trial`), and where no way is righ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -133,27 +134,39 @@ def _why_not(batched: Batched, trial: Trial) -> str | None:
     """Why a batch does not compute what rows compute alone, or None if it does."""
     if not trial.points:
         return None
+    with warnings.catch_warnings(record=True) as caught:  # which may be errors, but not the network's
+        warnings.simplefilter("always")
+        reason = _differs(batched, trial)
+        try:
+            if reason is None:
+                batched.step(batched.init(trial.args), trial.args)
+        except Exception as error:
+            reason = None if is_out_of_memory(error) else f"the method cannot be mapped ({_line(error)})"
+    for warning in caught if reason is None else ():
+        warnings.warn(warning.message, warning.category, stacklevel=6)
+    return reason
+
+
+def _differs(batched: Batched, trial: Trial) -> str | None:
+    """Why evaluations in a batch are not those of rows alone."""
     largest = [
         max(float(alone[field].nan_to_num().abs().max()) for _, alone in trial.points)
         for field in range(len(Evaluation._fields))
     ]
-    what = "the network"
-    try:
-        for z, alone in trial.points:
+    for z, alone in trial.points:
+        try:
             together = batched.evaluate(z, trial.args)
-            named = zip(Evaluation._fields, together, alone, largest, strict=True)
-            for name, ours, theirs, size in named:
-                if not trial.agree(ours, theirs, size):
-                    part = {"slopes": "gradient"}.get(name, name)
-                    return f"a row's {part} differs in a batch from what it is alone"
-        what = "the method"
-        batched.step(batched.init(trial.args), trial.args)
-    except Exception as error:
-        return None if is_out_of_memory(error) else f"{what} cannot be mapped ({_first_line(error)})"
+        except Exception as error:
+            return None if is_out_of_memory(error) else f"the network cannot be mapped ({_line(error)})"
+        for name, *pair in zip(Evaluation._fields, together, alone, largest, strict=True):
+            if not trial.agree(*pair):
+                part = "gradient" if name == "slopes" else name
+                return f"a row's {part} differs in a batch from what it is alone"
     return None
 
 
-def _first_line(error: Exception) -> str:
+def _line(error: Exception) -> str:
+    """The beginning of an error's message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 

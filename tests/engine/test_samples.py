@@ -156,6 +156,7 @@ DEPENDENT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", params(DEPENDENT))
+@pytest.mark.filterwarnings("ignore:solve. the network draws random numbers")
 def test_samples_that_are_not_independent_are_refused(name: str) -> None:
     before, why = DEPENDENT[name]
     grid = fe.vmap(make_problem(make_head(before)), x0=x0s(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,41 +11,109 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from tests.grids import F64, assert_rows_equal_alone, gentle, x0s
-from tests.helpers import make_network, make_problem
+from tests.helpers import assert_close, make_network, make_problem
 
 
-# Of 20 rows, it is the trial steps that choose a chunk size which meet the error first.
+class Awkward(nn.Module):
+    """Reads a value or draws noise, which cannot be mapped."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "item":
+            x = x * x.abs().max().item()
+        elif self.kind == "random":
+            x = x + torch.rand_like(x)
+        elif x.sum() > 0:
+            x = 2 * x
+        return torch.softmax(x.mean((1, 2)), -1)
+
+
 @pytest.mark.parametrize("size", [3, 20])
-@pytest.mark.parametrize("kind", ["item", "branch", "random"])
-def test_a_network_that_cannot_be_mapped_says_what_to_do(kind: str, size: int) -> None:
-    class Awkward(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if kind == "item":
-                x = x * x.abs().max().item()
-            elif kind == "random":
-                x = x + torch.rand_like(x)
-            elif x.sum() > 0:
-                x = 2 * x
-            return torch.softmax(x.mean((1, 2)), -1)
-
-    grid = fe.vmap(make_problem(Awkward()), x0=x0s(size))
-    with pytest.raises(RuntimeError, match="vmap") as caught:
-        fe.solve(grid, max_steps=1)
-    assert "fe.opaque" in "".join(caught.value.__notes__)
-    fe.solve(grid[0], max_steps=1)
-    if kind == "item":
-        opaque = fe.vmap(make_problem(fe.opaque(Awkward())), x0=x0s(size))
-        assert fe.solve(opaque, max_steps=1).shape == (size,)
+@pytest.mark.parametrize("kind", ["item", "branch"])
+@pytest.mark.parametrize("opaque", [False, True])
+def test_rows_of_a_network_that_cannot_be_mapped_are_solved_one_at_a_time(
+    kind: str, size: int, opaque: bool
+) -> None:
+    network: Any = fe.opaque(Awkward(kind)) if opaque else Awkward(kind)
+    grid = fe.vmap(make_problem(network), x0=x0s(size))
+    with pytest.warns(UserWarning, match="one at a time"):
+        found = fe.solve(grid, gentle(), max_steps=3)
+    for row in range(size):
+        alone = fe.solve(make_problem(Awkward(kind), x0=x0s(size)[row]), gentle(), max_steps=3)
+        assert_close((found[row].x, found[row].weights), (alone.x, alone.weights))
+    with pytest.raises(ValueError, match="rows='vmap' needs what"):
+        fe.solve(fe.vmap(make_problem(Awkward(kind)), x0=x0s(size)), max_steps=1, rows="vmap")
 
 
-def test_other_errors_of_a_network_pass_through_as_they_are() -> None:
+@pytest.mark.filterwarnings("ignore:solve. 3 of 3 rows are solved one at a time")
+def test_noise_is_named_alone_and_in_rows() -> None:
+    problem = make_problem(Awkward("random"))
+    generator = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        fe.solve(problem, max_steps=0)
+    assert not torch.equal(torch.get_rng_state(), generator)
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        fe.solve(fe.vmap(problem, x0=x0s(3)), max_steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:solve. 3 of 3 rows are solved one at a time")
+@pytest.mark.parametrize("grid", [False, True])
+def test_an_error_at_the_start_is_the_callers(grid: bool) -> None:
     def apply(p: Any, x: Tensor) -> Tensor:
-        raise ZeroDivisionError("none of your business")
+        if x[0, 0, 0] > 100.0:
+            raise ZeroDivisionError("none of your business")
+        return torch.softmax(x.mean((0, 1)), -1)
 
-    grid = fe.vmap(make_problem((apply, {})), x0=x0s(3))
+    starts = x0s(3)
+    starts[1, 0, 0, 0] = 200.0
+    problem = make_problem((apply, {}), x0=starts[1])
+    if grid:
+        problem = fe.vmap(make_problem((apply, {})), x0=starts)
     with pytest.raises(ZeroDivisionError, match="none of your business") as caught:
-        fe.solve(grid, max_steps=1)
-    assert not hasattr(caught.value, "__notes__")
+        fe.solve(problem, max_steps=1)
+    if grid:
+        assert caught.value.__notes__ == ["solve: at the start window of row (1,)"]
+
+
+class Refuses(nn.Module):
+    """Fails where a window went too far, for one row or for a batch that holds it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x[:, 0, 0, 0] > 1.0).any()):
+            raise ArithmeticError("no solution")
+        return torch.softmax(x.mean((1, 2)), -1)
+
+
+@pytest.mark.parametrize("rows", ["auto", "samples"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_an_error_on_the_way_is_the_status_of_its_row(rows: Any, chunk_size: int | None) -> None:
+    starts = x0s(5).clamp(-1.0, 0.9)
+    starts[3, 0, 0, 0] = 0.99
+    target = torch.eye(5, dtype=F64)[0]
+    grid = fe.vmap(make_problem(Refuses(), target=target), x0=starts)
+    found = fe.solve(grid, fe.sgd(lr=2.0), max_steps=4, rows=rows, chunk_size=chunk_size)
+    alone = [fe.solve(grid[row], fe.sgd(lr=2.0), max_steps=4) for row in range(5)]
+    assert found.status.tolist() == [int(one.status) for one in alone]  # type: ignore[union-attr]
+    assert fe.Status.FAILED in (one.status for one in alone)
+    assert found.x.isfinite().all()
+    for row, one in enumerate(alone):
+        assert_close((found[row].x, found[row].weights), (one.x, one.weights), rtol=1e-9)
+        assert found[row].failures == one.failures
+        assert one.failures == ({0: "ArithmeticError: no solution"} if one.status == 5 else {})
+        assert ("no solution" in one.message) == (one.status == 5)
+    assert "no solution" in found.message
+
+
+def test_failures_are_saved(tmp_path: Path) -> None:
+    target = torch.eye(5, dtype=F64)[0]
+    problem = make_problem(Refuses(), target=target, x0=x0s(1)[0].clamp(-1.0, 0.99))
+    found = fe.solve(problem, fe.sgd(lr=50.0), max_steps=50)
+    assert found.failures
+    found.save(tmp_path / "a.safetensors")
+    assert fe.load(tmp_path / "a.safetensors").failures == found.failures
 
 
 def factored(p: dict[str, Tensor], x: Tensor) -> Tensor:

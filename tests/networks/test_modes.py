@@ -154,9 +154,6 @@ LAZY: dict[str, Any] = {
         nn.LazyConvTranspose2d(1, 1), nn.Flatten(), nn.LazyLinear(OUT)
     ),
     "batch_norm": lambda: nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(OUT)),
-    "instance_norm": lambda: nn.Sequential(
-        nn.LazyInstanceNorm2d(affine=True), nn.Flatten(), nn.LazyLinear(OUT)
-    ),
 }
 lazily = pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 
