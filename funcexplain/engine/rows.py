@@ -27,7 +27,7 @@ from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
 from funcexplain.engine.recheck import rows_to_repeat
-from funcexplain.engine.trial import Trial, row_of, try_rows
+from funcexplain.engine.trial import Trial, check_starts, row_of, try_rows
 from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.network import Network
 from funcexplain.problems.grid import by_model, take_rows
@@ -79,8 +79,12 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                 outputs.set_dtypes(trial.kept)
                 choice = _choose(grid, search, trial)
             left, reason = rows, choice.reason
-            if choice.way != "alone":
+            if choice.way == "alone":
+                check_starts(grid, rows, None)
+            else:
                 batched = make_batched(grid, method, stopping, trial, samples=choice.way == "samples")
+                if not outputs.any_ended():
+                    check_starts(grid, rows, batched.weights)
                 if sizes is None:
                     make = _batches(grid, batched, rows)
                     sizes = choose_chunk_size(batched.step, make, len(rows), rows.device)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from funcexplain.engine.alone import FailsAtStartError, status_of
 from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound
 from funcexplain.networks.noise import normal
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem
+from funcexplain.solutions.status import Status
 from funcexplain.solvers.gradient import make_objective, with_bound_network
 from funcexplain.solvers.state import Evaluation, Iterate, Method, Stopping
 from funcexplain.solvers.step import bind, make_plain_step
 
-# Rows that are evaluated with their gradients, and rows whose own starts are called together.
+# Rows that are evaluated with their gradients, whose own starts are called together, and of a part.
 _EVALUATED, _CALLED = 3, 16
+_PART = 64
 # Noise on a trial's points, in standard deviations of their entries.
 _NOISE = 0.1
+
+
+Weights = Callable[[Tensor, Args], Tensor]
 
 
 class Trial(NamedTuple):
@@ -60,7 +66,7 @@ def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) ->
         rows: numbers of the rows, at least one.
 
     Raises:
-        Exception: whatever the network, or the method, raises at the start of the first row.
+        FailsAtStartError: if the network, or the method, raises at the start of the first row.
     """
     with torch.random.fork_rng(devices=[]):  # a network may draw random numbers
         return _try_rows(grid, method, stopping, rows)
@@ -75,6 +81,8 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
         kept = state.kept
     except torch.linalg.LinAlgError:
         kept = init(first.args).kept
+    except Exception as error:
+        raise FailsAtStartError(int(numbers[0])) from error
     dims = mapped_dims(grid.dims, grid.args)
     begin = torch.func.vmap(grid.start, in_dims=(dims,))
     decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
@@ -136,6 +144,37 @@ def _stack(evaluations: Sequence[Evaluation | None]) -> Evaluation:
     """Evaluations of rows as those of a batch."""
     known = [evaluation for evaluation in evaluations if evaluation is not None]
     return Evaluation(*map(torch.stack, zip(*known, strict=True)))
+
+
+def check_starts(grid: Problem, rows: Tensor, weights: Weights | None) -> None:
+    """Raise a `FailsAtStartError` if the network raises at the start window of a row.
+
+    Args:
+        grid: the rows' problem.
+        rows: their numbers.
+        weights: ``(x, args) -> weights`` of a batch of rows, or None to call the network for each.
+    """
+    dims = mapped_dims(grid.dims, grid.args)
+    begin = torch.func.vmap(grid.start, in_dims=(dims,))
+    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    for part in rows.split(_PART if weights else 1):
+        args = take_rows(grid.dims, grid.args, part)
+        windows = decode(begin(args), args)
+        if not windows.isfinite().all():
+            continue  # which the network never sees; the search meets the others
+        try:
+            if weights and len(part) > 1:
+                weights(windows, args)
+                continue
+        except Exception:
+            pass
+        for number, x in zip(part.tolist(), windows, strict=True):
+            row = row_of(grid, number)
+            try:
+                row.evaluate(x, row.args)
+            except Exception as error:
+                if status_of(error) is Status.FAILED and not is_out_of_memory(error):
+                    raise FailsAtStartError(number) from error
 
 
 def why_not_samples(grid: Problem, trial: Trial) -> str | None:
