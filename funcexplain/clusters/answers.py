@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -66,6 +66,11 @@ class ChunkedSolution(Solution):
     def shape(self) -> tuple[int, ...]:
         """Sizes of the row dimensions."""
         return self._manifest.shape
+
+    @property
+    def exceptions(self) -> Mapping[int, str]:
+        """Empty: the workers log the errors of single rows."""
+        return {}
 
     @property
     def failures(self) -> list[Failure]:

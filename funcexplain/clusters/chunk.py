@@ -103,7 +103,7 @@ def make_method(method: Any) -> Any:
 def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict[str, Any]) -> Solution:
     """Solve some rows of a grid, in ascending order, as a grid of one dimension."""
     if settings["rows"] == "samples":
-        # Decided for the whole grid; a chunk with unusual rows, such as a NaN start, falls back to vmap.
+        # Tried for the whole grid; a chunk of one model or of unusual rows may need another way.
         settings = settings | {"rows": "auto"}
     groups = [*by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)]
     parts: list[Any] = []

@@ -25,13 +25,14 @@ from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import ManagedExecutor, check_executor
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickle_for_workers
 from funcexplain.clusters.scheduling import Scheduler
-from funcexplain.engine.batching import why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
+from funcexplain.engine.trial import try_rows, why_not_samples
 from funcexplain.problems.checks import check_callable, check_count, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
+from funcexplain.solvers.state import Stopping
 
 # Rows per chunk: enough chunks that workers finish at about the same time, within bounds. With the
 # minimum, the overhead of a chunk, up to 25 ms, is small compared with its search; with the maximum,
@@ -236,12 +237,9 @@ def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
 
 def _decide_settings(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
     """Make the choices once that `fe.solve` bases on the number of rows, or on time."""
-    rows = settings["rows"]
-    if rows in ("auto", "samples") and 0 not in problem.shape:
+    if settings["rows"] == "samples" and 0 not in problem.shape:
         few = torch.arange(min(3, torch.Size(problem.shape).numel()), device=problem.args["x0"].device)
-        reason = why_not_samples(problem, few)
-        if reason and rows == "samples":
+        reason = why_not_samples(problem, try_rows(problem, adam(), Stopping(), few))
+        if reason:
             raise ValueError(f"{WHERE}: rows='samples' needs independent samples, but {reason}")
-        rows = "vmap" if reason else "samples"
-    compiled = False if settings["compile"] == "auto" else settings["compile"]
-    return settings | {"rows": rows, "compile": compiled}
+    return settings | {"compile": False if settings["compile"] == "auto" else settings["compile"]}

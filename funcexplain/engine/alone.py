@@ -51,7 +51,7 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
     meter = Meter(callback, 1) if isinstance(callback, Reporter) else None
     if meter:
         meter.begin(chunk_size=1)
-    state, code, failures = None, None, {}
+    state, code, exceptions = None, None, {}
 
     def ends(latest: State, info: Info) -> bool:
         nonlocal state
@@ -82,7 +82,7 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
                 state, _ = attempt(state, args)
         except _FailureError as failure:
             error: Any = failure.__cause__
-            num_steps, code, failures = state.num_steps, status_of(error), {0: describe(error)}
+            num_steps, code, exceptions = state.num_steps, status_of(error), {0: describe(error)}
         except KeyboardInterrupt:
             num_steps, code = state.num_steps, Status.INTERRUPTED
             _logger.warning(f"interrupted after {int(num_steps)} steps")
@@ -100,5 +100,5 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
         num_steps=num_steps,
         status=status,
         error=problem.criterion.error(state.kept.weights, args["target"]),
-        failures=failures,
+        exceptions=exceptions,
     )

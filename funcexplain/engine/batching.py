@@ -158,8 +158,8 @@ def _differs(batched: Batched, trial: Trial) -> str | None:
             together = batched.evaluate(z, trial.args)
         except Exception as error:
             return None if is_out_of_memory(error) else f"the network cannot be mapped ({_line(error)})"
-        for name, *pair in zip(Evaluation._fields, together, alone, largest, strict=True):
-            if not trial.agree(*pair):
+        for name, ours, theirs, size in zip(Evaluation._fields, together, alone, largest, strict=True):
+            if not trial.agree(ours, theirs, size):
                 part = "gradient" if name == "slopes" else name
                 return f"a row's {part} differs in a batch from what it is alone"
     return None

@@ -30,7 +30,7 @@ class Outputs:
         self.num_steps = torch.zeros(total, dtype=torch.int64, device=x0.device)
         self.status = torch.full_like(self.num_steps, int(Status.INTERRUPTED))
         self.error = torch.full_like(self.loss, math.nan)
-        self.failures: dict[int, str] = {}
+        self.exceptions: dict[int, str] = {}
 
     def set_dtypes(self, kept: Iterate) -> None:
         """Give weights and losses the dtypes that the network's have, which may be other than x's."""
@@ -71,14 +71,14 @@ class Outputs:
         self.history[number] = math.nan
         self.history[number, : len(solution.history)] = solution.history
         self.status[number] = int(solution.status)
-        self.failures.pop(number, None)
-        for error in solution.failures.values():
-            self.failures[number] = error
+        self.exceptions.pop(number, None)
+        for error in solution.exceptions.values():
+            self.exceptions[number] = error
 
     def fail(self, number: int, error: BaseException) -> None:
         """Record the error at a row's start; it has no answer."""
         self.status[number] = int(status_of(error))
-        self.failures[number] = describe(error)
+        self.exceptions[number] = describe(error)
 
     def any_ended(self) -> bool:
         """Whether there is an answer already."""
@@ -99,4 +99,4 @@ class Outputs:
         outputs = {name: getattr(self, name) for name in names}
         fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
         dims = tuple(dim.name for dim in self.problem.dims)
-        return Solution(**fields, dims=dims, failures=dict(sorted(self.failures.items())))
+        return Solution(**fields, dims=dims, exceptions=dict(sorted(self.exceptions.items())))

@@ -250,7 +250,7 @@ class PoolDriver:
             if at_start and code is Status.FAILED and not self.outputs.any_ended():
                 raise FailsAtStartError(number) from failure
             status[slot] = int(code)
-            self.outputs.failures[number] = describe(failure)
+            self.outputs.exceptions[number] = describe(failure)
         self.pool = pool._replace(state=pool.state._replace(status=status))
 
     def failure_of(self, slot: int) -> Exception | None:

@@ -99,6 +99,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     finally:
         if meter:
             meter.end()
+    for number, error in list(outputs.exceptions.items())[:1]:
+        _logger.warning(f"the network failed in {len(outputs.exceptions)} rows, as in {number}: {error}")
     return outputs.solution()
 
 

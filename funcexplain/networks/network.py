@@ -44,7 +44,7 @@ class Network:
         self._buffers = [name for name in self._current if name in buffers]
         names = {id(tensor): name for name, tensor in self._current.items()}
         # A tensor may have several places, as tied parameters do.
-        self._places = [
+        self._places: list[tuple[dict[str, Any], str, str]] = [
             (table, key, names[id(tensor)])
             for part in self.module.modules()
             for table in (part._parameters, part._buffers)

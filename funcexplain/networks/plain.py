@@ -108,26 +108,30 @@ def _kept_tensor(tensor: Tensor) -> Iterator[None]:
 
 
 def _contents(container: Any) -> Any:
-    """A shallow copy of what a container holds, by the container's base type."""
-    for kind in (dict, list, set, deque):
-        if isinstance(container, kind):
-            return kind(kind.__iter__(container)) if kind is not dict else dict.copy(container)
+    """A shallow copy of what a container holds, without methods of the caller's."""
     if isinstance(container, CellType):
         return container.cell_contents
-    return dict(vars(container))
+    if isinstance(container, dict):
+        return dict.copy(container)
+    base = _base(container)
+    return dict(vars(container)) if base is None else base(base.__iter__(container))
 
 
 def _put_back(container: Any, contents: Any) -> None:
     if isinstance(container, CellType):
         container.cell_contents = contents
-    elif isinstance(container, list):
-        list.__setitem__(container, slice(None), contents)
-    elif isinstance(container, dict | set | deque):
-        kind: Any = next(k for k in (dict, set, deque) if isinstance(container, k))
-        kind.clear(container)
-        (kind.extend if kind is deque else kind.update)(container, contents)
-    else:
+        return
+    base = _base(container)
+    if base is None:
         _put_back(vars(container), contents)
+        return
+    base.clear(container)
+    (base.update if base in (dict, set) else base.extend)(container, contents)
+
+
+def _base(container: Any) -> Any:
+    """The built-in type of a container; None for an object with attributes."""
+    return next((kind for kind in (dict, list, set, deque) if isinstance(container, kind)), None)
 
 
 class Generators:

@@ -41,6 +41,7 @@ def coarsest_eps(*trees: Any) -> float:
         >>> coarsest_eps({"a": torch.zeros(1)}, torch.zeros(1, dtype=torch.bfloat16))
         0.0078125
     """
-    leaves: Any = optree.tree_leaves(trees)
+    tree: Any = trees
+    leaves: Any = optree.tree_leaves(tree)
     floats = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return max((torch.finfo(leaf.dtype).eps for leaf in floats), default=0.0)

@@ -141,7 +141,7 @@ def origin_of(params: Params) -> Origin | None:
     if origin is None or len(origin.tensors) != len(tensors):
         return None
     pairs = zip(origin.tensors, tensors, strict=True)
-    unchanged = all(ref() is t and t._version == version for (ref, version), t in pairs)
+    unchanged = all(ref() is t is not None and t._version == version for (ref, version), t in pairs)
     return origin if unchanged else None
 
 

@@ -18,7 +18,8 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.network import SEED
+from funcexplain.networks.network import SEED, Apply
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
@@ -168,17 +169,43 @@ def consensus(problem: Problem) -> Problem:
         target = torch.stack([target] * size, dim=-1 - problem.criterion.ndim)
     apply, loss = problem.apply, problem.loss
 
-    def apply_all(params: Any, x: Tensor) -> Tensor:
+    def mapped(params: Any, x: Tensor) -> Tensor:
         # All models share the question's dropout seed.
         seeded = isinstance(params, dict) and SEED in params
         dims = {name: None if name == SEED else 0 for name in params} if seeded else 0
         return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
 
+    def looped(params: Any, x: Tensor) -> Tensor:
+        shared = params.get(SEED) if isinstance(params, dict) else None
+        models = (
+            optree.tree_map(lambda t: t if t is shared else t[index], params)  # noqa: B023
+            for index in range(size)
+        )
+        return torch.stack([apply(model, x) for model in models])
+
     def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
         return torch.func.vmap(loss)(measured, nearest).mean()
 
-    args = {**problem.args, "target": target.contiguous()}
-    return replace(problem, apply=apply_all, loss=mean_loss, args=args, dims=dims)
+    args, x0 = {**problem.args, "target": target.contiguous()}, problem.args["x0"]
+    same = _computes_the_same(mapped, looped, args["params"], x0.reshape(-1, *x0.shape[-3:])[0])
+    return replace(problem, apply=mapped if same else looped, loss=mean_loss, args=args, dims=dims)
+
+
+def _computes_the_same(mapped: Apply, looped: Apply, params: Any, x: Tensor) -> bool:
+    """Whether weights and gradients of mapped models are those of each model, at one window."""
+    found = []
+    for apply in (looped, mapped):
+        z = x.detach().clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                weights = apply(params, z)
+                slope = torch.zeros_like(z)
+                if weights.requires_grad:
+                    (slope,) = torch.autograd.grad(weights.sin().sum(), z, materialize_grads=True)
+        except Exception:
+            return apply is looped  # the search meets an error of a model alone again
+        found.append((weights, slope))
+    return all(agree(ours, theirs, coarsest_eps(params)) for ours, theirs in zip(*found, strict=True))
 
 
 def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:

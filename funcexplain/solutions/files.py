@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
         True
     """
     tensors, notes = read_archive("load", path)
-    expected = {field.name for field in fields(Solution)} - {"dims", "failures"}
+    expected = {field.name for field in fields(Solution)} - {"dims", "exceptions"}
     dims: Any = notes.get("dims")
     if tensors.keys() != expected or not _fits(tensors, dims):
         raise ValueError(
@@ -49,8 +49,8 @@ def load(path: str | os.PathLike[str]) -> Solution:
     values: dict[str, Any] = dict(tensors)
     if not dims:
         values["status"] = Status(int(tensors["status"]))
-    failures = {int(row): str(error) for row, error in notes.get("failures", {}).items()}
-    return Solution(**values, dims=tuple(dims), failures=failures)
+    exceptions = {int(row): str(error) for row, error in notes.get("exceptions", {}).items()}
+    return Solution(**values, dims=tuple(dims), exceptions=exceptions)
 
 
 def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:

@@ -48,7 +48,7 @@ class Solution:
         status: how the search ended, a `Status`; in a grid an int64 tensor of codes.
         error: largest ``|weights - target|`` (for goals, ``|residual|``), scalar.
         dims: names of the row dimensions, outermost first; empty for one question.
-        failures: errors of the network during the search, by the row's number in row-major order (one
+        exceptions: errors of the network during the search, by the row's number in row-major order (one
             question is row 0).
     """
 
@@ -60,7 +60,7 @@ class Solution:
     status: Status | Tensor
     error: Tensor
     dims: tuple[str, ...] = ()
-    failures: Mapping[int, str] = field(default_factory=dict)
+    exceptions: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,13 +85,13 @@ class Solution:
         """
         if not self.dims:
             missed = "" if bool(self.hit) else f" It is missed by {float(self.error):.3g}."
-            failed = "".join(f" The error: {text}." for text in self.failures.values())
+            failed = "".join(f" The error: {text}." for text in self.exceptions.values())
             return f"{Status(int(self.status)).sentence}{missed}{failed}"
         hits, misses = int(self.hit.sum()), self.error[~self.hit]
         text = f"{hits} of {self.hit.numel()} rows hit their target."
         text = f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
-        for row, error in list(self.failures.items())[:1]:
-            text += f" The network failed in {len(self.failures)} rows, first in row {row}: {error}."
+        for row, error in list(self.exceptions.items())[:1]:
+            text += f" The network failed in {len(self.exceptions)} rows, first in row {row}: {error}."
         return text
 
     def __getitem__(self, index: Any) -> Self:
@@ -280,8 +280,8 @@ class Solution:
         window = self.x.shape[-3:]
         labels = check_labels("save", window, assets=assets, channels=channels, dates=dates)
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
-        if self.failures:
-            notes["failures"] = {str(row): error for row, error in self.failures.items()}
+        if self.exceptions:
+            notes["exceptions"] = {str(row): error for row, error in self.exceptions.items()}
         write_archive("save", path, self._tensors(), notes)
 
     def report(self, path: str | os.PathLike[str], problem: Problem, **options: Any) -> Path:
@@ -355,15 +355,15 @@ class Solution:
 
     def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...], rows: Tensor) -> Self:
         """A solution from its fields; without dims, ``status`` is a `Status` and ``history`` is cut."""
-        failures = {}
-        if self.failures:
+        exceptions = {}
+        if self.exceptions:
             old = enumerate(rows.flatten().tolist())
-            failures = {new: self.failures[row] for new, row in old if row in self.failures}
+            exceptions = {new: self.exceptions[row] for new, row in old if row in self.exceptions}
         if dims:
-            return type(self)(**tensors, dims=dims, failures=failures)
+            return type(self)(**tensors, dims=dims, exceptions=exceptions)
         history = tensors["history"]
         single: dict[str, Any] = {"status": Status(int(tensors["status"]))}
-        single |= {"history": history[~history.isnan()], "failures": failures}
+        single |= {"history": history[~history.isnan()], "exceptions": exceptions}
         return type(self)(**tensors | single)
 
 

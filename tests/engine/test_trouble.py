@@ -101,8 +101,8 @@ def test_an_error_on_the_way_is_the_status_of_its_row(rows: Any, chunk_size: int
     assert found.x.isfinite().all()
     for row, one in enumerate(alone):
         assert_close((found[row].x, found[row].weights), (one.x, one.weights), rtol=1e-9)
-        assert found[row].failures == one.failures
-        assert one.failures == ({0: "ArithmeticError: no solution"} if one.status == 5 else {})
+        assert found[row].exceptions == one.exceptions
+        assert one.exceptions == ({0: "ArithmeticError: no solution"} if one.status == 5 else {})
         assert ("no solution" in one.message) == (one.status == 5)
     assert "no solution" in found.message
 
@@ -111,9 +111,9 @@ def test_failures_are_saved(tmp_path: Path) -> None:
     target = torch.eye(5, dtype=F64)[0]
     problem = make_problem(Refuses(), target=target, x0=x0s(1)[0].clamp(-1.0, 0.99))
     found = fe.solve(problem, fe.sgd(lr=50.0), max_steps=50)
-    assert found.failures
+    assert found.exceptions
     found.save(tmp_path / "a.safetensors")
-    assert fe.load(tmp_path / "a.safetensors").failures == found.failures
+    assert fe.load(tmp_path / "a.safetensors").exceptions == found.exceptions
 
 
 def factored(p: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -6,11 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import funcexplain as fe
 from tests.grids import F64, assert_rows_equal_alone, models, numbers, row_indices, targets, x0s
-from tests.helpers import assert_close, assert_same, make_network, make_problem, make_target, make_x0
+from tests.helpers import (
+    ASSETS,
+    SIZE,
+    assert_close,
+    assert_same,
+    make_network,
+    make_problem,
+    make_target,
+    make_x0,
+)
 
 
 def gentle() -> fe.Optimizer:
@@ -132,3 +141,30 @@ def test_a_consensus_of_models_in_training_mode_follows_the_problems_seed() -> N
     alone = fe.solve(grid[0], gentle(), max_steps=3)
     folded = fe.solve(fe.consensus(grid), gentle(), max_steps=3)  # twice the same model
     assert_close((folded.x, folded.loss), (alone.x, alone.loss))
+
+
+class Branches(nn.Module):
+    """A model with an ``if``, which vmap cannot map; its twin has none."""
+
+    def __init__(self, seed: int, branch: bool = True) -> None:
+        super().__init__()
+        self.branch, self.head = branch, nn.Linear(SIZE, ASSETS).double()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                generator = torch.Generator().manual_seed(seed)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.head(torch.tanh(x.flatten(1)))
+        if self.branch:
+            return torch.softmax(hidden if hidden.sum() > 0 else -hidden, -1)
+        return torch.softmax(hidden * hidden.sum(1, keepdim=True).detach().sign(), -1)
+
+
+def test_models_that_cannot_be_mapped_are_called_one_by_one() -> None:
+    found = []
+    for branch in (True, False):
+        models = [Branches(seed, branch) for seed in (1, 2)]
+        ensemble = fe.vmap(make_problem(models[0]), params=fe.stack(models)[1])
+        found.append(fe.solve(fe.consensus(ensemble), fe.sgd(lr=0.1), max_steps=5))
+    assert_close((found[0].x, found[0].weights), (found[1].x, found[1].weights))

@@ -214,7 +214,7 @@ def test_states_may_hold_anything_but_tensors(keep: Any, chunk_size: int | None)
     problem = make_problem()
     grid = fe.vmap(problem, x0=torch.stack([make_x0(seed=seed) for seed in range(3)]))
     for question in (problem, grid):
-        chunks = {} if question is problem else {"chunk_size": chunk_size}
+        chunks: dict[str, Any] = {} if question is problem else {"chunk_size": chunk_size}
         found, expected = (
             fe.solve(question, pair, max_steps=5, keep=keep, atol=1e-9, **chunks)
             for pair in ((init, update), (decaying, decay))
@@ -231,7 +231,7 @@ def test_without_a_transform_an_optimizer_sees_its_own_numbers() -> None:
         seen.append(state)
         return -grads, state
 
-    state = (3, 0.25, True, None, [])
+    state: Any = (3, 0.25, True, None, [])
     fe.solve(make_problem(), (lambda z: state, update), max_steps=2)
     assert seen == [state, state, state][: len(seen)]
     assert [type(leaf) for leaf in seen[-1]] == [int, float, bool, type(None), list]
