@@ -23,7 +23,7 @@ from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
 
 # Rows that are computed alone, rows in a batch of another composition, rows that are looked at together.
-_ALONE, _TOGETHER, _PART = 24, 64, 1024
+_ALONE, _TOGETHER, _PART = 16, 128, 1024
 
 
 def rows_to_repeat(
@@ -66,21 +66,21 @@ def rows_to_repeat(
 def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
     """Whether any weights differ in batches of another composition."""
     sizes = _in_parts(rows, lambda part: outputs.x[part].flatten(1).abs().amax(1))
+    eps = coarsest_eps(grid.args, outputs.weights)
     for part in rows[sizes.argsort()].split(_TOGETHER):
         args = take_rows(grid.dims, grid.args, part)
         try:
             weights = batched.weights(outputs.x[part], args)
         except Exception:  # a batch of this composition fails, which says nothing of these answers
             return True
-        eps = coarsest_eps(args, outputs.x, weights)
-        pairs = zip(weights, outputs.weights[part], strict=True)
-        if not all(agree(*pair, eps) for pair in pairs):
+        if not agree(weights, outputs.weights[part], eps, rows=1):
             return True
     return False
 
 
 def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     """The rows whose weights the network alone does not hold at their windows."""
+    eps = coarsest_eps(grid.args)
     shared = not varying_dims(grid.dims, "params")
     differing = []
     with bound(grid.apply, grid.args["params"]) if shared else nullcontext():
@@ -91,7 +91,7 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
             except Exception:
                 differing.append(number)
                 continue
-            if not agree(weights, outputs.weights[number], coarsest_eps(row.args)):
+            if not agree(weights, outputs.weights[number], eps):
                 differing.append(number)
     return torch.tensor(differing, dtype=torch.int64, device=rows.device)
 

@@ -83,11 +83,12 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                 check_starts(grid, rows, None)
             else:
                 batched = make_batched(grid, method, stopping, trial, samples=choice.way == "samples")
-                if not outputs.any_ended():
-                    check_starts(grid, rows, batched.weights)
                 if sizes is None:
                     make = _batches(grid, batched, rows)
                     sizes = choose_chunk_size(batched.step, make, len(rows), rows.device)
+                # The first step of a batch finds them, too, but not before other rows have ended.
+                if len(rows) > sizes.plain and not outputs.any_ended():
+                    check_starts(grid, rows, batched.weights)
                 driver = PoolDriver(grid, batched, outputs, meter, compiler, rows, sizes, callback)
                 left, reason = _drive(driver, search)
                 sizes = driver.sizes

@@ -22,8 +22,7 @@ from funcexplain.solvers.state import Evaluation, Iterate, Method, Stopping
 from funcexplain.solvers.step import bind, make_plain_step
 
 # Rows that are evaluated with their gradients, whose own starts are called together, and of a part.
-_EVALUATED, _CALLED = 3, 16
-_PART = 64
+_EVALUATED, _CALLED, _PART = 3, 16, 128
 # Noise on a trial's points, in standard deviations of their entries.
 _NOISE = 0.1
 
@@ -53,7 +52,7 @@ class Trial(NamedTuple):
         At a point that hits, a gradient is only rounding.
         """
         eps = coarsest_eps(self.args, self.kept.weights)
-        return all(agree(*pair, eps, 1e2 * eps * largest) for pair in zip(ours, theirs, strict=True))
+        return agree(ours, theirs, eps, 1e2 * eps * largest, rows=1)
 
 
 def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:

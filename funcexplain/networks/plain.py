@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import CellType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from funcexplain.networks.references import TABLES
+
+_CONTAINERS = (dict, list, set, deque)
 
 
 def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
@@ -25,15 +30,17 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
         windows: ``(N, C, L, A)``.
     """
     parts = list(module.modules())
+    sets_mode = any(_sets_mode_itself(part) for part in parts)
     with ExitStack() as stack:
-        compiled = any(type(part).__name__ == "OptimizedModule" for part in parts)
-        if compiled:
+        if any(type(part).__name__ == "OptimizedModule" for part in parts):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for part in parts:
-            stack.enter_context(_kept_part(part))
-        if any(_sets_mode_itself(part) for part in parts):
-            for parameter in module.parameters():
-                stack.enter_context(_kept_tensor(parameter))
+        stack.enter_context(containers_kept([*_tables(parts)]))
+        stack.enter_context(_classes_and_generators_kept(parts))
+        tensors = [t for part in parts if not _is_program(part) for t in part._buffers.values()]
+        for tensor in [*tensors, *(module.parameters() if sets_mode else ())]:
+            if tensor is not None and tensor.layout is torch.strided:
+                stack.enter_context(_kept_tensor(tensor))
+        if sets_mode:
             module.eval()
         else:
             for part in parts:
@@ -45,10 +52,12 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
 @contextmanager
 def containers_kept(containers: Sequence[Any]) -> Iterator[None]:
     """Put the contents of mutable containers back."""
-    with ExitStack() as stack:
-        for container in containers:
-            stack.callback(_put_back, container, _contents(container))
+    kept = [(container, _contents(container)) for container in containers]
+    try:
         yield
+    finally:
+        for container, contents in kept:
+            _put_back(container, contents)
 
 
 def captured_containers(module: nn.Module) -> Iterator[Any]:
@@ -58,7 +67,7 @@ def captured_containers(module: nn.Module) -> Iterator[Any]:
             for hook in vars(part).get(name, {}).values():
                 for cell in getattr(hook, "__closure__", None) or ():
                     with suppress(ValueError):  # a name without a value yet
-                        if isinstance(cell.cell_contents, dict | list | set | deque):
+                        if isinstance(cell.cell_contents, _CONTAINERS):
                             yield cell.cell_contents
 
 
@@ -67,30 +76,43 @@ def _sets_mode_itself(part: nn.Module) -> bool:
     return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
 
 
+def _is_program(part: nn.Module) -> bool:
+    return isinstance(part, torch.jit.ScriptModule)
+
+
+def _tables(parts: Sequence[nn.Module]) -> Iterator[Any]:
+    """Attributes of modules, the containers among them, and torch's tables that are in use."""
+    for part in parts:
+        if not _is_program(part):
+            attributes = vars(part)
+            yield attributes
+            for name, value in attributes.items():
+                if isinstance(value, _CONTAINERS) and (value or name not in TABLES):
+                    yield value
+
+
 @contextmanager
-def _kept_part(part: nn.Module) -> Iterator[None]:
-    """Put a module's attributes, tables and buffers back."""
-    if isinstance(part, torch.jit.ScriptModule):
-        was = part.training
+def _classes_and_generators_kept(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back what is in no table: classes, which a first call may change, modes, and generators."""
+    kinds, restores = [(part, type(part)) for part in parts], list[Callable[[], Any]]()
+    for part in parts:
+        if _is_program(part):
+            restores.append(partial(part.train, part.training))
+            continue
+        for value in vars(part).values():
+            if type(value) is torch.Generator:
+                restores.append(partial(value.set_state, value.get_state()))
+            elif type(value) is np.random.Generator:
+                bits = value.bit_generator
+                restores.append(partial(setattr, bits, "state", bits.state))
+    try:
         yield
-        part.train(was)
-        return
-    with ExitStack() as stack:
-        attributes = vars(part)
-        stack.callback(_put_back, attributes, dict(attributes))
-        # The first call of a lazy layer changes its class.
-        stack.callback(object.__setattr__, part, "__class__", type(part))
-        for value in attributes.values():
-            if isinstance(value, dict | list | set | deque):
-                stack.callback(_put_back, value, _contents(value))
-            elif isinstance(value, torch.Generator):
-                stack.callback(value.set_state, value.get_state())
-            elif isinstance(value, np.random.Generator):
-                stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
-        for buffer in part._buffers.values():
-            if buffer is not None and buffer.layout is torch.strided:
-                stack.enter_context(_kept_tensor(buffer))
-        yield
+    finally:
+        for part, kind in kinds:
+            if type(part) is not kind:
+                part.__class__ = kind
+        for restore in restores:
+            restore()
 
 
 @contextmanager
@@ -98,13 +120,15 @@ def _kept_tensor(tensor: Tensor) -> Iterator[None]:
     """Put a tensor's memory, values and version back."""
     alias, values, wants = tensor.data, tensor.detach().clone(), tensor.requires_grad
     with torch.autograd._unsafe_preserve_version_counter(tensor):
-        yield
-        with torch.no_grad():
-            if not torch.equal(alias, values):
-                alias.copy_(values)
-            if tensor.data_ptr() != alias.data_ptr():
-                tensor.data = alias
-    tensor.requires_grad_(wants)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                if not torch.equal(alias, values):
+                    alias.copy_(values)
+                if tensor.data_ptr() != alias.data_ptr():
+                    tensor.data = alias
+            tensor.requires_grad_(wants)
 
 
 def _contents(container: Any) -> Any:
@@ -131,7 +155,7 @@ def _put_back(container: Any, contents: Any) -> None:
 
 def _base(container: Any) -> Any:
     """The built-in type of a container; None for an object with attributes."""
-    return next((kind for kind in (dict, list, set, deque) if isinstance(container, kind)), None)
+    return next((kind for kind in _CONTAINERS if isinstance(container, kind)), None)
 
 
 class Generators:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0) -> bool:
+def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0, rows: int = 0) -> bool:
     """Whether tensors are equal but for rounding, relative to the largest number; NaN equals NaN.
 
     Half of the digits must agree: an unstable computation loses some to the order of its operations,
@@ -20,6 +20,7 @@ def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0) -> bool:
         b: floating tensor.
         eps: rounding of the computation, if coarser than that of the tensors; see `coarsest_eps`.
         atol: absolute difference that is allowed besides.
+        rows: number of leading dimensions, 0 or 1; each row is compared relative to its largest number.
 
     Example:
         >>> agree(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0001]))
@@ -30,8 +31,15 @@ def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0) -> bool:
     if a.shape != b.shape:
         return False
     rtol = min(3.0 * max(eps, coarsest_eps(a, b)) ** 0.5, 0.03)
-    scale = float(b.detach().nan_to_num(posinf=0.0, neginf=0.0).abs().amax()) if b.numel() else 0.0
-    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol + rtol * scale, equal_nan=True)
+    a, b = (
+        t.detach().double().flatten(rows) if t.ndim > rows else t.detach()[..., None] for t in (a, b)
+    )
+    if not b.numel():
+        return True
+    scale = b.nan_to_num(posinf=0.0, neginf=0.0).abs().amax(-1)
+    equal = (a == b) | (a.isnan() & b.isnan())
+    differences = torch.where(equal, 0.0, (a - b).abs())
+    return bool((differences.amax(-1) <= atol + rtol * scale).all())
 
 
 def coarsest_eps(*trees: Any) -> float:
