@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.fingerprint import differences
-from funcexplain.clusters.manifest import FIELDS, FORMAT, Manifest, decode_manifest
+from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
-from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.solution import FIELDS, Solution
 from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 _FILES_PER_FOLDER = 1000  # file systems slow down with more

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
-from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
 FORMAT = 1
-FIELDS = tuple(field.name for field in fields(Solution) if field.name != "dims")
 
 
 class Manifest(NamedTuple):

@@ -75,6 +75,12 @@ class Outputs:
         for error in solution.exceptions.values():
             self.exceptions[number] = error
 
+    def clear(self, rows: Tensor) -> None:
+        """Forget the answers of rows that will be solved again."""
+        for name in ("x", "weights", "loss", "history", "error"):
+            getattr(self, name)[rows] = math.nan
+        self.num_steps[rows], self.status[rows] = 0, int(Status.INTERRUPTED)
+
     def fail(self, number: int, error: BaseException) -> None:
         """Record the error at a row's start; it has no answer."""
         self.status[number] = int(status_of(error))

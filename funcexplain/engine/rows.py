@@ -120,6 +120,7 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
     def solved(number: int) -> Solution:
         return solve_alone(row_of(driver.grid, number), *search[:2], _quiet(search.execution))
 
+    reason = "some of them depend on others in a batch"
     try:
         driver.run()
     except FailsAtStartError:
@@ -127,9 +128,11 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return rows[outputs.status[rows] == Status.INTERRUPTED], f"a batch fails ({describe(error)})"
-    wrong = rows_to_repeat(driver.grid, driver.batched, outputs, rows, solved)
-    return wrong, "some of them depend on others in a batch"
+        reason = f"a batch fails ({describe(error)})"
+    unsolved = rows[outputs.status[rows] == Status.INTERRUPTED]
+    ended = rows[outputs.status[rows] != Status.INTERRUPTED]
+    wrong = rows_to_repeat(driver.grid, driver.batched, outputs, ended, solved)
+    return torch.cat([unsolved, wrong]), reason
 
 
 def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> None:
@@ -147,8 +150,9 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
         execution = execution._replace(callback=_AsBatch(callback))
     if meter:
         meter.begin(chunk_size=1)
+    counted = outputs.status != Status.INTERRUPTED
+    outputs.clear(rows)
     for number in rows.tolist():
-        repeated = outputs.status[number] != Status.INTERRUPTED
         solution = None
         try:
             solution = solve_alone(row_of(grid, number), search.method, search.stopping, execution)
@@ -160,7 +164,7 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
             outputs.write_solution(number, solution)
             if solution.status is Status.INTERRUPTED:
                 raise KeyboardInterrupt
-        if meter and not repeated:
+        if meter and not counted[number]:
             meter.add(1, int(outputs.status[number] == Status.HIT))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from funcexplain.solutions.archive import read_archive, read_notes
-from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solutions.solution import FIELDS, Solution, Status
 
 
 def load(path: str | os.PathLike[str]) -> Solution:
@@ -39,11 +38,10 @@ def load(path: str | os.PathLike[str]) -> Solution:
         True
     """
     tensors, notes = read_archive("load", path)
-    expected = {field.name for field in fields(Solution)} - {"dims", "exceptions"}
     dims: Any = notes.get("dims")
-    if tensors.keys() != expected or not _fits(tensors, dims):
+    if tensors.keys() != set(FIELDS) or not _fits(tensors, dims):
         raise ValueError(
-            f"load: {str(path)!r} must hold the fields of a solution {sorted(expected)}, got "
+            f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got "
             f"{sorted(tensors)} with rows {dims}; it is not a saved solution"
         )
     values: dict[str, Any] = dict(tensors)

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     import xarray
 
     from funcexplain.problems.problem import Problem
+
+
+FIELDS = ("x", "weights", "loss", "history", "num_steps", "status", "error")
+"""The fields that are tensors of rows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -342,7 +346,7 @@ class Solution:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The fields as tensors; other leaves of a mapped tree are passed through."""
-        values = {f.name: getattr(self, f.name) for f in fields(Solution)[:7]}
+        values = {name: getattr(self, name) for name in FIELDS}
         if isinstance(self.status, Status):
             values["status"] = torch.as_tensor(self.status, dtype=torch.int64)
         return values
