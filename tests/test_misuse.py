@@ -176,7 +176,6 @@ CALLS: dict[str, tuple[Callable[[Given], Any], type[Exception], str, str]] = {
         "functionalize: tr",
         "BatchNorm1d",
     ),
-    "torchscript": (scripted, T, "functionalize: expected a Python", "but 0 is a compiled"),
     "params_missing": (pruned, V, "network: params must hold the names", "got a difference"),
     "stack_unlike": (
         lambda g: fe.stack([LINEAR, TANH]),

@@ -125,8 +125,16 @@ def solve(
     problem = build_problem(WHERE, recipe)
     settings = _decide_settings(problem, _complete_settings(settings))
     built = make_method(method)
-    # Solving zero rows checks the settings, and determines the fields of the answers.
-    empty = solve_rows_alone(problem, torch.arange(0, device=problem.args["x0"].device), built, settings)
+    # Solving zero rows checks the settings, and determines the fields of the answers; the start of a row
+    # determines their dtypes.
+    none = torch.arange(0, device=problem.args["x0"].device)
+    fields = solve_rows_alone(problem, none, built, settings)._tensors()
+    dtypes = {name: tensor.dtype for name, tensor in fields.items()}
+    if 0 not in problem.shape:
+        row = problem[(0,) * len(problem.dims)]
+        start = solve_here(row, built, max_steps=0)._tensors()
+        for name in ("weights", "loss", "error"):
+            dtypes[name] = start[name].dtype
     share = -(-math.prod(problem.shape) // _CHUNKS)
     wanted = Manifest(
         parts=fingerprint(problem, built, settings),
@@ -134,12 +142,12 @@ def solve(
         shape=problem.shape,
         chunk_size=chunk_size or min(_MAX_ROWS, max(_MIN_ROWS, share)),
         fields={
-            name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape[1:]))
-            for name, tensor in empty._tensors().items()
+            name: (str(dtypes[name]).removeprefix("torch."), tuple(tensor.shape[1:]))
+            for name, tensor in fields.items()
         },
     )
     pickle_for_workers(WHERE, "method", method)
-    del problem, empty
+    del problem, fields
     folder = open_or_create(WHERE, directory, wanted, chunk_size)
     task = Task(recipe, method, settings, folder.path, folder.manifest)
     failures = _run(folder, pickle.dumps(task), ManagedExecutor(source), retries, in_flight, callback)

@@ -7,6 +7,7 @@ one window shows all of these.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -74,8 +75,10 @@ class Source(NamedTuple):
             with (
                 Generators(x.device) as generators,
                 containers_kept(self.containers),
+                warnings.catch_warnings(),
                 torch.enable_grad(),
             ):
+                warnings.simplefilter("ignore")
                 try:
                     copied = apply.samples(params, window)
                 except Exception:
@@ -83,6 +86,8 @@ class Source(NamedTuple):
                 generators.rewind()
                 try:
                     plain = call_in_eval_mode(self.module, window)
+                    if not (isinstance(plain, Tensor) and plain.is_floating_point()):
+                        return  # the search refuses it
                     drew, agrees, repeats = generators.have_moved(), _agree(apply, copied, plain), True
                     if drew or not agrees:
                         repeats = _agree(apply, call_in_eval_mode(self.module, window), plain)
@@ -239,9 +244,7 @@ def _nearby(x: Tensor) -> Tensor:
     return torch.where(x == 0.0, noise.abs(), x * (1.0 + noise))
 
 
-def _agree(apply: Network, a: Tensor, b: Any) -> bool:
+def _agree(apply: Network, a: Tensor, b: Tensor) -> bool:
     """Whether weights are equal but for rounding, and for the tolerance of convex solvers."""
-    if not isinstance(b, Tensor) or not b.is_floating_point():
-        return False
     exact = any(isinstance(replacement_of(part), ExactLayer) for part in apply.module.modules())
     return agree(a, b, coarsest_eps(apply.own), _SOLVER_ATOL if exact else 0.0)
