@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.execution import Execution
-from funcexplain.engine.interrupts import raise_pending
 from funcexplain.engine.progress import Meter, Reporter
-from funcexplain.networks.memory import is_out_of_memory
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import bound
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.loop import iterate, raise_pending
 from funcexplain.solvers.state import Info, Method, State, Stopping
 from funcexplain.solvers.step import make_plain_step
 

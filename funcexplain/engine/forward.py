@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.memory import is_out_of_memory
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.problem import Args, Problem

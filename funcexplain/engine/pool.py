@@ -21,15 +21,14 @@ from torch import Tensor
 from funcexplain.engine.alone import FailsAtStartError, describe, status_of
 from funcexplain.engine.batching import Batched
 from funcexplain.engine.compiled import Compiler
-from funcexplain.engine.interrupts import raise_pending
 from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
-from funcexplain.networks.memory import is_out_of_memory
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
-from funcexplain.solvers.loop import iterate
+from funcexplain.solvers.loop import iterate, raise_pending
 from funcexplain.solvers.state import Info, State, Step
 
 # Ended rows stay until they are this fraction of the pool: removing them costs about as much as a step's

@@ -1,7 +1,7 @@
 """A grid of rows, from the question to the answer: how rows share a batch, how many, then the pool.
 
-What a batch computes is believed only so far: rows are tried before (`trial`), and checked when they end
-(`recheck`). Rows that a batch cannot solve correctly are solved alone.
+What a batch computes is believed only so far: rows are tried before they share one (`try_rows`) and
+checked when they end (`rows_to_repeat`). Rows that a batch cannot solve correctly are solved alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,19 +19,26 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.engine.alone import FailsAtStartError, describe, solve_alone
-from funcexplain.engine.batching import Batched, Choice, choose_way, make_batched
+from funcexplain.engine.alone import FailsAtStartError, describe, solve_alone, status_of
+from funcexplain.engine.batching import (
+    Batched,
+    Choice,
+    Trial,
+    choose_way,
+    make_batched,
+    row_of,
+    try_rows,
+)
 from funcexplain.engine.compiled import Compiler
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.memory import ChunkSizes, choose_chunk_size, reuse_blocks
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
-from funcexplain.engine.recheck import rows_to_repeat
-from funcexplain.engine.trial import Trial, check_starts, row_of, try_rows
-from funcexplain.networks.memory import is_out_of_memory
-from funcexplain.networks.network import Network
-from funcexplain.problems.grid import by_model, take_rows
+from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.network import Network, bound
+from funcexplain.networks.rounding import agree, coarsest_eps
+from funcexplain.problems.grid import by_model, mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.state import Info, Method, State, Stopping
@@ -41,6 +49,9 @@ ROWS_PER_MODEL = 64
 _FEW_ROWS, _UNROLLED = 4, 5
 # Windows in one call, to measure what a call for each of them costs.
 _MEASURED_ROWS = 16
+
+# Of ended rows: computed again alone, in a batch of another composition, and looked at together.
+_ALONE, _TOGETHER, _PART = 16, 128, 1024
 
 _logger = logging.getLogger("funcexplain")
 
@@ -211,3 +222,114 @@ def _batches(grid: Problem, batched: Batched, rows: Tensor) -> Callable[[int], t
         return batched.init(args), args
 
     return make
+
+
+def check_starts(grid: Problem, rows: Tensor, weights: Callable[[Tensor, Args], Tensor] | None) -> None:
+    """Raise a `FailsAtStartError` if the network raises at the start window of a row.
+
+    Args:
+        grid: the rows' problem.
+        rows: their numbers.
+        weights: ``(x, args) -> weights`` of a batch of rows, or None to call the network for each.
+    """
+    dims = mapped_dims(grid.dims, grid.args)
+    begin = torch.func.vmap(grid.start, in_dims=(dims,))
+    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    for part in rows.split(_TOGETHER if weights else 1):
+        args = take_rows(grid.dims, grid.args, part)
+        windows = decode(begin(args), args)
+        if not windows.isfinite().all():
+            continue  # which the network never sees; the search meets the others
+        try:
+            if weights and len(part) > 1:
+                weights(windows, args)
+                continue
+        except Exception:
+            pass
+        for number, x in zip(part.tolist(), windows, strict=True):
+            row = row_of(grid, number)
+            try:
+                row.evaluate(x, row.args)
+            except Exception as error:
+                if status_of(error) is Status.FAILED and not is_out_of_memory(error):
+                    raise FailsAtStartError(number) from error
+
+
+def rows_to_repeat(
+    grid: Problem,
+    batched: Batched,
+    outputs: Outputs,
+    rows: Tensor,
+    solved: Callable[[int], Solution],
+) -> Tensor:
+    """The rows whose weights are not the network's, or that ended by what other rows did to them.
+
+    A network may treat a row by what its batch holds (``if x.abs().max() > 6``), at windows that a trial
+    before the search did not reach. All weights are computed again in batches of another composition,
+    rows of similar size together, and some by the network alone; where any differ, every row is computed
+    alone.
+
+    Args:
+        grid: the rows' problem.
+        batched: the functions that solved them.
+        outputs: their answers.
+        rows: their numbers.
+        solved: solves a row alone.
+    """
+    known = rows[_in_parts(rows, lambda part: outputs.weights[part].flatten(1).isfinite().all(1))]
+    some = torch.linspace(0, len(known) - 1, min(_ALONE, len(known)), dtype=torch.float64)
+    if _differ_alone(grid, outputs, known[some.long().to(rows.device)]).numel() or _differ_together(
+        grid, batched, outputs, known
+    ):
+        wrong = _differ_alone(grid, outputs, known)
+    else:
+        wrong = rows[:0]
+    # Of rows that ended in trouble, one shows whether it is their own.
+    troubled = rows[(outputs.status[rows] == Status.NONFINITE) | (outputs.status[rows] == Status.FAILED)]
+    if len(rows) > 1 and len(troubled):
+        number = int(troubled[0])
+        try:
+            own = int(solved(number).status) == int(outputs.status[number])
+        except Exception:  # at its start
+            own = True
+        if not own:
+            wrong = torch.cat([wrong, troubled]).unique()
+    return wrong
+
+
+def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
+    """Whether any weights differ in batches of another composition."""
+    sizes = _in_parts(rows, lambda part: outputs.x[part].flatten(1).abs().amax(1))
+    eps = coarsest_eps(grid.args, outputs.weights)
+    for part in rows[sizes.argsort()].split(_TOGETHER):
+        args = take_rows(grid.dims, grid.args, part)
+        try:
+            weights = batched.weights(outputs.x[part], args)
+        except Exception:  # a batch of this composition fails, which says nothing of these answers
+            return True
+        if not agree(weights, outputs.weights[part], eps, rows=1):
+            return True
+    return False
+
+
+def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
+    """The rows whose weights the network alone does not hold at their windows."""
+    eps = coarsest_eps(grid.args)
+    shared = not varying_dims(grid.dims, "params")
+    differing = []
+    with bound(grid.apply, grid.args["params"]) if shared else nullcontext():
+        for number in rows.tolist():
+            row = row_of(grid, number)
+            try:
+                _, (_, weights) = row.evaluate(outputs.x[number], row.args)
+            except Exception:
+                differing.append(number)
+                continue
+            if not agree(weights, outputs.weights[number], eps):
+                differing.append(number)
+    return torch.tensor(differing, dtype=torch.int64, device=rows.device)
+
+
+def _in_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A number for each row, without copies of all windows."""
+    return torch.cat([function(part) for part in rows.split(_PART)])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from funcexplain.engine.alone import FailsAtStartError, solve_alone
 from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
-from funcexplain.engine.interrupts import deferred_interrupts
 from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
 from funcexplain.networks.network import Apply, Network
@@ -29,6 +28,7 @@ from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
+from funcexplain.solvers.loop import deferred_interrupts
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import DEFAULT_RTOL, Keep, Method, Stopping
 from funcexplain.solvers.step import check_stopping

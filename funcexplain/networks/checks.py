@@ -1,10 +1,11 @@
-"""Checks of a function before `opaque` runs it under a transform."""
+"""Checks of a function before `opaque` runs it under a transform, and of the errors that it raises."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,3 +38,10 @@ def check_captured(fn: Callable[..., Any]) -> None:
                 f"opaque: fn must not capture tensors that torch.func transforms, got a "
                 f"{type(item).__name__}; pass its tensors as arguments, or the module itself as fn"
             )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funcexplain.networks.convex import capped_softmax, markowitz, risk_budgeting, sparsemax
 from funcexplain.networks.opaque import Opaque
 
 Allocate = Callable[..., Tensor]
@@ -95,6 +94,8 @@ def _text(problem: Any, parameters: list[Any]) -> str:
 def _known_programs(num_assets: int, cap: float) -> Iterator[tuple[Any, list[Any], Allocate]]:
     """The known programs, as this version of cvxpy prints them, with their allocators."""
     import cvxpy as cp
+
+    from funcexplain.networks.convex import capped_softmax, markowitz, risk_budgeting, sparsemax
 
     w = cp.Variable(num_assets)
     vector, root = cp.Parameter(num_assets), cp.Parameter((num_assets, num_assets))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.folding import Dim, Dims, Tensors, dims_per_tensor, narrow_rows
-from funcexplain.networks.memory import is_out_of_memory
 from funcexplain.networks.rounding import agree
 
 # Functions that turn the value of a tensor into one of Python.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from funcexplain.networks.memory import is_out_of_memory
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.rounding import agree
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import is_readable

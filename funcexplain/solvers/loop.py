@@ -1,14 +1,25 @@
-"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows."""
+"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows.
+
+Ctrl-C waits for the end of a step: an exception in its middle would leave torch.func's levels out of
+balance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from funcexplain.problems.checks import check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.state import Info, Init, State, Step
+
+# Whether a Ctrl-C was held back.
+_asked = False
 
 
 def iterate(
@@ -59,3 +70,38 @@ def run(init: Init, step: Step, args: Args, num_steps: int) -> tuple[State, Info
     if not infos:
         return state, Info(*(args["x0"].new_zeros(0) for _ in Info._fields))
     return state, Info(*map(torch.stack, zip(*infos, strict=True)))
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Hold back a Ctrl-C until `raise_pending`; a second one interrupts at once.
+
+    Does nothing outside the main thread, or where the caller has a SIGINT handler of their own.
+    """
+    global _asked
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def hold(number: int, frame: Any) -> None:
+        global _asked
+        if _asked:
+            signal.default_int_handler(number, frame)
+        _asked = True
+
+    _asked = False
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _asked = False
+
+
+def raise_pending() -> None:
+    """Raise the KeyboardInterrupt that was held back, if there is one; in the main thread only."""
+    global _asked
+    if _asked and threading.current_thread() is threading.main_thread():
+        _asked = False
+        raise KeyboardInterrupt

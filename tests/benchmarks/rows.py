@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.engine import pool as pool_module
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import make_batched
-from funcexplain.engine.trial import try_rows
+from funcexplain.engine.batching import make_batched, try_rows
 from funcexplain.problems.grid import take_rows
 from funcexplain.solvers.state import Stopping
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.engine.batching import make_batched
-from funcexplain.engine.trial import try_rows
+from funcexplain.engine.batching import make_batched, try_rows
 from funcexplain.solvers.gradient import backward_value_and_grad, make_objective, with_gradient
 from funcexplain.solvers.state import (
     Advance,
