@@ -140,10 +140,10 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
         if is_out_of_memory(error):
             raise
         reason = f"a batch fails ({describe(error)})"
-    unsolved = rows[outputs.status[rows] == Status.INTERRUPTED]
-    ended = rows[outputs.status[rows] != Status.INTERRUPTED]
+    unsolved = outputs.status[rows] == Status.INTERRUPTED
+    left, ended = (rows[unsolved], rows[~unsolved]) if unsolved.any() else (rows[:0], rows)
     wrong = rows_to_repeat(driver.grid, driver.batched, outputs, ended, solved)
-    return torch.cat([unsolved, wrong]), reason
+    return torch.cat([left, wrong]), reason
 
 
 def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> None:
@@ -276,16 +276,13 @@ def rows_to_repeat(
         rows: their numbers.
         solved: solves a row alone.
     """
-    known = rows[_in_parts(rows, lambda part: outputs.weights[part].flatten(1).isfinite().all(1))]
-    some = torch.linspace(0, len(known) - 1, min(_ALONE, len(known)), dtype=torch.float64)
-    if _differ_alone(grid, outputs, known[some.long().to(rows.device)]).numel() or _differ_together(
-        grid, batched, outputs, known
-    ):
-        wrong = _differ_alone(grid, outputs, known)
-    else:
-        wrong = rows[:0]
+    some = torch.linspace(0, len(rows) - 1, min(_ALONE, len(rows)), dtype=torch.float64)
+    wrong = _differ_alone(grid, outputs, rows[some.long().to(rows.device)])
+    if len(wrong) or _differ_together(grid, batched, outputs, rows):
+        wrong = _differ_alone(grid, outputs, rows)
     # Of rows that ended in trouble, one shows whether it is their own.
-    troubled = rows[(outputs.status[rows] == Status.NONFINITE) | (outputs.status[rows] == Status.FAILED)]
+    codes = outputs.status[rows]
+    troubled = rows[(codes == Status.NONFINITE) | (codes == Status.FAILED)]
     if len(rows) > 1 and len(troubled):
         number = int(troubled[0])
         try:
@@ -299,16 +296,18 @@ def rows_to_repeat(
 
 def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
     """Whether any weights differ in batches of another composition."""
-    sizes = _in_parts(rows, lambda part: outputs.x[part].flatten(1).abs().amax(1))
     eps = coarsest_eps(grid.args, outputs.weights)
-    for part in rows[sizes.argsort()].split(_TOGETHER):
-        args = take_rows(grid.dims, grid.args, part)
-        try:
-            weights = batched.weights(outputs.x[part], args)
-        except Exception:  # a batch of this composition fails, which says nothing of these answers
-            return True
-        if not agree(weights, outputs.weights[part], eps, rows=1):
-            return True
+    for some in rows.split(_PART):  # no copies of all windows
+        known = some[outputs.weights[some].flatten(1).isfinite().all(1)]
+        sizes = outputs.x[known].flatten(1).abs().amax(1)
+        for part in known[sizes.argsort()].split(_TOGETHER) if len(known) else ():
+            args = take_rows(grid.dims, grid.args, part)
+            try:
+                weights = batched.weights(outputs.x[part], args)
+            except Exception:  # such a batch fails, which says nothing of these answers
+                return True
+            if not agree(weights, outputs.weights[part], eps, rows=1):
+                return True
     return False
 
 
@@ -319,6 +318,8 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     differing = []
     with bound(grid.apply, grid.args["params"]) if shared else nullcontext():
         for number in rows.tolist():
+            if not outputs.weights[number].isfinite().all():
+                continue
             row = row_of(grid, number)
             try:
                 _, (_, weights) = row.evaluate(outputs.x[number], row.args)
@@ -328,8 +329,3 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
             if not agree(weights, outputs.weights[number], eps):
                 differing.append(number)
     return torch.tensor(differing, dtype=torch.int64, device=rows.device)
-
-
-def _in_parts(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A number for each row, without copies of all windows."""
-    return torch.cat([function(part) for part in rows.split(_PART)])
