@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from funcexplain.networks.objects import attributes, setter
 from funcexplain.networks.references import TABLES
 
-_CONTAINERS = (dict, list, set, deque)
+# An OrderedDict keeps an order of its own, which methods of dict do not know.
+_CONTAINERS = (OrderedDict, dict, list, set, deque)
 
 
 def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
@@ -84,9 +86,8 @@ def _tables(parts: Sequence[nn.Module]) -> Iterator[Any]:
     """Attributes of modules, the containers among them, and torch's tables that are in use."""
     for part in parts:
         if not _is_program(part):
-            attributes = vars(part)
-            yield attributes
-            for name, value in attributes.items():
+            yield vars(part)
+            for name, value in vars(part).items():
                 if isinstance(value, _CONTAINERS) and (value or name not in TABLES):
                     yield value
 
@@ -135,10 +136,10 @@ def _contents(container: Any) -> Any:
     """A shallow copy of what a container holds, without methods of the caller's."""
     if isinstance(container, CellType):
         return container.cell_contents
-    if isinstance(container, dict):
-        return dict.copy(container)
     base = _base(container)
-    return dict(vars(container)) if base is None else base(base.__iter__(container))
+    if base is None:
+        return attributes(container)
+    return [*base.items(container)] if issubclass(base, dict) else [*base.__iter__(container)]
 
 
 def _put_back(container: Any, contents: Any) -> None:
@@ -147,10 +148,13 @@ def _put_back(container: Any, contents: Any) -> None:
         return
     base = _base(container)
     if base is None:
-        _put_back(vars(container), contents)
+        for name, value in contents.items():
+            setter(container, name)(value)
+        for name in attributes(container).keys() - contents.keys():
+            object.__delattr__(container, name)
         return
     base.clear(container)
-    (base.update if base in (dict, set) else base.extend)(container, contents)
+    (base.extend if base in (list, deque) else base.update)(container, contents)
 
 
 def _base(container: Any) -> Any:
