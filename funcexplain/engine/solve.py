@@ -75,8 +75,8 @@ def solve(
             row needs and the cache, and logs the choice to ``funcexplain``. Answers do not depend on it.
             Where memory runs out it is halved.
         rows: how rows of a grid share a call of the network: by ``"vmap"``, or as its ``"samples"``,
-            which is faster and raises where they are not independent. ``"auto"`` uses samples where that
-            is exact and the network does not loop over them.
+            which is faster. Both raise where rows in a batch do not compute what they compute alone.
+            ``"auto"`` uses samples, else vmap, else solves rows one at a time, with a warning.
         compile: whether steps are compiled to machine code, once for each chunk size. That takes seconds
             to tens of seconds (less where torch's cache knows the code) and makes steps several times
             faster. ``"auto"`` compiles a grid whose search would take more than a minute. What cannot be
@@ -87,6 +87,8 @@ def solve(
         is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED.
 
     Raises:
+        Exception: what the network raises at a start window, with a note that names the row. At a later
+            window its error is in ``solution.exceptions``, and the row ends as FAILED.
         TypeError: for an argument that is not a problem, method, number or function.
         ValueError: for a negative ``max_steps``, ``atol`` or ``rtol``, a ``patience``, ``chunk_size`` or
             ``history`` below one, an ``rtol`` without ``patience``, or an unknown ``keep``.

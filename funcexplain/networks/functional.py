@@ -42,8 +42,10 @@ def functionalize(
     Raises:
         TypeError: if ``module`` is not a (Python) module, or, from ``apply``, if it does not return one
             tensor.
-        ValueError: if batch normalization is in training mode, or, from ``apply``, if the output does
-            not have shape ``(1, A)`` for a batch of one.
+        ValueError: if batch normalization is in training mode; from ``apply``, if the output does not
+            have shape ``(1, A)`` for a batch of one, or if, at the first window, the copy does not hold the
+            weights of the module itself in eval mode (for example, because layers are kept where it does
+            not find them).
 
     Example:
         >>> import torch, funcexplain as fe
@@ -94,7 +96,8 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
         ``torch.func.vmap(apply, in_dims=(0, None))``.
 
     Raises:
-        ValueError: if there are no modules, or one does not match the first (with its index).
+        ValueError: if there are no modules, or one does not match the first (with its index); at the
+            first window, if a model's own weights are not those of the first model with its parameters.
 
     Example:
         >>> import torch, funcexplain as fe

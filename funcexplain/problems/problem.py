@@ -218,7 +218,7 @@ def problem(
         TypeError: if an argument is not a tensor, network or function, is not floating, if the mask is
             not bool, or dtypes or devices differ.
         ValueError: for a wrong shape, NaN or infinite values, an unknown asset, or an infeasible
-            target.
+            target; if a private copy of the module does not hold its weights (see `functionalize`).
         RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Example:
