@@ -90,10 +90,10 @@ class Trial(NamedTuple):
     def agree(self, ours: Tensor, theirs: Tensor, largest: float = 0.0) -> bool:
         """Whether every row's numbers agree; ``largest`` is their size at other points.
 
-        At a point that hits, a gradient is only rounding.
+        At a point that hits, a loss and its gradient are only rounding.
         """
         eps = coarsest_eps(self.args, self.kept.weights)
-        return agree(ours, theirs, eps, 1e2 * eps * largest, rows=1)
+        return agree(ours, theirs, eps, min(1e6 * eps, 1e-3) * largest, rows=1)
 
 
 def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:
@@ -340,6 +340,8 @@ def _differs(batched: Batched, trial: Trial) -> str | None:
         max(float(alone[field].nan_to_num().abs().max()) for _, alone in trial.points)
         for field in range(len(Evaluation._fields))
     ]
+    value, loss, weights, slopes = largest
+    largest = [max(value, weights), max(loss, weights), weights, slopes]
     for z, alone in trial.points:
         try:
             together = batched.evaluate(z, trial.args)

@@ -43,9 +43,9 @@ def functionalize(
         TypeError: if ``module`` is not a (Python) module, or, from ``apply``, if it does not return one
             tensor.
         ValueError: if batch normalization is in training mode; from ``apply``, if the output does not
-            have shape ``(1, A)`` for a batch of one, or if, at the first window, the copy does not hold the
-            weights of the module itself in eval mode (for example, because layers are kept where it does
-            not find them).
+            have shape ``(1, A)`` for a batch of one, or if, at the first window, the copy does not hold
+            the weights of the module itself in eval mode (for example, because layers are kept where it
+            does not find them).
 
     Example:
         >>> import torch, funcexplain as fe

@@ -302,15 +302,7 @@ class Solution:
         return funcexplain.report(self, problem, path, **options)
 
     def _summary(self) -> list[tuple[str, str]]:
-        """The key numbers as pairs of a name and a text; for a grid, counts over its rows.
-
-        Example:
-            >>> import torch, funcexplain as fe
-            >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
-            >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
-            >>> fe.solve(p, max_steps=0)._summary()[:2]
-            [('status', 'MAX_STEPS'), ('largest error', '0.4')]
-        """
+        """The key numbers as pairs of a name and a text; for a grid, counts over its rows."""
         if not self.dims:
             return [
                 ("status", str(Status(int(self.status)))),
