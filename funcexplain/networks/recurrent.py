@@ -10,6 +10,7 @@ directly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +58,10 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
     def forward(*inputs: Any, **named: Any) -> Any:
         if not (torch._C._are_functorch_transforms_active() or is_traced()):
-            return plain(*inputs, **named)
+            on_gpu = any(weight.is_cuda for weight in layer._flat_weights)
+            trains = layer.training or not torch.is_grad_enabled() or not on_gpu
+            with nullcontext() if trains else DifferentiableKernels():
+                return plain(*inputs, **named)
         if layer.training and layer.dropout > 0 and layer.num_layers > 1:
             raise RuntimeError(
                 f"{type(layer).__name__}: dropout={layer.dropout} between layers cannot be drawn under "
@@ -68,6 +72,20 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
     layer.forward = forward
     return module
+
+
+class DifferentiableKernels(TorchFunctionMode):
+    """Runs torch's recurrent kernels as in training without dropout: cuDNN has no backward in eval mode."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, or the kernel with other settings."""
+        if func in KERNELS:
+            sizes, _ = split_arguments(args)
+            dropout = 5 + len(sizes)
+            args = (*args[:dropout], 0.0, True, *args[dropout + 2 :])
+        return func(*args, **(kwargs or {}))
 
 
 class _FoldKernels(TorchFunctionMode):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import funcexplain as fe
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import RULES
-from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
+from funcexplain.networks.recurrent import DifferentiableKernels, explicit_cell, fold_recurrent
 from tests.helpers import (
     RECURRENT,
     assert_close,
@@ -310,3 +310,17 @@ def test_cells_map_with_any_states(cell: Any, states: str) -> None:
     models = {n: torch.stack([p, 2 * p]).detach() for n, p in layer.named_parameters()}
     outs = vmap(lambda p: functional_call(followed, p, (xs[0],)))(models)
     assert_close(outs[0][0] if pair else outs[0], layer(xs[0])[0] if pair else layer(xs[0]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_kernels_in_training_mode_compute_what_eval_mode_computes(kind: Any, packed: bool) -> None:
+    """What a GPU, whose kernels have no backward pass in eval mode, is given instead."""
+    layer = kind(3, 4, num_layers=2, dropout=0.5, batch_first=True).double().eval()
+    x: Any = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    if packed:
+        x = nn.utils.rnn.pack_padded_sequence(x, [5, 3], batch_first=True)
+    with DifferentiableKernels():
+        found = layer(x)[0]
+    expected = layer(x)[0]
+    assert torch.equal(found.data, expected.data)
