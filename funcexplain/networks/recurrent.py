@@ -75,7 +75,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
 
 class DifferentiableKernels(TorchFunctionMode):
-    """Runs torch's recurrent kernels as in training without dropout: cuDNN has no backward in eval mode."""
+    """Runs recurrent kernels as in training, without dropout: cuDNN has no backward in eval mode."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -71,7 +71,8 @@ class Source(NamedTuple):
         if _marks(self.module) != self.marks:
             return
         failure: Exception | None = None
-        for window in (_nearby(x)[None], x[None]):
+        # As a search calls it, with a gradient, where the network allows that.
+        for window in (_nearby(x)[None].requires_grad_(), x[None]):
             with (
                 Generators(x.device) as generators,
                 containers_kept(self.containers),
@@ -85,12 +86,13 @@ class Source(NamedTuple):
                     continue
                 generators.rewind()
                 try:
-                    plain = call_in_eval_mode(self.module, window)
+                    plain = call_in_eval_mode(self.module, window.detach())
                     if not (isinstance(plain, Tensor) and plain.is_floating_point()):
                         return  # the search refuses it
                     drew, agrees, repeats = generators.have_moved(), _agree(apply, copied, plain), True
                     if drew or not agrees:
-                        repeats = _agree(apply, call_in_eval_mode(self.module, window), plain)
+                        again = call_in_eval_mode(self.module, window.detach())
+                        repeats = _agree(apply, again, plain)
                 except Exception as error:
                     failure = error
                     continue
