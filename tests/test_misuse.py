@@ -6,7 +6,6 @@ It is refused in words, and nothing of the caller's changes.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -78,13 +77,6 @@ def in_grad(given: Given) -> Any:
 def in_inference_mode(given: Given) -> Any:
     with torch.inference_mode():
         return fe.solve(given.problem, max_steps=2)
-
-
-def scripted(given: Given) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        part = torch.jit.script(nn.Tanh())
-    return given.ask(network=nn.Sequential(part, given.network))
 
 
 def pruned(given: Given) -> Any:

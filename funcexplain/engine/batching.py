@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -113,7 +114,7 @@ def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) ->
 
 
 def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:
-    numbers = rows[_spread(len(rows), _EVALUATED, rows.device)]
+    numbers = rows[spread(len(rows), _EVALUATED, rows.device)]
     first = row_of(grid, int(numbers[0]))
     init, step = make_plain_step(first, method, stopping)
     try:
@@ -126,7 +127,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     dims = mapped_dims(grid.dims, grid.args)
     begin = torch.func.vmap(grid.start, in_dims=(dims,))
     decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
-    own = take_rows(grid.dims, grid.args, rows[_spread(len(rows), _CALLED, rows.device)])
+    own = take_rows(grid.dims, grid.args, rows[spread(len(rows), _CALLED, rows.device)])
     windows = [decode(begin(own), own)]
     start = begin(take_rows(grid.dims, grid.args, numbers))
     alone = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, start, strict=True)]
@@ -148,22 +149,18 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
 
 def _noise_for(z: Tensor) -> Tensor:
     """Noise in proportion to the spread of some points."""
-    spread = z.std().nan_to_num() if z.numel() > 1 else torch.zeros_like(z.sum())
-    scale = _NOISE * torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+    std = z.std().nan_to_num() if z.numel() > 1 else torch.zeros_like(z.sum())
+    scale = _NOISE * torch.where(std > 1e-6, std, torch.ones_like(std))
     waves = torch.arange(1, z.numel() + 1, dtype=torch.float64, device=z.device).square().cos()
     return scale * waves.view(z.shape).to(z.dtype)
 
 
 def row_of(grid: Problem, number: int) -> Problem:
     """One row of a grid, by its number in row-major order."""
-    index = []
-    for dim in reversed(grid.dims):
-        number, place = divmod(number, dim.size)
-        index.append(place)
-    return grid[tuple(reversed(index))]
+    return grid[tuple(map(int, np.unravel_index(number, grid.shape)))]
 
 
-def _spread(total: int, count: int, device: torch.device) -> Tensor:
+def spread(total: int, count: int, device: torch.device) -> Tensor:
     """Up to ``count`` places, spread evenly."""
     count = min(total, count)
     return torch.linspace(0, total - 1, count, dtype=torch.float64, device=device).long()

@@ -27,6 +27,7 @@ from funcexplain.engine.batching import (
     choose_way,
     make_batched,
     row_of,
+    spread,
     try_rows,
 )
 from funcexplain.engine.compiled import Compiler
@@ -276,8 +277,7 @@ def rows_to_repeat(
         rows: their numbers.
         solved: solves a row alone.
     """
-    some = torch.linspace(0, len(rows) - 1, min(_ALONE, len(rows)), dtype=torch.float64)
-    wrong = _differ_alone(grid, outputs, rows[some.long().to(rows.device)])
+    wrong = _differ_alone(grid, outputs, rows[spread(len(rows), _ALONE, rows.device)])
     if len(wrong) or _differ_together(grid, batched, outputs, rows):
         wrong = _differ_alone(grid, outputs, rows)
     # Of rows that ended in trouble, one shows whether it is their own.
