@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _message(error: Exception) -> str:
     """The error on one line; an unexpected type of error is named, with a hint to ``--debug``."""
-    words = " ".join(str(error).split())
+    notes = getattr(error, "__notes__", [])
+    words = "; ".join(" ".join(text.split()) for text in (str(error), *notes) if text)
     if isinstance(error, ValueError | TypeError | OSError | ImportError) and words:
         return words
     return f"{type(error).__name__}: {words or 'no message'}; --debug shows the traceback"

@@ -115,6 +115,7 @@ def solve(
     if isinstance(method, tuple) and len(method) == 2 and isinstance(method[1], Mapping):
         method = as_recipe(WHERE, "method", method)
     method = adam() if method is None else method
+    pickle_for_workers(WHERE, "method", method)
     source = check_executor(WHERE, executor)
     check_count(WHERE, "retries", retries)
     for name, size in {"chunk_size": chunk_size, "in_flight": in_flight}.items():
@@ -146,7 +147,6 @@ def solve(
             for name, tensor in fields.items()
         },
     )
-    pickle_for_workers(WHERE, "method", method)
     del problem, fields
     folder = open_or_create(WHERE, directory, wanted, chunk_size)
     task = Task(recipe, method, settings, folder.path, folder.manifest)

@@ -82,7 +82,10 @@ def run_config(
             files.append(_write_report(folder, inputs, solution))
     summary = outputs.summarize(outcome, query, history.prices.assets)
     summary |= {"seconds": round(seconds, 3), "folder": str(folder), "digest": hash_inputs(inputs)}
-    saved, failures = outputs.SOLUTION, list[fe.clusters.Failure]()
+    saved, failures = (
+        outputs.SOLUTION,
+        [fe.clusters.Failure(range(row, row + 1), error) for row, error in solution.exceptions.items()],
+    )
     if isinstance(solution, fe.clusters.ChunkedSolution):
         saved, failures = outputs.ANSWERS, solution.failures
     summary["failed"] = [
@@ -95,9 +98,10 @@ def run_config(
     for line in outcome_lines(outcome, query, history.prices.assets):
         print_line(line)
     for rows, error in failures[:_MAX_FAILURES]:
-        print_line(f"Searches {rows.start} to {rows.stop - 1} failed: {error.splitlines()[0]}")
+        which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
+        print_line(f"{which} failed: {error.splitlines()[0]}")
     if len(failures) > _MAX_FAILURES:
-        print_line(f"... and {len(failures) - _MAX_FAILURES} more chunks, in {outputs.SUMMARY}")
+        print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {outputs.SUMMARY}")
     print_line(f"{folder}: {', '.join(summary['files'])}")
     return summary
 

@@ -50,6 +50,12 @@ Score = Callable[[Tensor, Args], Scored]
 _EVALUATED, _CALLED = 3, 16
 # Noise on a trial's points, in standard deviations of their entries.
 _NOISE = 0.1
+# Words of torch's errors, and what they say of a network.
+_CAUSES = {
+    "data-dependent control flow": "it branches on values; torch.where can replace an `if`",
+    "calling .item()": "it reads values of tensors, as `.item()` does",
+    "randomness error mode": "it draws random numbers",
+}
 
 
 class Batched(NamedTuple):
@@ -325,7 +331,7 @@ def _why_not(batched: Batched, trial: Trial) -> str | None:
             if reason is None:
                 batched.step(batched.init(trial.args), trial.args)
         except Exception as error:
-            reason = None if is_out_of_memory(error) else f"the method cannot be mapped ({_line(error)})"
+            reason = None if is_out_of_memory(error) else f"the method cannot be mapped: {_cause(error)}"
     for warning in caught if reason is None else ():
         warnings.warn(warning.message, warning.category, stacklevel=6)
     return reason
@@ -343,7 +349,7 @@ def _differs(batched: Batched, trial: Trial) -> str | None:
         try:
             together = batched.evaluate(z, trial.args)
         except Exception as error:
-            return None if is_out_of_memory(error) else f"the network cannot be mapped ({_line(error)})"
+            return None if is_out_of_memory(error) else f"the network cannot be mapped: {_cause(error)}"
         for name, ours, theirs, size in zip(Evaluation._fields, together, alone, largest, strict=True):
             if not trial.agree(ours, theirs, size):
                 part = "gradient" if name == "slopes" else name
@@ -351,10 +357,10 @@ def _differs(batched: Batched, trial: Trial) -> str | None:
     return None
 
 
-def _line(error: Exception) -> str:
-    """The beginning of an error's message."""
+def _cause(error: Exception) -> str:
+    """Why mapping fails: in plain words where torch's are known, else the beginning of its message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return next((cause for words, cause in _CAUSES.items() if words in lines[0]), lines[0][:200])
 
 
 def _method_key(method: Method) -> object:

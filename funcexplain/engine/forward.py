@@ -21,7 +21,14 @@ Along = Mapping[str, int | None]
 _BATCH_SIZE = 256
 
 
-def weights_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None = None) -> Tensor:
+def weights_of(
+    problem: Problem,
+    windows: Tensor,
+    args: Args,
+    dims: Along | None = None,
+    *,
+    skip_errors: bool = False,
+) -> Tensor:
     """Compute the network's weights at several windows, without gradients.
 
     A single window is never mapped. Of several, the first, the middle and the last are also evaluated
@@ -34,12 +41,13 @@ def weights_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None
         args: data of the problem.
         dims: 0 for each entry of ``args`` that leads with ``(N,)``, None for the others. Default: all
             windows share all data.
+        skip_errors: whether windows at which the network raises have NaN, in place of its error.
 
     Returns:
         Weights ``(N, A)``, or ``(N, M, A)`` for a consensus; NaN at windows that are not finite.
 
     Raises:
-        Exception: whatever the network raises for one of the windows alone.
+        Exception: what the network raises for one of the windows alone, unless ``skip_errors``.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -60,7 +68,7 @@ def weights_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None
         torch.random.fork_rng(devices=[]),
         bound(problem.apply, params) if shared else nullcontext(),
     ):
-        found = _at(problem, windows, args, along, numbers)
+        found = _at(problem, windows, args, along, numbers, skip_errors)
     if len(numbers) == len(windows):
         return found
     weights = found.new_full((len(windows), *found.shape[1:]), torch.nan)
@@ -68,7 +76,9 @@ def weights_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None
     return weights
 
 
-def _at(problem: Problem, windows: Tensor, args: Args, along: Along, numbers: Tensor) -> Tensor:
+def _at(
+    problem: Problem, windows: Tensor, args: Args, along: Along, numbers: Tensor, skip_errors: bool
+) -> Tensor:
     """The weights at the windows with these numbers, all finite."""
 
     def take(name: str, at: int | Tensor) -> Any:
@@ -76,16 +86,21 @@ def _at(problem: Problem, windows: Tensor, args: Args, along: Along, numbers: Te
         return args[name] if whole else optree.tree_map(lambda leaf: leaf[at], args[name])
 
     def alone(number: int) -> Tensor:
-        _, (_, weights) = problem.evaluate(windows[number], {name: take(name, number) for name in args})
+        try:
+            _, (_, weights) = problem.evaluate(windows[number], {n: take(n, number) for n in args})
+        except Exception as error:
+            if not skip_errors or is_out_of_memory(error):
+                raise
+            return like.new_full(shape, torch.nan)
         return weights
 
     def weights(x: Tensor, params: Any, seed: Tensor) -> Tensor:
         return problem.apply(set_seed(params, seed), x)
 
-    places = numbers.tolist()
+    like, places = problem.criterion.weights_like(args["target"]), numbers.tolist()
+    shape = like.shape if along["target"] is None else like.shape[1:]
     if not places:
-        like = problem.criterion.weights_like(args["target"])
-        return like.new_empty(0, *(like.shape if along["target"] is None else like.shape[1:]))
+        return like.new_empty(0, *shape)
     held = {number: alone(number) for number in {places[0], places[len(places) // 2], places[-1]}}
     if len(places) > 1:
         mapped = torch.func.vmap(weights, (0, along["params"], along["seed"]), chunk_size=_BATCH_SIZE)

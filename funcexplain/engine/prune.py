@@ -108,7 +108,7 @@ def _returnable(args: Args) -> Tensor:
 
 def _errors(question: Problem, windows: Tensor) -> Tensor:
     """How far each of several windows is from the target."""
-    weights = weights_of(question, windows, question.args)
+    weights = weights_of(question, windows, question.args, skip_errors=True)
     return torch.func.vmap(question.criterion.error, (0, None))(weights, question.args["target"])
 
 

@@ -112,8 +112,11 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     finally:
         if meter:
             meter.end()
-    for number, error in list(outputs.exceptions.items())[:1]:
-        _logger.warning(f"the network failed in {len(outputs.exceptions)} rows, as in {number}: {error}")
+    if errors := outputs.exceptions:
+        first = min(errors)
+        _logger.warning(
+            f"the network failed in {len(errors)} of {total} rows, first in row {first}: {errors[first]}"
+        )
     return outputs.solution()
 
 
@@ -211,7 +214,8 @@ def _slowdown(grid: Problem, rows: Tensor) -> str:
         ratio = (middle - began) / (time.perf_counter() - middle)
     except Exception:  # it takes one window at a time
         return ""
-    return f"; its forward pass of {_MEASURED_ROWS} rows takes {max(1.0, ratio):.0f} times as long so"
+    times = f"{max(1.0, ratio):.0f} times as long"
+    return f"; {_MEASURED_ROWS} forward passes take {times} as one batch of them"
 
 
 def _batches(grid: Problem, batched: Batched, rows: Tensor) -> Callable[[int], tuple[State, Args]]:

@@ -91,7 +91,12 @@ def solve(
             window its error is in ``solution.exceptions``, and the row ends as FAILED.
         TypeError: for an argument that is not a problem, method, number or function.
         ValueError: for a negative ``max_steps``, ``atol`` or ``rtol``, a ``patience``, ``chunk_size`` or
-            ``history`` below one, an ``rtol`` without ``patience``, or an unknown ``keep``.
+            ``history`` below one, an ``rtol`` without ``patience``, or an unknown ``keep``; for
+            ``rows="samples"`` or ``"vmap"`` where rows in a batch differ from rows alone.
+
+    Warns:
+        UserWarning: if rows are solved one at a time, with the reason; if the network draws random
+            numbers in eval mode; if no gradient reaches the input; or if ``check`` finds a wrong one.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -111,8 +116,9 @@ def solve(
     if isinstance(problem.apply, Network) and problem.apply.draws:
         warnings.warn(
             "solve: the network draws random numbers in eval mode (Gumbel noise, dropout with "
-            "training=True): two forward passes at one window differ, so no answer can be repeated; "
-            "functionalize(network, train=True) gives dropout a seed",
+            "training=True or in a plain list, which eval() does not reach): two forward passes at one "
+            "window differ, so no answer can be repeated; functionalize(network, train=True) gives "
+            "dropout a seed",
             stacklevel=2,
         )
     if check and 0 not in problem.shape:

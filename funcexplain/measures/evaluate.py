@@ -83,7 +83,7 @@ def evaluate(
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
         noise: standard deviation, in sigmas, of the noise added to free entries.
-        draws: number of noisy windows per row; 0 for none.
+        draws: number of noisy windows per row; 0 for none. One that the network refuses is a miss.
         seed: seed of the noise; torch's global generator is not used.
         nearest: number of nearest windows to average over.
         top: number of largest changes to compare between starts.
@@ -170,7 +170,7 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
         values["noise_error"] = noisy.mean(0)
-        # NaN counts as a miss.
+        # NaN counts as a miss, also where the network raises.
         values["invalidation"] = 1.0 - (noisy <= settings.atol).double().mean(0)
     if settings.models is not None:
         others = stability.errors_of_models(errors, x, args, settings.models)
@@ -273,7 +273,7 @@ def _errors(problem: Problem) -> stability.Errors:
 
     def errors(x: Tensor, args: Args, shared: tuple[str, ...] = ()) -> Tensor:
         along = {name: None if name in shared else dim for name, dim in in_dims.items()}
-        weights = weights_of(problem, x, args, along)
+        weights = weights_of(problem, x, args, along, skip_errors=True)
         return torch.func.vmap(error, in_dims=(0, along["target"]))(weights, args["target"])
 
     return errors

@@ -43,7 +43,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> nn.Module:
-    """Make a batched function work under torch.func, whatever operations it uses.
+    """Make a batched function work under torch.func, even with operations that it cannot transform.
 
     Without an active transform, ``fn`` is called directly. Under ``grad``, ``vjp``, ``jacrev`` and
     ``vmap``, in any nesting with one derivative, it runs forward once for all mapped rows, and
@@ -78,8 +78,8 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
     a time from then on, with a warning.
 
     Limits: tensors that ``fn`` captures are constants without a gradient, so pass a module
-    itself, not a function that calls it. Random numbers differ between rows, whatever the ``randomness``
-    of ``vmap``. The gradient of a shared argument *for each mapped row* costs one backward pass of the
+    itself, not a function that calls it. Random numbers differ between rows, for any ``randomness`` of
+    ``vmap``. The gradient of a shared argument *for each mapped row* costs one backward pass of the
     whole batch per row. ``torch.compile`` does not trace ``fn``.
 
     Example:

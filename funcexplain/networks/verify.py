@@ -32,7 +32,7 @@ from funcexplain.networks.stand_ins import replacement_of
 _SOLVER_ATOL = 0.05
 _CAUSES = (
     "usual causes are layers, parameters or features kept where named_modules() does not list them (in "
-    "a closure, a global, a tuple, an object of your own), settings that differ between stacked models, "
+    "a list, a closure, a global, an object of your own), settings that differ between stacked models, "
     "and caches; register layers as attributes, give all models the same settings, or pass a pure "
     "function as (apply, params)"
 )

@@ -60,7 +60,8 @@ def vmap(
     Raises:
         TypeError: if a stack is not a tensor, or has another dtype or device.
         ValueError: for a name that ``args`` do not have (they are listed), no stack at all, stacks of
-            different sizes, a shape that does not fit, or a name that another dimension has.
+            different sizes, a shape that does not fit, or a name that another dimension has; if
+            ``params`` come from models whose weights the network does not hold with them.
 
     Example:
         >>> import torch, funcexplain as fe

@@ -38,7 +38,7 @@ def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: 
         count: number of windows to keep.
 
     Returns:
-        At most ``count`` windows; those where the network is not finite come last.
+        At most ``count`` windows; those where the network fails or is not finite come last.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -51,7 +51,7 @@ def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: 
     args = problem.args
     stack = windows(history.to(args["x0"]), args["x0"].shape[-2])
 
-    weights = weights_of(problem, stack, args)
+    weights = weights_of(problem, stack, args, skip_errors=True)
     errors = torch.func.vmap(problem.criterion.error, (0, None))(weights, args["target"])
     errors = errors.nan_to_num(nan=torch.inf)
     nearest = errors.argsort(stable=True)[:count]

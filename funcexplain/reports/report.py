@@ -153,7 +153,9 @@ def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...]) -> Ht
     best = solution[index] if index else solution
     measured = {name: float(value[index]) for name, value in metrics.items()}
     cards = [
-        wording.reached(Status(int(best.status)), float(best.error), measured),
+        wording.reached(
+            Status(int(best.status)), float(best.error), measured, *best.exceptions.values()
+        ),
         wording.unusual(measured),
         wording.stable(measured, NOISE, ATOL),
     ]
@@ -223,6 +225,8 @@ def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any
     try:
         return evaluate(solution, problem, history, noise=NOISE, draws=DRAWS, atol=ATOL, **options)
     except (TypeError, ValueError) as error:
+        if not str(error).startswith("evaluate: "):  # the network's own
+            raise
         raise type(error)(str(error).replace("evaluate", "report", 1)) from None
 
 

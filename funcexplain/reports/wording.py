@@ -75,8 +75,10 @@ def question(today: Array, target: Array, assets: Sequence[str], day: str = "") 
     return f"What would the market{of_day} have to look like for the network to hold {text}?"
 
 
-def reached(status: Status, error: float, measured: Mapping[str, float]) -> Judgement:
-    """Whether the target is hit, else by how much it is missed.
+def reached(
+    status: Status, error: float, measured: Mapping[str, float], exception: str = ""
+) -> Judgement:
+    """Whether the target is hit, else by how much it is missed, and the error that ended the search.
 
     Example:
         >>> reached(Status.MAX_STEPS, 0.032, {"gap_closed": 0.85}).head
@@ -84,7 +86,8 @@ def reached(status: Status, error: float, measured: Mapping[str, float]) -> Judg
     """
     if status is Status.HIT:
         return Judgement("Is the target reached?", "Reached", status.sentence, "good")
-    text = f"{status.sentence} The largest miss is {_points(error)}."
+    cause = f" The error: {exception}." if exception else ""
+    text = f"{status.sentence}{cause} The largest miss is {_points(error)}."
     if math.isfinite(closed := measured.get("gap_closed", math.nan)):
         text += f" {_percent(closed)} of the gap between today's weights and the target is closed."
     head = f"Missed by {100 * error:.2f} points" if math.isfinite(error) else "No answer"

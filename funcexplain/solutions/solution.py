@@ -91,11 +91,12 @@ class Solution:
             missed = "" if bool(self.hit) else f" It is missed by {float(self.error):.3g}."
             failed = "".join(f" The error: {text}." for text in self.exceptions.values())
             return f"{Status(int(self.status)).sentence}{missed}{failed}"
-        hits, misses = int(self.hit.sum()), self.error[~self.hit]
-        text = f"{hits} of {self.hit.numel()} rows hit their target."
+        total, misses = self.hit.numel(), self.error[~self.hit]
+        text = f"{int(self.hit.sum())} of {total} rows hit their target."
         text = f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
-        for row, error in list(self.exceptions.items())[:1]:
-            text += f" The network failed in {len(self.exceptions)} rows, first in row {row}: {error}."
+        if count := len(self.exceptions):
+            row, error = next(iter(self.exceptions.items()))
+            text += f" The network failed in {count} of {total}, first in row {row}: {error}."
         return text
 
     def __getitem__(self, index: Any) -> Self:
@@ -281,8 +282,7 @@ class Solution:
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise TypeError(f"save: settings must be a dict, got {type(settings).__name__}")
-        window = self.x.shape[-3:]
-        labels = check_labels("save", window, assets=assets, channels=channels, dates=dates)
+        labels = check_labels("save", self.x.shape[-3:], assets=assets, channels=channels, dates=dates)
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
         if self.exceptions:
             notes["exceptions"] = {str(row): error for row, error in self.exceptions.items()}

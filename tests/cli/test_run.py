@@ -253,3 +253,28 @@ def test_a_folder_of_something_else_has_no_report(
     for name in (".", "nowhere", "market.csv"):
         assert main(["report", name]) == 2
         assert "is not the folder of a finished run" in capsys.readouterr().err
+
+
+def test_searches_at_which_the_network_fails_are_named(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    network = {"factory": f"{module}:Timid", "arguments": {"limit": 0.06}, "weights": None}
+    question = {"target": None, "at_least": {"OIL": 0.99999}}
+    method = {"name": "adam", "lr": 5.0, "starts": {"number": 2, "jitter": 0.1}}
+    path = write(folder, table(module, network=network, question=question, method=method))
+    assert main(["run", path]) == 1
+    shown = capsys.readouterr().out
+    assert "Search 0 failed: ValueError: too far" in shown
+    failed = json.loads((folder / "out" / "summary.json").read_text())["failed"]
+    assert failed[0] == {"first": 0, "last": 0, "error": "ValueError: too far"}
+
+
+def test_an_error_at_a_start_names_its_row(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    network = {"factory": f"{module}:Timid", "weights": None}
+    method = {"starts": {"number": 3, "jitter": 40.0}}
+    assert main(["run", write(folder, table(module, network=network, method=method))]) == 2
+    assert "too far; solve: at the start window of row (0,)" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,6 +225,35 @@ def test_a_failure_alone_is_raised_as_it_is() -> None:
     windows = torch.stack([-torch.ones(SHAPE), torch.ones(SHAPE), -torch.ones(SHAPE)]).to(F64)
     with pytest.raises(ValueError, match="expected a falling market"):
         weights_of(problem, windows, problem.args)
+    for some in (windows, windows[1:], windows[1:2]):
+        weights = weights_of(problem, some, problem.args, skip_errors=True)
+        assert_same(weights.isnan(), (some > 0).any(1).any(1))
+
+
+class Timid(nn.Module):
+    """Refuses a window that is far from zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().max() > 1.0:
+            raise ValueError("too far")
+        return torch.softmax(x.mean((1, 2)), -1)
+
+
+def test_answers_beside_windows_that_the_network_refuses_are_measured(tmp_path: Path) -> None:
+    """By noise, in history, without a change, and where the search itself ended at such a window."""
+    x0 = torch.zeros(SHAPE, dtype=F64)
+    x0[0, 0, 0] = 0.99
+    problem = fe.problem(Timid(), torch.tensor([0.4, 0.2, 0.2, 0.2], dtype=F64), x0)
+    rows = fe.vmap(problem, x0=torch.stack([x0, 0.5 * x0]))
+    solution = fe.solve(rows, fe.adam(lr=0.2), max_steps=50, atol=1e-6)
+    assert solution[0].status is fe.Status.FAILED
+    history = 2.0 * noise(1, SHAPE[0], 30, SHAPE[2])[0]
+    metrics = fe.evaluate(solution, rows, history, draws=4)
+    assert metrics["invalidation"][0] == 1.0
+    page = fe.report(solution[0], problem, tmp_path / "page.html", history=history).read_text()
+    assert "ValueError: too far" in page
+    loose = fe.solve(problem, fe.adam(lr=0.01), max_steps=50, atol=0.15)
+    assert fe.prune(loose, problem, atol=0.15).error <= 0.15
 
 
 def test_memory_that_runs_out_is_not_a_reason_to_go_on() -> None:
