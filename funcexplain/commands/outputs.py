@@ -21,6 +21,7 @@ from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.tables import columns_of, write_csv
+from funcexplain.solutions.writing import output_path, replaced
 
 CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
 ANSWERS = "answers"
@@ -54,14 +55,15 @@ class Outcome:
 
 def make_folder(folder: Path) -> Path:
     """Make a folder and check that it can be written to, before any work is done for it."""
+    check_writable(folder)
     with _folder_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder)
     return folder
 
 
 def check_writable(folder: Path) -> None:
     """Raise unless a folder, or its nearest existing parent, can be written to; changes nothing."""
+    output_path("output.folder", folder)
     with _folder_named(folder):
         existing = folder
         while not existing.exists() and existing != existing.parent:
@@ -119,9 +121,9 @@ def write_tables(folder: Path, outcome: Outcome, query: Query, assets: Sequence[
         arrays, numbers = outcome.solution.flat(rows).to_numpy(), rows.numpy()
         return {**keys(numbers), "best": is_best[numbers], **columns_of(arrays, assets)}
 
-    write_csv(folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
+    write_csv("output", folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
     metrics = {name: values.cpu().numpy() for name, values in outcome.metrics.items()}
-    write_csv(folder / METRICS, [{**keys(np.arange(total)), **metrics}])
+    write_csv("output", folder / METRICS, [{**keys(np.arange(total)), **metrics}])
     return [WEIGHTS, METRICS]
 
 
@@ -134,7 +136,7 @@ def write_picture(
     rows = outcome.solution.flat(torch.arange(first, first + starts))
     best = rows[row - first]
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
-    plot_overview(
+    figure = plot_overview(
         query.today[-1],
         question.args["target"],
         best.weights,
@@ -149,7 +151,9 @@ def write_picture(
         hit=rows.hit,
         prices=_price_paths(history, query.positions[-1], best.x) if show_prices else None,
         title=query.sentence,
-    ).savefig(folder / PICTURE)
+    )
+    with replaced("output", folder / PICTURE) as file:
+        figure.savefig(file, format="png")
     return PICTURE
 
 
@@ -226,7 +230,13 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
     """Write a dict as JSON text."""
-    path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text."""
+    with replaced("output", path) as file:
+        file.write(text.encode())
 
 
 def as_json(value: Any) -> Any:

@@ -73,7 +73,7 @@ def run_config(
             )
             (folder / outputs.SOLUTION).unlink(missing_ok=True)  # of an earlier run
         seconds = time.monotonic() - began
-        (folder / outputs.CONFIG).write_text(to_toml(inputs.config), encoding="utf-8")
+        outputs.write_text(folder / outputs.CONFIG, to_toml(inputs.config))
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
         files = outputs.write_tables(folder, outcome, query, history.prices.assets)
         if config.output.picture:

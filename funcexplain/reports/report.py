@@ -30,7 +30,7 @@ from funcexplain.solutions.archive import versions
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solutions.writing import as_path, replaced
+from funcexplain.solutions.writing import output_path, replaced
 
 DETAILED_ROWS = 3
 """Number of rows of a grid that are shown with pictures."""
@@ -98,7 +98,7 @@ def report(
         '<!DOCTYPE html>'
     """
     require_matplotlib()
-    file_path = as_path("report", path)
+    file_path = output_path("report", path)
     setting_lines = _setting_lines(settings)
     metrics = _evaluate(solution, problem, history, scale=scale, models=models)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets

@@ -21,8 +21,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ import torch
 from torch import Tensor
 
 import funcexplain
-from funcexplain.solutions.writing import as_path, os_error, quote, replaced
+from funcexplain.solutions.reading import opened
+from funcexplain.solutions.writing import as_path, output_path, quote, replaced
 
 FORMAT = 1
 """Version of the notes and of the meaning of the tensors; files of later versions are refused."""
@@ -69,7 +69,7 @@ def write_archive(
         >>> read_archive("load", path)[0]
         {'x': tensor([1., 1.])}
     """
-    file_path = as_path(where, path)
+    file_path = output_path(where, path)
     try:
         text = json.dumps({"format": FORMAT, "versions": versions(), **notes}, allow_nan=False)
     except (TypeError, RecursionError) as error:
@@ -118,7 +118,7 @@ def read_archive(
         The tensors called ``names`` (default: all), on the CPU, and the notes.
     """
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    with opened(where, file_path) as file:
         header, notes = _read_header(where, file_path, file)
         digests, tensors = json.loads(header["__metadata__"]["digests"]), {}
         start = file.tell()
@@ -140,7 +140,7 @@ def read_archive(
 def read_notes(where: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read only the notes of a file, at a cost independent of its tensors; else like `read_archive`."""
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    with opened(where, file_path) as file:
         return _read_header(where, file_path, file)[1]
 
 
@@ -218,20 +218,6 @@ def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file; errors name the function and the file."""
-    # Checked first: opening a pipe would block.
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise IsADirectoryError(f"{where}: {quote(path)} is {kind}; name the file in it")
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise os_error(where, "read", path, error) from None
-
-
 def _broken(where: str, path: Path, how: str) -> ValueError:
     """The error for a file that is cut off or damaged."""
     return ValueError(f"{where}: {quote(path)} is {how}; copy it again, or solve and save again")
@@ -257,7 +243,7 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
         {'bias': tensor([1., 1.])}
     """
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    with opened(where, file_path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 10 or 8 + length > size or length > _MAX_HEADER:
