@@ -33,6 +33,8 @@ Write the report of a run again, from the files in its folder and the network an
 names. Start it in the folder in which the run was started.
 """
 
+_MAX_MESSAGE = 2000  # characters
+
 
 class _Parser(argparse.ArgumentParser):
     """Raises its errors, so that all errors are reported in one place."""
@@ -67,14 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         message = _message(error)
-        print(f"funcexplain: error: {message}", file=sys.stderr)
+        _print_to_stderr(f"error: {message}")
         if "--json" in argv:
             print(json.dumps({"exit_code": 2, "error": message}))
         return 2
     except KeyboardInterrupt as interrupt:
         detail = f": {interrupt}" if str(interrupt) else ""
-        print(f"funcexplain: interrupted{detail}", file=sys.stderr)
+        _print_to_stderr(f"interrupted{detail}")
         return 130
+
+
+def _print_to_stderr(text: str) -> None:
+    """Print a message, which may hold names from files, as one line without control characters."""
+    from funcexplain.solutions.writing import printable
+
+    text = text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+    print(f"funcexplain: {printable(text)}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
@@ -92,7 +102,7 @@ def _one_line_warnings(quiet: bool) -> Iterator[None]:
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         del args, kwargs
-        print(f"funcexplain: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        _print_to_stderr(f"warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "default")
@@ -214,13 +224,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
     from funcexplain.commands import run
+    from funcexplain.commands.printing import print_plain
 
     function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
     settings = {name: getattr(arguments, name) for name in arguments.settings}
 
     def print_line(line: str) -> None:
         if not (arguments.quiet or arguments.json):
-            print(line, flush=True)
+            print_plain(line)
 
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():

@@ -41,9 +41,8 @@ MAX_DEPTH = 16
 """Maximum number of parts of a key, and of tables and lists within one another."""
 
 # Parts are bare or quoted; one that begins in the middle of another is not looked at.
-_LONG_KEY = re.compile(
-    r"""(?<![\w-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){%d}""" % MAX_DEPTH, re.ASCII
-)
+_PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*){{{MAX_DEPTH}}}", re.ASCII)
 
 # Settings of each method, with their defaults. Those of adam suit a search in sigmas: an eps as large as
 # a typical gradient leaves entries alone that hardly matter.

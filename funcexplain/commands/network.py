@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not path.endswith((".pt", ".pth")):
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
     _check_exists(path)
+    _check_stored(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -128,6 +131,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
             "something else; write one with torch.save(network.state_dict(), path)"
         )
     return dict(state)
+
+
+def _check_stored(path: str) -> None:
+    """Raise if a zip claims to hold more than its size: torch.save neither compresses nor overlaps."""
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise ValueError(
+                f"network.weights: {path!r} must not hold more than its own size, as a compressed zip "
+                "does; write one with torch.save(network.state_dict(), path)"
+            )
 
 
 def _load_exported(path: str, trust_model: bool) -> nn.Module:

@@ -20,6 +20,7 @@ import funcexplain as fe
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
+from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.tables import columns_of, write_csv
 from funcexplain.solutions.writing import output_path, replaced
 
@@ -28,6 +29,7 @@ ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 
+_MAX_SUMMARY = 256 * MIB
 _BLOCK = 4096  # rows read at a time from a solution that may be in files
 
 
@@ -231,6 +233,18 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
     """Write a dict as JSON text."""
     write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a dict from JSON text."""
+    content = read_bytes("report", path, _MAX_SUMMARY, "run again")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}; run again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} is damaged: it must hold a dict; run again")
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ ValueError, TypeError, OSError or ImportError whose message names the remedy.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_shared
 from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs, make_method, solve_settings
-from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line
+from funcexplain.commands.printing import PrintLine, outcome_lines, print_plain, prices_line
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
 
@@ -35,7 +34,7 @@ def run_config(
     dask: str | None = None,
     trust_model: bool = False,
     quiet: bool = False,
-    print_line: PrintLine = print,
+    print_line: PrintLine = print_plain,
 ) -> dict:
     """Solve the question of a config, and write the answer to its folder.
 
@@ -106,7 +105,9 @@ def run_config(
     return summary
 
 
-def check_config(path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print) -> dict:
+def check_config(
+    path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
+) -> dict:
     """Check everything that a config names without solving, and the gradient of the first search."""
     config = _read_checked(path)
     outputs.check_writable(Path(config.output.folder))
@@ -133,7 +134,7 @@ def check_config(path: str | Path, *, trust_model: bool = False, print_line: Pri
 
 
 def rewrite_report(
-    folder: str | Path, *, trust_model: bool = False, print_line: PrintLine = print
+    folder: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
 ) -> dict:
     """Write the report of a folder again, from the files that `run_config` wrote there.
 
@@ -145,7 +146,7 @@ def rewrite_report(
     saved, shared = folder / outputs.SOLUTION, folder / outputs.ANSWERS
     try:
         config = read_config(folder / outputs.CONFIG)
-        before = json.loads((folder / outputs.SUMMARY).read_text(encoding="utf-8"))["digest"]
+        before = outputs.read_json(folder / outputs.SUMMARY)["digest"]
         solution = fe.load(saved) if saved.is_file() else fe.clusters.open(shared)
     except (FileNotFoundError, NotADirectoryError, KeyError):
         raise FileNotFoundError(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import funcexplain
-from funcexplain.solutions.reading import opened
+from funcexplain.solutions.reading import MIB, opened, too_large
 from funcexplain.solutions.writing import as_path, output_path, quote, replaced
 
 FORMAT = 1
@@ -46,7 +46,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 32 * MIB  # as JSON; as objects it takes twenty times that
 
 
 def write_archive(
@@ -102,6 +102,11 @@ def write_archive(
     header["__metadata__"]["sha256"] = _digest(header)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned, for readers that map the file
+    if len(encoded) > _MAX_HEADER:
+        raise ValueError(
+            f"{where}: labels, settings and errors must take at most {_MAX_HEADER / MIB:g} MiB as JSON, "
+            f"got {len(encoded) / MIB:.3g}; keep long settings in a file of their own"
+        )
     with replaced(where, file_path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
@@ -159,8 +164,10 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     start = file.read(8)
     length = int.from_bytes(start, "little")
     first = file.read(1)
-    if len(start) < 8 or first != b"{" or length > _MAX_HEADER:
+    if len(start) < 8 or first != b"{":
         raise ValueError(f"{where}: {quote(path)} is not a saved solution, {_guess(start, size)}")
+    if _MAX_HEADER < length <= size:
+        raise too_large(where, path, _MAX_HEADER, "solve and save again", what="have a header of")
     if 8 + length > size:
         raise _broken(where, path, "cut off")
     try:
@@ -243,24 +250,27 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
         {'bias': tensor([1., 1.])}
     """
     file_path = as_path(where, path)
+    remedy = "safetensors.torch.save_file(network.state_dict(), path) writes one"
     with opened(where, file_path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 10 or 8 + length > size or length > _MAX_HEADER:
+        if size < 10 or 8 + length > size:
             raise ValueError(f"{where}: {quote(file_path)} is not a safetensors file, or cut off")
+        if length > _MAX_HEADER:
+            raise too_large(where, file_path, _MAX_HEADER, remedy, what="have a header of")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            entries = {name: _entry(entry, size - 8 - length) for name, entry in header.items()}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            entries = {name: _entry(entry) for name, entry in header.items()}
+            _check_tiled([entry[2:] for entry in entries.values()], size - 8 - length)
+            tensors = {}
+            for name, (dtype, shape, begin, end) in entries.items():
+                file.seek(8 + length + begin)
+                tensors[name] = _decode(bytearray(file.read(end - begin)), dtype, shape)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"{where}: {quote(file_path)} is not a safetensors file, or damaged ({error}); "
-                "safetensors.torch.save_file(network.state_dict(), path) writes one"
+                f"{where}: {quote(file_path)} is not a safetensors file, or damaged ({error}); {remedy}"
             ) from None
-        tensors = {}
-        for name, (dtype, shape, begin, end) in entries.items():
-            file.seek(8 + length + begin)
-            tensors[name] = _decode(bytearray(file.read(end - begin)), dtype, shape)
     return tensors
 
 
@@ -271,12 +281,22 @@ def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tenso
     return flat.view(torch.Size(shape))
 
 
-def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
+def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
     begin, end = map(int, entry["data_offsets"])
-    fits = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
-    if not (fits and 0 <= begin <= end <= stored):
-        raise ValueError(f"a tensor of shape {shape} is not within the file")
+    if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
     return dtype, shape, begin, end
+
+
+def _check_tiled(spans: Sequence[Sequence[int]], stored: int) -> None:
+    """Raise unless tensors follow one another: those that overlap take more memory than the file."""
+    offset = 0
+    for begin, end in sorted(spans):
+        if begin != offset:
+            raise ValueError(f"its tensors overlap, or leave a gap, at byte {min(begin, offset)}")
+        offset = end
+    if offset != stored:
+        raise ValueError(f"its tensors take {offset} bytes of {stored}, they are not within the file")

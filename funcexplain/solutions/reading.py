@@ -58,8 +58,8 @@ def check_size(where: str, path: Path, file: BinaryIO, limit: int, remedy: str) 
             raise too_large(where, path, limit, remedy)
 
 
-def too_large(where: str, path: Path, limit: int, remedy: str) -> ValueError:
-    """The error for a file above a limit of bytes."""
+def too_large(where: str, path: Path, limit: int, remedy: str, *, what: str = "hold") -> ValueError:
+    """The error for a file, or a part of it, above a limit of bytes."""
     return ValueError(
-        f"{where}: {quote(path)} must hold at most {limit / MIB:g} MiB, got more; {remedy}"
+        f"{where}: {quote(path)} must {what} at most {limit / MIB:g} MiB, got more; {remedy}"
     )

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from unicodedata import category
 
 _MAX_LINKS = 40  # as Linux follows
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separator
 
 
 def as_path(where: str, path: Any) -> Path:
@@ -131,3 +133,16 @@ def os_error(where: str, verb: str, path: Path, error: OSError) -> OSError:
 def quote(path: Path) -> str:
     """A path as messages show it."""
     return repr(str(path))
+
+
+def printable(text: str) -> str:
+    """Text as one line without control characters, which could move the cursor or hide other text.
+
+    Example:
+        >>> print(printable("GOLD\\x1b[2J\\n"))
+        GOLD\\x1b[2J\\n
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode() if category(letter) in _UNSEEN else letter
+        for letter in text
+    )
