@@ -78,6 +78,12 @@ def _factory(where: str, value: Any) -> str:
     return value
 
 
+def _package(where: str, value: Any) -> str:
+    if not all(part.isidentifier() for part in read_text(where, value).split(".")):
+        raise bad_entry(where, 'the name of an installed package such as "deepdow"', value)
+    return value
+
+
 def _arguments(where: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise bad_entry(where, "a table of keyword arguments, such as {n_assets = 16}", value)
@@ -152,11 +158,12 @@ def _settings(where: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, and its weights."""
+    """The network: the function that makes it, the installed package that it is in, and its weights."""
 
     factory: str | None = entry(_factory, None)
     arguments: dict[str, Any] | None = entry(_arguments, None)
     weights: str | None = entry(read_text, None)
+    package: str | None = entry(_package, None)
 
 
 @dataclass(frozen=True)
@@ -321,9 +328,9 @@ def parse_config(table: dict[str, Any]) -> Config:
     exported = (network.weights or "").endswith(".pt2")
     if network.factory is None and not exported:
         raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
-    if exported and (network.factory or network.arguments):
+    if exported and (network.factory or network.arguments or network.package):
         raise ValueError(
-            "network.factory: a .pt2 file is the whole network; leave out factory, arguments"
+            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
         )
     if not any(getattr(question, goal) is not None for goal in GOALS):
         raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")

@@ -22,8 +22,8 @@ from funcexplain.commands.outputs import make_folder, make_outcome, write_pictur
 from funcexplain.commands.printing import (
     PrintLine,
     changes_table,
-    print_plain,
     prices_line,
+    print_plain,
     weights_table,
 )
 from funcexplain.commands.question import Query, describe_question

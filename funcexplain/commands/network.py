@@ -1,5 +1,6 @@
 """The user's network: made by a function that the config names, with weights from a file.
 
+`commands.factories` checks what may be called.
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
 ``weights_only=True``. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
 The user's code cannot change the random states of this process.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
+from funcexplain.commands.factories import check_factory, check_module
 from funcexplain.solutions.archive import read_safetensors
 
 _MAX_LENGTH = 300  # characters of an error of the user's code
@@ -40,7 +42,7 @@ def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Modu
     if config.factory is None:
         return _load_exported(config.weights or "", trust_model)
     with fixed_seed(), importable(os.getcwd()):
-        network = _make(config.factory, config.arguments or {})
+        network = _make(config.factory, config.arguments or {}, config.package)
     if config.weights is not None:
         _load_weights(network, config.weights, config.factory)
     return network.eval()
@@ -54,9 +56,10 @@ def one_line(error: BaseException | str) -> str:
     return ": ".join(filter(None, (kind, words)))
 
 
-def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    where = "network.factory"
+def _make(factory: str, arguments: Mapping[str, Any], package: str | None) -> nn.Module:
+    where, folder = "network.factory", Path.cwd()
     name, _, function = factory.partition(":")
+    check_module(name, function, package, folder)
     try:
         found: Any = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -73,10 +76,11 @@ def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         if not hasattr(found, part):
             raise ValueError(f"{where}: {name!r} has no {function!r}; name a function of this module")
         found = getattr(found, part)
-    if isinstance(found, nn.Module) and not arguments:
+    check_factory(factory, found, package, folder)
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise ValueError(f"{where}: {factory} is a network already; leave out network.arguments")
         return found
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ValueError(f"{where}: {factory} must be a function, got {type(found).__name__}")
     try:
         network = found(**arguments)
     except (Exception, SystemExit) as error:

@@ -18,7 +18,7 @@ from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_shared
 from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs, make_method, solve_settings
-from funcexplain.commands.printing import PrintLine, outcome_lines, print_plain, prices_line
+from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line, print_plain
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
 

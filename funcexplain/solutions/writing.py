@@ -135,14 +135,18 @@ def quote(path: Path) -> str:
     return repr(str(path))
 
 
-def printable(text: str) -> str:
-    """Text as one line without control characters, which could move the cursor or hide other text.
+def printable(text: str, keep: str = "") -> str:
+    r"""Text without control characters, which could move the cursor, or hide or reverse other text.
+
+    All but those to ``keep`` are written as escapes, line ends too.
 
     Example:
-        >>> print(printable("GOLD\\x1b[2J\\n"))
-        GOLD\\x1b[2J\\n
+        >>> print(printable("GOLD\x1b[2J\n"))
+        GOLD\x1b[2J\n
     """
     return "".join(
-        letter.encode("unicode_escape").decode() if category(letter) in _UNSEEN else letter
+        letter.encode("unicode_escape").decode()
+        if category(letter) in _UNSEEN and letter not in keep
+        else letter
         for letter in text
     )
