@@ -29,8 +29,9 @@ Check everything that a config names without solving it: keys, network, weights,
 target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
 """
 REPORT = """\
-Write the report of a run again, from the files in its folder and the network and prices that its config
-names. Start it in the folder in which the run was started.
+Write the report of a run again, from the files in its folder and the prices that its config names. Start
+it in the folder in which the run was started. No code that the config names runs, unless --trust-config
+is given; the report leaves out and names the few measures that need the network.
 """
 
 _MAX_MESSAGE = 2000  # characters
@@ -184,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         own.add_argument("--debug", action="store_true", help="show the traceback of an error")
         own.set_defaults(command=_call, function=function, settings=["trust_model"])
+    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model"])
+    commands.choices["report"].add_argument(
+        "--trust-config",
+        action="store_true",
+        help="build the network, which runs the code that the folder's config names; only if you trust "
+        "its author",
+    )
     commands.choices["run"].set_defaults(settings=["trust_model", "workers", "dask", "quiet"])
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(

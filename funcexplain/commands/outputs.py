@@ -167,8 +167,9 @@ def write_report(
     *,
     title: str | None,
     settings: Mapping[str, Any],
+    probe: bool = True,
 ) -> str:
-    """Write the report of a solution, and return the name of its file."""
+    """Write the report of a solution, and return the name of its file; ``probe`` as in `fe.report`."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -185,6 +186,7 @@ def write_report(
         scale=history.std,
         title=title or query.sentence,
         settings=settings,
+        probe=probe,
         prices=prices if history.has_returns else None,
     )
     return REPORT
@@ -235,15 +237,18 @@ def write_json(path: Path, found: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a dict from JSON text."""
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote of a run; raises a ValueError if it is damaged."""
     content = read_bytes("report", path, _MAX_SUMMARY, "run again")
     try:
         found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}; run again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} is damaged: it must hold a dict; run again")
+        days = [answer["today"].items() for answer in found["answers"]]
+        fits = all(isinstance(weight, float | int | None) for day in days for _, weight in day)
+        found["digest"].get("prices")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{str(path)!r} is damaged, or not the summary of a run; run again")
     return found
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from funcexplain.solutions.labels import AXES
 from funcexplain.solutions.status import Status
-from funcexplain.solutions.writing import as_path, replaced
+from funcexplain.solutions.writing import output_path, replaced
 
 if TYPE_CHECKING:
     import pandas
@@ -150,7 +150,7 @@ def write_parquet(
         return arrow.table({name: as_arrow(name, column) for name, column in block.items()})
 
     schema = as_table(empty).schema
-    target = as_path(where, path)
+    target = output_path(where, path)
     with replaced(where, target) as file, parquet.ParquetWriter(file, schema) as writer:
         for block in blocks:
             writer.write_table(as_table(block))
