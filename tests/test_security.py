@@ -157,20 +157,24 @@ def test_a_run_does_not_follow_a_link_to_its_folder(
     assert not os.listdir(tmp_path / "own")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "chunks/000000/000000000.safetensors"])
-def test_the_folder_of_a_cluster_keeps_what_is_not_a_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    os.mkfifo(tmp_path / name)
+def test_the_folder_of_a_cluster_keeps_what_is_not_a_file(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        run: dict[str, Any] = {"executor": pool, "directory": tmp_path, "max_steps": 1, "atol": 0.1}
-        if name == "manifest.json":
+        run: dict[str, Any] = {"executor": pool, "directory": tmp_path, "max_steps": 1, "chunk_size": 64}
+        rows = fe.clusters.solve(build, **run).num_steps.numel()
+        chunk = sorted(tmp_path.glob("chunks/*/*.safetensors"))[0]
+        chunk.unlink()
+        os.mkfifo(chunk)
+        os.mkfifo(chunk.with_suffix(".error"))  # neither is waited for
+        with pytest.raises(OSError, match="is not a regular file"):
+            len(fe.clusters.open(tmp_path).status)
+        (tmp_path / "manifest.json").unlink()
+        os.mkfifo(tmp_path / "manifest.json")
+        for act in (lambda: fe.clusters.open(tmp_path), lambda: fe.clusters.solve(build, **run)):
             with pytest.raises(OSError, match="is not a regular file"):
-                fe.clusters.solve(build, **run)
-            with pytest.raises(OSError, match="is not a regular file"):
-                fe.clusters.open(tmp_path)
-        else:
-            assert fe.clusters.solve(build, **run).failures
-    assert (tmp_path / name).is_fifo()
+                act()
+    assert rows > 1
+    assert (tmp_path / "manifest.json").is_fifo()
+    assert chunk.is_fifo()
 
 
 # --- sizes that files claim ------------------------------------------------------------------------
@@ -266,9 +270,7 @@ def test_tensors_in_a_file_may_be_in_any_order(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "shape", [[0, 10**30], [1] * 2000, [10**18], [-2, -1], ["2"], [2.0]], ids=range(6)
-)
+@pytest.mark.parametrize("shape", [[0, 10**30], [10**18], [-2, -1], [1], ["2"], [2.0], 2], ids=range(7))
 def test_shapes_that_cannot_be_are_refused(tmp_path: Path, shape: list[Any]) -> None:
     header = {"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}}
     with pytest.raises(ValueError, match="not a safetensors file, or damaged"):

@@ -284,8 +284,9 @@ def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tenso
 def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-    dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
-    begin, end = map(int, entry["data_offsets"])
+    dtype, shape, (begin, end) = codes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    if not all(type(number) is int for number in (*shape, begin, end)):
+        raise ValueError(f"its sizes must be integers, got {shape} at {begin} to {end}")
     if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
         raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
     return dtype, shape, begin, end
