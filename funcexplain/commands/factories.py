@@ -120,20 +120,20 @@ def _folders(top: str) -> set[Path]:
         spec = None
     if spec is None:
         return set()
-    places = spec.submodule_search_locations or ([spec.origin] if spec.has_location else [])
-    return {Path(str(place)).resolve().parent for place in places}
+    places = spec.submodule_search_locations or ([str(spec.origin)] if spec.has_location else [])
+    return {Path(place).resolve().parent for place in places}
 
 
 def _may_hold_class(name: str, wanted: str) -> bool:
     """Whether a module may have a class of this name, as far as its source tells; executes nothing."""
-    parts, places = name.split("."), None
+    parts, places, origin = name.split("."), None, None
     for number in range(1, len(parts) + 1):
         spec = PathFinder.find_spec(".".join(parts[:number]), places)
         if spec is None:
             return True
-        places = spec.submodule_search_locations
+        places, origin = spec.submodule_search_locations, spec.origin
     try:
-        tree = ast.parse(Path(str(spec.origin)).read_bytes())
+        tree = ast.parse(Path(str(origin)).read_bytes())
     except (OSError, ValueError, SyntaxError):
         return True
     for node in ast.walk(tree):

@@ -57,6 +57,8 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
     today = [[answer["today"].get(name) for name in names] for answer in summary["answers"]]
     weights = torch.tensor(np.array(today, dtype=float), dtype=dtype)
     query = build_query(config, None, history, weights)
+    if query.dates != [answer.get("date") for answer in summary["answers"]]:
+        raise ValueError("question.date: the dates changed since the run; run again, or restore them")
     return Inputs(pin_dates(config, history), None, history, query)
 
 

@@ -243,7 +243,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(content)
         days = [answer["today"].items() for answer in found["answers"]]
-        fits = all(isinstance(weight, float | int | None) for day in days for _, weight in day)
+        fits = all(isinstance(weight, float | None) for day in days for _, weight in day)
         found["digest"].get("prices")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         fits = False

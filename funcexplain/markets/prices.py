@@ -271,7 +271,7 @@ def _check_rows(path: Path, numbered: Iterator[tuple[int, list[str]]]) -> Prices
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, stripped, each with its line number."""
     # utf-8-sig drops the byte order mark that spreadsheets write.
-    open_ = gzip.open if path.suffix == ".gz" else open
+    open_: Any = gzip.open if path.suffix == ".gz" else open
     reader = csv.reader(())
     try:
         with open_(path, "rb") as content:

@@ -262,7 +262,7 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = {name: _entry(entry) for name, entry in header.items()}
-            _check_tiled([entry[2:] for entry in entries.values()], size - 8 - length)
+            _check_tiled([(begin, end) for *_, begin, end in entries.values()], size - 8 - length)
             tensors = {}
             for name, (dtype, shape, begin, end) in entries.items():
                 file.seek(8 + length + begin)
@@ -292,7 +292,7 @@ def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
     return dtype, shape, begin, end
 
 
-def _check_tiled(spans: Sequence[Sequence[int]], stored: int) -> None:
+def _check_tiled(spans: Sequence[tuple[int, int]], stored: int) -> None:
     """Raise unless tensors follow one another: those that overlap take more memory than the file."""
     offset = 0
     for begin, end in sorted(spans):

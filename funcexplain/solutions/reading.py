@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import GzipFile
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -49,7 +50,7 @@ def read_bytes(where: str, path: Path, limit: int, remedy: str) -> bytes:
         return file.read()
 
 
-def check_size(where: str, path: Path, file: BinaryIO, limit: int, remedy: str) -> None:
+def check_size(where: str, path: Path, file: BinaryIO | GzipFile, limit: int, remedy: str) -> None:
     """Read a file that may be compressed to its end, and raise if it has more than ``limit`` bytes."""
     size = 0
     while part := file.read(MIB):
