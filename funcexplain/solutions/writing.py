@@ -32,8 +32,10 @@ def output_path(where: str, path: Any) -> Path:
     Raises:
         TypeError: if it is not a path.
         PermissionError: if a link is in a folder where another user could have made it.
+        OSError: if a device, a pipe or a socket is there.
     """
     as_path(where, path)  # raises if it is not a path
+    _check_not_special(where, Path(path))  # before links are followed: those of /dev/fd lead nowhere
     found, ahead, links = Path(), [*reversed(Path(path).absolute().parts)], 0
     while ahead:
         name = ahead.pop()
@@ -66,7 +68,12 @@ def check_regular(where: str, path: Path, *, name: str = "the file in it") -> No
     """Raise if a folder, a device, a pipe or a socket is there: anything but a regular file."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{where}: {quote(path)} is a folder; name {name}")
-    if os.path.exists(path) and not os.path.isfile(path):
+    _check_not_special(where, path)
+
+
+def _check_not_special(where: str, path: Path) -> None:
+    """Raise if a device, a pipe or a socket is there."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise OSError(f"{where}: {quote(path)} is not a regular file; name another file")
 
 
@@ -144,6 +151,8 @@ def printable(text: str, keep: str = "") -> str:
         >>> print(printable("GOLD\x1b[2J\n"))
         GOLD\x1b[2J\n
     """
+    if text.isprintable():  # nearly always
+        return text
     return "".join(
         letter.encode("unicode_escape").decode()
         if category(letter) in _UNSEEN and letter not in keep
