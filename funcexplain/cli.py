@@ -29,9 +29,12 @@ Check everything that a config names without solving it: keys, network, weights,
 target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
 """
 REPORT = """\
-Write the report of a run again, from the files in its folder and the network and prices that its config
-names. Start it in the folder in which the run was started.
+Write the report of a run again, from the files in its folder and the prices that its config names. Start
+it in the folder in which the run was started. No code that the config names runs, unless --trust-config
+is given; the report leaves out and names the few measures that need the network.
 """
+
+_MAX_MESSAGE = 2000  # characters
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,14 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         message = _message(error)
-        print(f"funcexplain: error: {message}", file=sys.stderr)
+        _print_to_stderr(f"error: {message}")
         if "--json" in argv:
             print(json.dumps({"exit_code": 2, "error": message}))
         return 2
     except KeyboardInterrupt as interrupt:
         detail = f": {interrupt}" if str(interrupt) else ""
-        print(f"funcexplain: interrupted{detail}", file=sys.stderr)
+        _print_to_stderr(f"interrupted{detail}")
         return 130
+
+
+def _print_to_stderr(text: str) -> None:
+    """Print a message, which may hold names from files, as one line without control characters."""
+    from funcexplain.solutions.writing import printable
+
+    text = text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+    print(f"funcexplain: {printable(text)}", file=sys.stderr)
 
 
 def _message(error: Exception) -> str:
@@ -92,7 +103,7 @@ def _one_line_warnings(quiet: bool) -> Iterator[None]:
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         del args, kwargs
-        print(f"funcexplain: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        _print_to_stderr(f"warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "default")
@@ -174,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         own.add_argument("--debug", action="store_true", help="show the traceback of an error")
         own.set_defaults(command=_call, function=function, settings=["trust_model"])
+    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model"])
+    commands.choices["report"].add_argument(
+        "--trust-config",
+        action="store_true",
+        help="build the network, which runs the code that the folder's config names; only if you trust "
+        "its author",
+    )
     commands.choices["run"].set_defaults(settings=["trust_model", "workers", "dask", "quiet"])
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
@@ -214,13 +232,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
     from funcexplain.commands import run
+    from funcexplain.commands.printing import print_plain
 
     function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
     settings = {name: getattr(arguments, name) for name in arguments.settings}
 
     def print_line(line: str) -> None:
         if not (arguments.quiet or arguments.json):
-            print(line, flush=True)
+            print_plain(line)
 
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():

@@ -22,11 +22,13 @@ from torch import Tensor
 from funcexplain.clusters.fingerprint import differences
 from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
+from funcexplain.solutions.reading import MIB, opened, read_bytes
 from funcexplain.solutions.solution import FIELDS, Solution
-from funcexplain.solutions.writing import as_path, os_error, quote, replaced
+from funcexplain.solutions.writing import as_path, os_error, output_path, quote, replaced
 
 _FILES_PER_FOLDER = 1000  # file systems slow down with more
 _ABANDONED_AFTER = 3600  # age of a temporary file in seconds
+_MAX_MANIFEST, _MAX_ERROR = 64 * MIB, MIB
 Failures = dict[int, str]
 
 
@@ -94,8 +96,8 @@ class Folder(NamedTuple):
         for path in sorted(self.path.glob("chunks/*/*.error")):
             number = int(path.stem) if path.stem.isdecimal() else -1
             if 0 <= number < self.manifest.chunks and not self._file(number).exists():
-                with suppress(OSError):  # answered in between
-                    found[number] = path.read_text(encoding="utf-8", errors="replace")
+                with suppress(OSError), opened(self.where, path) as file:  # or answered in between
+                    found[number] = file.read(_MAX_ERROR).decode(errors="replace")
         return found
 
     def clean(self) -> None:
@@ -170,10 +172,7 @@ def open_folder(where: str, directory: Any) -> Folder:
     """Open an existing directory; raises if its manifest is damaged or has a later format."""
     path = _absolute(where, directory)
     manifest = path / "manifest.json"
-    try:
-        found = decode_manifest(manifest.read_bytes())
-    except OSError as error:
-        raise os_error(where, "read", manifest, error) from None
+    found = decode_manifest(read_bytes(where, manifest, _MAX_MANIFEST, "name the directory of a run"))
     if isinstance(found, Manifest):
         return Folder(where, path, found)
     if found is not None:
@@ -194,6 +193,7 @@ def _absolute(where: str, directory: Any) -> Path:
 
 
 def _make(where: str, folder: Path) -> None:
+    output_path(where, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,7 +7,11 @@ that a mistyped key is reported at once. All paths are relative to the current f
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,8 +33,16 @@ from funcexplain.commands.entries import (
     read_text,
     suggest,
 )
+from funcexplain.solutions.reading import MIB, read_bytes
+from funcexplain.solutions.writing import check_regular
 
 MAX_SEARCHES = 10**6
+MAX_DEPTH = 16
+"""Maximum number of parts of a key, and of tables and lists within one another."""
+
+# Parts are bare or quoted; one that begins in the middle of another is not looked at.
+_PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*){{{MAX_DEPTH}}}", re.ASCII)
 
 # Settings of each method, with their defaults. Those of adam suit a search in sigmas: an eps as large as
 # a typical gradient leaves entries alone that hardly matter.
@@ -63,6 +75,12 @@ def _factory(where: str, value: Any) -> str:
     dotted = [*module.split("."), *function.split(".")]
     if not colon or not all(part.isidentifier() for part in dotted):
         raise bad_entry(where, 'text such as "package.module:make"', value)
+    return value
+
+
+def _package(where: str, value: Any) -> str:
+    if not all(part.isidentifier() for part in read_text(where, value).split(".")):
+        raise bad_entry(where, 'the name of an installed package such as "deepdow"', value)
     return value
 
 
@@ -140,11 +158,12 @@ def _settings(where: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, and its weights."""
+    """The network: the function that makes it, the installed package that it is in, and its weights."""
 
     factory: str | None = entry(_factory, None)
     arguments: dict[str, Any] | None = entry(_arguments, None)
     weights: str | None = entry(read_text, None)
+    package: str | None = entry(_package, None)
 
 
 @dataclass(frozen=True)
@@ -261,23 +280,45 @@ def read_config(path: str | Path) -> Config:
         1000
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise IsADirectoryError(f"{str(path)!r} is {kind}; name a config file, such as config.toml")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no config file {str(path)!r}; check the name")
+    check_regular("config", path, name="a config file, such as config.toml")
+    content = read_bytes("config", path, MIB, "shorten its lists")
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no config file {str(path)!r}; check the name") from None
-    except OSError as error:
-        raise type(error)(
-            f"cannot read {str(path)!r}: {error.strerror}; check its permissions"
-        ) from None
-    except (ValueError, RecursionError) as error:
+        return parse_config(parse_toml(content.decode("utf-8-sig")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a TOML file: {error}; see https://toml.io") from None
-    try:
-        return parse_config(table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML whose keys and values are nested a little: deep ones take quadratic time or overflow.
+
+    Raises:
+        ValueError: if it is not TOML, or nested too deeply.
+
+    Example:
+        >>> parse_toml("network.factory = 'mine:make'")
+        {'network': {'factory': 'mine:make'}}
+        >>> parse_toml("a." * 50_000 + "b = 1")
+        Traceback (most recent call last):
+        ValueError: keys and values must be nested at most 16 deep, got more; ...
+    """
+    with suppress(RecursionError):
+        if not _LONG_KEY.search(text):
+            table = tomllib.loads(text)
+            level: list[Any] = [table]
+            for _ in range(MAX_DEPTH):
+                level = [item for value in level for item in _inside(value)]
+            if not level:
+                return table
+    raise ValueError(f"keys and values must be nested at most {MAX_DEPTH} deep, got more; flatten them")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """The values in a table or list."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def parse_config(table: dict[str, Any]) -> Config:
@@ -287,9 +328,9 @@ def parse_config(table: dict[str, Any]) -> Config:
     exported = (network.weights or "").endswith(".pt2")
     if network.factory is None and not exported:
         raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
-    if exported and (network.factory or network.arguments):
+    if exported and (network.factory or network.arguments or network.package):
         raise ValueError(
-            "network.factory: a .pt2 file is the whole network; leave out factory, arguments"
+            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
         )
     if not any(getattr(question, goal) is not None for goal in GOALS):
         raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")

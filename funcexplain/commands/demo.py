@@ -19,7 +19,13 @@ from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.history import History
 from funcexplain.commands.outputs import make_folder, make_outcome, write_picture, write_report
-from funcexplain.commands.printing import PrintLine, changes_table, prices_line, weights_table
+from funcexplain.commands.printing import (
+    PrintLine,
+    changes_table,
+    prices_line,
+    print_plain,
+    weights_table,
+)
 from funcexplain.commands.question import Query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.covariances import sample
@@ -43,7 +49,7 @@ def run_demo(
     training_steps: int = 100,
     max_steps: int = 100,
     num_starts: int = 4,
-    print_line: PrintLine = print,
+    print_line: PrintLine = print_plain,
 ) -> fe.Solution:
     """Train, ask, answer, and save ``overview.png`` and ``report.html``.
 
@@ -96,7 +102,8 @@ def run_demo(
         seeds = [seed * num_starts + start for start in range(num_starts)]
         date = history.ends[-1]
         sentence = describe_question(QuestionConfig(target=dict(wanted)), [date])
-        print_line(f"\n{sentence}")
+        print_line("")
+        print_line(sentence)
         problem = _make_problem(network, target, history, seeds)
         query = Query(problem, [len(history.windows) - 1], [date], seeds, today[None], sentence)
         solutions = fe.solve(problem, fe.levenberg_marquardt(), max_steps=max_steps, atol=ATOL)
@@ -118,7 +125,8 @@ def run_demo(
     ):
         print_line(line)
     verdict = "The network holds the target" if best.status is fe.Status.HIT else "Not reached"
-    print_line(f"\n{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
+    print_line("")
+    print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")

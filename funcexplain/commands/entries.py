@@ -62,7 +62,10 @@ def key_path(where: str, key: str) -> str:
 
 def abbreviate(value: Any) -> str:
     """A value as text for a message, cut to a maximum length."""
-    text = str(value) if isinstance(value, date) else repr(value)
+    try:
+        text = str(value) if isinstance(value, date) else repr(value)
+    except ValueError:  # an integer of too many digits to print
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
 
 
@@ -142,10 +145,12 @@ def read_names(where: str, value: Any) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise bad_entry(where, "a name or a list of names", value)
+    seen = set()
     for index, name in enumerate(value):
         read_text(f"{where}[{index}]", name)
-        if name in value[:index]:
+        if name in seen:
             raise ValueError(f"{where}: {name!r} appears twice; name it once")
+        seen.add(name)
     return tuple(value)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +27,13 @@ class Inputs:
 
     Attributes:
         config: the config, with its dates written out.
-        network: the network.
+        network: the network; None if only its recorded weights are known.
         history: the windows.
         query: the question as a problem.
     """
 
     config: Config
-    network: nn.Module
+    network: nn.Module | None
     history: History
     query: Query
 
@@ -45,8 +47,23 @@ def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
     return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
 
 
+def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
+    """Load what a config names but its network, whose weights today are in the summary of a run.
+
+    No code that the config names runs. Away from today's windows the weights of the question are NaN.
+    """
+    history = load_history(config.prices, config.features, dtype)
+    names = history.prices.assets
+    today = [[answer["today"].get(name) for name in names] for answer in summary["answers"]]
+    weights = torch.tensor(np.array(today, dtype=float), dtype=dtype)
+    query = build_query(config, None, history, weights)
+    if query.dates != [answer.get("date") for answer in summary["answers"]]:
+        raise ValueError("question.date: the dates changed since the run; run again, or restore them")
+    return Inputs(pin_dates(config, history), None, history, query)
+
+
 def hash_inputs(inputs: Inputs) -> dict[str, str]:
-    """Short hashes of the network and of the prices, to detect changes."""
+    """Short hashes of the network, if it is loaded, and of the prices, to detect changes."""
 
     def of(*tensors: Tensor) -> str:
         whole = hashlib.sha256()
@@ -54,11 +71,11 @@ def hash_inputs(inputs: Inputs) -> dict[str, str]:
             whole.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return whole.hexdigest()[:16]
 
-    return {
+    hashes = {}
+    if inputs.network is not None:
         # Today's weights detect changes of the network's code, which is not part of its state.
-        "network": of(*inputs.network.state_dict().values(), inputs.query.today),
-        "prices": of(torch.as_tensor(inputs.history.prices.values)),
-    }
+        hashes["network"] = of(*inputs.network.state_dict().values(), inputs.query.today)
+    return hashes | {"prices": of(torch.as_tensor(inputs.history.prices.values))}
 
 
 def make_method(method: MethodConfig) -> Any:

@@ -1,5 +1,6 @@
 """The user's network: made by a function that the config names, with weights from a file.
 
+`commands.factories` checks what may be called.
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
 ``weights_only=True``. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
 The user's code cannot change the random states of this process.
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
+from funcexplain.commands.factories import check_factory, check_module
 from funcexplain.solutions.archive import read_safetensors
 
 _MAX_LENGTH = 300  # characters of an error of the user's code
@@ -38,7 +42,7 @@ def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Modu
     if config.factory is None:
         return _load_exported(config.weights or "", trust_model)
     with fixed_seed(), importable(os.getcwd()):
-        network = _make(config.factory, config.arguments or {})
+        network = _make(config.factory, config.arguments or {}, config.package)
     if config.weights is not None:
         _load_weights(network, config.weights, config.factory)
     return network.eval()
@@ -52,9 +56,10 @@ def one_line(error: BaseException | str) -> str:
     return ": ".join(filter(None, (kind, words)))
 
 
-def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    where = "network.factory"
+def _make(factory: str, arguments: Mapping[str, Any], package: str | None) -> nn.Module:
+    where, folder = "network.factory", Path.cwd()
     name, _, function = factory.partition(":")
+    check_module(name, function, package, folder)
     try:
         found: Any = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -71,10 +76,11 @@ def _make(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         if not hasattr(found, part):
             raise ValueError(f"{where}: {name!r} has no {function!r}; name a function of this module")
         found = getattr(found, part)
-    if isinstance(found, nn.Module) and not arguments:
+    check_factory(factory, found, package, folder)
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise ValueError(f"{where}: {factory} is a network already; leave out network.arguments")
         return found
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ValueError(f"{where}: {factory} must be a function, got {type(found).__name__}")
     try:
         network = found(**arguments)
     except (Exception, SystemExit) as error:
@@ -110,6 +116,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not path.endswith((".pt", ".pth")):
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
     _check_exists(path)
+    _check_stored(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -128,6 +135,17 @@ def read_weights(path: str) -> dict[str, Tensor]:
             "something else; write one with torch.save(network.state_dict(), path)"
         )
     return dict(state)
+
+
+def _check_stored(path: str) -> None:
+    """Raise if a zip claims to hold more than its size: torch.save neither compresses nor overlaps."""
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise ValueError(
+                f"network.weights: {path!r} must not hold more than its own size, as a compressed zip "
+                "does; write one with torch.save(network.state_dict(), path)"
+            )
 
 
 def _load_exported(path: str, trust_model: bool) -> nn.Module:

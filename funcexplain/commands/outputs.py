@@ -20,13 +20,16 @@ import funcexplain as fe
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
+from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.tables import columns_of, write_csv
+from funcexplain.solutions.writing import output_path, replaced
 
 CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
 ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 
+_MAX_SUMMARY = 256 * MIB
 _BLOCK = 4096  # rows read at a time from a solution that may be in files
 
 
@@ -54,14 +57,15 @@ class Outcome:
 
 def make_folder(folder: Path) -> Path:
     """Make a folder and check that it can be written to, before any work is done for it."""
+    check_writable(folder)
     with _folder_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder)
     return folder
 
 
 def check_writable(folder: Path) -> None:
     """Raise unless a folder, or its nearest existing parent, can be written to; changes nothing."""
+    output_path("output.folder", folder)
     with _folder_named(folder):
         existing = folder
         while not existing.exists() and existing != existing.parent:
@@ -119,9 +123,9 @@ def write_tables(folder: Path, outcome: Outcome, query: Query, assets: Sequence[
         arrays, numbers = outcome.solution.flat(rows).to_numpy(), rows.numpy()
         return {**keys(numbers), "best": is_best[numbers], **columns_of(arrays, assets)}
 
-    write_csv(folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
+    write_csv("output", folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
     metrics = {name: values.cpu().numpy() for name, values in outcome.metrics.items()}
-    write_csv(folder / METRICS, [{**keys(np.arange(total)), **metrics}])
+    write_csv("output", folder / METRICS, [{**keys(np.arange(total)), **metrics}])
     return [WEIGHTS, METRICS]
 
 
@@ -134,7 +138,7 @@ def write_picture(
     rows = outcome.solution.flat(torch.arange(first, first + starts))
     best = rows[row - first]
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
-    plot_overview(
+    figure = plot_overview(
         query.today[-1],
         question.args["target"],
         best.weights,
@@ -149,7 +153,9 @@ def write_picture(
         hit=rows.hit,
         prices=_price_paths(history, query.positions[-1], best.x) if show_prices else None,
         title=query.sentence,
-    ).savefig(folder / PICTURE)
+    )
+    with replaced("output", folder / PICTURE) as file:
+        figure.savefig(file, format="png")
     return PICTURE
 
 
@@ -161,8 +167,9 @@ def write_report(
     *,
     title: str | None,
     settings: Mapping[str, Any],
+    probe: bool = True,
 ) -> str:
-    """Write the report of a solution, and return the name of its file."""
+    """Write the report of a solution, and return the name of its file; ``probe`` as in `fe.report`."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -179,6 +186,7 @@ def write_report(
         scale=history.std,
         title=title or query.sentence,
         settings=settings,
+        probe=probe,
         prices=prices if history.has_returns else None,
     )
     return REPORT
@@ -226,7 +234,28 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
     """Write a dict as JSON text."""
-    path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote of a run; raises a ValueError if it is damaged."""
+    content = read_bytes("report", path, _MAX_SUMMARY, "run again")
+    try:
+        found = json.loads(content)
+        days = [answer["today"].items() for answer in found["answers"]]
+        fits = all(isinstance(weight, float | None) for day in days for _, weight in day)
+        found["digest"].get("prices")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{str(path)!r} is damaged, or not the summary of a run; run again")
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text."""
+    with replaced("output", path) as file:
+        file.write(text.encode())
 
 
 def as_json(value: Any) -> Any:

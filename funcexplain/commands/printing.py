@@ -11,10 +11,17 @@ from torch import Tensor
 from funcexplain.commands.outputs import WEIGHTS, Outcome
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
+from funcexplain.solutions.writing import printable
 
 PrintLine = Callable[[str], object]
+"""Prints one line."""
 
 _MAX_ASSETS, _MAX_CHANGES = 12, 8
+
+
+def print_plain(line: str) -> None:
+    """Print a line, whose names may come from files, without control characters."""
+    print(printable(line), flush=True)
 
 
 def prices_line(prices: Prices) -> str:
@@ -28,7 +35,8 @@ def weights_table(
 ) -> Iterator[str]:
     """Allocations in percent, one column each, for assets in the given order."""
     width = max(7, *map(len, assets))
-    yield f"\n{'Weights':{width}}" + "".join(f"  {name:>8}" for name in columns)
+    yield ""
+    yield f"{'Weights':{width}}" + "".join(f"  {name:>8}" for name in columns)
     for index in order:
         cells = "".join(f"  {100 * float(weights[index]):7.2f}%" for weights in columns.values())
         yield f"{assets[index]:{width}}{cells}"
@@ -46,7 +54,8 @@ def changes_table(
     change = (x - x0) / sigma
     width = max(5, *map(len, assets))
     row = f"{{:10}}  {{:{width}}}  {{:10}}  {{:>10}}  {{:>10}}  {{:>6}}"
-    yield "\nLargest changes:"
+    yield ""
+    yield "Largest changes:"
     yield row.format("day", "asset", "channel", "from", "to", "sigmas")
     for flat in change.flatten().abs().topk(min(_MAX_CHANGES, change.numel())).indices.tolist():
         channel, day, asset = index = tuple(map(int, np.unravel_index(flat, change.shape)))
@@ -69,8 +78,9 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
     size = float(outcome.metrics["rms_sigmas"][outcome.best[0]])
     verdict = "Reached" if hits else "Not reached"
+    yield ""
     yield (
-        f"\n{verdict}: largest miss {100 * float(best.error):.2f} percentage points, after "
+        f"{verdict}: largest miss {100 * float(best.error):.2f} percentage points, after "
         f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
         f"{all_hits} of {searches} starts hit."
     )

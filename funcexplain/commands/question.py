@@ -49,8 +49,16 @@ class Query:
     sentence: str
 
 
-def build_query(config: Config, network: nn.Module, history: History) -> Query:
+def build_query(
+    config: Config, network: nn.Module | None, history: History, recorded: Tensor | None = None
+) -> Query:
     """Turn the question of a config into a problem.
+
+    Args:
+        config: the config.
+        network: the network, or None if only its weights at the dates are known.
+        history: the windows.
+        recorded: these weights, ``(dates, A)``; the problem's are NaN at any other window.
 
     Raises:
         ValueError: if a name, date or part does not exist, the target is out of reach, or the network
@@ -65,7 +73,17 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
         )
     _check_names(question, history.prices.assets)
     windows, seeds = history.windows[chosen], torch.arange(starts.number) + starts.seed * starts.number
-    today = evaluate_weights(network, windows, history)
+    known: Any = network
+    if network is not None:
+        today = evaluate_weights(network, windows, history)
+    else:
+        assert recorded is not None
+        if recorded.shape != (len(windows), windows.shape[-1]):
+            raise ValueError(
+                f"question.date: expected recorded weights of {len(windows)} dates, got "
+                f"{len(recorded)}; run again"
+            )
+        today, known = recorded, (_recorded_weights, {"window": windows[0], "weights": recorded[0]})
     parts = (question.target, question.shift, question.turnover)
     depends_on_today = any(part is not None for part in parts)  # and so on the date
     varying = today if depends_on_today else today[:1]
@@ -73,7 +91,7 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
     mask, transforms, stacks = _search_space(question, starts, history, chosen)
     try:
         problem = fe.problem(
-            network,
+            known,
             targets[0],
             windows[0],
             loss=_loss(question, targets[0]),
@@ -88,11 +106,18 @@ def build_query(config: Config, network: nn.Module, history: History) -> Query:
             stacks |= {"x0": windows, "reference": windows}
             if len(targets) > 1:
                 stacks["target"] = targets
+            if network is None:
+                stacks["params"] = {"window": windows, "weights": today}
             problem = fe.vmap(problem, name="date", **stacks)
     except ValueError as error:
         raise ValueError(f"question: {error}") from None
     dates = [history.ends[position] for position in chosen]
     return Query(problem, chosen, dates, seeds.tolist(), today, describe_question(question, dates))
+
+
+def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The weights recorded at one window, NaN at any other."""
+    return torch.where((x == params["window"]).all(), params["weights"], torch.nan)
 
 
 def pin_dates(config: Config, history: History) -> Config:

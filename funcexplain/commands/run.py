@@ -6,7 +6,6 @@ ValueError, TypeError, OSError or ImportError whose message names the remedy.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,18 @@ from funcexplain.commands import outputs
 from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_shared
-from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs, make_method, solve_settings
-from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line
+from funcexplain.commands.inputs import (
+    Inputs,
+    hash_inputs,
+    load_inputs,
+    load_recorded,
+    make_method,
+    solve_settings,
+)
+from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line, print_plain
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
+from funcexplain.reports.report import LEFT_OUT
 
 HIT, NOT_REACHED = 0, 1
 
@@ -35,7 +42,7 @@ def run_config(
     dask: str | None = None,
     trust_model: bool = False,
     quiet: bool = False,
-    print_line: PrintLine = print,
+    print_line: PrintLine = print_plain,
 ) -> dict:
     """Solve the question of a config, and write the answer to its folder.
 
@@ -73,7 +80,7 @@ def run_config(
             )
             (folder / outputs.SOLUTION).unlink(missing_ok=True)  # of an earlier run
         seconds = time.monotonic() - began
-        (folder / outputs.CONFIG).write_text(to_toml(inputs.config), encoding="utf-8")
+        outputs.write_text(folder / outputs.CONFIG, to_toml(inputs.config))
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
         files = outputs.write_tables(folder, outcome, query, history.prices.assets)
         if config.output.picture:
@@ -106,7 +113,9 @@ def run_config(
     return summary
 
 
-def check_config(path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print) -> dict:
+def check_config(
+    path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
+) -> dict:
     """Check everything that a config names without solving, and the gradient of the first search."""
     config = _read_checked(path)
     outputs.check_writable(Path(config.output.folder))
@@ -133,9 +142,16 @@ def check_config(path: str | Path, *, trust_model: bool = False, print_line: Pri
 
 
 def rewrite_report(
-    folder: str | Path, *, trust_model: bool = False, print_line: PrintLine = print
+    folder: str | Path,
+    *,
+    trust_config: bool = False,
+    trust_model: bool = False,
+    print_line: PrintLine = print_plain,
 ) -> dict:
     """Write the report of a folder again, from the files that `run_config` wrote there.
+
+    Unless ``trust_config``, no code that the config names runs: the network is not built, its weights
+    today are those of the summary, and the report leaves out and names what needs more of it.
 
     Raises:
         ValueError: if the network or the prices have changed since the run.
@@ -145,7 +161,7 @@ def rewrite_report(
     saved, shared = folder / outputs.SOLUTION, folder / outputs.ANSWERS
     try:
         config = read_config(folder / outputs.CONFIG)
-        before = json.loads((folder / outputs.SUMMARY).read_text(encoding="utf-8"))["digest"]
+        before = outputs.read_summary(folder / outputs.SUMMARY)
         solution = fe.load(saved) if saved.is_file() else fe.clusters.open(shared)
     except (FileNotFoundError, NotADirectoryError, KeyError):
         raise FileNotFoundError(
@@ -154,9 +170,12 @@ def rewrite_report(
             "CONFIG.toml makes one"
         ) from None
     with torch_threads(config.method.threads):
-        inputs = load_inputs(config, trust_model=trust_model)
+        if trust_config:
+            inputs = load_inputs(config, trust_model=trust_model)
+        else:
+            inputs = load_recorded(config, before, solution.sample.x.dtype)
         now = hash_inputs(inputs)
-        changed = [name for name in now if now[name] != before.get(name)]
+        changed = [name for name in now if now[name] != before["digest"].get(name)]
         if changed or solution.shape != inputs.query.problem.shape:
             raise ValueError(
                 f"{str(folder)!r}: the {' and the '.join(changed) or 'config'} changed since the run; "
@@ -164,7 +183,13 @@ def rewrite_report(
             )
         name = _write_report(outputs.make_folder(folder), inputs, solution)
     print_line(f"{folder / name}")
-    return {"exit_code": HIT, "folder": str(folder), "files": [name]}
+    left_out = [] if trust_config else list(LEFT_OUT)
+    if left_out:
+        print_line(
+            f"Without the network, which was not built: {', '.join(left_out)} are left out, and whether "
+            "it has changed since the run was not checked; --trust-config builds it"
+        )
+    return {"exit_code": HIT, "folder": str(folder), "files": [name], "left_out": left_out}
 
 
 def _read_checked(path: str | Path) -> Config:
@@ -187,6 +212,7 @@ def _write_report(folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
         inputs.history,
         title=inputs.config.output.title,
         settings=_settings(inputs),
+        probe=inputs.network is not None,
     )
 
 
@@ -206,6 +232,7 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     """Print prices, network, question and search."""
     problem, method = inputs.query.problem, inputs.config.method
     print_line(prices_line(inputs.history.prices))
+    assert inputs.network is not None
     count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
     print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")

@@ -12,14 +12,20 @@ import datetime
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from funcexplain.solutions.reading import MIB, check_size, too_large
+
+_MAX_TEXT = 256 * MIB  # 20 years of daily prices of 5000 assets
+_MAX_CELL = 100  # characters
 _GAPS = {"", "n/a", "na", "null", "none", "-"}
 
 
@@ -187,15 +193,32 @@ def read_parquet(path: str | Path) -> Prices:
     """
     path = _check_file("read_parquet", path)
     try:
-        from pyarrow import ArrowException, parquet, types
+        from pyarrow import ArrowException, compute, parquet, types
     except ImportError as error:
         raise ModuleNotFoundError(
             f"read_parquet: {path} needs pyarrow; install it with: pip install pyarrow, or save csv"
         ) from error
     try:
-        table = parquet.read_table(path)
+        _check_parquet(path, parquet.read_metadata(path))
+        kinds = {column.name: column.type for column in parquet.read_schema(path)}
+        for name, kind in kinds.items():
+            if types.is_nested(kind):
+                raise ValueError(f"{path}, column {name!r}: expected dates or prices, got {kind}")
+        text = [name for name, kind in kinds.items() if not types.is_primitive(kind)]
+        table = parquet.read_table(path, read_dictionary=text)
+        lengths = [
+            compute.max(compute.binary_length(part.dictionary)).as_py() or 0
+            for column in table.columns
+            for part in column.chunks
+            if types.is_dictionary(part.type)
+        ]
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: not readable as parquet ({error}); save it again") from None
+    if max(lengths, default=0) > _MAX_CELL:
+        raise ValueError(
+            f"{path}: a cell must have at most {_MAX_CELL} characters, a date or a price, got "
+            f"{max(lengths)}; keep only columns of dates and prices"
+        )
     places = [place for place, column in enumerate(table.schema) if types.is_temporal(column.type)]
     names = list(table.column_names)
     names.insert(0, names.pop(places[0] if places else 0))
@@ -204,6 +227,14 @@ def read_parquet(path: str | Path) -> Prices:
     midnight = re.compile(r"[ T]00:00:00(\+00:00)?$")
     dated = [[midnight.sub("", row[0]), *row[1:]] for row in rows]
     return _check_rows(path, enumerate([names, *dated], start=1))
+
+
+def _check_parquet(path: Path, about: Any) -> None:
+    """Raise if a file claims too many cells or bytes: repeated values take next to no room in it."""
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    cells = sum(g.column(place).num_values for g in groups for place in range(g.num_columns))
+    if max(8 * cells, sum(group.total_byte_size for group in groups)) > _MAX_TEXT:
+        raise too_large("read_parquet", path, _MAX_TEXT, "keep fewer days or assets")
 
 
 def _check_file(where: str, path: str | Path) -> Path:
@@ -240,19 +271,21 @@ def _check_rows(path: Path, numbered: Iterator[tuple[int, list[str]]]) -> Prices
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, stripped, each with its line number."""
     # utf-8-sig drops the byte order mark that spreadsheets write.
-    with (gzip.open if path.suffix == ".gz" else open)(
-        path, "rt", encoding="utf-8-sig", newline=""
-    ) as file:
-        reader = csv.reader(file)
-        try:
+    open_: Any = gzip.open if path.suffix == ".gz" else open
+    reader = csv.reader(())
+    try:
+        with open_(path, "rb") as content:
+            check_size("read_csv", path, content, _MAX_TEXT, "keep fewer days or assets")
+        with open_(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
             for row in reader:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, [cell.strip() for cell in row]
-        except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise ValueError(
-                f"{path}, after line {reader.line_num}: not readable as comma separated UTF-8 "
-                f"text ({error}); save it as plain csv or as csv.gz"
-            ) from error
+    except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(
+            f"{path}, after line {reader.line_num}: not readable as comma separated UTF-8 "
+            f"text ({error}); save it as plain csv or as csv.gz"
+        ) from error
 
 
 def _assets(path: Path, header: list[str]) -> tuple[str, ...]:
@@ -260,7 +293,7 @@ def _assets(path: Path, header: list[str]) -> tuple[str, ...]:
     if not header or re.fullmatch(r"\d{4}-\d\d-\d\d.*", header[0]):
         got = f"the data row {','.join(header)[:40]!r}" if header else "an empty file"
         raise ValueError(f"{path}: expected a header row such as 'date,EUR,JPY', got {got}")
-    names = header[1:]
+    names, seen = header[1:], set()
     if not names:
         raise ValueError(
             f"{path}: expected a date column and at least 1 asset, separated by commas, "
@@ -269,8 +302,9 @@ def _assets(path: Path, header: list[str]) -> tuple[str, ...]:
     for index, name in enumerate(names):
         if not name:
             raise ValueError(f"{path}: column {index + 2} of the header has no name; give it one")
-        if name in names[:index]:
+        if name in seen:
             raise ValueError(f"{path}: the asset {name!r} has two columns; rename or remove one")
+        seen.add(name)
     return tuple(names)
 
 

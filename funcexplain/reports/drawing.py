@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from funcexplain.solutions.writing import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -134,8 +136,8 @@ def shorten(name: str) -> str:
 
 
 def escape_dollars(text: str) -> str:
-    """Escape dollars: matplotlib renders text between two of them as a formula."""
-    return text.replace("$", r"\$")
+    """Escape dollars, since matplotlib renders text between two as a formula, and control characters."""
+    return printable(text, keep="\n").replace("$", r"\$")
 
 
 def spread_out(values: Array, gap: float) -> Array:

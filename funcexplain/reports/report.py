@@ -30,13 +30,16 @@ from funcexplain.solutions.archive import versions
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solutions.writing import as_path, replaced
+from funcexplain.solutions.writing import check_regular, output_path, replaced
 
 DETAILED_ROWS = 3
 """Number of rows of a grid that are shown with pictures."""
 
 NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
 """Settings with which `evaluate` measures stability; the report lists them."""
+
+LEFT_OUT = ("noise error", "invalidation", "the real windows nearest to the target")
+"""What a report without ``probe`` leaves out."""
 
 Paths = tuple[np.ndarray, np.ndarray]
 
@@ -53,6 +56,7 @@ def report(
     scale: float | Tensor | None = None,
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     models: Any = None,
+    probe: bool = True,
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -77,6 +81,8 @@ def report(
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
         models: parameters of other models, evaluated at each answer.
+        probe: whether to evaluate the network at windows other than the references: under noise, and at
+            every window of the history. Without, what needs that is left out, and the report names it.
         title: headline.
         settings: how the answer was found, by name.
 
@@ -98,9 +104,11 @@ def report(
         '<!DOCTYPE html>'
     """
     require_matplotlib()
-    file_path = as_path("report", path)
+    file_path = output_path("report", path)
+    check_regular("report", file_path, name="a file in it")
     setting_lines = _setting_lines(settings)
-    metrics = _evaluate(solution, problem, history, scale=scale, models=models)
+    draws = DRAWS if probe else 0
+    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     labels = _complete_labels(names, window)
@@ -112,7 +120,7 @@ def report(
     content = [
         element("h1", head),
         element("p", _question(rows[0], labels, solution), class_="lead"),
-        _verdict(solution, metrics, order[0]),
+        _verdict(solution, metrics, order[0], probe),
         *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
     for row, index in zip(rows, order, strict=False):
@@ -124,14 +132,14 @@ def report(
     if not solution.dims:
         ax = plots.plot_history(solution.history)
         content.append(picture(ax, "Loss at each step of the search, on a logarithmic scale."))
-    if history is not None and history.shape[1] >= window[-2]:
+    if probe and history is not None and history.shape[1] >= window[-2]:
         best = problem[order[0]] if order[0] else problem
         content += _history_section(precedents(best, history, 1.0 if sigma is None else sigma), unit)
     content += [
         element("h2", "Measures"),
         _measures_table(metrics, order[0]),
         element("h2", "How to reproduce it"),
-        _origin_table(solution, problem, setting_lines),
+        _origin_table(solution, problem, setting_lines, probe),
     ]
     with replaced("report", file_path) as file:
         file.write(page(head, *content).encode())
@@ -148,7 +156,7 @@ def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str
     return f"{text} This is the question of the best of {rows} rows ({row.name}), shown first."
 
 
-def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...]) -> Html:
+def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...], probe: bool) -> Html:
     """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
     best = solution[index] if index else solution
     measured = {name: float(value[index]) for name, value in metrics.items()}
@@ -157,7 +165,7 @@ def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...]) -> Ht
             Status(int(best.status)), float(best.error), measured, *best.exceptions.values()
         ),
         wording.unusual(measured),
-        wording.stable(measured, NOISE, ATOL),
+        wording.stable(measured, NOISE, ATOL, probed=probe),
     ]
     if solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
@@ -200,7 +208,7 @@ def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
 
 
 def _origin_table(
-    solution: Solution, problem: Problem, setting_lines: Sequence[tuple[str, str]]
+    solution: Solution, problem: Problem, setting_lines: Sequence[tuple[str, str]], probe: bool
 ) -> Html:
     """Settings, seeds and versions."""
     seed = torch.as_tensor(problem.args["seed"]).flatten()
@@ -214,7 +222,9 @@ def _origin_table(
     lines += [
         ("window (channels, days, assets)", str(tuple(sample.x.shape[-3:]))),
         ("numbers", f"{sample.x.dtype} on {sample.x.device}"),
-        ("stability measured with", f"noise of {NOISE:g} sigmas, {DRAWS} draws, seed 0, atol {ATOL:g}"),
+        ("stability measured with", f"noise of {NOISE:g} sigmas, {DRAWS} draws, seed 0, atol {ATOL:g}")
+        if probe
+        else ("left out, since the network was not evaluated", ", ".join(LEFT_OUT)),
         *versions().items(),
     ]
     return table((), lines)
@@ -223,7 +233,7 @@ def _origin_table(
 def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any) -> Metrics:
     """`evaluate`, whose errors name `report`; the arguments have the same names in both."""
     try:
-        return evaluate(solution, problem, history, noise=NOISE, draws=DRAWS, atol=ATOL, **options)
+        return evaluate(solution, problem, history, noise=NOISE, atol=ATOL, **options)
     except (TypeError, ValueError) as error:
         if not str(error).startswith("evaluate: "):  # the network's own
             raise

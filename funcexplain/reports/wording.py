@@ -129,8 +129,12 @@ def unusual(measured: Mapping[str, float]) -> Judgement:
     return Judgement(about, head, text, mood)
 
 
-def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgement:
+def stable(
+    measured: Mapping[str, float], noise: float, atol: float, *, probed: bool = True
+) -> Judgement:
     """Whether the answer is robust to noise, other starts and other models.
+
+    ``probed`` is whether the network was evaluated under noise.
 
     Example:
         >>> stable({"noise_error": 0.002, "invalidation": 0.25}, 0.05, 1e-3).head
@@ -147,6 +151,8 @@ def stable(measured: Mapping[str, float], noise: float, atol: float) -> Judgemen
             f"Under noise of {noise:g} sigmas the target is missed by {_points(error)} on average, and "
             f"in {_percent(measured['invalidation'])} of cases by more than {_points(atol)}."
         )
+    if not probed:
+        parts.append("It was not measured under noise, since the network was not evaluated.")
     if math.isfinite(spread := measured.get("spread", math.nan)):
         parts.append(
             f"Answers from different starts differ by {spread:.2g} sigmas per entry, and share "

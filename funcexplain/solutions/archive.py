@@ -21,8 +21,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ import torch
 from torch import Tensor
 
 import funcexplain
-from funcexplain.solutions.writing import as_path, os_error, quote, replaced
+from funcexplain.solutions.reading import MIB, opened, too_large
+from funcexplain.solutions.writing import as_path, output_path, quote, replaced
 
 FORMAT = 1
 """Version of the notes and of the meaning of the tensors; files of later versions are refused."""
@@ -46,7 +46,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 32 * MIB  # as JSON; as objects it takes twenty times that
 
 
 def write_archive(
@@ -69,7 +69,7 @@ def write_archive(
         >>> read_archive("load", path)[0]
         {'x': tensor([1., 1.])}
     """
-    file_path = as_path(where, path)
+    file_path = output_path(where, path)
     try:
         text = json.dumps({"format": FORMAT, "versions": versions(), **notes}, allow_nan=False)
     except (TypeError, RecursionError) as error:
@@ -102,6 +102,11 @@ def write_archive(
     header["__metadata__"]["sha256"] = _digest(header)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned, for readers that map the file
+    if len(encoded) > _MAX_HEADER:
+        raise ValueError(
+            f"{where}: labels, settings and errors must take at most {_MAX_HEADER / MIB:g} MiB as JSON, "
+            f"got {len(encoded) / MIB:.3g}; keep long settings in a file of their own"
+        )
     with replaced(where, file_path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
@@ -118,7 +123,7 @@ def read_archive(
         The tensors called ``names`` (default: all), on the CPU, and the notes.
     """
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    with opened(where, file_path) as file:
         header, notes = _read_header(where, file_path, file)
         digests, tensors = json.loads(header["__metadata__"]["digests"]), {}
         start = file.tell()
@@ -140,7 +145,7 @@ def read_archive(
 def read_notes(where: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read only the notes of a file, at a cost independent of its tensors; else like `read_archive`."""
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    with opened(where, file_path) as file:
         return _read_header(where, file_path, file)[1]
 
 
@@ -159,8 +164,10 @@ def _read_header(where: str, path: Path, file: BufferedReader) -> tuple[dict[str
     start = file.read(8)
     length = int.from_bytes(start, "little")
     first = file.read(1)
-    if len(start) < 8 or first != b"{" or length > _MAX_HEADER:
+    if len(start) < 8 or first != b"{":
         raise ValueError(f"{where}: {quote(path)} is not a saved solution, {_guess(start, size)}")
+    if _MAX_HEADER < length <= size:
+        raise too_large(where, path, _MAX_HEADER, "solve and save again", what="have a header of")
     if 8 + length > size:
         raise _broken(where, path, "cut off")
     try:
@@ -218,20 +225,6 @@ def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _opened(where: str, path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file; errors name the function and the file."""
-    # Checked first: opening a pipe would block.
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise IsADirectoryError(f"{where}: {quote(path)} is {kind}; name the file in it")
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise os_error(where, "read", path, error) from None
-
-
 def _broken(where: str, path: Path, how: str) -> ValueError:
     """The error for a file that is cut off or damaged."""
     return ValueError(f"{where}: {quote(path)} is {how}; copy it again, or solve and save again")
@@ -257,24 +250,27 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
         {'bias': tensor([1., 1.])}
     """
     file_path = as_path(where, path)
-    with _opened(where, file_path) as file:
+    remedy = "safetensors.torch.save_file(network.state_dict(), path) writes one"
+    with opened(where, file_path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 10 or 8 + length > size or length > _MAX_HEADER:
+        if size < 10 or 8 + length > size:
             raise ValueError(f"{where}: {quote(file_path)} is not a safetensors file, or cut off")
+        if length > _MAX_HEADER:
+            raise too_large(where, file_path, _MAX_HEADER, remedy, what="have a header of")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            entries = {name: _entry(entry, size - 8 - length) for name, entry in header.items()}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            entries = {name: _entry(entry) for name, entry in header.items()}
+            _check_tiled([(begin, end) for *_, begin, end in entries.values()], size - 8 - length)
+            tensors = {}
+            for name, (dtype, shape, begin, end) in entries.items():
+                file.seek(8 + length + begin)
+                tensors[name] = _decode(bytearray(file.read(end - begin)), dtype, shape)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"{where}: {quote(file_path)} is not a safetensors file, or damaged ({error}); "
-                "safetensors.torch.save_file(network.state_dict(), path) writes one"
+                f"{where}: {quote(file_path)} is not a safetensors file, or damaged ({error}); {remedy}"
             ) from None
-        tensors = {}
-        for name, (dtype, shape, begin, end) in entries.items():
-            file.seek(8 + length + begin)
-            tensors[name] = _decode(bytearray(file.read(end - begin)), dtype, shape)
     return tensors
 
 
@@ -285,12 +281,23 @@ def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tenso
     return flat.view(torch.Size(shape))
 
 
-def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
+def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-    dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
-    begin, end = map(int, entry["data_offsets"])
-    fits = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
-    if not (fits and 0 <= begin <= end <= stored):
-        raise ValueError(f"a tensor of shape {shape} is not within the file")
+    dtype, shape, (begin, end) = codes[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    if not all(type(number) is int for number in (*shape, begin, end)):
+        raise ValueError(f"its sizes must be integers, got {shape} at {begin} to {end}")
+    if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+        raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
     return dtype, shape, begin, end
+
+
+def _check_tiled(spans: Sequence[tuple[int, int]], stored: int) -> None:
+    """Raise unless tensors follow one another: those that overlap take more memory than the file."""
+    offset = 0
+    for begin, end in sorted(spans):
+        if begin != offset:
+            raise ValueError(f"its tensors overlap, or leave a gap, at byte {min(begin, offset)}")
+        offset = end
+    if offset != stored:
+        raise ValueError(f"its tensors take {offset} bytes of {stored}, they are not within the file")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from funcexplain.solutions.writing import printable
+
 
 class Html(str):
     """Text that is HTML already; any other text is escaped when it is put into an element."""
@@ -19,9 +21,14 @@ def element(name: str, *content: str, **attributes: str) -> Html:
         >>> element("p", "R&D ", element("b", "<script>"), class_="note")
         '<p class="note">R&amp;D <b>&lt;script&gt;</b></p>'
     """
-    pairs = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
-    inside = "".join(part if isinstance(part, Html) else escape(part) for part in content)
+    pairs = "".join(f' {key.rstrip("_")}="{_escape(value)}"' for key, value in attributes.items())
+    inside = "".join(part if isinstance(part, Html) else _escape(part) for part in content)
     return Html(f"<{name}{pairs}>{inside}</{name}>")
+
+
+def _escape(text: str) -> str:
+    """Escape markup, and control characters other than line ends."""
+    return escape(printable(text, keep="\n"))
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:

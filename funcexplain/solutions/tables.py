@@ -14,6 +14,7 @@ import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from funcexplain.solutions.labels import AXES
 from funcexplain.solutions.status import Status
-from funcexplain.solutions.writing import as_path, replaced
+from funcexplain.solutions.writing import output_path, replaced
 
 if TYPE_CHECKING:
     import pandas
@@ -109,22 +110,24 @@ def to_dataset(
     return dataset
 
 
-def write_csv(path: Path, blocks: Iterable[Arrays]) -> None:
+def write_csv(where: str, path: Path, blocks: Iterable[Arrays]) -> None:
     """Write blocks of equal columns as csv, one after another, under one header.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "table.csv")
-        >>> write_csv(path, [{"loss": np.array([0.5])}, {"loss": np.array([0.25])}])
+        >>> write_csv("run", path, [{"loss": np.array([0.5])}, {"loss": np.array([0.25])}])
         >>> path.read_text().split()
         ['loss', '0.5', '0.25']
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(where, path) as raw:
+        file = TextIOWrapper(raw, encoding="utf-8", newline="")
         writer = csv.writer(file)
         for number, block in enumerate(blocks):
             if number == 0:
                 writer.writerow(block)
             writer.writerows(zip(*(column.tolist() for column in block.values()), strict=True))
+        file.detach()  # writes what is left, and keeps the file open
 
 
 def write_parquet(
@@ -147,7 +150,7 @@ def write_parquet(
         return arrow.table({name: as_arrow(name, column) for name, column in block.items()})
 
     schema = as_table(empty).schema
-    target = as_path(where, path)
+    target = output_path(where, path)
     with replaced(where, target) as file, parquet.ParquetWriter(file, schema) as writer:
         for block in blocks:
             writer.write_table(as_table(block))

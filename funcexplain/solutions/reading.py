@@ -1,0 +1,66 @@
+"""Reading of files that others may have made: regular files only, never more than a stated size.
+
+A pipe or a device may block or never end, and a small file may claim to be huge. Every reader of this
+package opens its files here, and checks what a file claims before it allocates memory for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from gzip import GzipFile
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from funcexplain.solutions.writing import check_regular, os_error, quote
+
+MIB = 1 << 20
+
+
+@contextmanager
+def opened(where: str, path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file; errors name the function and the file."""
+    check_regular(where, path)
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise os_error(where, "read", path, error) from None
+
+
+def read_bytes(where: str, path: Path, limit: int, remedy: str) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    Raises:
+        ValueError: if it is larger.
+        OSError: if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "notes")
+        >>> _ = path.write_bytes(b"text")
+        >>> read_bytes("load", path, MIB, "split it")
+        b'text'
+    """
+    with opened(where, path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise too_large(where, path, limit, remedy)
+        return file.read()
+
+
+def check_size(where: str, path: Path, file: BinaryIO | GzipFile, limit: int, remedy: str) -> None:
+    """Read a file that may be compressed to its end, and raise if it has more than ``limit`` bytes."""
+    size = 0
+    while part := file.read(MIB):
+        size += len(part)
+        if size > limit:
+            raise too_large(where, path, limit, remedy)
+
+
+def too_large(where: str, path: Path, limit: int, remedy: str, *, what: str = "hold") -> ValueError:
+    """The error for a file, or a part of it, above a limit of bytes."""
+    return ValueError(
+        f"{where}: {quote(path)} must {what} at most {limit / MIB:g} MiB, got more; {remedy}"
+    )
