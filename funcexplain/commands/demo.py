@@ -124,7 +124,7 @@ def run_demo(
         *changes_table(x0, best.x, history.std, assets, CHANNELS, days),
     ):
         print_line(line)
-    verdict = "The network holds the target" if best.status is fe.Status.HIT else "Not reached"
+    verdict = "The network holds the target" if best.hit else "Not reached"
     print_line("")
     print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
     print_line(f"Report: {folder / report}")

@@ -15,7 +15,7 @@ from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.gradient import where_rows
-from funcexplain.solvers.gradient_projection import GradientProjection
+from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
 from funcexplain.solvers.state import Stopping
 
 
@@ -32,21 +32,25 @@ def closest(
 
     Minimizes ``mean((z - z_r)**2)`` where ``max |weights - target| <= atol``, in units of the search
     space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
-    hit; steps of constrained Gauss-Newton then go along the windows that hit towards the reference,
-    ``z + fraction * (z_r + J' (J J')^-1 (J (z - z_r) - r) - z)``. A row never moves further away. The
-    answer is a local minimum, as of any search; several starts help.
+    hit; sequential quadratic programming then goes on from there. A row never moves further away.
+
+    A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
+    ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,
+    so several starts help. It ends as HIT where ``refinements`` are used up before, or where kinks of
+    the network (ReLU) leave no such point.
 
     Args:
         problem: the question or grid. Penalties steer the first search alone.
         method: of the first search; default ``levenberg_marquardt()``.
         atol: the target is hit where ``max |weights - target| <= atol``.
         max_steps: maximum number of updates of the first search.
-        refinements: steps towards the reference, each with one Jacobian.
+        refinements: maximum number of steps towards the reference, each with one Jacobian.
         chunk_size: as for `solve`.
 
     Returns:
         The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
-        ``error`` of the closest point found. ``num_steps`` counts all steps.
+        ``error`` of the closest point found, and CLOSEST or HIT as ``status``. ``num_steps`` counts all
+        steps.
 
     Raises:
         TypeError, ValueError: as `solve` does.
@@ -59,10 +63,10 @@ def closest(
         tensor([0.6000, 0.4000])
 
     References:
+        S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
+        https://doi.org/10.1007/BF00932858;
         S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
-        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399;
-        J. B. Rosen (1961), The Gradient Projection Method for Nonlinear Programming, Part II,
-        https://doi.org/10.1137/0109044
+        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399
     """
     check_problem("closest", problem)
     check_number("closest", "atol", atol, minimum=0.0)
@@ -75,7 +79,9 @@ def closest(
     if bool((torch.as_tensor(found.status) == Status.INTERRUPTED).any()):
         return found
     execution = Execution(refinements, chunk_size=chunk_size)
-    refined = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)
+    # The method itself ends its search: within this tolerance nothing is a hit.
+    stopping = Stopping(atol=-1.0)
+    refined = search(_starting_at(problem, found.x), SequentialQuadratic(atol), stopping, execution)
     return _merge(found, refined, atol)
 
 
@@ -96,4 +102,8 @@ def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     names = ("x", "weights", "loss", "error")
     pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    return replace(found, **fields, num_steps=found.num_steps + refined.num_steps)
+    ended = closer & torch.as_tensor(refined.status == Status.STALLED)
+    codes = torch.where(ended, int(Status.CLOSEST), torch.as_tensor(found.status))
+    status = codes if found.dims else Status(int(codes))
+    num_steps = found.num_steps + torch.where(found.hit, refined.num_steps, 0)
+    return replace(found, **fields, status=status, num_steps=num_steps)

@@ -32,12 +32,15 @@ class Criterion(NamedTuple):
     Attributes:
         compare: ``(weights, target) -> (measured, nearest)``: what is measured of the weights, and the
             nearest values that meet the target. The target is hit where both are equal.
+        bounds: ``target -> (lower, upper, strict)``, the bounds of what is measured, and where no
+            tolerance applies.
         weights_like: from a target to a tensor of the shape of the weights.
         ndim: number of dimensions of one target.
         from_today: whether the target was made from the weights at the reference.
     """
 
     compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    bounds: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     weights_like: Callable[[Tensor], Tensor]
     ndim: int
     from_today: bool = False
@@ -77,8 +80,16 @@ def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     return measured, torch.minimum(torch.maximum(measured, lower), upper)
 
 
-EXACT = Criterion(_compare_allocations, lambda target: target, ndim=1)
-GOALS = Criterion(_compare_goals, lambda goals: goals[..., 0, :-3], ndim=2)
+def _bound_allocations(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return target, target, torch.zeros_like(target, dtype=torch.bool)
+
+
+def _bound_goals(goals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return goals[..., -2], goals[..., -1], goals[..., -3] == ORDER
+
+
+EXACT = Criterion(_compare_allocations, _bound_allocations, lambda target: target, ndim=1)
+GOALS = Criterion(_compare_goals, _bound_goals, lambda goals: goals[..., 0, :-3], ndim=2)
 
 
 class Portfolio(NamedTuple):

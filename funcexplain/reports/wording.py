@@ -84,7 +84,7 @@ def reached(
         >>> reached(Status.MAX_STEPS, 0.032, {"gap_closed": 0.85}).head
         'Missed by 3.20 points'
     """
-    if status is Status.HIT:
+    if status.is_hit:
         return Judgement("Is the target reached?", "Reached", status.sentence, "good")
     cause = f" The error: {exception}." if exception else ""
     text = f"{status.sentence}{cause} The largest miss is {_points(error)}."

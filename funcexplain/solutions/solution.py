@@ -20,6 +20,7 @@ from funcexplain.solutions.archive import write_archive
 from funcexplain.solutions.html import element, table
 from funcexplain.solutions.indexing import best_dims, best_rows, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
+from funcexplain.solutions.status import HITS
 from funcexplain.solutions.status import Status as Status
 from funcexplain.solutions.tables import to_dataset, to_frame
 
@@ -74,7 +75,7 @@ class Solution:
     @property
     def hit(self) -> Tensor:
         """Where the target is hit, a bool tensor of the rows' shape."""
-        return torch.as_tensor(self.status == Status.HIT)
+        return torch.isin(torch.as_tensor(self.status), torch.tensor(HITS))
 
     @property
     def message(self) -> str:

@@ -19,9 +19,15 @@ class Status(IntEnum):
     NONFINITE = 3
     INTERRUPTED = 4
     FAILED = 5
+    CLOSEST = 6
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether the target is hit."""
+        return self in HITS
 
     @property
     def sentence(self) -> str:
@@ -29,6 +35,7 @@ class Status(IntEnum):
         return _SENTENCES[self]
 
 
+HITS = (Status.HIT, Status.CLOSEST)
 _SENTENCES = {
     Status.HIT: "The target is hit: nothing misses it by more than atol.",
     Status.STALLED: "The search stalled: no step moves the input, or patience ran out without progress.",
@@ -38,4 +45,5 @@ _SENTENCES = {
     ),
     Status.INTERRUPTED: "The search was interrupted; this is what it had found so far, NaN if nothing.",
     Status.FAILED: "The network raised an error; this is what was found before, NaN if nothing.",
+    Status.CLOSEST: "The target is hit, and no small change that keeps it is closer to the reference.",
 }

@@ -91,7 +91,7 @@ def test_rows_that_miss_are_as_the_search_left_them() -> None:
     starts = torch.stack([make_x0(), torch.full(SHAPE, torch.nan, dtype=F64)])
     grid = fe.vmap(problem, x0=starts)
     near = fe.closest(grid, max_steps=30)
-    assert torch.as_tensor(near.status).tolist() == [0, int(fe.Status.NONFINITE)]
+    assert torch.as_tensor(near.status).tolist() == [fe.Status.CLOSEST, fe.Status.NONFINITE]
     missed = fe.closest(problem, max_steps=0)
     assert missed.status is fe.Status.MAX_STEPS
     assert_same(missed.x, make_x0())

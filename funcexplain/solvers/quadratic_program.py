@@ -1,0 +1,113 @@
+"""The quadratic program of a row, by its dual in K multipliers.
+
+The program minimizes ``g'd + d'B d / 2 + rho * sum(violations)``, where K linear functions ``f + G d``
+violate their bounds, ``lower`` and ``upper``. Its solution is ``d = -B^-1 (g + G'l)``. The multipliers
+``l`` minimize ``l'W l / 2 - c'l + sum(max(lower * l, upper * l))`` over ``|l| <= rho``, with
+``W = G B^-1 G'`` and ``c = f - G B^-1 g``: positive at an upper bound, negative at a lower one, zero
+between.
+
+References:
+    R. Fletcher (1985), An l1 Penalty Method for Nonlinear Constraints,
+    https://doi.org/10.1137/1.9781611971974; M. Hintermüller, K. Ito, K. Kunisch (2002), The Primal-Dual
+    Active Set Strategy as a Semismooth Newton Method, https://doi.org/10.1137/S1052623401383558
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from funcexplain.solvers.damped_step import WIDE, Model, PenaltyTerms, approach_minimum
+
+# Iterations of the interior point, and rounds of the active set that follow.
+_ITERATIONS, _ROUNDS = 18, 3
+# An infinite bound counts as so many times the value away.
+_FAR = 1e4
+# Fraction of the mean diagonal that is added where multipliers are not unique.
+_RIDGE = 1e-13
+_FLAT = 1e-14
+
+
+def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
+    """The multipliers of a quadratic program, in float64.
+
+    An interior-point method comes close; the active set that it finds is then solved exactly, and kept
+    where the objective falls.
+
+    Args:
+        w: ``(K, K)``, positive semidefinite.
+        c: values that the unconstrained step leads to, ``(K,)``.
+        lower: bounds ``(K,)``; ``-inf`` for none.
+        upper: likewise.
+        rho: price of a violation, the maximum of a multiplier.
+
+    Returns:
+        ``(K,)``.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> solve_dual(one[:, None], 2.0 * one, -one, one, 10.0 * one[0])  # c is above upper by 1
+        tensor([1.], dtype=torch.float64)
+    """
+    far = _FAR * (1.0 + c.abs())
+    lower, upper = torch.maximum(lower, c - far), torch.minimum(upper, c + far)
+    alone = len(c) == 1  # whose active set is known at once
+    best = torch.zeros_like(c) if alone else _interior_point(w, c, lower, upper, rho)
+    minimum, current = _objective(w, c, lower, upper, best), best
+    for _ in range(_ROUNDS):
+        current = _active_set(w, c, lower, upper, rho, current)
+        value = _objective(w, c, lower, upper, current)
+        better = value < minimum
+        best, minimum = torch.where(better, current, best), torch.where(better, value, minimum)
+    return best
+
+
+def _objective(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, multipliers: Tensor) -> Tensor:
+    support = torch.maximum(lower * multipliers, upper * multipliers)
+    return 0.5 * multipliers @ w @ multipliers - c @ multipliers + support.sum()
+
+
+def _diagonal(w: Tensor) -> Tensor:
+    """The diagonal; of a function that does not depend on the step, a little more than zero."""
+    diagonal = w.diagonal()
+    return diagonal.clamp_min(_FLAT) + _FLAT * diagonal.amax()
+
+
+def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
+    """The multipliers nearly, as differences of two nonnegative halves."""
+    scale = _diagonal(w).rsqrt()
+    shift = 1e-12 * len(c) * torch.eye(len(c)).to(w)
+    factor, failed = torch.linalg.cholesky_ex(w * scale[:, None] * scale + shift)
+    half = torch.where(failed == 0, factor, shift).T / math.sqrt(2.0)
+    slopes = torch.cat([(upper - c) * scale, (c - lower) * scale])
+    zero = torch.zeros_like(rho)
+    model = Model(
+        torch.zeros_like(c),
+        torch.cat([half, -half], 1),
+        PenaltyTerms(zero, slopes, torch.zeros_like(slopes)),
+        zero,
+    )
+    room = (rho / scale).repeat(2)
+    halves = approach_minimum(model, torch.zeros_like(room), room, _ITERATIONS)
+    return ((halves[: len(c)] - halves[len(c) :]) * scale).clamp(-rho, rho)
+
+
+def _active_set(
+    w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor, multipliers: Tensor
+) -> Tensor:
+    """One round: multipliers of the bounds that look active, by the system of these alone."""
+    diagonal = _diagonal(w)
+    value = c - w @ multipliers + diagonal * multipliers  # of each without its own multiplier
+    wanted = ((value - upper).clamp_min(0.0) - (lower - value).clamp_min(0.0)) / diagonal
+    saturated = wanted.abs() >= rho
+    fixed = torch.where(saturated, wanted.sign() * rho, 0.0)
+    active = (wanted != 0.0) & ~saturated
+    bound = torch.where(wanted > 0.0, upper, lower)
+    free = active.to(WIDE)
+    system = w * free[:, None] * free + torch.diag(1.0 - free + _RIDGE * diagonal.mean())
+    factor, failed = torch.linalg.cholesky_ex(system)
+    rhs = torch.where(active, c - bound - w @ fixed, 0.0)
+    found = torch.cholesky_solve(rhs[:, None], factor)[:, 0] + fixed
+    return torch.where(failed == 0, found.clamp(-rho, rho), multipliers)
