@@ -11,7 +11,7 @@ from torch import Tensor
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.solve import search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
-from funcexplain.problems.problem import Problem, check_problem
+from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.gradient import where_rows
@@ -64,7 +64,7 @@ def closest(
         J. B. Rosen (1961), The Gradient Projection Method for Nonlinear Programming, Part II,
         https://doi.org/10.1137/0109044
     """
-    check_problem("closest", problem)
+    check_search("closest", problem)
     check_number("closest", "atol", atol, minimum=0.0)
     check_count("closest", "max_steps", max_steps)
     check_count("closest", "refinements", refinements)

@@ -24,7 +24,7 @@ from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
 from funcexplain.problems.criterion import Target
 from funcexplain.problems.mapping import vmap
-from funcexplain.problems.problem import Loss, Problem, check_problem, problem
+from funcexplain.problems.problem import Loss, Problem, check_search, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
@@ -92,7 +92,9 @@ def solve(
         TypeError: for an argument that is not a problem, method, number or function.
         ValueError: for a negative ``max_steps``, ``atol`` or ``rtol``, a ``patience``, ``chunk_size`` or
             ``history`` below one, an ``rtol`` without ``patience``, or an unknown ``keep``; for
-            ``rows="samples"`` or ``"vmap"`` where rows in a batch differ from rows alone.
+            ``rows="samples"`` or ``"vmap"`` where rows in a batch differ from rows alone; if the history
+            of a grid does not fit memory.
+        RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Warns:
         UserWarning: if rows are solved one at a time, with the reason; if the network draws random
@@ -107,7 +109,7 @@ def solve(
         >>> fe.solve(fe.vmap(p, target=fe.one_hot_targets(2)), atol=0.1)
         Solution(rows=(target=2), status=(HIT 2), x=(1, 1, 2) torch.float32)
     """
-    check_problem("solve", problem)
+    check_search("solve", problem)
     if atol is None:
         raise TypeError("solve: atol must be a number >= 0, such as 1e-3, got NoneType")
     stopping = check_stopping("solve", atol, keep, patience, rtol)

@@ -12,6 +12,7 @@ import datetime
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -248,7 +249,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             for row in reader:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, [cell.strip() for cell in row]
-        except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(
                 f"{path}, after line {reader.line_num}: not readable as comma separated UTF-8 "
                 f"text ({error}); save it as plain csv or as csv.gz"

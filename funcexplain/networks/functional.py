@@ -19,7 +19,7 @@ from funcexplain.networks.network import SEED, Apply, Network
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
 from funcexplain.networks.stand_ins import replacement_of
-from funcexplain.networks.verify import Source, remember, verify_models
+from funcexplain.networks.verify import Source, naming_model, remember, verify_models
 
 
 def functionalize(
@@ -120,7 +120,11 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
             raise TypeError(
                 f"stack: modules[{index}] must be a torch.nn.Module, got {type(module).__name__}"
             )
-    applies, models, sources = zip(*map(_copy, modules), strict=True)
+    copies = []
+    for index, module in enumerate(modules):
+        with naming_model(index, len(modules)):
+            copies.append(_copy(module))
+    applies, models, sources = zip(*copies, strict=True)
     apply, (first, *others) = applies[0], models
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
     for index, params in enumerate(others, start=1):

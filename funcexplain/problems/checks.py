@@ -182,6 +182,15 @@ def check_gradients(where: str) -> None:
         )
 
 
+def check_outside_transforms(where: str) -> None:
+    """Raise inside a torch.func transform, which would not see into a search."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{where}: must be called outside of torch.func transforms, got a call inside of one; map "
+            "questions with fe.vmap, or map and differentiate fe.run over args"
+        )
+
+
 def check_count(where: str, name: str, value: Any) -> int:
     """Raise unless a value is an integer from 0 to below 2**63."""
     if isinstance(value, bool) or not isinstance(value, Integral):

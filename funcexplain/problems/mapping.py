@@ -230,7 +230,9 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
         if varying_dims(problem.dims, "target"):
             raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
         row = problem[(0,) * len(problem.dims)] if problem.dims else problem
-        target, criterion = encode_targets("vmap", target, problem.apply, row.args, problem.assets)
+        target, criterion = encode_targets(
+            "vmap", target, problem.apply, row.args, problem.assets, problem.leverage
+        )
         check_loss("vmap", problem.loss, criterion)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:

@@ -11,6 +11,7 @@ question can be mapped over seeds, starts, targets, assets and models (see `mapp
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,6 +59,7 @@ class Problem:
             (scalar int64), and the data of transforms.
         criterion: how weights are compared with the target.
         assets: names of the assets, if they have names.
+        leverage: largest weight in absolute value that the network may hold, if that is known.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, the start of the search.
@@ -80,6 +82,7 @@ class Problem:
     dims: tuple[RowDim, ...] = ()
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
+    leverage: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -190,6 +193,7 @@ def problem(
     reference: Tensor | None = None,
     seed: int = 0,
     assets: Sequence[str] | None = None,
+    leverage: float | None = None,
 ) -> Problem:
     """Make a question: for which window does the network hold the target allocation?
 
@@ -210,6 +214,9 @@ def problem(
         seed: seed of the noise of the start (see `jitter`) and of dropout in training mode (see
             `functionalize`).
         assets: names of the ``A`` assets, for targets that use names.
+        leverage: largest weight in absolute value that the network may hold; targets beyond it are
+            refused as infeasible, with ``math.inf`` none. Default: 10, or long-only weights that sum to
+            one if the network holds such weights at the reference and at four windows around it.
 
     Returns:
         The problem; its search space is that of ``x`` until transforms change it.
@@ -235,6 +242,7 @@ def problem(
         raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
     if not isinstance(target, Target):
         target = checks.check_allocation("problem", target, x0)
+    checks.check_outside_transforms("problem")
     checks.check_params(params, x0)
     mask = checks.check_mask("problem", mask, x0)
     reference = checks.check_like(
@@ -251,14 +259,17 @@ def problem(
     # The caller's own dict of parameters, which may be known; args hold copies.
     verify(apply, network[1] if isinstance(network, tuple) else params, x0)
     names, criterion = checks.check_assets(assets, x0), EXACT
+    if leverage is not None and leverage != math.inf:
+        leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):
-        stack, criterion = encode_targets("problem", [target], apply, args, names)
+        stack, criterion = encode_targets("problem", [target], apply, args, names, leverage)
         check_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:
         args["target"] = target
-        check_sum("problem", apply, args)
-    return Problem(apply=apply, loss=loss, args=args, criterion=criterion, assets=names)
+        if leverage is None:
+            check_sum("problem", apply, args)
+    return Problem(apply, loss, args, criterion=criterion, assets=names, leverage=leverage)
 
 
 def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem:
@@ -319,6 +330,12 @@ def check_problem(where: str, value: Any) -> Problem:
             "fe.problem(network, target, x0) makes one"
         )
     return value
+
+
+def check_search(where: str, value: Any) -> Problem:
+    """Raise unless a value is a `Problem`; raise in inference mode and inside torch.func transforms."""
+    checks.check_outside_transforms(where)
+    return check_problem(where, value)
 
 
 def check_question(where: str, value: Any) -> Problem:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.noise import normal
-from funcexplain.problems.checks import check_count, check_number
+from funcexplain.problems.checks import check_count, check_number, check_outside_transforms
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.problems.transforms import cast
 from funcexplain.solvers.gradient import backward_value_and_grad
@@ -143,6 +143,7 @@ def check_gradient(
         >>> fe.check_gradient(p).ok
         True
     """
+    check_outside_transforms("check_gradient")
     check_question("check_gradient", problem)
     check_number("check_gradient", "rtol", rtol, minimum=0.0)
     if check_count("check_gradient", "num_directions", num_directions) < 1:
