@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from funcexplain.engine.execution import Execution
-from funcexplain.engine.solve import search, solve
+from funcexplain.engine.solve import check_history, search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution, Status
@@ -70,9 +69,11 @@ def closest(
     check_count("closest", "refinements", refinements)
     if chunk_size is not None:
         check_positive("closest", "chunk_size", chunk_size)
+    if problem.dims:
+        check_history("closest", problem, max_steps, "; pass fewer max_steps")
     method = levenberg_marquardt() if method is None else method
     found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-    if bool((torch.as_tensor(found.status) == Status.INTERRUPTED).any()):
+    if bool((found.codes == Status.INTERRUPTED).any()):
         return found
     execution = Execution(refinements, chunk_size=chunk_size)
     refined = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)

@@ -6,6 +6,7 @@ evaluates the point that the answer holds, so that its weights and loss belong t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,7 +22,7 @@ from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guard
 from funcexplain.engine.rows import solve_rows
 from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
-from funcexplain.problems.checks import check_count, check_positive
+from funcexplain.problems.checks import check_count, check_memory, check_positive
 from funcexplain.problems.criterion import Target
 from funcexplain.problems.mapping import vmap
 from funcexplain.problems.problem import Loss, Problem, check_search, problem
@@ -130,6 +131,9 @@ def solve(
     if as_grid:
         problem = vmap(problem, seed=problem.args["seed"][None])
         execution = execution._replace(callback=callback and FirstRow(callback))
+    if problem.dims and (every := execution.history_every):
+        remedy = "; pass history=False, history=k for every k-th loss, or fewer max_steps"
+        check_history("solve", problem, -(-max_steps // every), remedy)
     solution = search(problem, method, stopping, execution)
     stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
     if stuck.numel() and stuck.all() and problem.args["mask"].any():
@@ -158,6 +162,13 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
         index = np.unravel_index(failure.args[0], problem.shape)
         error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
         raise error from error.__cause__
+
+
+def check_history(where: str, problem: Problem, count: int, remedy: str) -> None:
+    """Raise if the losses of a grid, ``count`` for each row, do not fit memory."""
+    rows, x0 = math.prod(problem.shape), problem.args["x0"]
+    num_bytes = rows * count * x0.element_size()
+    check_memory(where, "history", f"{count} losses of {rows} rows", num_bytes, x0.device, remedy)
 
 
 def _check_execution(

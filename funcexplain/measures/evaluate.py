@@ -21,6 +21,7 @@ from funcexplain.measures.plausibility import Past
 from funcexplain.problems.checks import (
     check_count,
     check_datum,
+    check_memory,
     check_number,
     check_positive,
     check_tensor,
@@ -119,8 +120,12 @@ def evaluate(
         raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
     x0 = problem.args["x0"]
     first = check_count("evaluate", "seed", seed) * check_count("evaluate", "draws", draws)
+    if first + draws >= 1 << 63:
+        raise ValueError(f"evaluate: seed must be below 2**63 / draws, got {seed} and {draws} draws")
     if models is not None:
         stability.check_models(problem, models)
+    rows = min(math.prod(problem.shape), check_positive("evaluate", "chunk_size", chunk_size))
+    check_memory("evaluate", "draws", draws, 8 * draws * rows, x0.device)
     settings = _Settings(
         problem=problem,
         past=None if history is None else _checked_past(history, x0),
@@ -132,7 +137,6 @@ def evaluate(
         models=models,
         atol=check_number("evaluate", "atol", atol, minimum=0.0),
     )
-    check_positive("evaluate", "chunk_size", chunk_size)
     check_positive("evaluate", "top", top)
     dims = _dims_of_starts(problem, along)
     values = {"hit": solution.hit}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -201,6 +202,27 @@ def check_count(where: str, name: str, value: Any) -> int:
     return count
 
 
+def check_memory(
+    where: str, name: str, value: Any, num_bytes: float, device: torch.device, remedy: str = ""
+) -> None:
+    """Raise if what an argument asks for does not fit the memory of a device."""
+    if num_bytes > _total_memory(device):
+        raise ValueError(
+            f"{where}: {name} must fit memory, got {value}, which needs {num_bytes / 2**30:.3g} GiB"
+            f"{remedy}"
+        )
+
+
+def _total_memory(device: torch.device) -> float:
+    """Bytes of memory that a device has, infinite where that is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not Unix
+        return math.inf
+
+
 def check_positive(where: str, name: str, value: Any) -> int:
     """Raise unless a value is an integer >= 1."""
     count = check_count(where, name, value)
@@ -256,7 +278,8 @@ def check_covariance(where: str, value: Any) -> Tensor:
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         raise ValueError(f"{where}: cov must be square, got {tuple(cov.shape)}")
     # Relative: daily covariances are about 1e-4, too small for torch's absolute tolerance of 1e-8.
-    if bool(((cov - cov.mT).abs() > 1e-4 * cov.abs().max()).any()):
+    largest = cov.abs().amax((-2, -1), keepdim=True)
+    if bool(((cov - cov.mT).abs() > 1e-4 * largest).any()):
         raise ValueError(f"{where}: cov must be symmetric, got one that is not")
     if bool(torch.linalg.cholesky_ex(cov.double()).info.any()):
         raise ValueError(

@@ -23,8 +23,8 @@ from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
-from funcexplain.problems.encoding import check_loss, encode_targets
-from funcexplain.problems.grid import RowDim, varying_dims
+from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
+from funcexplain.problems.grid import RowDim, check_rules, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
 
@@ -60,7 +60,8 @@ def vmap(
     Raises:
         TypeError: if a stack is not a tensor, or has another dtype or device.
         ValueError: for a name that ``args`` do not have (they are listed), no stack at all, stacks of
-            different sizes, a shape that does not fit, or a name that another dimension has; if
+            different sizes, a shape that does not fit, or a name that another dimension has; for a row
+            that is refused as a single value (lower > upper, a std <= 0, a negative strength); if
             ``params`` come from models whose weights the network does not hold with them.
 
     Example:
@@ -103,7 +104,13 @@ def vmap(
         )
     size = next(iter(sizes.values()))
     dim = RowDim(name or _free_name(next(iter(stacks)), names), size, frozenset(stacks))
-    return replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
+    grid = replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
+    check_rules("vmap", grid.rules, grid.dims, grid.args)
+    summed = problem.criterion.ndim == EXACT.ndim and problem.leverage is None
+    if "target" in stacks and summed and 0 not in problem.shape:
+        row = problem[(0,) * len(problem.dims)]
+        check_sum("vmap", row.apply, {**row.args, "target": copies["target"]})
+    return grid
 
 
 def consensus(problem: Problem) -> Problem:
@@ -229,7 +236,7 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
     if is_list:
         if varying_dims(problem.dims, "target"):
             raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
-        row = problem[(0,) * len(problem.dims)] if problem.dims else problem
+        row = problem[(0,) * len(problem.dims)]
         target, criterion = encode_targets(
             "vmap", target, problem.apply, row.args, problem.assets, problem.leverage
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,15 +23,19 @@ from torch import Tensor, nn
 
 from funcexplain.networks.functional import functionalize
 from funcexplain.networks.network import Apply, set_seed
+from funcexplain.networks.pickling import Unpicklable
 from funcexplain.networks.verify import verify
 from funcexplain.problems import checks, losses
 from funcexplain.problems.criterion import EXACT, Criterion, Target
 from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
-from funcexplain.problems.grid import RowDim, select
+from funcexplain.problems.grid import RowDim, Rule, select
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Map = Callable[[Tensor, Args], Tensor]
+
+
+_SEED_RULE = Rule(("seed",), lambda seed: seed < 0, "seed must be >= 0, got a negative one")
 
 
 def identity(point: Tensor, args: Args) -> Tensor:
@@ -44,7 +49,7 @@ def _from_x0(args: Args) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Problem:
+class Problem(Unpicklable):
     """One question about a network, or a grid of questions: pure functions and their data.
 
     Made by `problem`, changed by transforms (with ``dataclasses.replace``), mapped to a grid of rows by
@@ -60,6 +65,7 @@ class Problem:
         criterion: how weights are compared with the target.
         assets: names of the assets, if they have names.
         leverage: largest weight in absolute value that the network may hold, if that is known.
+        rules: what stacks of the data must fulfill, as single values do.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, the start of the search.
@@ -83,6 +89,10 @@ class Problem:
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
     leverage: float | None = None
+    rules: tuple[Rule, ...] = (_SEED_RULE,)
+
+    def __deepcopy__(self, memo: Any) -> Problem:
+        return replace(self, args=deepcopy(self.args, memo))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import (
     check_count,
     check_dtype,
+    check_memory,
     check_number,
     check_positive,
     check_scale,
@@ -41,6 +42,8 @@ def one_hot_targets(
     """
     check_positive("one_hot_targets", "n_assets", n_assets)
     check_dtype("one_hot_targets", dtype)
+    cpu = torch.device("cpu")
+    check_memory("one_hot_targets", "n_assets", n_assets, 2 * n_assets**2, cpu)
     return torch.eye(n_assets, dtype=dtype, device=device)
 
 

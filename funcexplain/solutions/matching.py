@@ -20,10 +20,11 @@ def check_answer(where: str, solution: Any, problem: Any) -> Problem:
     # One row is enough: a solution may be stored in files.
     sample = solution.sample
     window, weights = tuple(sample.x.shape[1:]), tuple(sample.weights.shape[1:])
-    if (solution.shape, window, weights) != (problem.shape, tuple(x0.shape[-3:]), assets):
+    expected = tuple(x0.shape[-3:])
+    if (solution.shape, window, weights) != (problem.shape, expected, assets):
         raise ValueError(
-            f"{where}: solution must have the rows {problem.shape} and windows {tuple(x0.shape[-3:])} of "
-            f"the problem, and weights {assets}, got {solution.shape}, {window} and {weights}; pick the "
+            f"{where}: solution must have the rows {problem.shape} and windows {expected} of the "
+            f"problem, and weights {assets}, got {solution.shape}, {window} and {weights}; pick the "
             "same rows of both"
         )
     if (sample.x.dtype, sample.x.device) != (x0.dtype, x0.device):
