@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
+import random
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -20,12 +22,20 @@ from types import (
 )
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx
 
 CONTAINERS = (OrderedDict, defaultdict, dict, list, set, deque)
 PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 CACHED = type(functools.lru_cache(lambda: None))
 METHODS = (BuiltinMethodType, MethodWrapperType)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_GLOBAL_GENERATORS = (
+    torch.default_generator,
+    np.random.random.__self__,  # type: ignore[attr-defined]
+    random.random.__self__,  # type: ignore[attr-defined]
+)
 # Objects that are not looked into, the large graphs of torch.fx and logging among them.
 LEAVES = (
     Tensor,
@@ -51,6 +61,24 @@ def is_container(cls: type) -> bool:
     """Whether objects of a class are data that forward passes may write to."""
     record = getattr(cls, "__dataclass_params__", None)
     return issubclass(cls, (*CONTAINERS, SimpleNamespace)) or (record is not None and not record.frozen)
+
+
+def is_state(value: Any) -> bool:
+    """Whether forward passes may write to an object's numbers: a plain tensor or array, a generator."""
+    if type(value) is Tensor:
+        return value.layout is torch.strided
+    if type(value) is np.ndarray:
+        return value.flags.writeable and not value.dtype.hasobject
+    return type(value) in GENERATORS and not any(value is one for one in _GLOBAL_GENERATORS)
+
+
+def clone(value: Any) -> Any:
+    """A copy of what `is_state` holds for; of a tensor without the graph that it may come from."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    return copy.deepcopy(value)
 
 
 def is_closed(cls: type) -> bool:

@@ -6,7 +6,6 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from types import CellType
 from typing import Any
 
@@ -19,6 +18,21 @@ from funcexplain.networks.references import TABLES
 
 # An OrderedDict keeps an order of its own, which methods of dict do not know.
 _CONTAINERS = (OrderedDict, dict, list, set, deque)
+# How the state of other objects is read and written.
+_STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    CellType: (
+        lambda cell: cell.cell_contents,
+        lambda cell, held: setattr(cell, "cell_contents", held),
+    ),
+    np.ndarray: (np.copy, np.copyto),
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    np.random.Generator: (
+        lambda generator: generator.bit_generator.state,
+        lambda generator, state: setattr(generator.bit_generator, "state", state),
+    ),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+}
 
 
 def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
@@ -37,7 +51,7 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
         if any(type(part).__name__ == "OptimizedModule" for part in parts):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(containers_kept([*_tables(parts)]))
-        stack.enter_context(_classes_and_generators_kept(parts))
+        stack.enter_context(_classes_and_modes_kept(parts))
         tensors = [t for part in parts if not _is_program(part) for t in part._buffers.values()]
         for tensor in [*tensors, *(module.parameters() if sets_mode else ())]:
             if tensor is not None and tensor.layout is torch.strided:
@@ -53,13 +67,17 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
 
 @contextmanager
 def containers_kept(containers: Sequence[Any]) -> Iterator[None]:
-    """Put the contents of mutable containers back."""
-    kept = [(container, _contents(container)) for container in containers]
-    try:
-        yield
-    finally:
-        for container, contents in kept:
-            _put_back(container, contents)
+    """Put back what mutable containers, tensors, arrays and generators hold."""
+    with ExitStack() as stack:
+        tensors = [container for container in containers if isinstance(container, Tensor)]
+        for tensor in tensors:
+            stack.enter_context(_kept_tensor(tensor))
+        kept = [(item, _contents(item)) for item in containers if not isinstance(item, Tensor)]
+        try:
+            yield
+        finally:
+            for container, contents in kept:
+                _put_back(container, contents)
 
 
 def captured_containers(module: nn.Module) -> Iterator[Any]:
@@ -93,27 +111,17 @@ def _tables(parts: Sequence[nn.Module]) -> Iterator[Any]:
 
 
 @contextmanager
-def _classes_and_generators_kept(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back what is in no table: classes, which a first call may change, modes, and generators."""
-    kinds, restores = [(part, type(part)) for part in parts], list[Callable[[], Any]]()
-    for part in parts:
-        if _is_program(part):
-            restores.append(partial(part.train, part.training))
-            continue
-        for value in vars(part).values():
-            if type(value) is torch.Generator:
-                restores.append(partial(value.set_state, value.get_state()))
-            elif type(value) is np.random.Generator:
-                bits = value.bit_generator
-                restores.append(partial(setattr, bits, "state", bits.state))
+def _classes_and_modes_kept(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Put back what is in no table: classes, which a first call may change, and modes of programs."""
+    kept = [(part, type(part), part.training) for part in parts]
     try:
         yield
     finally:
-        for part, kind in kinds:
+        for part, kind, training in kept:
             if type(part) is not kind:
                 part.__class__ = kind
-        for restore in restores:
-            restore()
+            if _is_program(part):
+                part.train(training)
 
 
 @contextmanager
@@ -134,8 +142,8 @@ def _kept_tensor(tensor: Tensor) -> Iterator[None]:
 
 def _contents(container: Any) -> Any:
     """A shallow copy of what a container holds, without methods of the caller's."""
-    if isinstance(container, CellType):
-        return container.cell_contents
+    if state := _STATES.get(type(container)):
+        return state[0](container)
     base = _base(container)
     if base is None:
         return attributes(container)
@@ -143,8 +151,8 @@ def _contents(container: Any) -> Any:
 
 
 def _put_back(container: Any, contents: Any) -> None:
-    if isinstance(container, CellType):
-        container.cell_contents = contents
+    if state := _STATES.get(type(container)):
+        state[1](container, contents)
         return
     base = _base(container)
     if base is None:

@@ -5,10 +5,10 @@ list, a hook that closes over a dict. `redirect` follows such references as ``co
 one memo, so that what was one object is one object in the copy. It copies
 
 - what refers to a copied module or to a registered tensor, however indirectly;
-- lists, dicts, sets, deques and plain records that attributes hold, so that writing to them does not
-  change the caller's.
+- lists, dicts, sets, deques, plain records, tensors, arrays and generators that attributes hold, so that
+  writing to them does not change the caller's.
 
-Anything else is shared: arrays, data frames, locks, modules outside of the tree, and what only the
+Anything else is shared: data frames, locks, modules outside of the tree, and what only the
 closure of a function holds. User code is never called, and what cannot be copied is shared.
 """
 
@@ -31,9 +31,11 @@ from funcexplain.networks.objects import (
     PROXIES,
     attributes,
     base_of,
+    clone,
     contents,
     is_closed,
     is_container,
+    is_state,
     referent,
     setter,
 )
@@ -63,7 +65,8 @@ def redirect(
 
     Returns:
         ``(places, originals)``: where the copies hold registered tensors, and the caller's own mutable
-        objects that were copied (lists, dicts, sets, deques, cells and objects with attributes).
+        objects that were copied (lists, dicts, sets, deques, cells, tensors, arrays, generators, and
+        objects with attributes).
     """
     modules = list(modules)
     copier = _Copier(copies, tensors)
@@ -101,7 +104,7 @@ class _Copier:
                 if self.copies.get(key) is not value:
                     targets.add(key)
                 continue
-            if issubclass(type(value), LEAVES):
+            if issubclass(type(value), LEAVES) and not is_state(value):
                 continue
             children[key] = contents(value)
             for child in children[key]:
@@ -128,7 +131,7 @@ class _Copier:
                 if key in seen or key not in children:
                     continue
                 seen.add(key)
-                if is_container(type(value)):
+                if is_container(type(value)) or is_state(value):
                     choose(key)
                 if key in self.chosen or not is_closed(type(value)):
                     stack += children[key]
@@ -202,6 +205,9 @@ class _Copier:
     def _new(self, value: Any) -> Any:
         """A copy with its contents if it is immutable, without them otherwise."""
         cls, copy = type(value), self.copy
+        if is_state(value):
+            self.originals.append(value)
+            return clone(value)
         if cls in PROXIES:
             return weakref.proxy(copy(referent(value)))
         if issubclass(cls, weakref.WeakMethod):

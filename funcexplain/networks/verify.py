@@ -34,8 +34,8 @@ _SOLVER_ATOL = 0.05
 _CAUSES = (
     "usual causes are layers, parameters or features kept where named_modules() does not list them (in "
     "a list, a closure, a global, an object of your own), settings that differ between stacked models, "
-    "and caches; register layers as attributes, give all models the same settings, or pass a pure "
-    "function as (apply, params)"
+    "and state that one call leaves to the next (a counter, a cache, a random generator); register "
+    "layers as attributes, give all models the same settings, or pass a pure function as (apply, params)"
 )
 
 
@@ -61,7 +61,8 @@ class Source(NamedTuple):
         """Raise unless the copy holds the weights that the module holds in eval mode.
 
         One forward pass of each, at a window close to ``x``: at ``x`` itself, features that a hook has
-        kept from an earlier call may be right by chance. Neither a module that was trained since nor a
+        kept from an earlier call may be right by chance. The copy has seen another window before, so
+        that it differs if it keeps state between calls. Neither a module that was trained since nor a
         copy that fails, as the search will, is compared.
 
         Args:
@@ -73,7 +74,7 @@ class Source(NamedTuple):
             return
         failure: Exception | None = None
         # As a search calls it, with a gradient, where the network allows that.
-        for window in (_nearby(x)[None].requires_grad_(), x[None]):
+        for window in (_nearby(x, 0.01)[None].requires_grad_(), x[None]):
             with (
                 Generators(x.device) as generators,
                 containers_kept(self.containers),
@@ -82,6 +83,8 @@ class Source(NamedTuple):
             ):
                 warnings.simplefilter("ignore")
                 try:
+                    apply.samples(params, _nearby(x, -0.01)[None].requires_grad_())
+                    generators.rewind()
                     copied = apply.samples(params, window)
                 except Exception:
                     continue
@@ -90,16 +93,14 @@ class Source(NamedTuple):
                     plain = call_in_eval_mode(self.module, window.detach())
                     if not (isinstance(plain, Tensor) and plain.is_floating_point()):
                         return  # the search refuses it
-                    drew, agrees, repeats = generators.have_moved(), _agree(apply, copied, plain), True
-                    if drew or not agrees:
+                    if drew := generators.have_moved():
                         again = call_in_eval_mode(self.module, window.detach())
-                        repeats = _agree(apply, again, plain)
+                        drew = not _agree(apply, again, plain)
                 except Exception as error:
                     failure = error
                     continue
-            apply.draws = apply.draws or not repeats
-            # Both drew the same noise, unless it is from a generator of their own.
-            if not agrees and (drew or repeats):
+            apply.draws = apply.draws or drew
+            if not _agree(apply, copied, plain):  # both drew the same noise
                 self._refuse(copied, plain)
             return
         if failure is not None:
@@ -253,9 +254,9 @@ def _storage(t: Tensor) -> int:
     return t.untyped_storage().data_ptr() if t.layout is torch.strided else 0
 
 
-def _nearby(x: Tensor) -> Tensor:
+def _nearby(x: Tensor, size: float) -> Tensor:
     """A window close to another, with the same signs."""
-    noise = torch.arange(x.numel(), dtype=x.dtype, device=x.device).cos().mul(0.01).view(x.shape)
+    noise = torch.arange(x.numel(), dtype=x.dtype, device=x.device).cos().mul(size).view(x.shape)
     return torch.where(x == 0.0, noise.abs(), x * (1.0 + noise))
 
 

@@ -10,6 +10,7 @@ them, one chunk at a time.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, overload
@@ -18,7 +19,7 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.network import SEED, Apply
+from funcexplain.networks.network import SEED, Apply, bound
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
@@ -131,7 +132,8 @@ def consensus(problem: Problem) -> Problem:
 
     Raises:
         TypeError: if ``problem`` is not a Problem.
-        ValueError: if params are not stacked, or another entry varies along their dimension.
+        ValueError: if params are not stacked, another entry varies along their dimension, or the network
+            reads its parameters in the backward pass (activation checkpointing).
 
     Example:
         >>> import torch, funcexplain as fe
@@ -175,7 +177,20 @@ def consensus(problem: Problem) -> Problem:
         raise ValueError("consensus: expected at least one model, got an empty stack")
     if not target_varies:
         target = torch.stack([target] * size, dim=-1 - problem.criterion.ndim)
-    apply, loss = problem.apply, problem.loss
+    args, x0, loss = {**problem.args, "target": target.contiguous()}, problem.args["x0"], problem.loss
+
+    def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
+        return torch.func.vmap(loss)(measured, nearest).mean()
+
+    apply = _call_models(problem.apply, args["params"], size, x0.reshape(-1, *x0.shape[-3:])[0])
+    return replace(problem, apply=apply, loss=mean_loss, args=args, dims=dims)
+
+
+def _call_models(apply: Apply, params: Any, size: int, x: Tensor) -> Apply:
+    """A function ``(params, x) -> (M, A)``: models mapped, or called in turn where mapping is wrong.
+
+    Weights and gradient are compared, at one window, with those of each model by itself.
+    """
 
     def mapped(params: Any, x: Tensor) -> Tensor:
         # All models share the question's dropout seed.
@@ -184,36 +199,45 @@ def consensus(problem: Problem) -> Problem:
         return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
 
     def looped(params: Any, x: Tensor) -> Tensor:
+        return torch.stack([apply(model, x) for model in split(params)])
+
+    def split(params: Any) -> list[Any]:
         shared = params.get(SEED) if isinstance(params, dict) else None
-        models = (
+        return [
             optree.tree_map(lambda t: t if t is shared else t[index], params)  # noqa: B023
             for index in range(size)
-        )
-        return torch.stack([apply(model, x) for model in models])
+        ]
 
-    def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
-        return torch.func.vmap(loss)(measured, nearest).mean()
+    def alone(model: Any) -> tuple[Tensor, Tensor]:
+        with bound(apply, model):
+            return _weights_and_slope(apply, model, x)
 
-    args, x0 = {**problem.args, "target": target.contiguous()}, problem.args["x0"]
-    same = _computes_the_same(mapped, looped, args["params"], x0.reshape(-1, *x0.shape[-3:])[0])
-    return replace(problem, apply=mapped if same else looped, loss=mean_loss, args=args, dims=dims)
+    try:
+        weights, slopes = zip(*map(alone, split(params)), strict=True)
+    except Exception:
+        return looped  # the search meets the error again
+    expected = (torch.stack(weights), torch.stack(slopes).sum(0))
+    for candidate in (mapped, looped):
+        with suppress(Exception):
+            found = _weights_and_slope(candidate, params, x)
+            if all(agree(*pair, coarsest_eps(params)) for pair in zip(found, expected, strict=True)):
+                return candidate
+    raise ValueError(
+        "consensus: the network's backward pass must use the parameters of its forward pass, got one "
+        "that reads them from the module, which can hold one model at a time; solve each model, as in "
+        "fe.vmap(problem, params=fe.stack(models)[1])"
+    )
 
 
-def _computes_the_same(mapped: Apply, looped: Apply, params: Any, x: Tensor) -> bool:
-    """Whether weights and gradients of mapped models are those of each model, at one window."""
-    found = []
-    for apply in (looped, mapped):
-        z = x.detach().clone().requires_grad_()
-        try:
-            with torch.enable_grad():
-                weights = apply(params, z)
-                slope = torch.zeros_like(z)
-                if weights.requires_grad:
-                    (slope,) = torch.autograd.grad(weights.sin().sum(), z, materialize_grads=True)
-        except Exception:
-            return apply is looped  # the search meets an error of a model alone again
-        found.append((weights, slope))
-    return all(agree(ours, theirs, coarsest_eps(params)) for ours, theirs in zip(*found, strict=True))
+def _weights_and_slope(apply: Apply, params: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A network's weights at a window, and the gradient of the sum of their sines."""
+    z = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        weights = apply(params, z)
+        slope = torch.zeros_like(z)
+        if weights.requires_grad:
+            (slope,) = torch.autograd.grad(weights.sin().sum(), z, materialize_grads=True)
+    return weights.detach(), slope
 
 
 def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:

@@ -152,6 +152,26 @@ def ensemble(name: str, network: nn.Module, entry: Entry) -> None:
         assert_rows(name, solution[variant], 2, variant)
 
 
+def consensus(name: str, network: nn.Module, entry: Entry) -> None:
+    """One step along the mean of the models' gradients."""
+    _, models = fe.stack([network, build(entry, 1)])
+    if not models:
+        return
+    ensemble = fe.vmap(ask(network, entry), params=models)
+    step = fe.sgd(lr=entry.lr)
+    solution = attempt(
+        not entry.mappable, "", lambda: fe.solve(fe.consensus(ensemble), step, max_steps=1)
+    )
+    if solution:
+        start = make_starts(1, entry.dtype)[0]
+        moves = [descended(name, 0, 1, variant) - start for variant in range(2)]
+        expected, size = (moves[0] + moves[1]) / 2, max(move.abs().max() for move in moves)
+        distance = (solution.x - start - expected).abs().max()
+        assert distance <= entry.rtol * size + 64 * torch.finfo(start.dtype).eps
+        for variant in range(2):
+            assert_weights(name, solution.x, solution.weights[variant], variant)
+
+
 def torch_func(name: str, network: nn.Module, entry: Entry) -> None:
     problem = ask(network, entry)
 
@@ -192,6 +212,7 @@ WAYS: dict[str, Way] = {
     "vmap": vmap,
     "samples": samples,
     "ensemble": ensemble,
+    "consensus": consensus,
     "torch_func": torch_func,
     "gauss_newton": gauss_newton,
     "closest": closest,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -350,8 +349,6 @@ def test_what_does_not_refer_to_the_network_is_shared() -> None:
     network = nn.Linear(2, 2)
     outside = nn.Linear(3, 3)
     kept = [
-        np.zeros(2),
-        torch.zeros(2),
         threading.Lock(),
         outside,
         Opinionated(),
