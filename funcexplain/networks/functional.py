@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from funcexplain.networks.network import SEED, Apply, Network
+from funcexplain.networks.objects import clone_tensor
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
 from funcexplain.networks.stand_ins import replacement_of
@@ -75,7 +76,7 @@ def _copy(
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
     # in the network.
     buffers = {n: b for n, b in network.named_buffers() if b.layout is torch.strided}
-    params = {n: t.detach().clone() for n, t in {**dict(network.named_parameters()), **buffers}.items()}
+    params = {n: clone_tensor(t) for n, t in {**dict(network.named_parameters()), **buffers}.items()}
     if train:
         device = next((tensor.device for tensor in params.values()), None)
         params[SEED] = torch.zeros((), dtype=torch.int64, device=device)

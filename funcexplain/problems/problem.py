@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from funcexplain.networks.functional import functionalize
 from funcexplain.networks.network import Apply, set_seed
+from funcexplain.networks.objects import clone_tensor
 from funcexplain.networks.pickling import Unpicklable
 from funcexplain.networks.verify import verify
 from funcexplain.problems import checks, losses
@@ -365,9 +366,7 @@ def _split_network(network: Any) -> tuple[Apply, Any]:
         apply, params = network
         if callable(apply):
             # With live parameters an outer autograd graph would record the whole search.
-            copies = optree.tree_map(
-                lambda p: p.detach().clone() if isinstance(p, Tensor) else p, params
-            )
+            copies = optree.tree_map(lambda p: clone_tensor(p) if isinstance(p, Tensor) else p, params)
             return apply, copies
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
