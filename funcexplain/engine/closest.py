@@ -64,7 +64,7 @@ def closest(
         https://doi.org/10.1137/0109044
     """
     check_search("closest", problem)
-    check_number("closest", "atol", atol, minimum=0.0)
+    atol = check_number("closest", "atol", atol, minimum=0.0)
     check_count("closest", "max_steps", max_steps)
     check_count("closest", "refinements", refinements)
     if chunk_size is not None:

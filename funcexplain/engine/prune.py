@@ -61,7 +61,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
             f"prune: solution must have the rows of the problem {problem.shape}, got {solution.shape}"
         )
     check_answer("prune", solution, problem)
-    check_number("prune", "atol", atol, minimum=0.0)
+    atol = check_number("prune", "atol", atol, minimum=0.0)
     x, weights, loss, error = (
         t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
     )

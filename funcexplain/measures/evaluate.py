@@ -7,7 +7,7 @@ The measures themselves are pure functions of one row, in `validity`, `proximity
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -124,8 +124,9 @@ def evaluate(
         raise ValueError(f"evaluate: seed must be below 2**63 / draws, got {seed} and {draws} draws")
     if models is not None:
         stability.check_models(problem, models)
-    rows = min(math.prod(problem.shape), check_positive("evaluate", "chunk_size", chunk_size))
-    check_memory("evaluate", "draws", draws, 8 * draws * rows, x0.device)
+    chunk_size = check_positive("evaluate", "chunk_size", chunk_size)
+    num_bytes = 8 * int(draws) * min(math.prod(problem.shape), chunk_size)
+    check_memory("evaluate", "draws", draws, num_bytes, x0.device)
     settings = _Settings(
         problem=problem,
         past=None if history is None else _checked_past(history, x0),
@@ -312,7 +313,7 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     if along is None:
         return [place for place, dim in enumerate(problem.dims) if dim.varying <= {"x0", "seed"}]
     names = [dim.name for dim in problem.dims]
-    wanted = [along] if isinstance(along, str) else list(along)
+    wanted = [along] if isinstance(along, str) or not isinstance(along, Iterable) else list(along)
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"evaluate: along must be names among {names}, got {unknown}")

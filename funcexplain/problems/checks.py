@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -170,9 +170,15 @@ def check_number(where: str, name: str, value: Any, *, minimum: float, strict: b
     bound = f"> {minimum:g}" if strict else f">= {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
-    if not math.isfinite(value) or value < minimum or (strict and value == minimum):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{where}: {name} must be finite and {bound}, got an int above all floats"
+        ) from None
+    if not math.isfinite(number) or number < minimum or (strict and number == minimum):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_gradients(where: str) -> None:
@@ -305,7 +311,7 @@ def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
     """Raise unless there is one different name for each asset of x0."""
     if assets is None:
         return None
-    names = () if isinstance(assets, str) else tuple(assets)
+    names = tuple(assets) if isinstance(assets, Iterable) and not isinstance(assets, str) else ()
     if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "

@@ -24,7 +24,7 @@ from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
-from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
+from funcexplain.problems.encoding import check_loss, encode_targets
 from funcexplain.problems.grid import RowDim, check_rules, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
@@ -107,10 +107,6 @@ def vmap(
     dim = RowDim(name or _free_name(next(iter(stacks)), names), size, frozenset(stacks))
     grid = replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
     check_rules("vmap", grid.rules, grid.dims, grid.args)
-    summed = problem.criterion.ndim == EXACT.ndim and problem.leverage is None
-    if "target" in stacks and summed and 0 not in problem.shape:
-        row = problem[(0,) * len(problem.dims)]
-        check_sum("vmap", row.apply, {**row.args, "target": copies["target"]})
     return grid
 
 

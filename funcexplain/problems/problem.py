@@ -36,9 +36,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Map = Callable[[Tensor, Args], Tensor]
 
 
-_SEED_RULE = Rule(("seed",), lambda seed: seed < 0, "seed must be >= 0, got a negative one")
-
-
 def identity(point: Tensor, args: Args) -> Tensor:
     """The identity map: the search is over ``x`` itself."""
     del args
@@ -90,7 +87,7 @@ class Problem(Unpicklable):
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
     leverage: float | None = None
-    rules: tuple[Rule, ...] = (_SEED_RULE,)
+    rules: tuple[Rule, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> Problem:
         return replace(self, args=deepcopy(self.args, memo))
@@ -270,7 +267,7 @@ def problem(
     # The caller's own dict of parameters, which may be known; args hold copies.
     verify(apply, network[1] if isinstance(network, tuple) else params, x0)
     names, criterion = checks.check_assets(assets, x0), EXACT
-    if leverage is not None and leverage != math.inf:
+    if leverage is not None and not (isinstance(leverage, float) and leverage == math.inf):
         leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, names, leverage)
