@@ -90,6 +90,8 @@ def shock_mask(
         raise ValueError(f"shock_mask: last_days must be at most num_days = {days}, got {last}")
     check_memory("shock_mask", "num_days", days, days * count, torch.device("cpu"))
     mask = torch.zeros(days, count, dtype=torch.bool)
+    if assets is not None and not isinstance(assets, Iterable):
+        raise TypeError(f"shock_mask: assets must be a list of ints, got {type(assets).__name__}")
     for asset in range(count) if assets is None else assets:
         index = as_index(asset)
         if index is None:

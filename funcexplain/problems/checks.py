@@ -259,6 +259,17 @@ def check_dtype(where: str, dtype: Any) -> None:
         raise TypeError(f"{where}: dtype must be a floating torch.dtype, got {dtype!r}")
 
 
+def check_device(where: str, device: Any) -> None:
+    """Raise unless a device is available and holds data, or ``None``."""
+    try:
+        empty = torch.zeros((), device="cpu" if device is None else device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's choice varies
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where}: device must be available, got {device!r}: {reason}") from None
+    if empty.is_meta:
+        raise ValueError(f"{where}: device must hold data, got 'meta'")
+
+
 def check_scale(where: str, scale: Any, x0: Tensor) -> Tensor:
     """Raise unless a scale can be the standard deviation of x0's entries; see `check_datum`."""
     sigma = check_datum(where, "scale", scale, x0)
@@ -307,15 +318,14 @@ def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
     return check_shape(where, "target", target, x0.shape[-1:], meaning)
 
 
-def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+def check_names(where: str, assets: Any, count: int) -> tuple[str, ...] | None:
     """Raise unless there is one different name for each asset of x0."""
     if assets is None:
         return None
     names = tuple(assets) if isinstance(assets, Iterable) and not isinstance(assets, str) else ()
-    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names) or not len(set(names)) == len(names) == count:
         raise ValueError(
-            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
-            f"{assets!r}"
+            f"{where}: assets must be {count} different names, one for each asset of x0, got {assets!r}"
         )
     return names
 

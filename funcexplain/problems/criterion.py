@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.pickling import Unpicklable
-from funcexplain.problems.checks import as_index, check_is_tensor, check_number, check_tensor
+from funcexplain.problems.checks import (
+    as_index,
+    check_is_dense,
+    check_is_tensor,
+    check_names,
+    check_number,
+    check_tensor,
+)
 
 Asset = int | str
 # Kinds of goals: what is measured of weights w, with coefficients v.
@@ -139,8 +146,15 @@ class Target(Unpicklable):
 
     def _goals(self, weights: Tensor, today: Tensor | None, assets: Sequence[str] | None) -> Tensor:
         check_is_tensor("residual", "weights", weights)
+        check_is_dense("residual", "weights", weights)
+        if weights.ndim < 1 or not weights.is_floating_point():
+            raise TypeError(
+                "residual: weights must be floating, of shape (A,) or (rows, A), got "
+                f"{weights.dtype} of shape {tuple(weights.shape)}"
+            )
         like = weights.detach()[(0,) * (weights.ndim - 1)]
-        return self.rows(Portfolio(like, None if assets is None else tuple(assets), today))
+        names = check_names("residual", assets, len(like))
+        return self.rows(Portfolio(like, names, check_today("residual", today)))
 
     def loss(
         self, weights: Tensor, *, today: Tensor | None = None, assets: Sequence[str] | None = None
@@ -186,6 +200,7 @@ class Target(Unpicklable):
             >>> fe.targets.at_least(0, 0.5).hit(torch.tensor([0.4995, 0.5005]))
             tensor(True)
         """
+        atol = check_number("hit", "atol", atol, minimum=0.0)
         goals = self._goals(weights, today, assets)
         return GOALS.error(weights, goals, weights.ndim - 1, atol) <= atol
 

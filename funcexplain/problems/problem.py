@@ -266,7 +266,7 @@ def problem(
     }
     # The caller's own dict of parameters, which may be known; args hold copies.
     verify(apply, network[1] if isinstance(network, tuple) else params, x0)
-    names, criterion = checks.check_assets(assets, x0), EXACT
+    names, criterion = checks.check_names("problem", assets, x0.shape[-1]), EXACT
     if leverage is not None and not (isinstance(leverage, float) and leverage == math.inf):
         leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):

@@ -17,6 +17,7 @@ from torch import Tensor
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import (
     check_callable,
+    check_device,
     check_dtype,
     check_name,
     check_number,
@@ -138,13 +139,7 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
         torch.float64
     """
     check_dtype("cast", dtype)
-    try:
-        empty = torch.zeros((), device="cpu" if device is None else device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch's choice varies
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cast: device must be available, got {device!r}: {reason}") from None
-    if empty.is_meta:
-        raise ValueError("cast: device must hold data, got 'meta'")
+    check_device("cast", device)
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

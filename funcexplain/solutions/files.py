@@ -42,10 +42,10 @@ def load(path: str | os.PathLike[str]) -> Solution:
     dims: Any = notes.get("dims")
     errors = notes.get("exceptions", {})
     if tensors.keys() != set(FIELDS) or not _fits(tensors, dims) or not _are_errors(errors):
+        found = ", ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
         raise ValueError(
-            f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got "
-            f"{', '.join(f'{n} {t.dtype} {tuple(t.shape)}' for n, t in sorted(tensors.items()))} with rows "
-            f"{dims}; it is not a saved solution"
+            f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got {found} with "
+            f"rows {dims}; it is not a saved solution"
         )
     values: dict[str, Any] = dict(tensors)
     if not dims:

@@ -148,6 +148,7 @@ def check_gradient(
     check_number("check_gradient", "rtol", rtol, minimum=0.0)
     if check_count("check_gradient", "num_directions", num_directions) < 1:
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")
+    check_count("check_gradient", "seed", seed)
     x0 = problem.args["x0"]
     num_bytes = 8 * num_directions * x0.numel()
     check_memory("check_gradient", "num_directions", num_directions, num_bytes, x0.device)
