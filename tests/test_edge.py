@@ -1,16 +1,16 @@
-"""Errors at the edge: what cannot be answered is refused in words, and what surrounds a call stays as it was."""
+"""Errors at the edge: what cannot be answered is refused in words; what surrounds a call stays."""
 
 from __future__ import annotations
 
 import copy
 import gzip
-import io
 import json
 import math
 import pickle
+import tomllib
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,6 @@ def test_rows_that_are_not_finite_break_no_rule() -> None:
 
 
 def test_numbers_of_any_type_are_numbers() -> None:
-    from fractions import Fraction
-
     for atol in (Fraction(1, 2), 10**30):
         assert fe.solve(ASKED, atol=atol).hit
         fe.prune(FOUND, ASKED, atol=atol)
@@ -199,9 +197,7 @@ def test_numbers_of_any_type_are_numbers() -> None:
 OTHERS = {
     "windows": fe.problem(network(nn.Softmax(-1)), TARGET, X0.view(2, 1, 3)),
     "dtype": fe.cast(dtype=torch.float32)(ASKED),
-    "assets": fe.problem((lambda q, x: x[0, 0].repeat(2), {}), numbers(*[1 / 3] * 6)[:3], X0)
-    if False
-    else fe.problem((lambda q, x: x.sum((0, 1)), {}), TARGET[:2], X0[..., :2]),
+    "assets": fe.problem((lambda q, x: x.sum((0, 1)), {}), TARGET[:2], X0[..., :2]),
 }
 
 
@@ -224,7 +220,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacfwd])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacrev])
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_inside_of_torch_func_are_refused(name: str, transform: Any) -> None:
     def inside(x: Tensor) -> Tensor:
@@ -240,7 +236,7 @@ def test_calls_inside_of_torch_func_are_refused(name: str, transform: Any) -> No
 
 def test_problems_say_why_they_cannot_be_pickled() -> None:
     for value in (ASKED, GRID, ASKED.apply, t.top(0)):
-        with pytest.raises(TypeError, match="cannot be pickled, .*pass `build`"):
+        with pytest.raises(TypeError, match=r"cannot be pickled, .*pass `build`"):
             pickle.dumps(value)
         copy.copy(value)
     twin = copy.deepcopy(GRID)
@@ -259,8 +255,6 @@ def test_damaged_gzip_is_named(tmp_path: Path, place: int) -> None:
 
 
 def test_times_of_a_config_are_written_back() -> None:
-    import tomllib
-
     text = "a = {t = 07:32:00, s = 07:32:00.5, d = 2024-01-31, w = 2024-01-31T07:32:00+02:00}"
     table = tomllib.loads(text)["a"]
     assert tomllib.loads(f"a = {format_toml(table)}")["a"] == table
@@ -288,10 +282,6 @@ def test_files_with_fields_of_another_kind_are_refused(
         fe.load(tmp_path / "a")
 
 
-class Meta(nn.Module):
-    """What a callback needs to be recognized as a reporter."""
-
-
 ANYWHERE: dict[str, Callable[[], Any]] = {
     "solve": lambda: fe.solve(fe.problem(SOFT, TARGET, X0), max_steps=2, check=True).x,
     "rows": lambda: fe.solve(fe.vmap(ASKED, seed=SEEDS), fe.levenberg_marquardt(), max_steps=2).x,
@@ -311,8 +301,8 @@ ANYWHERE: dict[str, Callable[[], Any]] = {
         fe.problem(
             SOFT,
             t.all_of(
-                t.at_least(0, 0.2), t.exit(1), t.between(0.0, 0.9), t.group([0, 1], at_most=0.8),
-                t.turnover(0.5), t.concentration(0.9), t.shift(0, 0.1),
+                t.at_least(0, 0.2), t.between(0.0, 0.9), t.group([0, 1], at_most=0.8),
+                t.turnover(0.5), t.concentration(0.9), t.top(2, margin=0.01),
             ),
             X0,
         ),
@@ -406,6 +396,4 @@ def test_an_error_of_a_callback_is_the_callers(problem: Any, error: Exception) -
 def test_warnings_filters_stay() -> None:
     before = list(warnings.filters)
     fe.solve(GRID, max_steps=1, check=True)
-    fe.progress(stream=io.StringIO())
     assert warnings.filters == before
-    assert replace(ASKED).rules == ()
