@@ -105,8 +105,6 @@ class TensorClass(Base):
     "cls",
     [Slots, Guarded, GuardedSlots, Ring, ParameterClass, TensorClass],
     ids=lambda cls: cls.__name__,
-    [Slots, Guarded, GuardedSlots, Ring, ParameterClass, TensorClass],
-    ids=lambda cls: cls.__name__,
 )
 def test_unusual_modules_are_answered_and_unchanged(cls: type[nn.Module]) -> None:
     network = cls()
