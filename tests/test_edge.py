@@ -21,9 +21,7 @@ from torch import Tensor, nn
 import funcexplain
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.toml import format_toml
-from funcexplain.markets import prices
-from funcexplain.markets.features import forward_returns, log_returns
-from funcexplain.markets.paths import invert
+from funcexplain.markets import features, paths, prices
 from funcexplain.solutions import archive
 
 fe: Any = funcexplain  # wrong types are the point of this file
@@ -47,6 +45,9 @@ ASKED = fe.problem(SOFT, TARGET, X0)
 GRID = fe.vmap(ASKED, seed=SEEDS)
 FOUND, ROWS = fe.solve(ASKED, max_steps=2), fe.solve(GRID, max_steps=2)
 t, S = fe.targets, fe.scenarios
+PRICES: Any = prices
+FEATURES: Any = features
+PATHS: Any = paths
 
 
 def numbers(*values: float) -> Tensor:
@@ -145,9 +146,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "prices": (lambda: S.prices_of(None, TARGET), TypeError, "prices_of: returns .*got NoneType"),
     "first": (lambda: S.prices_of(HISTORY[0], TARGET[:2]), ValueError, "prices_of: first"),
-    "invert": (lambda: invert(None, HISTORY[0]), TypeError, "invert: window"),
-    "returns": (lambda: log_returns([1.0]), TypeError, "log_returns: prices must .*got list"),
-    "days": (lambda: forward_returns(HISTORY[0], [1], 1), TypeError, "forward_returns: days"),
+    "invert": (lambda: PATHS.invert(None, HISTORY[0]), TypeError, "invert: window"),
+    "returns": (lambda: FEATURES.log_returns([1.0]), TypeError, "log_returns: prices must .*got list"),
+    "days": (lambda: FEATURES.forward_returns(HISTORY[0], [1], 1), TypeError, "forward_returns: days"),
     "today": (
         lambda: t.turnover(0.1).residual(TARGET, today=[0.5]),
         TypeError,
@@ -162,8 +163,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "hit": (lambda: t.top(0).hit(TARGET, atol=None), TypeError, "hit: atol"),
     "assets": (lambda: fe.problem(SOFT, TARGET, X0, assets=3), ValueError, "problem: assets"),
     "along": (lambda: fe.evaluate(ROWS, GRID, along=3), ValueError, "evaluate: along"),
-    "path": (lambda: prices.load(None), TypeError, "load: name_or_path"),
-    "csv": (lambda: prices.read_csv(3), TypeError, "read_csv: path"),
+    "path": (lambda: PRICES.load(None), TypeError, "load: name_or_path"),
+    "csv": (lambda: PRICES.read_csv(3), TypeError, "read_csv: path"),
     "run": (lambda: fe.run(None, None, {}, 1), TypeError, "run: init must be callable"),
     "number": (lambda: fe.solve(ASKED, atol=10**400), ValueError, "solve: atol .*above all floats"),
 }

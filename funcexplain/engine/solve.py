@@ -179,7 +179,7 @@ def _check_execution(
     every = int(history if isinstance(history, bool) else check_positive("solve", "history", history))
     if not isinstance(compile, bool) and not (isinstance(compile, str) and compile == "auto"):
         raise ValueError(f"solve: compile must be True, False or 'auto', got {compile!r}")
-    if not isinstance(rows, str) or rows not in ("auto", "vmap", "samples"):
+    if not any(isinstance(rows, str) and rows == way for way in ("auto", "vmap", "samples")):
         raise ValueError(f"solve: rows must be 'auto', 'vmap' or 'samples', got {rows!r}")
     if chunk_size is not None:
         chunk_size = check_positive("solve", "chunk_size", chunk_size)

@@ -27,13 +27,16 @@ class Base(nn.Module):
 
 class Slots(Base):
     __slots__ = ("layer", "scale", "seen", "weight")
+    layer: Any
+    scale: Any
+    weight: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = torch.tensor(2.0, dtype=F64)
         self.seen: dict[str, int] = {}
         object.__setattr__(self, "layer", nn.Linear(3, 3).double())
-        Slots.weight.__set__(self, self.linear.weight)  # type: ignore[attr-defined]
+        Slots.weight.__set__(self, self.linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen["x"] = 1
@@ -53,10 +56,11 @@ class Guarded(Base):
 
 class GuardedSlots(Guarded):
     __slots__ = ("scale",)
+    scale: Any
 
     def __init__(self) -> None:
         super().__init__()
-        GuardedSlots.scale.__set__(self, 2.0)  # type: ignore[attr-defined]
+        GuardedSlots.scale.__set__(self, 2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.scale * x)
