@@ -102,7 +102,7 @@ class ChunkedSolution(Solution):
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < manifest.rows:
             raise IndexError(f"solution: rows must be within 0 ... {manifest.rows - 1}")
         tensors = {
-            name: torch.empty(len(rows), *trailing, dtype=getattr(torch, code))
+            name: torch.empty(len(rows), *trailing, dtype=getattr(torch, code), device="cpu")
             for name, (code, trailing) in manifest.fields.items()
         }
         owner = rows // manifest.chunk_size
@@ -118,10 +118,10 @@ class ChunkedSolution(Solution):
     def __getitem__(self, index: Any) -> Solution:  # type: ignore[override]
         items = expand_index(index, self.dims)
         items += [slice(None)] * (len(self.dims) - len(items))
-        rows, names = torch.zeros((), dtype=torch.int64), []
+        rows, names = torch.zeros((), dtype=torch.int64, device="cpu"), []
         for name, size, item in zip(self.dims, self.shape, items, strict=True):
             one = drops_dim(item)
-            own = torch.arange(size)[item]
+            own = torch.arange(size, device="cpu")[item]
             rows = (rows if one else rows[..., None]) * size + own
             names += [] if one else [name]
         return self._pick(rows, tuple(names))
@@ -135,7 +135,7 @@ class ChunkedSolution(Solution):
         for number, part in self._chunks("status") if by is not None else self._chunks("loss", "status"):
             span = self._manifest.span(number)
             rank = part["loss"] if by is None else by.flatten()[span.start : span.stop]
-            rows = torch.arange(span.start, span.stop)
+            rows = torch.arange(span.start, span.stop, device="cpu")
             best.update(row_numbers(grid, kept, rows), rows, part["status"], rank)
         return self._pick(best.row.reshape(shape), tuple(self.dims[place] for place in kept))
 
@@ -175,7 +175,7 @@ class ChunkedSolution(Solution):
             return index | columns
 
         spans = (self._manifest.span(number).start for number in range(self._manifest.chunks))
-        empty = block(self.flat(torch.arange(0)), 0)
+        empty = block(self.flat(torch.arange(0, device="cpu")), 0)
         write_parquet(where, path, empty, map(block, self.chunks(), spans))
 
     def __repr__(self) -> str:
@@ -252,8 +252,8 @@ class _Best(NamedTuple):
     @classmethod
     def empty(cls, groups: int) -> _Best:
         """Start with a rank worse than any row; a row that is not finite still replaces it."""
-        worst = torch.full((groups,), torch.inf, dtype=torch.float64)
-        return cls(torch.full((groups,), -1), worst, torch.zeros(groups, dtype=torch.bool))
+        row = torch.full((groups,), -1, device="cpu")
+        return cls(row, row.new_full((groups,), torch.inf, dtype=torch.float64), row > 0)
 
     def update(self, group: Tensor, rows: Tensor, status: Tensor, rank: Tensor) -> None:
         """Add rows; ties keep the first row."""
@@ -263,7 +263,7 @@ class _Best(NamedTuple):
         for key in ((~hit).to(torch.int8), group):
             order = order[key[order].argsort(stable=True)]
         group, rows, hit, loss = (t[order] for t in (group, rows, hit, loss))
-        first = torch.ones(len(group), dtype=torch.bool)
+        first = torch.ones_like(group, dtype=torch.bool)
         first[1:] = group[1:] != group[:-1]
         group, rows, hit, loss = (t[first] for t in (group, rows, hit, loss))
         old_hit, old_loss = self.hit[group], self.loss[group]

@@ -63,7 +63,7 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
         span = folder.manifest.span(number)
         rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)
         solution = solve_rows_alone(problem, rows, method, settings)
-        if bool((torch.as_tensor(solution.status) == Status.INTERRUPTED).any()):
+        if bool((solution.codes == Status.INTERRUPTED).any()):
             raise InterruptedError(f"{WHERE}: Ctrl-C reached the worker of chunk {number}")
         return dict(folder.publish(number, solution))
     except KeyboardInterrupt:

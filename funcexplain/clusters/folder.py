@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from funcexplain.clusters.fingerprint import differences
@@ -43,7 +42,7 @@ class Folder(NamedTuple):
         """Write the answers of a chunk atomically; returns the number of rows per status."""
         path = self._file(number)
         _make(self.where, path.parent)
-        counts = Counter(torch.as_tensor(solution.status).tolist())
+        counts = Counter(solution.codes.tolist())
         status = {str(code): count for code, count in sorted(counts.items())}
         first = self.manifest.span(number).start
         chunk = {"run": self.manifest.key, "first_row": first, "status": status}

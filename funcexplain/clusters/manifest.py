@@ -62,7 +62,7 @@ class Manifest(NamedTuple):
             code, trailing = self.fields[name]
             dtype = getattr(torch, code)
             fill = math.nan if dtype.is_floating_point else 0
-            tensors[name] = torch.full((rows, *trailing), fill, dtype=dtype)
+            tensors[name] = torch.full((rows, *trailing), fill, dtype=dtype, device="cpu")
         if "status" in tensors:
             tensors["status"].fill_(int(status))
         return tensors

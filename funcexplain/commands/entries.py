@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
-from datetime import date, datetime
+from datetime import date, datetime, time
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -63,7 +63,7 @@ def key_path(where: str, key: str) -> str:
 def abbreviate(value: Any) -> str:
     """A value as text for a message, cut to a maximum length."""
     try:
-        text = str(value) if isinstance(value, date) else repr(value)
+        text = str(value) if isinstance(value, date | time) else repr(value)
     except ValueError:  # an integer of too many digits to print
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."

@@ -10,8 +10,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
 import funcexplain as fe
 from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
@@ -74,7 +72,7 @@ def solve_shared(
         raise ValueError(
             str(error).replace("name another directory", "name another output.folder")
         ) from None
-    missing = int((torch.as_tensor(solution.status) == fe.Status.INTERRUPTED).sum())
+    missing = int((solution.codes == fe.Status.INTERRUPTED).sum())
     if missing:
         rows = solution.num_steps.numel()
         raise KeyboardInterrupt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from datetime import date
+from datetime import date, time
 from typing import Any
 
 from funcexplain.commands.config import Config
@@ -58,7 +58,7 @@ def format_toml(value: Any) -> str:
     if isinstance(value, str):
         # JSON's escapes are TOML's, except for DEL, which JSON does not escape.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return value.isoformat() if isinstance(value, date) else repr(value)
+    return value.isoformat() if isinstance(value, date | time) else repr(value)
 
 
 def _key(name: str) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.execution import Execution
-from funcexplain.engine.solve import search, solve
+from funcexplain.engine.solve import check_history, search, solve
 from funcexplain.problems.checks import check_count, check_number, check_positive
-from funcexplain.problems.problem import Problem, check_problem
+from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.gradient import where_rows
@@ -68,15 +68,17 @@ def closest(
         S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
         Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399
     """
-    check_problem("closest", problem)
-    check_number("closest", "atol", atol, minimum=0.0)
+    check_search("closest", problem)
+    atol = check_number("closest", "atol", atol, minimum=0.0)
     check_count("closest", "max_steps", max_steps)
     check_count("closest", "refinements", refinements)
     if chunk_size is not None:
         check_positive("closest", "chunk_size", chunk_size)
+    if problem.dims:
+        check_history("closest", problem, max_steps, "; pass fewer max_steps")
     method = levenberg_marquardt() if method is None else method
     found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-    if bool((torch.as_tensor(found.status) == Status.INTERRUPTED).any()):
+    if bool((found.codes == Status.INTERRUPTED).any()):
         return found
     execution = Execution(refinements, chunk_size=chunk_size)
     # The method itself ends its search: within this tolerance nothing is a hit.
@@ -102,8 +104,8 @@ def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     names = ("x", "weights", "loss", "error")
     pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    ended = closer & torch.as_tensor(refined.status == Status.STALLED)
-    codes = torch.where(ended, int(Status.CLOSEST), torch.as_tensor(found.status))
+    ended = closer & (refined.codes == int(Status.STALLED))
+    codes = torch.where(ended, int(Status.CLOSEST), found.codes)
     status = codes if found.dims else Status(int(codes))
     num_steps = found.num_steps + torch.where(found.hit, refined.num_steps, 0)
     return replace(found, **fields, status=status, num_steps=num_steps)

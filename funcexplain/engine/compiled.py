@@ -9,10 +9,13 @@ outside of torch) cannot be traced; the search then goes on uncompiled.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import optree
@@ -106,8 +109,7 @@ class Compiler:
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
     """Compile, or return the reason that the network, the tracer or the C++ compiler gives."""
-    with warnings.catch_warnings():  # of torch's own parts
-        warnings.simplefilter("ignore")
+    with _surroundings_kept():
         try:
             return _code(step, state, args, unroll)
         except Exception as error:
@@ -115,6 +117,21 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
             if "_local_scalar_dense" in reason[0]:
                 return "the network branches on values (.item(), an if, a solver outside of torch)"
             return reason[0]
+
+
+@contextmanager
+def _surroundings_kept() -> Iterator[None]:
+    """Ignore warnings of torch's compiler; put back the filters, environment and path that it sets."""
+    environment, path = dict(os.environ), list(sys.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)
+            sys.path[:] = path
 
 
 def _code(step: Step, state: State, args: Args, unroll: int) -> Code:

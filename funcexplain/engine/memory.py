@@ -45,7 +45,7 @@ _logger = logging.getLogger("funcexplain")
 
 def reuse_blocks() -> None:
     """Take and free one block, untouched, so that later ones of its size are kept for reuse."""
-    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
+    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")
 
 
 def reuse_blocks_of_dask() -> None:

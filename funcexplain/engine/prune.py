@@ -11,7 +11,8 @@ from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
 from funcexplain.problems.checks import check_number
-from funcexplain.problems.problem import Args, Problem, check_problem
+from funcexplain.problems.problem import Args, Problem, check_search
+from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
 
 _BATCH_SIZE = 256  # windows in one call of the network
@@ -39,8 +40,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         ``num_steps`` and ``status`` are those of the search.
 
     Raises:
-        TypeError: if one of them has another type.
-        ValueError: if the rows of both differ, or ``atol`` is negative.
+        TypeError: if one of them has another type, or their dtypes or devices differ.
+        ValueError: if the rows, windows or weights of both differ, or ``atol`` is negative.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -54,14 +55,13 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
         Black Box, on why few changes matter, https://arxiv.org/abs/1711.00399
     """
-    check_problem("prune", problem)
-    if not isinstance(solution, Solution):
-        raise TypeError(f"prune: solution must be a Solution, got {type(solution).__name__}")
-    check_number("prune", "atol", atol, minimum=0.0)
-    if solution.shape != problem.shape:
+    check_search("prune", problem)
+    if isinstance(solution, Solution) and solution.shape != problem.shape:
         raise ValueError(
             f"prune: solution must have the rows of the problem {problem.shape}, got {solution.shape}"
         )
+    check_answer("prune", solution, problem)
+    atol = check_number("prune", "atol", atol, minimum=0.0)
     x, weights, loss, error = (
         t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
     )

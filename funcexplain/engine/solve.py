@@ -6,6 +6,7 @@ evaluates the point that the answer holds, so that its weights and loss belong t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,10 +22,10 @@ from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guard
 from funcexplain.engine.rows import solve_rows
 from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
-from funcexplain.problems.checks import check_count, check_positive
+from funcexplain.problems.checks import check_count, check_memory, check_positive
 from funcexplain.problems.criterion import Target
 from funcexplain.problems.mapping import vmap
-from funcexplain.problems.problem import Loss, Problem, check_problem, problem
+from funcexplain.problems.problem import Loss, Problem, check_search, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
@@ -92,7 +93,9 @@ def solve(
         TypeError: for an argument that is not a problem, method, number or function.
         ValueError: for a negative ``max_steps``, ``atol`` or ``rtol``, a ``patience``, ``chunk_size`` or
             ``history`` below one, an ``rtol`` without ``patience``, or an unknown ``keep``; for
-            ``rows="samples"`` or ``"vmap"`` where rows in a batch differ from rows alone.
+            ``rows="samples"`` or ``"vmap"`` where rows in a batch differ from rows alone; if the history
+            of a grid does not fit memory.
+        RuntimeError: inside ``torch.inference_mode`` or a torch.func transform.
 
     Warns:
         UserWarning: if rows are solved one at a time, with the reason; if the network draws random
@@ -107,7 +110,7 @@ def solve(
         >>> fe.solve(fe.vmap(p, target=fe.one_hot_targets(2)), atol=0.1)
         Solution(rows=(target=2), status=(HIT 2), x=(1, 1, 2) torch.float32)
     """
-    check_problem("solve", problem)
+    check_search("solve", problem)
     if atol is None:
         raise TypeError("solve: atol must be a number >= 0, such as 1e-3, got NoneType")
     stopping = check_stopping("solve", atol, keep, patience, rtol)
@@ -128,6 +131,9 @@ def solve(
     if as_grid:
         problem = vmap(problem, seed=problem.args["seed"][None])
         execution = execution._replace(callback=callback and FirstRow(callback))
+    if problem.dims and (every := execution.history_every):
+        remedy = "; pass history=False, history=k for every k-th loss, or fewer max_steps"
+        check_history("solve", problem, -(-max_steps // every), remedy)
     solution = search(problem, method, stopping, execution)
     stuck = (solution.num_steps == 0) & (solution.status == Status.STALLED)
     if stuck.numel() and stuck.all() and problem.args["mask"].any():
@@ -158,15 +164,22 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
         raise error from error.__cause__
 
 
+def check_history(where: str, problem: Problem, count: int, remedy: str) -> None:
+    """Raise if the losses of a grid, ``count`` for each row, do not fit memory."""
+    rows, x0 = math.prod(problem.shape), problem.args["x0"]
+    num_bytes = rows * count * x0.element_size()
+    check_memory(where, "history", f"{count} losses of {rows} rows", num_bytes, x0.device, remedy)
+
+
 def _check_execution(
     max_steps: Any, history: Any, chunk_size: Any, rows: Any, compile: Any, callback: Any
 ) -> Execution:
     """Raise unless the settings say how a search runs."""
     check_count("solve", "max_steps", max_steps)
     every = int(history if isinstance(history, bool) else check_positive("solve", "history", history))
-    if not isinstance(compile, bool) and compile != "auto":
+    if not isinstance(compile, bool) and not (isinstance(compile, str) and compile == "auto"):
         raise ValueError(f"solve: compile must be True, False or 'auto', got {compile!r}")
-    if rows not in ("auto", "vmap", "samples"):
+    if not any(isinstance(rows, str) and rows == way for way in ("auto", "vmap", "samples")):
         raise ValueError(f"solve: rows must be 'auto', 'vmap' or 'samples', got {rows!r}")
     if chunk_size is not None:
         chunk_size = check_positive("solve", "chunk_size", chunk_size)

@@ -69,7 +69,7 @@ def ledoit_wolf(returns: Tensor) -> Tensor:
             "ledoit_wolf: needs the package scikit-learn; install it with: pip install scikit-learn"
         ) from error
     cov, _ = estimate(returns.double().cpu().numpy())
-    return torch.as_tensor(cov).to(returns)
+    return torch.from_numpy(cov).to(returns)
 
 
 def exponential(returns: Tensor, decay: float = 0.94) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.markets.prices import Prices
+from funcexplain.problems.checks import check_count
 
 CHANNELS = ("return", "momentum", "volatility")
 
@@ -61,7 +62,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
         >>> features(torch.tensor([[0.01], [0.03]]), span=2).flatten()
         tensor([0.0300, 0.0400, 0.0141])
     """
-    if span < 2:
+    if check_count("features", "span", span) < 2:
         raise ValueError(f"features: expected a span of at least 2 days, got {span}")
     remedy = f"at least span = {span} rows"
     returns = _check_table("features", returns, span, remedy, "returns", "(L + span - 1, A)")
@@ -94,9 +95,9 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
         >>> stack.shape, last_days[0].item(), last_days[-1].item()
         (torch.Size([21, 3, 10, 4]), 29, 49)
     """
-    if lookback < 1:
+    if check_count("windows", "lookback", lookback) < 1:
         raise ValueError(f"windows: expected a lookback of at least 1 day, got {lookback}")
-    need = span + lookback
+    need = check_count("windows", "span", span) + lookback
     prices = _check_table("windows", prices, need, f"at least span + lookback = {need} days")
     channels = features(log_returns(prices), span)
     stack = _sliding(channels.transpose(0, 1), lookback).transpose(1, 2)
@@ -125,10 +126,13 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
         >>> forward_returns(prices, torch.tensor([0, 1]), horizon=1).squeeze().tolist()
         [1.0, 0.5]
     """
-    if horizon < 1:
+    if check_count("forward_returns", "horizon", horizon) < 1:
         raise ValueError(f"forward_returns: expected a horizon of at least 1 day, got {horizon}")
     prices = _check_table("forward_returns", prices, 1 + horizon, f"more than {horizon} days")
     last = prices.shape[0] - 1 - horizon
+    if not isinstance(days, Tensor) or days.dtype is not torch.int64:
+        got = days.dtype if isinstance(days, Tensor) else type(days).__name__
+        raise TypeError(f"forward_returns: days must be an int64 tensor of rows of prices, got {got}")
     if days.numel() and not 0 <= int(days.min()) <= int(days.max()) <= last:
         raise ValueError(
             f"forward_returns: expected days in 0 ... {last}, the ones with {horizon} later "
@@ -155,6 +159,10 @@ def _check_table(
     """A table as a tensor; raises unless it is floating, two-dimensional and has ``need`` rows."""
     if isinstance(table, Prices):
         table = torch.as_tensor(table.values)
+    if not isinstance(table, Tensor):
+        raise TypeError(
+            f"{where}: {name} must be a floating tensor of shape {shape}, got {type(table).__name__}"
+        )
     if table.ndim != 2 or not table.is_floating_point():
         raise ValueError(
             f"{where}: expected {name} as a floating tensor of shape {shape}, got {table.dtype} of "

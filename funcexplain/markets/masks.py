@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import as_index, check_count, check_covariance, check_positive
+from funcexplain.problems.checks import (
+    as_index,
+    check_count,
+    check_covariance,
+    check_memory,
+    check_positive,
+)
 
 
 def factors(cov: Tensor, free: Tensor | None = None) -> Tensor:
@@ -82,7 +88,10 @@ def shock_mask(
     last = days if last_days is None else check_count("shock_mask", "last_days", last_days)
     if last > days:
         raise ValueError(f"shock_mask: last_days must be at most num_days = {days}, got {last}")
+    check_memory("shock_mask", "num_days", days, days * count, torch.device("cpu"))
     mask = torch.zeros(days, count, dtype=torch.bool)
+    if assets is not None and not isinstance(assets, Iterable):
+        raise TypeError(f"shock_mask: assets must be a list of ints, got {type(assets).__name__}")
     for asset in range(count) if assets is None else assets:
         index = as_index(asset)
         if index is None:

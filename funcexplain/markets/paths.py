@@ -7,12 +7,14 @@ and volatility of the first day look back. `base_returns` selects these returns 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from funcexplain.markets.features import CHANNELS, log_returns
 from funcexplain.markets.prices import Prices
-from funcexplain.problems.checks import check_positive
+from funcexplain.problems.checks import check_is_tensor, check_positive
 
 
 def base_returns(
@@ -78,7 +80,13 @@ def invert(window: Tensor, returns: Tensor) -> Tensor:
         >>> torch.allclose(features(invert(window, torch.rand_like(returns)), span=20), window)
         True
     """
-    assert len(window) == len(CHANNELS), window.shape
+    _check_floating("invert", "window", window, 3)
+    _check_floating("invert", "returns", returns, 2)
+    if len(window) != len(CHANNELS) or window.shape[2:] != returns.shape[1:]:
+        raise ValueError(
+            f"invert: window must have shape (3, L, A) for returns (L + span - 1, A), got "
+            f"{tuple(window.shape)} for {tuple(returns.shape)}"
+        )
     last, momentum, volatility = window
     lookback, span = len(last), len(returns) - len(last) + 1
     known = min(lookback, span) - 1
@@ -110,4 +118,21 @@ def prices_of(returns: Tensor, first: Tensor) -> Tensor:
         >>> prices_of(torch.tensor([[2.0], [0.5]]).log(), torch.tensor([100.0])).flatten()
         tensor([100., 200., 100.])
     """
+    _check_floating("prices_of", "returns", returns, 2)
+    _check_floating("prices_of", "first", first, 1)
+    if returns.shape[1:] != first.shape:
+        raise ValueError(
+            f"prices_of: first must have one price for each of {returns.shape[1]} assets, got "
+            f"{tuple(first.shape)}"
+        )
     return torch.cat([first[None], first * returns.cumsum(0).exp()])
+
+
+def _check_floating(where: str, name: str, value: Any, ndim: int) -> None:
+    """Raise unless a value is a floating tensor of a number of dimensions."""
+    check_is_tensor(where, name, value)
+    if value.ndim != ndim or not value.is_floating_point():
+        raise TypeError(
+            f"{where}: {name} must be floating with {ndim} dimensions, got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def load(name_or_path: str | Path) -> Prices:
         >>> load("ecb").assets[:3]
         ('EUR', 'JPY', 'GBP')
     """
+    if not isinstance(name_or_path, str | PathLike):
+        kind = type(name_or_path).__name__
+        raise TypeError(f"load: name_or_path must be a name or a path, got {kind}")
     named = {"ecb": ecb, "sp500": sp500}
     if str(name_or_path) in named:
         return named[str(name_or_path)]()
@@ -238,6 +242,8 @@ def _check_parquet(path: Path, about: Any) -> None:
 
 
 def _check_file(where: str, path: str | Path) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"{where}: path must be a str or a path, got {type(path).__name__}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: no such file: {path}")
     return Path(path)

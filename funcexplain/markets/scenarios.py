@@ -36,6 +36,7 @@ from funcexplain.problems.coordinates import reparametrize
 from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Map, Problem, check_problem
 from funcexplain.problems.transforms import Transform, add_data
+from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
 
 __all__ = [
@@ -189,6 +190,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
             f"shocks: solution must answer the rows of problem {problem.shape}, got those of "
             f"{tuple(solution.x.shape[:-3])}"
         )
+    check_answer("shocks", solution, problem)
     if not num_rows:
         return problem.encode(solution.x, args)
     needed = {name: value for name, value in args.items() if name != "params"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
 from funcexplain.networks.noise import uniform
-from funcexplain.problems.checks import check_number, check_positive, check_tensor
+from funcexplain.problems.checks import check_memory, check_number, check_positive, check_tensor
 from funcexplain.problems.problem import problem
 
 
@@ -41,7 +41,8 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
         k: number of windows, at most ``N``.
 
     Returns:
-        The nearest windows; ties in the order of the stack, windows without finite weights last.
+        The nearest windows; ties in the order of the stack, windows without finite weights,
+        also those that the network refuses, last.
 
     Raises:
         TypeError, ValueError: as in ``fe.problem``, or if there are fewer than ``k`` windows.
@@ -60,7 +61,7 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
             f"{tuple(windows.shape)} and k = {count}"
         )
     question = problem(network, target, windows[0])
-    weights = weights_of(question, windows, question.args)
+    weights = weights_of(question, windows, question.args, skip_errors=True)
     error = (
         (weights - question.args["target"]).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
     )
@@ -112,6 +113,8 @@ def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 1
         raise ValueError(f"bootstrap: seeds must have shape (S,), got {tuple(seeds.shape)}")
     if len(seeds) == 0:
         return history.new_empty((0, days, history.shape[1]))
+    num_bytes = len(seeds) * days * history.shape[1] * history.element_size()
+    check_memory("bootstrap", "num_days", days, num_bytes, history.device)
     noise = torch.func.vmap(lambda seed: uniform(seed, (2, days)))(seeds.to(history.device))
     begins = noise[:, 0] < 1.0 / block
     begins[:, 0] = True

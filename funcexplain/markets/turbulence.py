@@ -153,6 +153,8 @@ def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) 
 
     def penalty(x: Tensor, reference: Tensor) -> Tensor:
         del reference
+        if number >= len(x):
+            raise ValueError(f"turbulence: channel must be one of {len(x)}, got {number}")
         return day_turbulence(x[number], Whitening(*(part.to(x) for part in usual))).mean()
 
     penalty.__name__ = "turbulence"  # the name under which `penalize` stores its strength

@@ -7,7 +7,7 @@ The measures themselves are pure functions of one row, in `validity`, `proximity
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +21,14 @@ from funcexplain.measures.plausibility import Past
 from funcexplain.problems.checks import (
     check_count,
     check_datum,
+    check_memory,
     check_number,
     check_positive,
     check_tensor,
 )
 from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
-from funcexplain.problems.problem import Args, Problem, check_problem
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
@@ -113,11 +115,18 @@ def evaluate(
         R. Guidotti (2022), Counterfactual Explanations and How to Find Them: Literature Review and
         Benchmarking, https://doi.org/10.1007/s10618-022-00831-6
     """
-    _check_solution(solution, problem)
+    check_answer("evaluate", solution, problem)
+    if 0 in problem.shape:
+        raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
     x0 = problem.args["x0"]
     first = check_count("evaluate", "seed", seed) * check_count("evaluate", "draws", draws)
+    if first + draws >= 1 << 63:
+        raise ValueError(f"evaluate: seed must be below 2**63 / draws, got {seed} and {draws} draws")
     if models is not None:
         stability.check_models(problem, models)
+    chunk_size = check_positive("evaluate", "chunk_size", chunk_size)
+    num_bytes = 8 * int(draws) * min(math.prod(problem.shape), chunk_size)
+    check_memory("evaluate", "draws", draws, num_bytes, x0.device)
     settings = _Settings(
         problem=problem,
         past=None if history is None else _checked_past(history, x0),
@@ -129,7 +138,6 @@ def evaluate(
         models=models,
         atol=check_number("evaluate", "atol", atol, minimum=0.0),
     )
-    check_positive("evaluate", "chunk_size", chunk_size)
     check_positive("evaluate", "top", top)
     dims = _dims_of_starts(problem, along)
     values = {"hit": solution.hit}
@@ -305,34 +313,11 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     if along is None:
         return [place for place, dim in enumerate(problem.dims) if dim.varying <= {"x0", "seed"}]
     names = [dim.name for dim in problem.dims]
-    wanted = [along] if isinstance(along, str) else list(along)
+    wanted = [along] if isinstance(along, str) or not isinstance(along, Iterable) else list(along)
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"evaluate: along must be names among {names}, got {unknown}")
     return sorted({names.index(name) for name in wanted})
-
-
-def _check_solution(solution: Any, problem: Any) -> None:
-    """Raise unless the solution has the rows, windows, dtype and device of the problem."""
-    check_problem("evaluate", problem)
-    if not isinstance(solution, Solution):
-        raise TypeError(f"evaluate: solution must be a Solution, got {type(solution).__name__}")
-    x0 = problem.args["x0"]
-    # One row is enough: a solution may be stored in files.
-    sample = solution.sample.x
-    if solution.shape != problem.shape or sample.shape[-3:] != x0.shape[-3:]:
-        raise ValueError(
-            f"evaluate: solution must have the rows {problem.shape} and windows "
-            f"{tuple(x0.shape[-3:])} of the problem, got {solution.shape} and "
-            f"{tuple(sample.shape[-3:])}; pick the same rows of both"
-        )
-    if 0 in problem.shape:
-        raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
-    if (sample.dtype, sample.device) != (x0.dtype, x0.device):
-        raise TypeError(
-            f"evaluate: solution must be of the problem's dtype and device ({x0.dtype}, {x0.device}), "
-            f"got {sample.dtype}, {sample.device}; fe.cast moves a problem"
-        )
 
 
 def _checked_past(history: Any, x0: Tensor) -> Past:

@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from funcexplain.networks.network import SEED, Apply, Network
+from funcexplain.networks.objects import clone_tensor
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
 from funcexplain.networks.stand_ins import replacement_of
-from funcexplain.networks.verify import Source, remember, verify_models
+from funcexplain.networks.verify import Source, naming_model, remember, verify_models
 
 
 def functionalize(
@@ -75,7 +76,7 @@ def _copy(
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
     # in the network.
     buffers = {n: b for n, b in network.named_buffers() if b.layout is torch.strided}
-    params = {n: t.detach().clone() for n, t in {**dict(network.named_parameters()), **buffers}.items()}
+    params = {n: clone_tensor(t) for n, t in {**dict(network.named_parameters()), **buffers}.items()}
     if train:
         device = next((tensor.device for tensor in params.values()), None)
         params[SEED] = torch.zeros((), dtype=torch.int64, device=device)
@@ -120,7 +121,11 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
             raise TypeError(
                 f"stack: modules[{index}] must be a torch.nn.Module, got {type(module).__name__}"
             )
-    applies, models, sources = zip(*map(_copy, modules), strict=True)
+    copies = []
+    for index, module in enumerate(modules):
+        with naming_model(index, len(modules)):
+            copies.append(_copy(module))
+    applies, models, sources = zip(*copies, strict=True)
     apply, (first, *others) = applies[0], models
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
     for index, params in enumerate(others, start=1):

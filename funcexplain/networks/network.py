@@ -14,6 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils import parametrize
 
 from funcexplain.networks.dropout import SeededDropout
+from funcexplain.networks.pickling import Unpicklable
 from funcexplain.networks.prepare import Copy
 
 Params = Any
@@ -22,7 +23,7 @@ Apply = Callable[[Params, Tensor], Tensor]
 SEED = "dropout.seed"
 
 
-class Network:
+class Network(Unpicklable):
     """The ``apply`` that `functionalize` returns.
 
     Attributes:
@@ -117,9 +118,6 @@ class Network:
                 parametrize._cache_enabled = cache
                 self._bound = outer[0]
                 self._put(outer[1])
-
-    def __deepcopy__(self, memo: Any) -> Network:
-        return self  # immutable
 
     def _holds(self, params: Params) -> bool:
         """Whether these parameters are in the module."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 CONTAINERS = (OrderedDict, defaultdict, dict, list, set, deque)
 PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
@@ -126,6 +126,17 @@ def setter(value: Any, name: str) -> Callable[[Any], None]:
     if slot is not None:
         return functools.partial(slot.__set__, value)
     return functools.partial(object.__getattribute__(value, "__dict__").__setitem__, name)
+
+
+def clone_tensor(tensor: Tensor) -> Tensor:
+    """A detached copy of a tensor, of its class and with its attributes."""
+    new, cls = tensor.detach().clone(), type(tensor)
+    if cls not in (Tensor, nn.Parameter):
+        if type(new) is not cls:  # as of subclasses of Parameter
+            new = Tensor._make_subclass(cls, new)
+        for name, value in vars(tensor).items():
+            vars(new).setdefault(name, value)
+    return new
 
 
 def contents(value: Any) -> list[Any]:

@@ -61,7 +61,9 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
         else:
             for part in parts:
                 if part.training:
-                    part.training = False
+                    # A module may guard its attributes.
+                    assign = setattr if _is_program(part) else object.__setattr__
+                    assign(part, "training", False)
         return module(windows.clone())
 
 
@@ -105,7 +107,10 @@ def _tables(parts: Sequence[nn.Module]) -> Iterator[Any]:
     for part in parts:
         if not _is_program(part):
             yield vars(part)
-            for name, value in vars(part).items():
+            held = attributes(part)
+            if len(held) > len(vars(part)):  # it has slots
+                yield part
+            for name, value in held.items():
                 if isinstance(value, _CONTAINERS) and (value or name not in TABLES):
                     yield value
 

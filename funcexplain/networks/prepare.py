@@ -30,8 +30,9 @@ from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom, mapped_root
 from funcexplain.networks.foreign import Foreign, is_foreign
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
+from funcexplain.networks.objects import attributes, clone_tensor, setter
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
-from funcexplain.networks.references import TABLES, Place, redirect
+from funcexplain.networks.references import REGISTRIES, TABLES, Place, redirect
 from funcexplain.networks.stand_ins import stand_in
 
 Rule = Callable[[nn.Module], nn.Module]
@@ -140,6 +141,7 @@ def prepare(module: nn.Module, *, train: bool = False, rules: Rules | None = Non
     Forward hooks are kept; backward hooks, which torch.func cannot run, are removed.
     """
     table = _as_table(rules)
+    _check_tree(module, "", {}, set())
     own_modes = any(_sets_mode(part) for part in module.modules())
     with torch.random.fork_rng(devices=[]):  # rules and modes may draw
         containers: list[Any] = []
@@ -209,7 +211,7 @@ def _clone_tensors(network: nn.Module, places: list[Place]) -> None:
 
     def clone(tensor: Tensor) -> Tensor:
         if id(tensor) not in clones:
-            new = tensor.detach().clone()
+            new = clone_tensor(tensor)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, tensor.requires_grad)
             clones[id(tensor)] = new
@@ -222,6 +224,35 @@ def _clone_tensors(network: nn.Module, places: list[Place]) -> None:
                 registry[name] = None if tensor is None else clone(tensor)
     for place in places:
         place.put(clone(place.tensor))
+
+
+def _check_tree(part: nn.Module, path: str, above: dict[int, str], checked: set[int]) -> None:
+    """Raise unless every module was initialized and none contains itself.
+
+    Args:
+        part: the module.
+        path: its name in the tree.
+        above: names of the modules that contain it, by id.
+        checked: ids of the modules that are known.
+    """
+    kind, where = type(part).__name__, path or "the network"
+    if id(part) in above:
+        raise ValueError(
+            f"functionalize: modules must form a tree, but {where} is {above[id(part)]} itself, which "
+            "contains it; refer to it by a weakref, or by a function"
+        )
+    if id(part) in checked or is_foreign(part):
+        return
+    checked.add(id(part))
+    if missing := {*REGISTRIES, "_forward_hooks"} - attributes(part).keys():
+        raise TypeError(
+            f"functionalize: {where} must be an initialized module, got a {kind} without "
+            f"{min(missing)}; call super().__init__() in its __init__"
+        )
+    for name, child in part._modules.items():
+        if child is not None:
+            inside = f"{path}.{name}" if path else name
+            _check_tree(child, inside, {**above, id(part): where}, checked)
 
 
 def _check_supported(part: nn.Module, path: str) -> None:
@@ -244,13 +275,12 @@ def _check_supported(part: nn.Module, path: str) -> None:
 def _twin(part: nn.Module, train: bool) -> nn.Module:
     """A shallow copy of one module in a mode, with its own tables and no backward hooks."""
     twin = object.__new__(type(part))
-    twin.__dict__.update(vars(part))
-    for name in TABLES & vars(part).keys():
-        twin.__dict__[name] = vars(part)[name].copy()
-    twin._backward_hooks = OrderedDict()
-    twin._backward_pre_hooks = OrderedDict()
-    twin._compiled_call_impl = None  # bound to the caller's module
-    twin.training = train
+    for name, value in attributes(part).items():
+        setter(twin, name)(value.copy() if name in TABLES else value)
+    # Not by the class's own __setattr__, which may refuse.
+    twin.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
+    twin.__dict__["_compiled_call_impl"] = None  # bound to the caller's module
+    object.__setattr__(twin, "training", train)
     if isinstance(part, LazyModuleMixin):
         _end_laziness(twin)
     return twin

@@ -139,15 +139,16 @@ class _Copier:
 
     def rewrite(self, module: nn.Module) -> None:
         """Redirect a private module's attributes and hooks."""
-        own = vars(module)
-        for name, value in list(own.items()):
+        for name, value in attributes(module).items():
             if name in TABLES:
                 if name not in REGISTRIES and isinstance(value, dict):
                     for key, hook in list(value.items()):
                         value[key] = self.copy(hook)
             else:
-                own[name] = new = self.copy(value)
-                self.note(new, functools.partial(own.__setitem__, name))
+                put = setter(module, name)
+                new = self.copy(value)
+                put(new)
+                self.note(new, put)
         methods = {
             name: new
             for name, function in _own_functions(type(module))
@@ -289,7 +290,7 @@ def subclass(cls: type, methods: dict[str, Any]) -> Any:
 
 def _values(module: nn.Module) -> Iterator[Any]:
     """What a module's attributes and hooks refer to."""
-    for name, value in vars(module).items():
+    for name, value in attributes(module).items():
         if name not in TABLES:
             yield value
         elif name not in REGISTRIES and isinstance(value, dict):

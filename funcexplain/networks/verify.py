@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -188,8 +189,20 @@ def verify_models(
     if models:
         _check_binding(apply, models[0], x)
     if len(sources) == len(models):
-        for source, model in zip(sources, models, strict=True):
-            source.verify(apply, model, x)
+        for index, (source, model) in enumerate(zip(sources, models, strict=True)):
+            with naming_model(index, len(models)):
+                source.verify(apply, model, x)
+
+
+@contextmanager
+def naming_model(index: int, count: int) -> Iterator[None]:
+    """Name one model of several in the errors that refuse it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if count > 1:
+            error.args = (f"{error} (modules[{index}] of {count})",)
+        raise
 
 
 def _check_binding(apply: Network, params: Params, x: Tensor) -> None:

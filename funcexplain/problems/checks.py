@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -169,9 +170,15 @@ def check_number(where: str, name: str, value: Any, *, minimum: float, strict: b
     bound = f"> {minimum:g}" if strict else f">= {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {type(value).__name__}")
-    if not math.isfinite(value) or value < minimum or (strict and value == minimum):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{where}: {name} must be finite and {bound}, got an int above all floats"
+        ) from None
+    if not math.isfinite(number) or number < minimum or (strict and number == minimum):
         raise ValueError(f"{where}: {name} must be finite and {bound}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_gradients(where: str) -> None:
@@ -179,6 +186,15 @@ def check_gradients(where: str) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{where}: needs gradients, got torch.inference_mode(); leave it, or use torch.no_grad()"
+        )
+
+
+def check_outside_transforms(where: str) -> None:
+    """Raise inside a torch.func transform, which would not see into a search."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{where}: must be called outside of torch.func transforms, got a call inside of one; map "
+            "questions with fe.vmap, or map and differentiate fe.run over args"
         )
 
 
@@ -190,6 +206,27 @@ def check_count(where: str, name: str, value: Any) -> int:
     if not 0 <= count < 1 << 63:
         raise ValueError(f"{where}: {name} must be >= 0 and below 2**63, got {count}")
     return count
+
+
+def check_memory(
+    where: str, name: str, value: Any, num_bytes: float, device: torch.device, remedy: str = ""
+) -> None:
+    """Raise if what an argument asks for does not fit the memory of a device."""
+    if num_bytes > _total_memory(device):
+        raise ValueError(
+            f"{where}: {name} must fit memory, got {value}, which needs {num_bytes / 2**30:.3g} GiB"
+            f"{remedy}"
+        )
+
+
+def _total_memory(device: torch.device) -> float:
+    """Bytes of memory that a device has, infinite where that is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not Unix
+        return math.inf
 
 
 def check_positive(where: str, name: str, value: Any) -> int:
@@ -222,6 +259,17 @@ def check_dtype(where: str, dtype: Any) -> None:
         raise TypeError(f"{where}: dtype must be a floating torch.dtype, got {dtype!r}")
 
 
+def check_device(where: str, device: Any) -> None:
+    """Raise unless a device is available and holds data, or ``None``."""
+    try:
+        empty = torch.zeros((), device="cpu" if device is None else device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch's choice varies
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where}: device must be available, got {device!r}: {reason}") from None
+    if empty.is_meta:
+        raise ValueError(f"{where}: device must hold data, got 'meta'")
+
+
 def check_scale(where: str, scale: Any, x0: Tensor) -> Tensor:
     """Raise unless a scale can be the standard deviation of x0's entries; see `check_datum`."""
     sigma = check_datum(where, "scale", scale, x0)
@@ -247,7 +295,8 @@ def check_covariance(where: str, value: Any) -> Tensor:
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         raise ValueError(f"{where}: cov must be square, got {tuple(cov.shape)}")
     # Relative: daily covariances are about 1e-4, too small for torch's absolute tolerance of 1e-8.
-    if bool(((cov - cov.mT).abs() > 1e-4 * cov.abs().max()).any()):
+    largest = cov.abs().amax((-2, -1), keepdim=True)
+    if bool(((cov - cov.mT).abs() > 1e-4 * largest).any()):
         raise ValueError(f"{where}: cov must be symmetric, got one that is not")
     if bool(torch.linalg.cholesky_ex(cov.double()).info.any()):
         raise ValueError(
@@ -269,15 +318,14 @@ def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
     return check_shape(where, "target", target, x0.shape[-1:], meaning)
 
 
-def check_assets(assets: Any, x0: Tensor) -> tuple[str, ...] | None:
+def check_names(where: str, assets: Any, count: int) -> tuple[str, ...] | None:
     """Raise unless there is one different name for each asset of x0."""
     if assets is None:
         return None
-    names = () if isinstance(assets, str) else tuple(assets)
-    if len(set(names)) != x0.shape[-1] or not all(isinstance(name, str) for name in names):
+    names = tuple(assets) if isinstance(assets, Iterable) and not isinstance(assets, str) else ()
+    if not all(isinstance(name, str) for name in names) or not len(set(names)) == len(names) == count:
         raise ValueError(
-            f"problem: assets must be {x0.shape[-1]} different names, one for each asset of x0, got "
-            f"{assets!r}"
+            f"{where}: assets must be {count} different names, one for each asset of x0, got {assets!r}"
         )
     return names
 

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems import checks
-from funcexplain.problems.grid import aligned
+from funcexplain.problems.grid import Rule, aligned
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data
 
 # How far inside of its bounds a search in a `box` begins, as a fraction of the width.
 _BOX_MARGIN = 0.005
+
+
+_STD_RULE = Rule(("std",), lambda std: std <= 0, "std must be > 0, got a std <= 0")
+_ORDER_RULE = Rule(("lower", "upper"), torch.gt, "lower must be <= upper, got lower > upper")
 
 
 def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
@@ -67,7 +71,8 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
                 "freeze a constant channel instead"
             )
         args = add_data("standardize", problem, mean=center, std=sigma)
-        return _change_variables(replace(problem, args=args), encode, decode)
+        rules = (*problem.rules, _STD_RULE)
+        return _change_variables(replace(problem, args=args, rules=rules), encode, decode)
 
     return change_units
 
@@ -143,7 +148,7 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
     _check_order("box", lower, upper)
 
     def add_box(problem: Problem) -> Problem:
-        bounds = _bounds("box", problem, lower, upper, infinite=False)
+        bounded = _bounded("box", problem, lower, upper, infinite=False)
         inner_decode, inner_encode, inner_start = problem.decode, problem.encode, problem.start
 
         def decode(z: Tensor, args: Args) -> Tensor:
@@ -165,7 +170,7 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
             inside = x.clamp(args["lower"] + margin, args["upper"] - margin)
             return encode(torch.where(args["mask"] & (args["upper"] > args["lower"]), inside, x), args)
 
-        return replace(problem, args=bounds, decode=decode, encode=encode, start=start)
+        return replace(bounded, decode=decode, encode=encode, start=start)
 
     return add_box
 
@@ -204,7 +209,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         return torch.where(args["mask"], x.clamp(args["lower"], args["upper"]), x)
 
     def add_clip(problem: Problem) -> Problem:
-        bounds = _bounds("clip", problem, lower, upper, infinite=True)
+        bounded = _bounded("clip", problem, lower, upper, infinite=True)
         inner_project, inner_start = problem.project, problem.start
         inner_decode = problem.decode
         clamp = _lift_projection(clamp_free, problem.encode, problem.decode)
@@ -221,7 +226,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         def start(args: Args) -> Tensor:
             return clamp(inner_start(args), args)
 
-        return replace(problem, args=bounds, decode=decode, project=project, start=start)
+        return replace(bounded, decode=decode, project=project, start=start)
 
     return add_clip
 
@@ -250,9 +255,10 @@ def _lift_projection(project: Map, encode: Map, decode: Map) -> Map:
     return project_encoded
 
 
-def _bounds(
+def _bounded(
     where: str, problem: Problem, lower: float | Tensor, upper: float | Tensor, *, infinite: bool
-) -> Args:
+) -> Problem:
+    """The problem with bounds among its data."""
     args = check_problem(where, problem).args
     low = checks.check_datum(where, "lower", lower, args["x0"], infinite=infinite)
     high = checks.check_datum(where, "upper", upper, args["x0"], infinite=infinite)
@@ -266,15 +272,16 @@ def _bounds(
             f"entries outside, the first at {index}: {x0.expand(outside.shape)[index]:g}; clamp x0 or "
             "widen the bounds"
         )
-    return add_data(where, problem, lower=low, upper=high)
+    args = add_data(where, problem, lower=low, upper=high)
+    return replace(problem, args=args, rules=(*problem.rules, _ORDER_RULE))
 
 
 def _check_order(where: str, lower: Any, upper: Any) -> None:
     """Raise if a lower bound is above an upper bound; bounds of other types are checked later."""
     if isinstance(lower, int | float | Tensor) and isinstance(upper, int | float | Tensor):
-        crossed = torch.as_tensor(lower > upper)
-        if bool(crossed.any()):
-            count = int(crossed.sum())
+        crossed = lower > upper
+        count = int(crossed.sum() if isinstance(crossed, Tensor) else crossed)
+        if count:
             raise ValueError(f"{where}: lower must be <= upper, got lower > upper in {count} entries")
 
 

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import as_index, check_is_tensor, check_number, check_tensor
+from funcexplain.networks.pickling import Unpicklable
+from funcexplain.problems.checks import (
+    as_index,
+    check_is_dense,
+    check_is_tensor,
+    check_names,
+    check_number,
+    check_tensor,
+)
 
 Asset = int | str
 # Kinds of goals: what is measured of weights w, with coefficients v.
@@ -107,7 +115,7 @@ class Portfolio(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Target:
+class Target(Unpicklable):
     """A target, or several that must be met together (`all_of`).
 
     Attributes:
@@ -149,8 +157,15 @@ class Target:
 
     def _goals(self, weights: Tensor, today: Tensor | None, assets: Sequence[str] | None) -> Tensor:
         check_is_tensor("residual", "weights", weights)
+        check_is_dense("residual", "weights", weights)
+        if weights.ndim < 1 or not weights.is_floating_point():
+            raise TypeError(
+                "residual: weights must be floating, of shape (A,) or (rows, A), got "
+                f"{weights.dtype} of shape {tuple(weights.shape)}"
+            )
         like = weights.detach()[(0,) * (weights.ndim - 1)]
-        return self.rows(Portfolio(like, None if assets is None else tuple(assets), today))
+        names = check_names("residual", assets, len(like))
+        return self.rows(Portfolio(like, names, check_today("residual", today)))
 
     def loss(
         self, weights: Tensor, *, today: Tensor | None = None, assets: Sequence[str] | None = None
@@ -196,6 +211,7 @@ class Target:
             >>> fe.targets.at_least(0, 0.5).hit(torch.tensor([0.4995, 0.5005]))
             tensor(True)
         """
+        atol = check_number("hit", "atol", atol, minimum=0.0)
         goals = self._goals(weights, today, assets)
         return GOALS.error(weights, goals, weights.ndim - 1, atol) <= atol
 
@@ -212,15 +228,17 @@ def encode_goals(
     upper: float | Tensor = math.inf,
 ) -> Tensor:
     """Goals ``(K, A + 3)`` of one kind, from their coefficients ``(K, A)``."""
-    bounds = [
-        (bound if isinstance(bound, Tensor) else torch.tensor(bound, dtype=torch.float64)).expand(
-            len(coefficients)
-        )
-        for bound in (lower, upper)
+    like, count = portfolio.like, len(coefficients)
+    columns = [
+        (c.to(like) if isinstance(c, Tensor) else like.new_tensor(c)).expand(count)[:, None]
+        for c in (float(kind), lower, upper)
     ]
-    kinds = torch.full((len(coefficients),), float(kind))
-    like = portfolio.like
-    return torch.cat([coefficients.to(like), *(c[:, None].to(like) for c in (kinds, *bounds))], dim=1)
+    return torch.cat([coefficients.to(like), *columns], dim=1)
+
+
+def unit_vectors(portfolio: Portfolio) -> Tensor:
+    """Coefficients of each asset's weight, ``(A, A)``."""
+    return torch.diag(torch.ones_like(portfolio.like))
 
 
 def bound_asset(where: str, asset: Asset, lower: float, upper: float, *arguments: float) -> Target:
@@ -228,7 +246,7 @@ def bound_asset(where: str, asset: Asset, lower: float, upper: float, *arguments
     key = check_asset(where, asset)
 
     def rows(portfolio: Portfolio) -> Tensor:
-        unit = torch.eye(len(portfolio.like))[find_asset(where, key, portfolio)]
+        unit = unit_vectors(portfolio)[find_asset(where, key, portfolio)]
         return encode_goals(portfolio, unit[None], lower=lower, upper=upper)
 
     return Target(f"{where}({', '.join(map(repr, (asset, *arguments)))})", rows)
@@ -241,7 +259,7 @@ def reach_allocation(
 
     def rows(portfolio: Portfolio) -> Tensor:
         weights = allocation(portfolio)
-        return encode_goals(portfolio, torch.eye(len(weights)), lower=weights, upper=weights)
+        return encode_goals(portfolio, unit_vectors(portfolio), lower=weights, upper=weights)
 
     return Target(call, rows, from_today, allocation)
 
@@ -317,7 +335,7 @@ def check_bound(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise TypeError(f"between: {name} must be a number or a torch.Tensor, got {value!r}")
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     value = check_tensor("between", name, value, infinite=True)
     if value.ndim > 1:
         raise ValueError(f"between: {name} must be a number or (A,), got shape {tuple(value.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,19 @@ _SUM_TOLERANCE = 1e-3
 # Losses of whole allocations; they are meaningless for the measured values of goals.
 _ALLOCATION_LOSSES = (losses.kl, losses.js, losses.cross_entropy, losses.cosine_distance)
 
+_PROBED = (
+    "at the windows tried; if not at others, pass leverage=, the largest weight that it holds, to "
+    "fe.problem"
+)
+
 # Smaller errors are left to the search: they may be rounding, or a tie.
 _MIN_ERROR = 2e-3
 _MAX_STEPS = 500
 _CHECK_EVERY = 50
-# Networks whose weights have any sum may hold this much of an asset, long or short.
+# Largest position that is assumed of networks whose weights have any sum.
 _LEVERAGE = 10.0
+# Goals are compared in this range, so that no square overflows; no weight is near it.
+_LARGEST = 1e60
 _ROUNDING = 1e-4
 _OTHER_CURVATURE = 6.0
 
@@ -35,10 +43,11 @@ def encode_targets(
     apply: Apply,
     args: dict[str, Any],
     assets: tuple[str, ...] | None,
+    leverage: float | None = None,
 ) -> tuple[Tensor, Criterion]:
     """Encode targets for one question as a stack, and return how weights are compared with a row of it.
 
-    All targets must be feasible and measure the same number of values.
+    All targets must be feasible within the leverage and measure the same number of values.
     """
     for index, target in enumerate(targets):
         if not isinstance(target, Target):
@@ -68,7 +77,8 @@ def encode_targets(
                     f"{counts}; map over each kind in a separate call"
                 )
             stack, criterion = torch.stack(rows), GOALS
-        _check_feasible(where, [target.call for target in targets], stack, criterion, weights)
+        calls = [target.call for target in targets]
+        _check_feasible(where, calls, stack, criterion, weights, leverage)
     return stack, criterion._replace(from_today=from_today)
 
 
@@ -89,7 +99,7 @@ def check_sum(where: str, apply: Apply, args: dict[str, Any]) -> None:
             if is_long_only(_probe_weights(apply, args)):
                 raise ValueError(
                     f"{where}: target must be feasible, got weights that sum to {total:.3g}, but the "
-                    "network's weights are always >= 0 and sum to one"
+                    f"network's weights are always >= 0 and sum to one {_PROBED}"
                 )
 
 
@@ -99,19 +109,21 @@ def is_long_only(weights: Tensor) -> bool:
     return bool((weights >= -_ROUNDING).all() and ((sums - 1.0).abs() <= _ROUNDING).all())
 
 
-def minimum_error(criterion: Criterion, targets: Tensor, count: int, *, long_only: bool) -> Tensor:
+def minimum_error(
+    criterion: Criterion, targets: Tensor, count: int, *, leverage: float | None = None
+) -> Tensor:
     """The error of the best allocation for each target, zero where some allocation may meet it.
 
-    Minimizes ``sum(residual**2) / 2``, which is convex, over long-only allocations that sum to one
-    (``long_only``) or over weights of at most ten in absolute value, by accelerated projected gradient
-    steps. An error is returned only where the linear bound ``f(w) - <g, w - s>``, s the best vertex,
-    proves that no allocation does better (Frank and Wolfe 1956,
-    https://doi.org/10.1002/nav.3800030109).
+    Minimizes ``sum(residual**2) / 2``, which is convex, over weights of at most ``leverage`` in absolute
+    value (None: over long-only allocations that sum to one), by accelerated projected gradient steps. An
+    error is returned only where the linear bound ``f(w) - <g, w - s>``, s the best vertex, proves that
+    no allocation does better (Frank and Wolfe 1956, https://doi.org/10.1002/nav.3800030109).
 
     Returns:
         `Criterion.error` of the best allocation of ``count`` assets for each target, ``(T,)``, float64.
     """
-    targets = targets.double()
+    given = targets.double()
+    targets = given.clamp(-_LARGEST, _LARGEST)
     w = torch.full((len(targets), count), 1.0 / count, dtype=torch.float64, device=targets.device)
     best, ahead, momentum = w, w, 1.0
     proven = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
@@ -121,7 +133,7 @@ def minimum_error(criterion: Criterion, targets: Tensor, count: int, *, long_onl
     rate = 1.0 / (_OTHER_CURVATURE + count / 4 + squares.expand(len(targets)))
     for step in range(_MAX_STEPS):
         _, grad = _objective(criterion, ahead, targets)
-        moved = _project(ahead - rate[:, None] * grad, long_only)
+        moved = _project(ahead - rate[:, None] * grad, leverage)
         next_momentum = 0.5 * (1.0 + (1.0 + 4.0 * momentum**2) ** 0.5)
         ahead = moved + (momentum - 1.0) / next_momentum * (moved - w)
         w, momentum = moved, next_momentum
@@ -130,14 +142,12 @@ def minimum_error(criterion: Criterion, targets: Tensor, count: int, *, long_onl
         now, grad = _objective(criterion, w, targets)
         best = torch.where((now < value)[:, None], w, best)
         value = torch.minimum(now, value)
-        if long_only:
-            gap = (grad * w).sum(-1) - grad.amin(-1)
-        else:
-            gap = (grad * w).sum(-1) + _LEVERAGE * grad.abs().sum(-1)
+        best_vertex = grad.amin(-1) if leverage is None else -leverage * grad.abs().sum(-1)
+        gap = (grad * w).sum(-1) - best_vertex
         proven |= now - gap > 0
         if bool((proven & (gap < 1e-9) | (value < 0.5 * _MIN_ERROR**2)).all()):
             break
-    error = criterion.error(best, targets, rows=1)
+    error = criterion.error(best, given, rows=1)
     return torch.where(proven & (error > _MIN_ERROR), error, 0.0)
 
 
@@ -151,10 +161,11 @@ def _objective(criterion: Criterion, weights: Tensor, targets: Tensor) -> tuple[
     return values.detach(), grads
 
 
-def _project(weights: Tensor, long_only: bool) -> Tensor:
+def _project(weights: Tensor, leverage: float | None) -> Tensor:
     """The nearest feasible allocation (the simplex: Held, Wolfe and Crowder 1974)."""
-    if not long_only:
-        return weights.clamp(-_LEVERAGE, _LEVERAGE)
+    if leverage is not None:
+        return weights.clamp(-leverage, leverage)
+    weights = weights - weights.amax(-1, keepdim=True)  # of huge weights, one is lost to rounding
     ordered = weights.sort(-1, descending=True).values
     counts = torch.arange(1, weights.shape[-1] + 1, device=weights.device)
     excess = (ordered.cumsum(-1) - 1.0) / counts
@@ -172,14 +183,26 @@ def _probe_weights(apply: Apply, args: dict[str, Any]) -> Tensor:
 
 
 def _check_feasible(
-    where: str, calls: list[str], targets: Tensor, criterion: Criterion, weights: Tensor
+    where: str,
+    calls: list[str],
+    targets: Tensor,
+    criterion: Criterion,
+    weights: Tensor,
+    leverage: float | None,
 ) -> None:
-    long_only = is_long_only(weights)
-    errors = minimum_error(criterion, targets, weights.shape[-1], long_only=long_only)
+    long_only = leverage is None and is_long_only(weights)
+    limit = None if long_only else _LEVERAGE if leverage is None else leverage
+    if limit == math.inf:
+        return
+    errors = minimum_error(criterion, targets, weights.shape[-1], leverage=limit)
     worst = int(errors.argmax())
     if errors[worst] > 0:
-        kind = "weights >= 0 that sum to one, like the network's," if long_only else "weights"
+        kind = "weights >= 0 that sum to one, like the network's, can meet it"
+        remedy = f"they are so {_PROBED}"
+        if limit is not None:
+            kind = f"weights can meet it without a position above {limit:g}, long or short"
+            remedy = "if the network holds more, pass leverage=, its largest weight, to fe.problem"
         raise ValueError(
-            f"{where}: target must be feasible, got {calls[worst]}: no {kind} can meet it; the minimum "
-            f"error is {float(errors[worst]):.3g}"
+            f"{where}: target must be feasible, got {calls[worst]}: no {kind}; the minimum error is "
+            f"{float(errors[worst]):.3g}; {remedy}"
         )

@@ -8,7 +8,7 @@ and never their product.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -32,6 +32,31 @@ class RowDim(NamedTuple):
     varying: frozenset[str]
 
 
+class Rule(NamedTuple):
+    """What data of ``args`` must fulfill, in every row.
+
+    Attributes:
+        names: names of the entries; each broadcasts to one window.
+        broken: from these entries to a bool tensor, True where the rule is broken.
+        text: what must hold, and what was found where it does not.
+    """
+
+    names: tuple[str, ...]
+    broken: Callable[..., Tensor]
+    text: str
+
+
+def check_rules(where: str, rules: Iterable[Rule], dims: Sequence[RowDim], args: dict[str, Any]) -> None:
+    """Raise if a rule is broken in a row of the outermost dimension; NaN breaks none."""
+    for rule in rules:
+        if dims[0].varying.isdisjoint(rule.names):
+            continue
+        entries = [aligned(dims, args, name, ndim=3) for name in rule.names]
+        rows = rule.broken(*entries).flatten(1).any(1).nonzero()
+        if len(rows):
+            raise ValueError(f"{where}: {rule.text} in row {int(rows[0])}")
+
+
 def varying_dims(dims: Sequence[RowDim], name: str) -> list[int]:
     """The dimensions along which an entry varies; it begins with these, in this order.
 
@@ -48,11 +73,15 @@ def mapped_dims(dims: Sequence[RowDim], args: dict[str, Any]) -> dict[str, int |
     return {name: 0 if varying_dims(dims, name) else None for name in args}
 
 
-def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str) -> Tensor:
-    """A view of an entry that broadcasts over the grid, with size one where it does not vary."""
+def aligned(dims: Sequence[RowDim], args: dict[str, Any], name: str, *, ndim: int = 0) -> Tensor:
+    """A view of an entry that broadcasts over the grid, with size one where it does not vary.
+
+    Its own dimensions are filled up to ``ndim``.
+    """
     along, value = varying_dims(dims, name), args[name]
     lead = [dim.size if index in along else 1 for index, dim in enumerate(dims)]
-    return value.view(*lead, *value.shape[len(along) :])
+    own = value.shape[len(along) :]
+    return value.reshape(*lead, *[1] * (ndim - len(own)), *own)
 
 
 def take_rows(dims: Sequence[RowDim], args: dict[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -117,7 +146,7 @@ def select(
     index: Any = as_index(item)
     kept: tuple[RowDim, ...] = ()
     if isinstance(item, slice):
-        index = torch.tensor(range(dim.size)[item], dtype=torch.int64)
+        index = torch.tensor(range(dim.size)[item], dtype=torch.int64, device="cpu")
         kept = (dim._replace(size=len(index)),)
     elif index is None:
         raise TypeError(f"problem: index must hold ints and slices, got {type(item).__name__}")

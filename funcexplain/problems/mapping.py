@@ -25,7 +25,7 @@ from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
 from funcexplain.problems.encoding import check_loss, encode_targets
-from funcexplain.problems.grid import RowDim, varying_dims
+from funcexplain.problems.grid import RowDim, check_rules, varying_dims
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
 
@@ -61,7 +61,8 @@ def vmap(
     Raises:
         TypeError: if a stack is not a tensor, or has another dtype or device.
         ValueError: for a name that ``args`` do not have (they are listed), no stack at all, stacks of
-            different sizes, a shape that does not fit, or a name that another dimension has; if
+            different sizes, a shape that does not fit, or a name that another dimension has; for a row
+            that is refused as a single value (lower > upper, a std <= 0, a negative strength); if
             ``params`` come from models whose weights the network does not hold with them.
 
     Example:
@@ -104,7 +105,9 @@ def vmap(
         )
     size = next(iter(sizes.values()))
     dim = RowDim(name or _free_name(next(iter(stacks)), names), size, frozenset(stacks))
-    return replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
+    grid = replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
+    check_rules("vmap", grid.rules, grid.dims, grid.args)
+    return grid
 
 
 def consensus(problem: Problem) -> Problem:
@@ -253,8 +256,10 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
     if is_list:
         if varying_dims(problem.dims, "target"):
             raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
-        row = problem[(0,) * len(problem.dims)] if problem.dims else problem
-        target, criterion = encode_targets("vmap", target, problem.apply, row.args, problem.assets)
+        row = problem[(0,) * len(problem.dims)]
+        target, criterion = encode_targets(
+            "vmap", target, problem.apply, row.args, problem.assets, problem.leverage
+        )
         check_loss("vmap", problem.loss, criterion)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:

@@ -159,7 +159,8 @@ def scaled(penalty: Penalty, scale: Tensor | float) -> Penalty:
     if isinstance(scale, Tensor):
         scale = checks.check_tensor("scaled", "scale", scale)
     else:
-        scale = torch.tensor(checks.check_number("scaled", "scale", scale, minimum=0.0, strict=True))
+        checks.check_number("scaled", "scale", scale, minimum=0.0, strict=True)
+        scale = torch.tensor(float(scale), device="cpu")
     if bool((scale <= 0).any()):
         raise ValueError(f"scaled: scale must be > 0, got a minimum of {scale.min():g}")
     units = scale

@@ -11,7 +11,9 @@ question can be mapped over seeds, starts, targets, assets and models (see `mapp
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +23,13 @@ from torch import Tensor, nn
 
 from funcexplain.networks.functional import functionalize
 from funcexplain.networks.network import Apply, set_seed
+from funcexplain.networks.objects import clone_tensor
+from funcexplain.networks.pickling import Unpicklable
 from funcexplain.networks.verify import verify
 from funcexplain.problems import checks, losses
 from funcexplain.problems.criterion import EXACT, Criterion, Target
 from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
-from funcexplain.problems.grid import RowDim, select
+from funcexplain.problems.grid import RowDim, Rule, select
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +47,7 @@ def _from_x0(args: Args) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Problem:
+class Problem(Unpicklable):
     """One question about a network, or a grid of questions: pure functions and their data.
 
     Made by `problem`, changed by transforms (with ``dataclasses.replace``), mapped to a grid of rows by
@@ -58,6 +62,8 @@ class Problem:
             (scalar int64), and the data of transforms.
         criterion: how weights are compared with the target.
         assets: names of the assets, if they have names.
+        leverage: largest weight in absolute value that the network may hold, if that is known.
+        rules: what stacks of the data must fulfill, as single values do.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, the start of the search.
@@ -80,6 +86,11 @@ class Problem:
     dims: tuple[RowDim, ...] = ()
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
+    leverage: float | None = None
+    rules: tuple[Rule, ...] = ()
+
+    def __deepcopy__(self, memo: Any) -> Problem:
+        return replace(self, args=deepcopy(self.args, memo))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -190,6 +201,7 @@ def problem(
     reference: Tensor | None = None,
     seed: int = 0,
     assets: Sequence[str] | None = None,
+    leverage: float | None = None,
 ) -> Problem:
     """Make a question: for which window does the network hold the target allocation?
 
@@ -210,6 +222,9 @@ def problem(
         seed: seed of the noise of the start (see `jitter`) and of dropout in training mode (see
             `functionalize`).
         assets: names of the ``A`` assets, for targets that use names.
+        leverage: largest weight in absolute value that the network may hold; targets beyond it are
+            refused as infeasible, with ``math.inf`` none. Default: 10, or long-only weights that sum to
+            one if the network holds such weights at the reference and at four windows around it.
 
     Returns:
         The problem; its search space is that of ``x`` until transforms change it.
@@ -235,6 +250,7 @@ def problem(
         raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
     if not isinstance(target, Target):
         target = checks.check_allocation("problem", target, x0)
+    checks.check_outside_transforms("problem")
     checks.check_params(params, x0)
     mask = checks.check_mask("problem", mask, x0)
     reference = checks.check_like(
@@ -250,15 +266,18 @@ def problem(
     }
     # The caller's own dict of parameters, which may be known; args hold copies.
     verify(apply, network[1] if isinstance(network, tuple) else params, x0)
-    names, criterion = checks.check_assets(assets, x0), EXACT
+    names, criterion = checks.check_names("problem", assets, x0.shape[-1]), EXACT
+    if leverage is not None and not (isinstance(leverage, float) and leverage == math.inf):
+        leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):
-        stack, criterion = encode_targets("problem", [target], apply, args, names)
+        stack, criterion = encode_targets("problem", [target], apply, args, names, leverage)
         check_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:
         args["target"] = target
-        check_sum("problem", apply, args)
-    return Problem(apply=apply, loss=loss, args=args, criterion=criterion, assets=names)
+        if leverage is None:
+            check_sum("problem", apply, args)
+    return Problem(apply, loss, args, criterion=criterion, assets=names, leverage=leverage)
 
 
 def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem:
@@ -321,6 +340,12 @@ def check_problem(where: str, value: Any) -> Problem:
     return value
 
 
+def check_search(where: str, value: Any) -> Problem:
+    """Raise unless a value is a `Problem`; raise in inference mode and inside torch.func transforms."""
+    checks.check_outside_transforms(where)
+    return check_problem(where, value)
+
+
 def check_question(where: str, value: Any) -> Problem:
     """Raise unless a value is a `Problem` of one row."""
     if check_problem(where, value).dims:
@@ -338,9 +363,7 @@ def _split_network(network: Any) -> tuple[Apply, Any]:
         apply, params = network
         if callable(apply):
             # With live parameters an outer autograd graph would record the whole search.
-            copies = optree.tree_map(
-                lambda p: p.detach().clone() if isinstance(p, Tensor) else p, params
-            )
+            copies = optree.tree_map(lambda p: clone_tensor(p) if isinstance(p, Tensor) else p, params)
             return apply, copies
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "

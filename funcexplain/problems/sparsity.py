@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcexplain.problems.checks import check_name, check_strength
 from funcexplain.problems.problem import Args, Problem, check_problem, decode_costs, identity
-from funcexplain.problems.transforms import Transform, add_data
+from funcexplain.problems.transforms import Transform, add_data, strength_rule
 
 
 def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
@@ -90,6 +90,7 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
             start=lambda args: split(inner_start(args), args),
             project=project,
             costs=(*decode_costs(problem.costs, join), cost),
+            rules=(*problem.rules, strength_rule(name)),
         )
 
     return add_sparsity

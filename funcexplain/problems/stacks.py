@@ -8,7 +8,9 @@ from torch import Tensor
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import (
     check_count,
+    check_device,
     check_dtype,
+    check_memory,
     check_number,
     check_positive,
     check_scale,
@@ -41,6 +43,9 @@ def one_hot_targets(
     """
     check_positive("one_hot_targets", "n_assets", n_assets)
     check_dtype("one_hot_targets", dtype)
+    check_device("one_hot_targets", device)
+    cpu = torch.device("cpu")
+    check_memory("one_hot_targets", "n_assets", n_assets, 2 * n_assets**2, cpu)
     return torch.eye(n_assets, dtype=dtype, device=device)
 
 

@@ -128,7 +128,7 @@ def between(lower: float | Tensor, upper: float | Tensor) -> Target:
         for name, bound in (("lower", low), ("upper", high)):
             if bound.ndim:
                 criterion.check_length("between", name, bound, portfolio)
-        identity = torch.eye(len(portfolio.like))
+        identity = criterion.unit_vectors(portfolio)
         return criterion.encode_goals(portfolio, identity, lower=low, upper=high)
 
     return Target(f"between({', '.join(shown)})", rows)
@@ -155,9 +155,8 @@ def top(asset: Asset, *, margin: float = _MARGIN) -> Target:
     lower = checks.check_number("top", "margin", margin, minimum=0.0, strict=True)
 
     def rows(portfolio: Portfolio) -> Tensor:
-        index, identity = criterion.find_asset("top", key, portfolio), torch.eye(len(portfolio.like))
-        others = torch.arange(len(identity)) != index
-        differences = identity[index] - identity[others]
+        index, identity = criterion.find_asset("top", key, portfolio), criterion.unit_vectors(portfolio)
+        differences = identity[index] - torch.cat([identity[:index], identity[index + 1 :]])
         return criterion.encode_goals(portfolio, differences, criterion.ORDER, lower=lower)
 
     shown = "" if margin == _MARGIN else f", margin={margin!r}"
@@ -204,7 +203,7 @@ def group(
 
     def rows(portfolio: Portfolio) -> Tensor:
         indices = [criterion.find_asset("group", key, portfolio) for key in keys]
-        members = torch.eye(len(portfolio.like))[indices].sum(0)
+        members = criterion.unit_vectors(portfolio)[indices].sum(0)
         return criterion.encode_goals(portfolio, members[None], lower=lower, upper=upper)
 
     arguments = {"w": w, "at_least": at_least, "at_most": at_most}
@@ -290,8 +289,8 @@ def concentration(at_most: float) -> Target:
     upper = checks.check_number("concentration", "at_most", at_most, minimum=0.0, strict=True)
 
     def rows(portfolio: Portfolio) -> Tensor:
-        zeros = torch.zeros(1, len(portfolio.like))
-        return criterion.encode_goals(portfolio, zeros, criterion.CONCENTRATION, upper=upper)
+        zeros = torch.zeros_like(portfolio.like)
+        return criterion.encode_goals(portfolio, zeros[None], criterion.CONCENTRATION, upper=upper)
 
     return Target(f"concentration({at_most!r})", rows)
 

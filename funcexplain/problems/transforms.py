@@ -17,6 +17,7 @@ from torch import Tensor
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import (
     check_callable,
+    check_device,
     check_dtype,
     check_name,
     check_number,
@@ -24,6 +25,7 @@ from funcexplain.problems.checks import (
     check_scale,
     check_strength,
 )
+from funcexplain.problems.grid import Rule
 from funcexplain.problems.penalties import Penalty
 from funcexplain.problems.problem import Args, Problem, check_problem
 
@@ -39,6 +41,14 @@ def add_data(where: str, problem: Problem, **data: Any) -> Args:
             "apply it once, or choose another name if it has an argument name"
         )
     return {**problem.args, **data}
+
+
+def strength_rule(name: str) -> Rule:
+    """The rule for a penalty's strength."""
+    return Rule((name,), lambda factor: factor < 0, f"{name} must be >= 0, got a negative strength")
+
+
+_JITTER_RULE = Rule(("jitter",), lambda scale: scale < 0, "jitter must be >= 0, got a negative scale")
 
 
 def freeze(problem: Problem) -> Problem:
@@ -129,13 +139,7 @@ def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None 
         torch.float64
     """
     check_dtype("cast", dtype)
-    try:
-        empty = torch.zeros((), device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch's choice varies
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cast: device must be available, got {device!r}: {reason}") from None
-    if empty.is_meta:
-        raise ValueError("cast: device must hold data, got 'meta'")
+    check_device("cast", device)
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -187,7 +191,8 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
         x0 = check_problem("penalize", problem).args["x0"]
         factor = check_strength("penalize", key, strength, x0)
         args = add_data("penalize", problem, **{key: factor})
-        return replace(problem, args=args, penalties=(*problem.penalties, cost))
+        rules = (*problem.rules, strength_rule(key))
+        return replace(problem, args=args, penalties=(*problem.penalties, cost), rules=rules)
 
     return add_penalty
 
@@ -229,6 +234,7 @@ def jitter(scale: float | Tensor) -> Transform:
             z = inner(args)
             return z + args["jitter"] * normal(args["seed"], z.shape, z.dtype)
 
-        return replace(problem, start=start, args=add_data("jitter", problem, jitter=sigma))
+        args = add_data("jitter", problem, jitter=sigma)
+        return replace(problem, start=start, args=args, rules=(*problem.rules, _JITTER_RULE))
 
     return add_noise

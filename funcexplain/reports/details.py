@@ -62,7 +62,7 @@ def select_row(
     args = question.args
     (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
-        sigma = args.get("std", torch.ones(()))
+        sigma = args.get("std", torch.ones((), device="cpu"))
     size = one.x.shape[-1]
     return Row(
         name=", ".join(f"{name} {at}" for name, at in zip(solution.dims, index, strict=True)),

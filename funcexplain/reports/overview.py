@@ -58,7 +58,7 @@ def overview(
         solution.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
     )
     which = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
-    status, lines = torch.as_tensor(solution.status), []
+    status, lines = solution.codes, []
     for index in order:
         name, count = Status(int(status[index])).name, str(int(steps[index]))
         numbers = (format_number(error[index]), format_number(distance[index]))
@@ -99,8 +99,12 @@ def format_number(value: Tensor | float) -> str:
 
 def _drawn_rows(rows: int, best: int) -> Tensor:
     """Numbers of the rows whose losses are drawn: all, or an even selection and the best."""
-    some = torch.linspace(0, rows - 1, min(rows, MAX_LINES), dtype=torch.float64).round().long()
-    return torch.cat([some, torch.tensor([best])]).unique()
+    some = (
+        torch.linspace(0, rows - 1, min(rows, MAX_LINES), dtype=torch.float64, device="cpu")
+        .round()
+        .long()
+    )
+    return torch.cat([some, some.new_tensor([best])]).unique()
 
 
 def _strengths(problem: Problem) -> list[str] | None:

@@ -211,7 +211,7 @@ def _origin_table(
     solution: Solution, problem: Problem, setting_lines: Sequence[tuple[str, str]], probe: bool
 ) -> Html:
     """Settings, seeds and versions."""
-    seed = torch.as_tensor(problem.args["seed"]).flatten()
+    seed = problem.args["seed"].flatten()
     seeds = str(int(seed[0])) if len(seed) == 1 else f"{len(seed)} from {seed.min()} to {seed.max()}"
     sample = solution.sample
     varying = [f"{dim.name} ({dim.size}): {', '.join(sorted(dim.varying))}" for dim in problem.dims]
@@ -243,7 +243,7 @@ def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any
 def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
     """One sigma, as in `evaluate`, and its unit; None for each row's own."""
     if scale is not None:
-        return torch.as_tensor(scale), "standard deviations"
+        return torch.as_tensor(scale, device="cpu"), "standard deviations"
     if history is not None:
         return history.double().flatten(1).std(1)[:, None, None], "standard deviations"
     return None, "standard deviations" if "std" in problem.args else "units of the window"

@@ -277,7 +277,7 @@ def read_safetensors(where: str, path: str | os.PathLike[str]) -> dict[str, Tens
 def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """A tensor that uses these bytes."""
     # torch.frombuffer rejects an empty buffer.
-    flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
+    flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype, device="cpu")
     return flat.view(torch.Size(shape))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcexplain.solutions.archive import read_archive, read_notes
@@ -39,25 +40,40 @@ def load(path: str | os.PathLike[str]) -> Solution:
     """
     tensors, notes = read_archive("load", path)
     dims: Any = notes.get("dims")
-    if tensors.keys() != set(FIELDS) or not _fits(tensors, dims):
+    errors = notes.get("exceptions", {})
+    if tensors.keys() != set(FIELDS) or not _fits(tensors, dims) or not _are_errors(errors):
+        found = ", ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
         raise ValueError(
-            f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got "
-            f"{sorted(tensors)} with rows {dims}; it is not a saved solution"
+            f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got {found} with "
+            f"rows {dims}; it is not a saved solution"
         )
     values: dict[str, Any] = dict(tensors)
     if not dims:
         values["status"] = Status(int(tensors["status"]))
-    exceptions = {int(row): str(error) for row, error in notes.get("exceptions", {}).items()}
+    exceptions = {int(row): str(error) for row, error in errors.items()}
     return Solution(**values, dims=tuple(dims), exceptions=exceptions)
 
 
 def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
-    """Whether all fields lead with the same rows, and every status is valid."""
+    """Whether all fields are of their kind and lead with the same rows, and every status is valid."""
     if not isinstance(dims, list) or not all(isinstance(name, str) for name in dims):
         return False
     rows = tensors["num_steps"].shape
+    for name, tensor in tensors.items():
+        own, count = tensor.ndim - len(dims), {"x": 3, "weights": 1, "history": 1}.get(name, 0)
+        integers = tensor.dtype is torch.int64
+        # The weights of a consensus have a dimension of models.
+        if own != count and (name, own) != ("weights", 2):
+            return False
+        if not (integers if name in ("num_steps", "status") else tensor.is_floating_point()):
+            return False
     lead = all(tensor.shape[: len(dims)] == rows for tensor in tensors.values())
     return lead and len(rows) == len(dims) and {*tensors["status"].flatten().tolist()} <= {*Status}
+
+
+def _are_errors(errors: Any) -> bool:
+    """Whether a note holds errors by the numbers of their rows."""
+    return isinstance(errors, dict) and all(row.isdecimal() for row in errors)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from funcexplain.solutions.archive import write_archive
 from funcexplain.solutions.html import element, table
 from funcexplain.solutions.indexing import best_dims, best_rows, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
-from funcexplain.solutions.status import HITS
-from funcexplain.solutions.status import Status as Status
+from funcexplain.solutions.status import HITS, Status
 from funcexplain.solutions.tables import to_dataset, to_frame
 
 if TYPE_CHECKING:
@@ -75,7 +74,14 @@ class Solution:
     @property
     def hit(self) -> Tensor:
         """Where the target is hit, a bool tensor of the rows' shape."""
-        return torch.isin(torch.as_tensor(self.status), torch.tensor(HITS))
+        return torch.isin(self.codes, self.codes.new_tensor(HITS))
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes of ``status``, an int64 tensor of the rows' shape."""
+        status: Any = self.status
+        one = isinstance(status, Status)
+        return self.num_steps.new_tensor(int(status), dtype=torch.int64) if one else status
 
     @property
     def message(self) -> str:
@@ -114,7 +120,7 @@ class Solution:
             TypeError: for anything else.
         """
         names, tensors = list(self.dims), self._tensors()
-        numbers = torch.arange(math.prod(self.shape)).reshape(self.shape)
+        numbers = torch.arange(math.prod(self.shape), device="cpu").reshape(self.shape)
         for dim, item in reversed(list(enumerate(expand_index(index, self.dims)))):
             key = (*[slice(None)] * dim, item)
             tensors, numbers = {n: tensor[key] for n, tensor in tensors.items()}, numbers[key]
@@ -198,7 +204,7 @@ class Solution:
     @property
     def sample(self) -> Self:
         """The first row, with a dimension ``row``: shows the window, dtype and device of all rows."""
-        return self.flat(torch.arange(min(1, math.prod(self.shape))))
+        return self.flat(torch.arange(min(1, math.prod(self.shape)), device="cpu"))
 
     def __iter__(self) -> Iterator[Self]:
         if not self.dims:
@@ -334,15 +340,12 @@ class Solution:
 
     def _status_counts(self) -> list[tuple[Status, int]]:
         """How many rows ended with each status, by code."""
-        counts = Counter(torch.as_tensor(self.status).flatten().tolist())
+        counts = Counter(self.codes.flatten().tolist())
         return [(Status(code), count) for code, count in sorted(counts.items())]
 
     def _tensors(self) -> dict[str, Tensor]:
         """The fields as tensors; other leaves of a mapped tree are passed through."""
-        values = {name: getattr(self, name) for name in FIELDS}
-        if isinstance(self.status, Status):
-            values["status"] = torch.as_tensor(self.status, dtype=torch.int64)
-        return values
+        return {**{name: getattr(self, name) for name in FIELDS}, "status": self.codes}
 
     def _take(self, rows: Tensor, dims: tuple[str, ...]) -> Self:
         """Pick rows by a tensor of row-major numbers, one dimension of it for each of ``dims``."""
@@ -352,16 +355,13 @@ class Solution:
 
     def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...], rows: Tensor) -> Self:
         """A solution from its fields; without dims, ``status`` is a `Status` and ``history`` is cut."""
-        exceptions = {}
-        if self.exceptions:
-            old = enumerate(rows.flatten().tolist())
-            exceptions = {new: self.exceptions[row] for new, row in old if row in self.exceptions}
+        old = enumerate(rows.flatten().tolist() if self.exceptions else ())
+        exceptions = {new: self.exceptions[row] for new, row in old if row in self.exceptions}
         if dims:
             return type(self)(**tensors, dims=dims, exceptions=exceptions)
         history = tensors["history"]
-        single: dict[str, Any] = {"status": Status(int(tensors["status"]))}
-        single |= {"history": history[~history.isnan()], "exceptions": exceptions}
-        return type(self)(**tensors | single)
+        single: Any = {"status": Status(int(tensors["status"])), "history": history[~history.isnan()]}
+        return type(self)(**tensors | single, exceptions=exceptions)
 
 
 def _format_range(misses: Tensor) -> str:
@@ -383,8 +383,7 @@ def _format_value(value: Any) -> str:
 
 
 def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:
-    tensors = solution._tensors()
-    return list(tensors.values()), solution.dims, tuple(tensors)
+    return list(solution._tensors().values()), solution.dims, FIELDS
 
 
 def _unflatten(dims: Any, leaves: Any) -> Any:

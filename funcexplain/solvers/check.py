@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.noise import normal
-from funcexplain.problems.checks import check_count, check_number
+from funcexplain.problems.checks import check_count, check_memory, check_number, check_outside_transforms
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.problems.transforms import cast
 from funcexplain.solvers.gradient import backward_value_and_grad
@@ -143,10 +143,15 @@ def check_gradient(
         >>> fe.check_gradient(p).ok
         True
     """
+    check_outside_transforms("check_gradient")
     check_question("check_gradient", problem)
     check_number("check_gradient", "rtol", rtol, minimum=0.0)
     if check_count("check_gradient", "num_directions", num_directions) < 1:
         raise ValueError("check_gradient: num_directions must be >= 1, got 0")
+    check_count("check_gradient", "seed", seed)
+    x0 = problem.args["x0"]
+    num_bytes = 8 * num_directions * x0.numel()
+    check_memory("check_gradient", "num_directions", num_directions, num_bytes, x0.device)
 
     own, double = problem.args, cast(dtype=torch.float64)(problem).args
     try:

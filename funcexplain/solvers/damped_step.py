@@ -141,7 +141,7 @@ def approach_minimum(
     step = torch.zeros_like(lower).clamp(lower + margin, upper - margin) * room
     slack = torch.where(room > 0, torch.stack([step - lower, upper - step]), 1.0).clamp_min(tiny)
     multiplier = room * torch.ones_like(slack) * (model.gradient(step).abs().amax() + tiny)
-    sides = torch.tensor([[1.0], [-1.0]]).to(slack)
+    sides = torch.tensor([[1.0], [-1.0]], dtype=slack.dtype, device=slack.device)
     for _ in range(iterations):
         center = _CENTERING * (slack * multiplier).mean() / slack
         ratio = multiplier / slack
@@ -193,6 +193,8 @@ def _shorten(model: Model, gradient: Tensor, step: Tensor) -> Tensor:
 
 def _solve_shifted(gram: Tensor, rhs: Tensor) -> Tensor:
     """``(gram + I)^-1 rhs``."""
-    factor, failed = torch.linalg.cholesky_ex(gram + torch.eye(len(rhs)).to(gram))
+    factor, failed = torch.linalg.cholesky_ex(
+        gram + torch.eye(len(rhs), dtype=gram.dtype, device=gram.device)
+    )
     # A system that cannot be factored gives no step, and the damping grows until one can be.
     return torch.where(failed == 0, torch.cholesky_solve(rhs[:, None], factor)[:, 0], 0.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from funcexplain.problems.checks import check_count
+from funcexplain.problems.checks import check_callable, check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.state import Info, Init, State, Step
 
@@ -58,6 +58,8 @@ def run(init: Init, step: Step, args: Args, num_steps: int) -> tuple[State, Info
         >>> torch.func.vmap(last)(torch.zeros(3, 1, 1, 2)).shape
         torch.Size([3, 1, 1, 2])
     """
+    check_callable("run", "init", init)
+    check_callable("run", "step", step)
     check_count("run", "num_steps", num_steps)
     infos: list[Info] = []
 

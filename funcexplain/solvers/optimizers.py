@@ -58,7 +58,7 @@ class Optimizer(NamedTuple):
             return self.init(z)
 
         def advance(state: State, args: Args, at: Evaluation) -> Advance:
-            updates, carried = self.update(at.slopes, state.optimizer, state.z)
+            updates, carried = _check_pair(self.update(at.slopes, state.optimizer, state.z))
             if updates.shape != at.slopes.shape or updates.dtype != at.slopes.dtype:
                 raise ValueError(
                     "method: updates must have the shape and dtype of the search point "
@@ -292,6 +292,20 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
     return _adapt(init, update)
 
 
+def _check_pair(result: Any) -> tuple[Tensor, Any]:
+    """Raise unless an optimizer's update returned updates and a state."""
+    pair = result if isinstance(result, tuple | list) and len(result) == 2 else (None, None)
+    if not isinstance(pair[0], Tensor):
+        got = type(result).__name__
+        if isinstance(result, tuple | list):
+            got = f"{got} of {', '.join(type(part).__name__ for part in result) or 'nothing'}"
+        raise TypeError(
+            f"method: update must return a pair (updates, state), updates a tensor, got {got}; an "
+            "optimizer without state returns (updates, ())"
+        )
+    return pair[0], pair[1]
+
+
 class Nothing(NamedTuple):
     """``None`` in a foreign optimizer's state: a node without leaves, which torch.func can map."""
 
@@ -316,9 +330,10 @@ def _adapt(init: Callable[..., Any], update: Callable[..., Any]) -> Optimizer:
     def adapted_update(grads: Tensor, state: Any, z: Tensor) -> tuple[Tensor, Any]:
         own = optree.tree_map(_decode, state, is_leaf=_is_encoded)
         if "params" in known:
-            updates, own = update(grads, own, params=z, **in_place)
+            result = update(grads, own, params=z, **in_place)
         else:
-            updates, own = update(grads, own, z, **in_place)
+            result = update(grads, own, z, **in_place)
+        updates, own = _check_pair(result)
         leaves = optree.tree_leaves(state, is_leaf=_is_encoded, none_is_leaf=True)
         following, structure = optree.tree_flatten(own, none_is_leaf=True)
         if len(leaves) != len(following):  # a state that has grown

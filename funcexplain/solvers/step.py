@@ -264,7 +264,7 @@ def decide_in_numbers(
 def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -> Stopping:
     """Raise unless the settings say when a search ends."""
     if atol is not None:
-        check_number(where, "atol", atol, minimum=0.0)
+        atol = check_number(where, "atol", atol, minimum=0.0)
     if not (isinstance(keep, str) and keep in ("last", "best")):
         raise ValueError(f"{where}: keep must be 'last' or 'best', got {keep!r}")
     if patience is not None:
@@ -272,7 +272,7 @@ def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -
             raise ValueError(f"{where}: patience must be >= 1, or None to wait indefinitely, got 0")
         if atol is None:
             raise ValueError(f"{where}: patience needs an atol, since without one no search ends")
-    check_number(where, "rtol", rtol, minimum=0.0)
+    rtol = check_number(where, "rtol", rtol, minimum=0.0)
     if patience is None and rtol != DEFAULT_RTOL:
         raise ValueError(
             f"{where}: rtol has no effect without patience, got rtol={rtol!r}; set patience, or use "
