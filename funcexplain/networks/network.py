@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils import parametrize
 
 from funcexplain.networks.dropout import SeededDropout
 from funcexplain.networks.prepare import Copy
+from funcexplain.networks.versions import without_transforms
 
 Params = Any
 Apply = Callable[[Params, Tensor], Tensor]
@@ -88,7 +88,7 @@ class Network:
             self.pending = pending
             return
         try:
-            with temporarily_clear_interpreter_stack():
+            with without_transforms():
                 pending(window)
         except Exception:
             self.pending = pending

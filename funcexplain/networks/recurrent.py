@@ -21,12 +21,12 @@ from funcexplain.networks.lstm import is_faster_lstm, lstm
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.unrolled import (
     gru_cell,
-    is_traced,
     lstm_cell,
     relu_cell,
     tanh_cell,
     unroll,
 )
+from funcexplain.networks.versions import is_traced
 
 KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 

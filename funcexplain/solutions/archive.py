@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 import funcexplain
+from funcexplain.networks.versions import itemsize
 from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 FORMAT = 1
@@ -206,7 +207,7 @@ def _stored_bytes(header: dict[str, Any]) -> int:
         raise LookupError(name)
     for name in digests:
         entry = header[name]
-        end = offset + math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        end = offset + math.prod(entry["shape"]) * itemsize(_DTYPES[entry["dtype"]])
         if entry["data_offsets"] != [offset, end] or min(entry["shape"], default=0) < 0:
             raise ValueError(name)
         offset = end
@@ -290,7 +291,7 @@ def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], 
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
     begin, end = map(int, entry["data_offsets"])
-    fits = end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
+    fits = end - begin == math.prod(shape) * itemsize(dtype) and min(shape, default=0) >= 0
     if not (fits and 0 <= begin <= end <= stored):
         raise ValueError(f"a tensor of shape {shape} is not within the file")
     return dtype, shape, begin, end
