@@ -1,7 +1,7 @@
 """The user's network: made by a function that the config names, with weights from a file.
 
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
-``weights_only=True``. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
+``weights_only=True``, by versions of torch that keep that promise. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
 The user's code cannot change the random states of this process.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
+from funcexplain.networks.versions import loads_safely
 from funcexplain.solutions.archive import read_safetensors
 
 _MAX_LENGTH = 300  # characters of an error of the user's code
@@ -109,6 +110,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
         return read_safetensors(where, path)
     if not path.endswith((".pt", ".pth")):
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
+    if not loads_safely():
+        raise ValueError(
+            f"{where}: reading {path!r} safely needs torch 2.10, got {torch.__version__}, in which a file "
+            "can run code or corrupt memory; upgrade torch, or write the weights with "
+            "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
+        )
     _check_exists(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -15,6 +15,14 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 
+def loads_safely() -> bool:
+    """Whether ``torch.load(weights_only=True)`` does what it promises.
+
+    It runs code from a crafted file before 2.6 (CVE-2025-32434) and corrupts memory before 2.10.
+    """
+    return torch.__version__ >= (2, 10)
+
+
 def itemsize(dtype: torch.dtype) -> int:
     """Bytes of one number; ``dtype.itemsize`` since 2.1."""
     return torch.empty((), dtype=dtype).element_size()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import optree
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
@@ -60,7 +61,7 @@ def loop(fn: Fn) -> Fn:
 
     def wrapped(*args: Tensor) -> Any:
         results = [fn(*row) for row in zip(*args, strict=True)]
-        return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+        return optree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
     return wrapped
 
