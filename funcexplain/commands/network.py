@@ -1,8 +1,8 @@
 """The user's network: made by a function that the config names, with weights from a file.
 
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
-``weights_only=True``, by versions of torch that keep that promise. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
-The user's code cannot change the random states of this process.
+``weights_only=True``, and only by versions of torch in which that is safe. An exported program (``.pt2``)
+is code, and is loaded only if the user trusts it. The user's code cannot change the random states of this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
-from funcexplain.networks.versions import loads_safely
+from funcexplain.networks.versions import load_program, loads_safely
 from funcexplain.solutions.archive import read_safetensors
 
 _MAX_LENGTH = 300  # characters of an error of the user's code
@@ -112,7 +112,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
     if not loads_safely():
         raise ValueError(
-            f"{where}: reading {path!r} safely needs torch 2.10, got {torch.__version__}, in which a file "
+            f"{where}: reading {path!r} needs torch 2.10, since with torch {torch.__version__} a crafted file "
             "can run code or corrupt memory; upgrade torch, or write the weights with "
             "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
         )
@@ -146,7 +146,7 @@ def _load_exported(path: str, trust_model: bool) -> nn.Module:
     _check_exists(path)
     with fixed_seed():
         try:
-            return torch.export.load(path).module()
+            return load_program(path)
         except Exception as error:  # its type depends on the file
             raise ValueError(
                 f"network.weights: {path!r} cannot be loaded as a program of torch.export.save: "

@@ -19,6 +19,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.versions import compiles
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.state import Info, State, Step
@@ -106,6 +107,8 @@ class Compiler:
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
     """Compile, or return the reason that the network, the tracer or the C++ compiler gives."""
+    if not compiles():
+        return f"compiled steps need torch 2.2, got {torch.__version__}"
     with warnings.catch_warnings():  # of torch's own parts
         warnings.simplefilter("ignore")
         try:

@@ -7,8 +7,8 @@ and arguments with that many leading dimensions, and their results must agree.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytest
 import optree
+import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
