@@ -1,8 +1,9 @@
 """The user's network: made by a function that the config names, with weights from a file.
 
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
-``weights_only=True``, and only by versions of torch in which that is safe. An exported program (``.pt2``)
-is code, and is loaded only if the user trusts it. The user's code cannot change the random states of this process.
+``weights_only=True``, and only by versions of torch in which that is safe. An exported program
+(``.pt2``) is code, and is loaded only if the user trusts it. The user's code cannot change the random
+states of this process.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
     if not loads_safely():
         raise ValueError(
-            f"{where}: reading {path!r} needs torch 2.10, since with torch {torch.__version__} a crafted file "
-            "can run code or corrupt memory; upgrade torch, or write the weights with "
+            f"{where}: reading {path!r} needs torch 2.10, got {torch.__version__}, in which a crafted "
+            "file can run code or corrupt memory; upgrade torch, or write the weights with "
             "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
         )
     _check_exists(path)

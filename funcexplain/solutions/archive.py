@@ -93,7 +93,7 @@ def write_archive(
             )
         # Zero-dimensional tensors cannot be viewed as bytes; flat ones can.
         block = tensor.detach().cpu().flatten().view(torch.uint8).numpy().data
-        end = offset + block.nbytes
+        end = offset + len(block)
         code, shape = _CODES[tensor.dtype], list(tensor.shape)
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
         digests[name] = hashlib.sha256(block).hexdigest()

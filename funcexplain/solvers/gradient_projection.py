@@ -89,7 +89,7 @@ class GradientProjection(NamedTuple):
         )
         z = torch.where(accepts, state.z, carried.z)
         corrects = ~(hits | first) & (carried.corrections < _CORRECTIONS) & finite
-        factor = torch.where(closer, 2.0, torch.where(corrects | first, 1.0, 0.5))
+        factor = torch.where(closer, 2.0, torch.where(corrects | first, torch.ones_like(distance), 0.5))
         fraction = (carried.fraction * factor).clamp_max(1.0)
         corrections = torch.where(corrects, carried.corrections + 1.0, 0.0)
         point, tried = z.flatten().to(WIDE), state.z.flatten().to(WIDE)
