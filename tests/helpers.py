@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 
 import funcexplain as fe
 
-weight_norm = getattr(parametrizations, "weight_norm", parametrizations.spectral_norm)  # since torch 2.1
+weight_norm = getattr(parametrizations, "weight_norm", nn.utils.weight_norm)  # since torch 2.1
 CHANNELS, LOOKBACK, ASSETS = 2, 6, 5
 SHAPE = (CHANNELS, LOOKBACK, ASSETS)
 SIZE = CHANNELS * LOOKBACK * ASSETS

@@ -16,11 +16,6 @@ from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 from torch.nn.utils.stateless import _untie_named_tensors_map
 
 
-def itemsize(dtype: torch.dtype) -> int:
-    """Bytes of one number: ``dtype.itemsize`` (2.1)."""
-    return torch.empty((), dtype=dtype).element_size()
-
-
 def slope(
     outputs: Tensor, z: Tensor, direction: Tensor, *, batched: bool = False, retain_graph: bool = False
 ) -> Tensor:

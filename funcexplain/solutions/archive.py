@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 import funcexplain
-from funcexplain.networks.versions import itemsize
 from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 FORMAT = 1
@@ -207,7 +206,7 @@ def _stored_bytes(header: dict[str, Any]) -> int:
         raise LookupError(name)
     for name in digests:
         entry = header[name]
-        end = offset + math.prod(entry["shape"]) * itemsize(_DTYPES[entry["dtype"]])
+        end = offset + math.prod(entry["shape"]) * _itemsize(_DTYPES[entry["dtype"]])
         if entry["data_offsets"] != [offset, end] or min(entry["shape"], default=0) < 0:
             raise ValueError(name)
         offset = end
@@ -286,12 +285,17 @@ def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tenso
     return flat.view(torch.Size(shape))
 
 
+def _itemsize(dtype: torch.dtype) -> int:
+    """Bytes of one number."""
+    return torch.empty((), dtype=dtype).element_size()  # dtype.itemsize needs torch 2.1
+
+
 def _entry(entry: dict[str, Any], stored: int) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape = codes[entry["dtype"]], [int(size) for size in entry["shape"]]
     begin, end = map(int, entry["data_offsets"])
-    fits = end - begin == math.prod(shape) * itemsize(dtype) and min(shape, default=0) >= 0
+    fits = end - begin == math.prod(shape) * _itemsize(dtype) and min(shape, default=0) >= 0
     if not (fits and 0 <= begin <= end <= stored):
         raise ValueError(f"a tensor of shape {shape} is not within the file")
     return dtype, shape, begin, end
