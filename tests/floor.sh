@@ -19,7 +19,8 @@ print("\n".join(r.replace(">=", "==") for r in wanted if not r.startswith("funce
 FLOORS
 "$python" -m pip install -q --only-binary :all: -r "$directory/floors.txt"
 
-"$python" -m pytest -q -n 2 --dist loadfile \
+# Old packages meet newer ones of their own, and are warned.
+"$python" -m pytest -q -n 2 --dist loadfile -W ignore::DeprecationWarning \
     tests/test_versions.py tests/networks/test_functional.py tests/networks/test_recurrent.py \
     tests/networks/test_norms.py tests/networks/test_prepare.py tests/networks/test_opaque.py \
     tests/problems/test_consensus.py tests/problems/test_mapping.py tests/problems/test_targets.py \
