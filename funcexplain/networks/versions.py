@@ -64,13 +64,13 @@ def reparametrized(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[No
 
 def eager() -> AbstractContextManager[None]:
     """Run modules of `torch.compile` uncompiled where that is possible: ``set_stance`` (2.6)."""
-    stances = torch.__version__ >= (2, 6)
+    stances = torch.__version__ >= "2.6"
     return torch.compiler.set_stance("force_eager") if stances else nullcontext()
 
 
 def load_program(path: str) -> nn.Module:
     """The module of an exported program: ``torch.export.load`` (2.1)."""
-    if torch.__version__ < (2, 1):
+    if torch.__version__ < "2.1":
         raise RuntimeError(f"exported programs need torch 2.1, got {torch.__version__}")
     return torch.export.load(path).module()
 
@@ -80,9 +80,9 @@ def loads_safely() -> bool:
 
     It ran code from a crafted file before 2.6 (CVE-2025-32434), and could corrupt memory before 2.10.
     """
-    return torch.__version__ >= (2, 10)
+    return torch.__version__ >= "2.10"
 
 
 def compiles() -> bool:
     """Whether steps can be compiled: ``FakeTensorMode(static_shapes=)`` (2.1), graphs on a GPU (2.2)."""
-    return torch.__version__ >= (2, 2)
+    return torch.__version__ >= "2.2"
