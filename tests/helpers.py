@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations
 
 import funcexplain as fe
 
+weight_norm = getattr(parametrizations, "weight_norm", nn.utils.weight_norm)  # since torch 2.1
 CHANNELS, LOOKBACK, ASSETS = 2, 6, 5
 SHAPE = (CHANNELS, LOOKBACK, ASSETS)
 SIZE = CHANNELS * LOOKBACK * ASSETS
@@ -109,8 +110,8 @@ class TemporalConv(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = parametrizations.weight_norm(nn.Conv1d(CHANNELS, 8, 2, dilation=1))
-        self.second = parametrizations.weight_norm(nn.Conv1d(8, 8, 2, dilation=2))
+        self.first = weight_norm(nn.Conv1d(CHANNELS, 8, 2, dilation=1))
+        self.second = weight_norm(nn.Conv1d(8, 8, 2, dilation=2))
         self.skip, self.head = nn.Conv1d(CHANNELS, 8, 1), nn.Linear(8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def _spectral() -> nn.Module:
 
 def _weight_normed() -> nn.Module:
     network = Mlp(nn.Tanh())
-    parametrizations.weight_norm(network.layers[2])
+    weight_norm(network.layers[2])
     return network
 
 

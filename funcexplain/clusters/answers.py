@@ -227,7 +227,7 @@ class ChunkedSolution(Solution):
             tensors = self._fields(number, tuple(self._manifest.fields))
             if bool((tensors["status"] == Status.INTERRUPTED).all()):
                 return tensors  # may still be answered
-            size = sum(tensor.nbytes for tensor in tensors.values())
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             while self._cache and size * (1 + len(self._cache)) > _CACHE_BYTES:
                 del self._cache[next(iter(self._cache))]
             self._cache[number] = tensors

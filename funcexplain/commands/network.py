@@ -2,8 +2,9 @@
 
 `commands.factories` checks what may be called.
 Reading a file of weights never runs code: safetensors are parsed here, ``.pt`` is loaded with
-``weights_only=True``. An exported program (``.pt2``) is code, and is loaded only if the user trusts it.
-The user's code cannot change the random states of this process.
+``weights_only=True``, and only by versions of torch in which that is safe. An exported program
+(``.pt2``) is code, and is loaded only if the user trusts it. The user's code cannot change the random
+states of this process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
 from funcexplain.commands.factories import check_factory, check_module
+from funcexplain.networks.versions import load_program, loads_safely
 from funcexplain.solutions.archive import read_safetensors
 
 _MAX_LENGTH = 300  # characters of an error of the user's code
@@ -115,6 +117,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
         return read_safetensors(where, path)
     if not path.endswith((".pt", ".pth")):
         raise ValueError(f"{where}: expected a file .safetensors, .pt or .pt2, got {path!r}")
+    if not loads_safely():
+        raise ValueError(
+            f"{where}: reading {path!r} needs torch 2.10, got {torch.__version__}, in which a crafted "
+            "file can run code or corrupt memory; upgrade torch, or write the weights with "
+            "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
+        )
     _check_exists(path)
     _check_stored(path)
     try:
@@ -157,7 +165,7 @@ def _load_exported(path: str, trust_model: bool) -> nn.Module:
     _check_exists(path)
     with fixed_seed():
         try:
-            return torch.export.load(path).module()
+            return load_program(path)
         except Exception as error:  # its type depends on the file
             raise ValueError(
                 f"network.weights: {path!r} cannot be loaded as a program of torch.export.save: "

@@ -22,6 +22,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.versions import compiles
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.state import Info, State, Step
@@ -109,6 +110,8 @@ class Compiler:
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
     """Compile, or return the reason that the network, the tracer or the C++ compiler gives."""
+    if not compiles():
+        return f"compiled steps need torch 2.2, got {torch.__version__}"
     with _surroundings_kept():
         try:
             return _code(step, state, args, unroll)

@@ -42,6 +42,6 @@ def check_captured(fn: Callable[..., Any]) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed; torch's CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

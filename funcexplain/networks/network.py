@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils import parametrize
 
 from funcexplain.networks.dropout import SeededDropout
 from funcexplain.networks.pickling import Unpicklable
 from funcexplain.networks.prepare import Copy
+from funcexplain.networks.versions import without_transforms
 
 Params = Any
 Apply = Callable[[Params, Tensor], Tensor]
@@ -84,13 +84,12 @@ class Network(Unpicklable):
     def verify(self, x: Tensor) -> None:
         """Hold the copy against the caller's module at one window, unless that was done before."""
         pending, self.pending = self.pending, None
-        window = _unwrapped(x)
-        if pending is None or window is None:
+        if pending is None or torch._C._len_torch_dispatch_stack():  # is being traced
             self.pending = pending
             return
         try:
-            with temporarily_clear_interpreter_stack():
-                pending(window)
+            with without_transforms():
+                pending(_unwrapped(x))
         except Exception:
             self.pending = pending
             raise
@@ -184,13 +183,13 @@ def set_seed(params: Params, seed: Tensor) -> Params:
     return {**params, SEED: seed} if isinstance(params, dict) and SEED in params else params
 
 
-def _unwrapped(x: Tensor) -> Tensor | None:
-    """One plain window under all transforms, or None where the call is traced."""
-    if torch._C._len_torch_dispatch_stack():
-        return None
+def _unwrapped(x: Tensor) -> Tensor:
+    """One plain window under all transforms, none of which may be active."""
+    mapped = []
     while _functorch.is_functorch_wrapped_tensor(x):
-        batched = _functorch.is_batchedtensor(x)
-        dim = _functorch.maybe_get_bdim(x) if batched else -1
+        if _functorch.is_batchedtensor(x):
+            mapped.append(_functorch.maybe_get_bdim(x))
         x = _functorch.get_unwrapped(x)
-        x = x.select(dim, 0) if batched else x
+    for dim in reversed(mapped):
+        x = x.select(dim, 0)
     return x.detach()

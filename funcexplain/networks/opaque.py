@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 
 from funcexplain.networks.checks import check_batch_statistics, check_captured, is_wrapped
 from funcexplain.networks.folding import (
@@ -38,6 +37,7 @@ from funcexplain.networks.folding import (
     unfold,
 )
 from funcexplain.networks.trial import find_fault
+from funcexplain.networks.versions import reparametrized
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -144,8 +144,7 @@ class Opaque(nn.Module):
                 name: t.detach() if name.endswith(_STATISTICS) else t
                 for name, t in zip(names, operands[len(tracked) :], strict=True)
             }
-            # Tensors of a part that has two names are put back in reverse order.
-            return _reparametrize_module(fn, {**state, **own}, tie_weights=True, stack_weights=True)
+            return reparametrized(fn, {**state, **own})
 
         def run(*operands: Tensor) -> Any:
             nonlocal single

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from funcexplain.networks.objects import attributes, setter
 from funcexplain.networks.references import TABLES
+from funcexplain.networks.versions import eager
 
 # An OrderedDict keeps an order of its own, which methods of dict do not know.
 _CONTAINERS = (OrderedDict, dict, list, set, deque)
@@ -49,7 +50,7 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
     sets_mode = any(_sets_mode_itself(part) for part in parts)
     with ExitStack() as stack:
         if any(type(part).__name__ == "OptimizedModule" for part in parts):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eager())
         stack.enter_context(containers_kept([*_tables(parts)]))
         stack.enter_context(_classes_and_modes_kept(parts))
         tensors = [t for part in parts if not _is_program(part) for t in part._buffers.values()]

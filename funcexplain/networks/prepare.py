@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils import parametrizations
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
@@ -47,14 +46,13 @@ RULES: dict[type[nn.Module] | str, Callable[[Any], nn.Module]] = {
     nn.MultiheadAttention: explicit_attention,
     nn.TransformerEncoderLayer: plain_encoder_layer,
     nn.TransformerEncoder: plain_encoder,
+    "torch.nn.utils.parametrizations._WeightNorm": explicit_weight_norm,  # since torch 2.1
     "cvxpylayers.torch.cvxpylayer.CvxpyLayer": exact_or_opaque,
     "deepdow.layers.misc.CovarianceMatrix": mapped_root,
     "deepdow.layers.allocate.NCO": OpaqueRows,
     "deepdow.layers.allocate.Resample": OpaqueRows,
     "deepdow.layers.transform.Zoom": differentiable_zoom,
 }
-if hasattr(parametrizations, "_WeightNorm"):  # since torch 2.1
-    RULES[parametrizations._WeightNorm] = explicit_weight_norm
 _OWN_RULES = tuple(RULES.values())
 
 

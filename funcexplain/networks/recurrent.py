@@ -21,12 +21,12 @@ from funcexplain.networks.lstm import is_faster_lstm, lstm
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.unrolled import (
     gru_cell,
-    is_traced,
     lstm_cell,
     relu_cell,
     tanh_cell,
     unroll,
 )
+from funcexplain.networks.versions import is_traced
 
 KERNELS: tuple[Callable[..., Any], ...] = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
@@ -52,7 +52,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
         (torch.Size([64, 7, 2]), torch.Size([64, 1, 2]))
     """
     layer: Any = module
-    plain = layer.forward
+    plain, flatten = layer.forward, layer.flatten_parameters
     # functional_call of older torch replaces the entries of this list in place.
     layer._flat_weights = list(layer._flat_weights)
 
@@ -70,7 +70,12 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
         with _FoldKernels():
             return plain(*inputs, **named)
 
-    layer.forward = forward
+    def flatten_parameters() -> None:
+        # It reads `.data`, which mapped parameters refuse in torch 2.0.
+        if not torch._C._are_functorch_transforms_active():
+            flatten()
+
+    layer.forward, layer.flatten_parameters = forward, flatten_parameters
     return module
 
 

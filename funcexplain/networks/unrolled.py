@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 States = tuple[Tensor, ...]
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def lstm_cell(from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> States:
@@ -119,11 +118,6 @@ def walk_layers(
             lasts.append(last)
         x = torch.cat(outputs, -1) if bidirectional else outputs[0]
     return x.transpose(0, 1) if batch_first else x, *map(torch.stack, zip(*lasts, strict=True))
-
-
-def is_traced() -> bool:
-    """Whether operations are being traced to a graph."""
-    return torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def _tanh(x: Tensor) -> Tensor:

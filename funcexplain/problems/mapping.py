@@ -22,6 +22,7 @@ from torch import Tensor
 from funcexplain.networks.network import SEED, Apply, bound
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
+from funcexplain.networks.versions import slope
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
 from funcexplain.problems.encoding import check_loss, encode_targets
@@ -230,10 +231,7 @@ def _weights_and_slope(apply: Apply, params: Any, x: Tensor) -> tuple[Tensor, Te
     z = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         weights = apply(params, z)
-        slope = torch.zeros_like(z)
-        if weights.requires_grad:
-            (slope,) = torch.autograd.grad(weights.sin().sum(), z, materialize_grads=True)
-    return weights.detach(), slope
+        return weights.detach(), slope(weights, z, weights.cos())
 
 
 def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:

@@ -92,7 +92,7 @@ def write_archive(
             )
         # Zero-dimensional tensors cannot be viewed as bytes; flat ones can.
         block = tensor.detach().cpu().flatten().view(torch.uint8).numpy().data
-        end = offset + block.nbytes
+        end = offset + len(block)
         code, shape = _CODES[tensor.dtype], list(tensor.shape)
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, end]}
         digests[name] = hashlib.sha256(block).hexdigest()
@@ -213,7 +213,7 @@ def _stored_bytes(header: dict[str, Any]) -> int:
         raise LookupError(name)
     for name in digests:
         entry = header[name]
-        end = offset + math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        end = offset + math.prod(entry["shape"]) * _itemsize(_DTYPES[entry["dtype"]])
         if entry["data_offsets"] != [offset, end] or min(entry["shape"], default=0) < 0:
             raise ValueError(name)
         offset = end
@@ -281,13 +281,18 @@ def _decode(block: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tenso
     return flat.view(torch.Size(shape))
 
 
+def _itemsize(dtype: torch.dtype) -> int:
+    """Bytes of one number."""
+    return torch.empty((), dtype=dtype).element_size()  # dtype.itemsize needs torch 2.1
+
+
 def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
     """Dtype, shape, begin and end of a tensor in a file, checked for consistency."""
     codes = {**_DTYPES, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
     dtype, shape, (begin, end) = codes[entry["dtype"]], entry["shape"], entry["data_offsets"]
     if not all(type(number) is int for number in (*shape, begin, end)):
         raise ValueError(f"its sizes must be integers, got {shape} at {begin} to {end}")
-    if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+    if end - begin != math.prod(shape) * _itemsize(dtype) or min(shape, default=0) < 0:
         raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
     return dtype, shape, begin, end
 

@@ -112,7 +112,7 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
         rest, held = _hold(point + step - scale * gradient, project)
         cauchy = _shorten(model, gradient, rest - point - step)
         for _ in range(_ROUNDS):
-            fixed, free = torch.where(held, rest - point, 0.0), torch.where(held, 0.0, 1.0)
+            fixed, free = torch.where(held, rest - point, 0.0), ~held
             reduced = Model(
                 model.r + model.jacobian @ fixed,
                 model.jacobian * free,

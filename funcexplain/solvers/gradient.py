@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.network import bound
+from funcexplain.networks.versions import slope
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective, ValueAndGrad
 
@@ -77,13 +78,7 @@ def backward_value_and_grad(fn: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> 
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value, aux = fn(z, args)
-            # A network may ignore its input or cut the graph; torch.func then has zeros, too.
-            grads = None
-            if value.requires_grad:
-                ones = torch.ones_like(value) if value.ndim else None
-                (grads,) = torch.autograd.grad(value, z, ones, allow_unused=True)
-        if grads is None:
-            grads = torch.zeros_like(z)
+        grads = slope(value, z, torch.ones_like(value))
         return (value.detach(), tuple(leaf.detach() for leaf in aux)), grads
 
     return wrapped

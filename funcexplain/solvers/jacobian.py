@@ -9,6 +9,7 @@ from torch import Tensor
 
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.rounding import agree
+from funcexplain.networks.versions import slope
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective
@@ -92,10 +93,7 @@ def _pull_back(
         return z.detach().new_zeros(len(directions), *z.shape), maps
 
     def pull(direction: Tensor, batched: bool = False) -> Tensor:
-        (slope,) = torch.autograd.grad(
-            measured, z, direction, retain_graph=True, is_grads_batched=batched, materialize_grads=True
-        )
-        return slope
+        return slope(measured, z, direction, batched=batched, retain_graph=True)
 
     if maps is not False:
         try:

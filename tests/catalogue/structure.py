@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.catalogue.containers import COPY
 from tests.catalogue.entry import Allocator, Catalogue, Entry
-from tests.helpers import ASSETS, SHAPE, SIZE
+from tests.helpers import ASSETS, SHAPE, SIZE, weight_norm
 
 HIDDEN = 8
 
@@ -283,7 +283,7 @@ STRUCTURE: Catalogue = {
     "borrowing": Entry(Borrowing),
     "lazy": Entry(loaded),
     "dicts": Entry(Dicts),
-    "weight_norm": Entry(changed(lambda n: void(parametrizations.weight_norm(n[1])))),
+    "weight_norm": Entry(changed(lambda n: void(weight_norm(n[1])))),
     "spectral_norm": Entry(changed(lambda n: void(parametrizations.spectral_norm(n[1])))),
     "orthogonal": Entry(changed(lambda n: void(parametrizations.orthogonal(n[1])))),
     "parametrized": Entry(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from funcexplain.cli import main
-from tests.cli.workplace import furnish, market, table, write
+from tests.cli.workplace import furnish, market, pickled, table, write
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_arguments_that_a_factory_does_not_accept(
     assert "unexpected keyword argument 'asset'" in error_line(capsys, write(folder, whole))
 
 
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param("pt", marks=pickled), "safetensors"])
 def test_weights(place: tuple[Path, str], suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     from funcexplain.solutions.archive import write_archive
 
@@ -182,11 +182,12 @@ def test_weights(place: tuple[Path, str], suffix: str, capsys: pytest.CaptureFix
         assert name in error_line(capsys, path)
 
 
+@pickled
 def test_weights_that_would_run_code_or_are_not_a_state_dict(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
-    path = write(folder, table(module))
+    path = write(folder, table(module, network={"weights": "w.pt"}))
     torch.save(torch.nn.Linear(2, 2), folder / "w.pt")
     assert "write one with torch.save(network.state_dict(), path)" in error_line(capsys, path)
     torch.save([1, 2], folder / "w.pt")

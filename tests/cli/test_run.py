@@ -12,9 +12,9 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
-from funcexplain.solutions.archive import write_archive
+from funcexplain.solutions.archive import read_safetensors, write_archive
 from funcexplain.solutions.files import describe
-from tests.cli.workplace import ASSETS, furnish, market, table, write
+from tests.cli.workplace import ASSETS, furnish, market, pickled, table, write
 
 
 @pytest.fixture
@@ -166,21 +166,37 @@ def test_check_neither_solves_nor_writes(
     assert not (folder / "out").exists()
 
 
-def test_weights_are_read_from_safetensors(place: tuple[Path, str]) -> None:
+@pickled
+def test_weights_are_read_from_a_state_dict(place: tuple[Path, str]) -> None:
     folder, module = place
     assert main(["run", write(folder, table(module)), "--quiet"]) == 0
-    state = torch.load(folder / "w.pt", weights_only=True)
-    write_archive("save", folder / "w.safetensors", state, {})
     before = fe.load(folder / "out" / "solution.safetensors")
-    whole = table(module, network={"weights": "w.safetensors"})
+    whole = table(module, network={"weights": "w.pt"})
     assert main(["run", write(folder, whole), "--quiet"]) == 0
     assert torch.equal(fe.load(folder / "out" / "solution.safetensors").x, before.x)
 
 
+@pytest.mark.parametrize("version", ["2.0.1", "2.5.1+cu121", "2.9.1", "2.10.0a0+git1"])
+def test_pickled_weights_are_refused_where_reading_them_is_not_safe(
+    place: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+) -> None:
+    folder, module = place
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    monkeypatch.setattr(torch, "load", None)
+    assert main(["run", write(folder, table(module, network={"weights": "w.pt"}))]) == 2
+    message = capsys.readouterr().err
+    assert f"network.weights: reading 'w.pt' needs torch 2.10, got {version}" in message
+    assert "safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')" in message
+
+
 def test_the_dtype_is_that_of_the_weights(place: tuple[Path, str]) -> None:
     folder, module = place
-    state = torch.load(folder / "w.pt", weights_only=True)
-    torch.save({name: tensor.double() for name, tensor in state.items()}, folder / "w.pt")
+    state = read_safetensors("read", folder / "w.safetensors")
+    state = {name: tensor.double() for name, tensor in state.items()}
+    write_archive("save", folder / "w.safetensors", state, {})
     assert main(["run", write(folder, table(module)), "--quiet"]) == 0
     assert fe.load(folder / "out" / "solution.safetensors").x.dtype is torch.float64
 

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from funcexplain.commands.config import parse_config
 from funcexplain.commands.toml import to_toml
+from funcexplain.networks.versions import loads_safely
+from funcexplain.solutions.archive import write_archive
 
+pickled = pytest.mark.skipif(not loads_safely(), reason="torch.load is not safe before 2.10")
 ASSETS = ("GOLD", "OIL", "RICE")
 NETWORKS = """
 import multiprocessing
@@ -104,13 +108,14 @@ def furnish(folder: Path) -> str:
         "1.bias": torch.zeros(3),
     }
     torch.save(state, folder / "w.pt")
+    write_archive("save", folder / "w.safetensors", state, {})  # which every version of torch may read
     return module
 
 
 def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
     """A config as a table; ``parts`` override single entries."""
     whole: dict[str, dict[str, Any]] = {
-        "network": {"factory": f"{module}:make", "weights": "w.pt"},
+        "network": {"factory": f"{module}:make", "weights": "w.safetensors"},
         "prices": {"file": "market.csv"},
         "features": {"lookback": 4, "span": 5},
         "question": {"target": {"OIL": 0.5}},

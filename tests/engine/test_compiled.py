@@ -46,10 +46,7 @@ from tests.helpers import (
     snapshot,
 )
 
-quiet = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
-
-@quiet
 @pytest.mark.parametrize(
     ("name", "optimizer", "days"),
     [
@@ -81,7 +78,6 @@ def test_machine_code_gives_the_answers_of_plain_steps(
     assert found.loss.isfinite().sum() == 6
 
 
-@quiet
 def test_machine_code_of_several_steps_gives_the_answers_of_plain_ones(
     traces: list[Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

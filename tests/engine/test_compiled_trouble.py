@@ -201,7 +201,7 @@ def test_what_torch_warns_of_meanwhile_is_no_refusal(
 ) -> None:
     # Where warnings are errors, as in these tests, torch's own must not count as a refusal.
     def warns(graph: Any, tensors: Any, options: Any = None) -> Any:
-        warnings.warn("`torch.jit.script_method` is deprecated.", DeprecationWarning, stacklevel=1)
+        warnings.warn("an option of the compiler is deprecated", DeprecationWarning, stacklevel=1)
         return graph
 
     monkeypatch.setattr(torch._inductor, "compile", warns)

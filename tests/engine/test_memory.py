@@ -172,7 +172,7 @@ ERRORS = {
     "cpu": RuntimeError(
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
     ),
-    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory"),
 }
 
 

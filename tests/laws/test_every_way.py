@@ -42,8 +42,6 @@ ROWS, STEPS = 5, 3
 ALONE = "one (row|window) at a time|one at a time|row by row"
 TORCH = "performance drop because we have not yet implemented the batching rule"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
 
 def call(network: nn.Module, x: Tensor) -> Tensor:
     """The network's weights for one window, which stays as it is."""

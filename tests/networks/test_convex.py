@@ -88,9 +88,6 @@ def test_a_batch_a_map_and_a_loop_agree(name: str) -> None:
     assert function(*(a[:0] for a in arguments)).shape == (0, 4, ASSETS)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated"
-)  # torch's own, at the first jacfwd
 @pytest.mark.parametrize("name", params(ALLOCATORS))
 def test_transforms_agree(name: str) -> None:
     arguments, which = make(name, 5), every(name)

@@ -167,7 +167,6 @@ def test_stack_refuses_what_does_not_match(others: list[nn.Module], message: str
         fe.stack(others)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode
 @pytest.mark.parametrize("name", params(["conv_instance_norm", "conv_batch_norm", "mlp_tanh"]))
 def test_forward_mode_equals_reverse_mode(name: str) -> None:
     apply, p = fe.functionalize(make_network(name))

@@ -247,8 +247,6 @@ def test_no_graph_is_built_where_gradients_are_off() -> None:
         hessian,
     ],
 )
-# torch scripts its forward-mode rules when the first of them is needed.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_a_second_derivative_is_refused(second: Any) -> None:
     layer = opaque(torch.sin)
     with pytest.raises(RuntimeError, match=r"opaque: only one derivative.*finite differences"):

@@ -7,6 +7,7 @@ and arguments with that many leading dimensions, and their results must agree.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import optree
 import pytest
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def loop(fn: Fn) -> Fn:
 
     def wrapped(*args: Tensor) -> Any:
         results = [fn(*row) for row in zip(*args, strict=True)]
-        return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+        return optree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
     return wrapped
 

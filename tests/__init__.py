@@ -1,0 +1,1 @@
+"""Laws over catalogues; see docs/contributing.md."""
