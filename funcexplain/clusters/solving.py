@@ -133,7 +133,10 @@ def solve(
     dtypes = {name: tensor.dtype for name, tensor in fields.items()}
     if 0 not in problem.shape:
         row = problem[(0,) * len(problem.dims)]
-        start = solve_here(row, built, max_steps=0)._tensors()
+        solution = solve_here(row, built, max_steps=0)
+        if solution.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        start = solution._tensors()
         for name in ("weights", "loss", "error"):
             dtypes[name] = start[name].dtype
     share = -(-math.prod(problem.shape) // _CHUNKS)

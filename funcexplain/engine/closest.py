@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.execution import Execution
-from funcexplain.engine.solve import search, solve
+from funcexplain.engine.solve import answer, search, solve
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.solutions.solution import Solution, Status
@@ -46,7 +47,8 @@ def closest(
 
     Returns:
         The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
-        ``error`` of the closest point found. ``num_steps`` counts all steps.
+        ``error`` of the closest point found. ``num_steps`` counts all steps. After Ctrl-C, rows whose
+        second search was not over are INTERRUPTED, too; they keep the closest hit so far.
 
     Raises:
         TypeError, ValueError: as `solve` does.
@@ -71,12 +73,18 @@ def closest(
     if chunk_size is not None:
         check_positive("closest", "chunk_size", chunk_size)
     method = levenberg_marquardt() if method is None else method
-    found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-    if bool((torch.as_tensor(found.status) == Status.INTERRUPTED).any()):
-        return found
     execution = Execution(refinements, chunk_size=chunk_size)
-    refined = search(_starting_at(problem, found.x), GradientProjection(atol), Stopping(), execution)
-    return _merge(found, refined, atol)
+    with deferred_interrupts() as hold:
+        found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
+        if not _interrupted(found).any():
+            start = _starting_at(problem, found.x)
+            found = _merge(found, search(start, GradientProjection(atol), Stopping(), execution), atol)
+        return answer(hold, found)
+
+
+def _interrupted(solution: Solution) -> Tensor:
+    """Which rows Ctrl-C interrupted."""
+    return torch.as_tensor(solution.status) == Status.INTERRUPTED
 
 
 def _starting_at(problem: Problem, x: Tensor) -> Problem:
@@ -96,4 +104,11 @@ def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     names = ("x", "weights", "loss", "error")
     pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    return replace(found, **fields, num_steps=found.num_steps + refined.num_steps)
+    stopped, status = _interrupted(refined), torch.as_tensor(found.status)
+    status = torch.where(stopped, int(Status.INTERRUPTED), status)
+    return replace(
+        found,
+        **fields,
+        num_steps=found.num_steps + refined.num_steps,
+        status=status if found.dims else Status(int(status)),
+    )

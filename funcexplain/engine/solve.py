@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
+from funcexplain.networks.interrupts import Hold, deferred_interrupts, raise_repeated
 from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_positive
@@ -28,7 +30,6 @@ from funcexplain.problems.problem import Loss, Problem, check_problem, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
-from funcexplain.solvers.loop import deferred_interrupts
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import DEFAULT_RTOL, Keep, Method, Stopping
 from funcexplain.solvers.step import check_stopping
@@ -84,9 +85,12 @@ def solve(
 
     Returns:
         The solution; its ``status`` says how each search ended. Numerical trouble is a status, too. So
-        is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED.
+        is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED; the last
+        row is, where all have ended.
 
     Raises:
+        KeyboardInterrupt: if a search was interrupted less than a second ago, so that Ctrl-C ends a loop
+            of searches; or after Ctrl-C where there is not a row to return.
         Exception: what the network raises at a start window, with a note that names the row. At a later
             window its error is in ``solution.exceptions``, and the row ends as FAILED.
         TypeError: for an argument that is not a problem, method, number or function.
@@ -143,11 +147,11 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
     """Answer one question, or a grid; all settings are checked already."""
     if execution.callback is not None:
         execution = execution._replace(callback=Guarded(execution.callback))
+    raise_repeated()
+    solver = solve_rows if problem.dims else solve_alone
     try:
-        with torch.no_grad(), deferred_interrupts():
-            if problem.dims:
-                return solve_rows(problem, method, stopping, execution)
-            return solve_alone(problem, method, stopping, execution)
+        with torch.no_grad(), deferred_interrupts() as hold:
+            return answer(hold, solver(problem, method, stopping, execution))
     except CallbackError as failure:
         error = cast(Exception, failure.__cause__)
         raise error from error.__cause__
@@ -156,6 +160,17 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
         index = np.unravel_index(failure.args[0], problem.shape)
         error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
         raise error from error.__cause__
+
+
+def answer(hold: Hold, solution: Solution) -> Solution:
+    """A solution that says whether Ctrl-C was pressed: its last row does where all have ended."""
+    if not hold.stops():
+        return solution
+    status = torch.as_tensor(solution.status).clone()
+    hold.answered = status.numel() > 0
+    if hold.answered and not (status == Status.INTERRUPTED).any():
+        status.view(-1)[-1] = int(Status.INTERRUPTED)
+    return replace(solution, status=status if solution.dims else Status(int(status)))
 
 
 def _check_execution(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import SEED, Apply, Network
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare
@@ -69,7 +70,8 @@ def _copy(
     """The function of a private copy, its parameters, and the source that it can be compared with."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
-    copy = prepare(module, train=train, rules=rules)
+    with deferred_interrupts():
+        copy = prepare(module, train=train, rules=rules)
     network = copy.network
     _check_training_mode(network)
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay

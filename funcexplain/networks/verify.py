@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcexplain.networks.convex_layers import ExactLayer
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.plain import (
     Generators,
@@ -74,6 +75,7 @@ class Source(NamedTuple):
         # As a search calls it, with a gradient, where the network allows that.
         for window in (_nearby(x)[None].requires_grad_(), x[None]):
             with (
+                deferred_interrupts(),
                 Generators(x.device) as generators,
                 containers_kept(self.containers),
                 warnings.catch_warnings(),
