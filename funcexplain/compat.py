@@ -105,7 +105,7 @@ def gradient_wrt_input(
     question = zero_masked(replace(question, args={**question.args, "target": target}))
     hist: list[float] = []
     raise_repeated()
-    with torch.no_grad(), deferred_interrupts(), bound(question.apply, question.args["params"]):
+    with deferred_interrupts(), torch.no_grad(), bound(question.apply, question.args["params"]):
         init, step = make_plain_step(question, adam(lr=lr), Stopping())
         state = init(question.args)
         for done in range(0, n_iter, _PRINT_EVERY):

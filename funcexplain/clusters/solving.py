@@ -28,6 +28,7 @@ from funcexplain.clusters.scheduling import Scheduler
 from funcexplain.engine.batching import try_rows, why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
+from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.status import Status
@@ -133,9 +134,9 @@ def solve(
     dtypes = {name: tensor.dtype for name, tensor in fields.items()}
     if 0 not in problem.shape:
         row = problem[(0,) * len(problem.dims)]
-        solution = solve_here(row, built, max_steps=0)
-        if solution.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt
+        with deferred_interrupts():
+            solution = solve_here(row, built, max_steps=0)
+            raise_pending()
         start = solution._tensors()
         for name in ("weights", "loss", "error"):
             dtypes[name] = start[name].dtype

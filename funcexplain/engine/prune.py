@@ -67,7 +67,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     x, weights, loss, error = (
         t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
     )
-    with torch.no_grad(), deferred_interrupts():
+    with deferred_interrupts(), torch.no_grad():
         for row in product(*map(range, problem.shape)):
             question = problem[row] if row else problem
             pruned = _prune_row(question, x[row], atol)

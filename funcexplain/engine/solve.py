@@ -150,7 +150,7 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
     raise_repeated()
     solver = solve_rows if problem.dims else solve_alone
     try:
-        with torch.no_grad(), deferred_interrupts() as hold:
+        with deferred_interrupts() as hold, torch.no_grad():
             return answer(hold, solver(problem, method, stopping, execution))
     except CallbackError as failure:
         error = cast(Exception, failure.__cause__)

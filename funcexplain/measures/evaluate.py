@@ -134,7 +134,7 @@ def evaluate(
     check_positive("evaluate", "top", top)
     dims = _dims_of_starts(problem, along)
     values = {"hit": solution.hit}
-    with torch.no_grad(), deferred_interrupts():
+    with deferred_interrupts(), torch.no_grad():
         total = math.prod(problem.shape)
         for rows in torch.arange(total, device=x0.device).split(chunk_size):
             raise_pending()

@@ -25,10 +25,11 @@ class Hold:
 
     Attributes:
         answered: whether what the section returns says INTERRUPTED.
+        raised: whether the section raises a KeyboardInterrupt.
     """
 
     def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
-        self.answered = self.over = False
+        self.answered = self.raised = self.over = False
         self._handler, self._pressed = handler, False
         self._error: BaseException | None = None
 
@@ -49,13 +50,15 @@ class Hold:
         return self._error is not None
 
     def end(self) -> None:
-        """Raise what the caller's handler raised, unless the answer says so."""
+        """Raise what the caller's handler raised, unless the section honors it."""
         global _raise_until
         stops, error, self._error, self.over = self.stops(), self._error, None, True
-        if stops and self.answered and isinstance(error, KeyboardInterrupt):
-            _raise_until = time.monotonic() + _GRACE
-        elif error is not None:
+        if not stops or error is None:
+            return
+        if not isinstance(error, KeyboardInterrupt) or not (self.answered or self.raised):
             raise error
+        if self.answered:
+            _raise_until = time.monotonic() + _GRACE
 
 
 @contextmanager
@@ -77,6 +80,9 @@ def deferred_interrupts() -> Iterator[Hold]:
         try:
             signal.signal(signal.SIGINT, hold)
             yield hold
+        except KeyboardInterrupt:
+            hold.answered, hold.raised = False, True
+            raise
         finally:
             if signal.getsignal(signal.SIGINT) is hold:  # otherwise the caller has replaced it
                 signal.signal(signal.SIGINT, before)

@@ -18,6 +18,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import SEED, Apply
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
@@ -198,7 +199,7 @@ def _computes_the_same(mapped: Apply, looped: Apply, params: Any, x: Tensor) -> 
     for apply in (looped, mapped):
         z = x.detach().clone().requires_grad_()
         try:
-            with torch.enable_grad():
+            with deferred_interrupts(), torch.enable_grad():
                 weights = apply(params, z)
                 slope = torch.zeros_like(z)
                 if weights.requires_grad:

@@ -167,7 +167,7 @@ def _compare(
     """Compare gradients in both dtypes with differences in that of ``wide``."""
     precision, slopes = wide["x0"].dtype, []
     eps = torch.finfo(precision).eps
-    with torch.no_grad(), deferred_interrupts(), ExitStack() as stack:
+    with deferred_interrupts(), torch.no_grad(), ExitStack() as stack:
         gradients = {}
         for args in {own["x0"].dtype: own, precision: wide}.values():
             dtype = args["x0"].dtype
