@@ -197,7 +197,11 @@ def _check_binding(apply: Network, params: Params, x: Tensor) -> None:
     """Raise if a forward pass uses the module's own tensors in place of other parameters."""
     given = {_storage(tensor) for tensor in params.values()}
     own = {_storage(tensor): name for name, tensor in apply.own.items()}
-    with Generators(x.device), _Uses({at: own[at] for at in own.keys() - given}) as uses:
+    with (
+        deferred_interrupts(),
+        Generators(x.device),
+        _Uses({at: own[at] for at in own.keys() - given}) as uses,
+    ):
         try:
             apply.samples(params, x[None])
         except Exception:
