@@ -124,7 +124,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def _digest(path: Path) -> str | None:
     """Digest of a file, or of a folder's names and files; None if there is nothing."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in path.rglob("[!.]*") if file.is_file())  # nothing temporary
         parts = [f"{file.relative_to(path)} {_digest(file)}" for file in files]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if not path.is_file():
