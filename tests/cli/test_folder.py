@@ -38,7 +38,10 @@ OTHER: dict[str, Any] = {"question": {"target": {"GOLD": 0.6}}}
 def test_an_interrupted_run_leaves_the_folder_as_it_was(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pressed = {"network": {"factory": f"{place[1]}:Pressed", "weights": None}, "method": {"atol": 0.0}}
+    pressed: dict[str, Any] = {
+        "network": {"factory": f"{place[1]}:Pressed", "weights": None},
+        "method": {"atol": 0.0},
+    }
     assert run(place, **pressed) == 130
     assert "0 of 2 searches are answered; nothing is written to 'out'" in capsys.readouterr().err
     assert not contents(place[0] / "out")

@@ -82,7 +82,8 @@ def goals(draw: random.Random, count: int) -> list[Wanted]:
 
         return Wanted(fe.targets.concentration(share), compare)
 
-    make = draw.choice([at_least, at_most, between, concentration])
+    kinds: list[Any] = [at_least, at_most, between, concentration]
+    make = draw.choice(kinds)
     return [make(draw.randrange(ASSETS), draw.uniform(0.25, 0.6)) for _ in range(count)]
 
 
@@ -147,7 +148,7 @@ def assert_row(
 ) -> None:
     """What an answer says holds of the network, called plainly."""
     eps, steps, atol = torch.finfo(row.x.dtype).eps, int(row.num_steps), settings["atol"]
-    close = {"rtol": 1e4 * eps, "atol": 1e3 * eps}
+    close: dict[str, Any] = {"rtol": 1e4 * eps, "atol": 1e3 * eps}
     with torch.no_grad():
         weights = network(row.x[None])[0]
         measured, nearest = compare(weights)
