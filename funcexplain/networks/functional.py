@@ -57,7 +57,8 @@ def functionalize(
         >>> torch.func.jacrev(apply, argnums=1)(params, torch.zeros(2, 3, 4)).shape
         torch.Size([4, 2, 3, 4])
     """
-    apply, params, source = _copy(module, train=train, rules=rules)
+    with deferred_interrupts():
+        apply, params, source = _copy(module, train=train, rules=rules)
     if source is not None:
         apply.pending = partial(source.verify, apply, params)
         remember(params, [source], apply)
@@ -70,8 +71,7 @@ def _copy(
     """The function of a private copy, its parameters, and the source that it can be compared with."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"functionalize: module must be a torch.nn.Module, got {type(module).__name__}")
-    with deferred_interrupts():
-        copy = prepare(module, train=train, rules=rules)
+    copy = prepare(module, train=train, rules=rules)
     network = copy.network
     _check_training_mode(network)
     # Sparse buffers (the constants of a cvxpylayers layer) can be neither stacked nor mapped; they stay
@@ -122,7 +122,8 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
             raise TypeError(
                 f"stack: modules[{index}] must be a torch.nn.Module, got {type(module).__name__}"
             )
-    applies, models, sources = zip(*map(_copy, modules), strict=True)
+    with deferred_interrupts():
+        applies, models, sources = zip(*map(_copy, modules), strict=True)
     apply, (first, *others) = applies[0], models
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}
     for index, params in enumerate(others, start=1):

@@ -83,7 +83,7 @@ def goals(draw: random.Random, count: int) -> list[Wanted]:
         return Wanted(fe.targets.concentration(share), compare)
 
     kinds: list[Any] = [at_least, at_most, between, concentration]
-    make = draw.choice(kinds)
+    make: Any = draw.choice(kinds)
     return [make(draw.randrange(ASSETS), draw.uniform(0.25, 0.6)) for _ in range(count)]
 
 
