@@ -22,7 +22,8 @@ a minute.
 RUN = """\
 Ask your own network about your own prices, as stated in a config, and write the answer to the config's
 folder: the solution, tables of weights and metrics, a picture, a report. Exit code 0 if the network
-holds the target on every date, 1 if not, 2 if the input is invalid.
+holds the target on every date, 1 if not, 2 if the input is invalid, 130 after Ctrl-C, which
+leaves an earlier answer as it was.
 """
 CHECK = """\
 Check everything that a config names without solving it: keys, network, weights, prices, features,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import functionalize
+from funcexplain.networks.interrupts import deferred_interrupts, raise_repeated
 from funcexplain.networks.network import SEED, bound
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor, check_shape
@@ -64,6 +65,7 @@ def gradient_wrt_input(
         ValueError: if the mask has another shape than the initial guess, or batch normalization has one
             value per channel.
         TypeError: if the mask is not a tensor.
+        KeyboardInterrupt: after Ctrl-C, as the original does.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -102,7 +104,8 @@ def gradient_wrt_input(
     question = problem((apply, params), equal, guess, mask=None if mask is None else mask.bool())
     question = zero_masked(replace(question, args={**question.args, "target": target}))
     hist: list[float] = []
-    with torch.no_grad(), bound(question.apply, question.args["params"]):
+    raise_repeated()
+    with deferred_interrupts(), torch.no_grad(), bound(question.apply, question.args["params"]):
         init, step = make_plain_step(question, adam(lr=lr), Stopping())
         state = init(question.args)
         for done in range(0, n_iter, _PRINT_EVERY):

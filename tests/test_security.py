@@ -18,7 +18,6 @@ import torch
 import funcexplain as fe
 from funcexplain.cli import main
 from funcexplain.clusters.example import build
-from funcexplain.commands import outputs
 from funcexplain.commands.config import parse_toml, read_config
 from funcexplain.commands.network import read_weights
 from funcexplain.markets import prices
@@ -50,8 +49,6 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "report": write_report,
     "parquet": write_parquet,
     "csv": lambda path: tables.write_csv("save", path, [{"loss": np.array([0.5])}]),
-    "json": lambda path: outputs.write_json(path, {"a": 1}),
-    "text": lambda path: outputs.write_text(path, "text"),
 }
 
 

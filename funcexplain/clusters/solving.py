@@ -28,6 +28,7 @@ from funcexplain.clusters.scheduling import Scheduler
 from funcexplain.engine.batching import try_rows, why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
+from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.status import Status
@@ -94,6 +95,7 @@ def solve(
         be remade, missing rows are INTERRUPTED.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C where no row is missing, and if it is pressed twice.
         TypeError: for an argument of another type, or one that cannot be pickled.
         ValueError: if the directory holds answers to something else (the message names the difference),
             or a setting is out of range.
@@ -133,7 +135,10 @@ def solve(
     dtypes = {name: tensor.dtype for name, tensor in fields.items()}
     if 0 not in problem.shape:
         row = problem[(0,) * len(problem.dims)]
-        start = solve_here(row, built, max_steps=0)._tensors()
+        with deferred_interrupts():
+            solution = solve_here(row, built, max_steps=0)
+            raise_pending()
+        start = solution._tensors()
         for name in ("weights", "loss", "error"):
             dtypes[name] = start[name].dtype
     share = -(-math.prod(problem.shape) // _CHUNKS)
@@ -164,7 +169,7 @@ def _run(
 ) -> Failures:
     """Solve missing chunks; returns the errors of chunks that failed, in this run or before."""
     manifest, found = folder.manifest, Counter[int]()
-    run, attempts = secrets.token_hex(4), itertools.count()
+    run, attempts, interrupted = secrets.token_hex(4), itertools.count(), False
     meter = Meter(callback, manifest.rows, lambda: executor.workers)
     failures = folder.failures()
     scheduler = Scheduler(
@@ -187,6 +192,7 @@ def _run(
                     _note(folder, number, error)
                 meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
         except KeyboardInterrupt:
+            interrupted = True
             _logger.warning(
                 "interrupted: running chunks are finished, unless Ctrl-C is pressed again; call again "
                 "for the rest"
@@ -202,6 +208,8 @@ def _run(
         raise
     finally:
         meter.end()
+    if interrupted and next(folder.missing(found), None) is None:
+        raise KeyboardInterrupt  # which no row can say: all of them were answered
     if scheduler.given_up is not None:
         _logger.warning(f"given up: {scheduler.given_up}; call again for the rest")
     return failures

@@ -17,8 +17,10 @@ import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted, fill_target
 from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.environment import torch_threads
+from funcexplain.commands.execution import solve_or_raise
+from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History
-from funcexplain.commands.outputs import make_folder, make_outcome, write_picture, write_report
+from funcexplain.commands.outputs import make_outcome, write_picture, write_report
 from funcexplain.commands.printing import (
     PrintLine,
     changes_table,
@@ -75,6 +77,7 @@ def run_demo(
     Raises:
         ValueError: if the target or the prices are invalid, or the history is too short.
         OSError: if the prices cannot be read or the folder cannot be written to.
+        KeyboardInterrupt: after Ctrl-C.
         ImportError: if matplotlib, or the package with the stock prices, is not installed.
 
     Example:
@@ -106,7 +109,8 @@ def run_demo(
         print_line(sentence)
         problem = _make_problem(network, target, history, seeds)
         query = Query(problem, [len(history.windows) - 1], [date], seeds, today[None], sentence)
-        solutions = fe.solve(problem, fe.levenberg_marquardt(), max_steps=max_steps, atol=ATOL)
+        method = fe.levenberg_marquardt()
+        solutions = solve_or_raise(problem, method, "there is no report", max_steps=max_steps, atol=ATOL)
         # Root mean square shock of each start, in daily sigmas.
         size = fe.scenarios.shocks(solutions, problem).square().mean((-2, -1)).sqrt()
         for start, solution in enumerate(solutions):

@@ -15,6 +15,7 @@ from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
 from funcexplain.commands.inputs import Inputs, load_inputs, solve_settings
 from funcexplain.commands.toml import to_toml
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.solutions.tables import require
 
 _CONNECT_TIMEOUT = "10 s"
@@ -72,10 +73,21 @@ def solve_shared(
         raise ValueError(
             str(error).replace("name another directory", "name another output.folder")
         ) from None
+    _check_complete(solution, "run the same command to resume")
+    return solution
+
+
+def solve_or_raise(problem: fe.Problem, method: Any, consequence: str, **settings: Any) -> fe.Solution:
+    """Solve; after Ctrl-C, raise a KeyboardInterrupt that names the consequence."""
+    with deferred_interrupts():
+        solution = fe.solve(problem, method, **settings)
+        _check_complete(solution, consequence)
+    return solution
+
+
+def _check_complete(solution: fe.Solution, consequence: str) -> None:
+    """Raise a KeyboardInterrupt, which names the consequence, if Ctrl-C interrupted some searches."""
     missing = int((solution.codes == fe.Status.INTERRUPTED).sum())
     if missing:
         rows = solution.num_steps.numel()
-        raise KeyboardInterrupt(
-            f"{rows - missing} of {rows} searches are answered; run the same command to resume"
-        )
-    return solution
+        raise KeyboardInterrupt(f"{rows - missing} of {rows} searches are answered; {consequence}")

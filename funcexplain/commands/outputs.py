@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -17,19 +14,13 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
+from funcexplain.commands.folder import METRICS, PICTURE, REPORT, SOLUTION, WEIGHTS
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
-from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.tables import columns_of, write_csv
-from funcexplain.solutions.writing import output_path, replaced
+from funcexplain.solutions.writing import replaced
 
-CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json"
-ANSWERS = "answers"
-"""Folder of the answers, if workers shared the searches."""
-WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
-
-_MAX_SUMMARY = 256 * MIB
 _BLOCK = 4096  # rows read at a time from a solution that may be in files
 
 
@@ -55,40 +46,10 @@ class Outcome:
         return int(self.hit[self.best].sum())
 
 
-def make_folder(folder: Path) -> Path:
-    """Make a folder and check that it can be written to, before any work is done for it."""
-    check_writable(folder)
-    with _folder_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def check_writable(folder: Path) -> None:
-    """Raise unless a folder, or its nearest existing parent, can be written to; changes nothing."""
-    output_path("output.folder", folder)
-    with _folder_named(folder):
-        existing = folder
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        with TemporaryFile(dir=existing):
-            pass
-
-
-@contextmanager
-def _folder_named(folder: Path) -> Iterator[None]:
-    """Name the folder in errors, and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the folder {str(folder)!r}: {error.strerror}; choose another one"
-        ) from error
-
-
 def save_solution(
     folder: Path, solution: fe.Solution, query: Query, history: History, settings: Mapping[str, Any]
-) -> None:
-    """Save a solution in memory with its labels."""
+) -> str:
+    """Save a solution in memory with its labels, and return the name of the file."""
     solution.save(
         folder / SOLUTION,
         assets=history.prices.assets,
@@ -96,6 +57,7 @@ def save_solution(
         dates=_dates_of_one_window(query, history),
         settings=settings,
     )
+    return SOLUTION
 
 
 def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Query) -> Outcome:
@@ -230,32 +192,6 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
         "answers": answers,
     }
     return as_json(found)
-
-
-def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a dict as JSON text."""
-    write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote of a run; raises a ValueError if it is damaged."""
-    content = read_bytes("report", path, _MAX_SUMMARY, "run again")
-    try:
-        found = json.loads(content)
-        days = [answer["today"].items() for answer in found["answers"]]
-        fits = all(isinstance(weight, float | None) for day in days for _, weight in day)
-        found["digest"].get("prices")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{str(path)!r} is damaged, or not the summary of a run; run again")
-    return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file of text."""
-    with replaced("output", path) as file:
-        file.write(text.encode())
 
 
 def as_json(value: Any) -> Any:

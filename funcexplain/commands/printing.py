@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funcexplain.commands.outputs import WEIGHTS, Outcome
+from funcexplain.commands.folder import WEIGHTS
+from funcexplain.commands.outputs import Outcome
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
 from funcexplain.solutions.writing import printable

@@ -16,7 +16,18 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
-from funcexplain.commands.execution import search_executor, solve_shared
+from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
+from funcexplain.commands.folder import (
+    ANSWERS,
+    CONFIG,
+    SOLUTION,
+    SUMMARY,
+    check_writable,
+    fresh_folder,
+    make_folder,
+    read_summary,
+    replace_files,
+)
 from funcexplain.commands.inputs import (
     Inputs,
     hash_inputs,
@@ -58,57 +69,68 @@ def run_config(
         The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, if workers share the searches; the next call resumes.
+        KeyboardInterrupt: after Ctrl-C; the folder is as it was before. If workers share the searches,
+            the next call resumes.
     """
-    config = _read_checked(path)
+    config, files = _read_checked(path), [CONFIG]
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model)
-        folder = outputs.make_folder(Path(config.output.folder))
+        folder = make_folder(Path(config.output.folder))
         _describe(inputs, print_line)
         query, history = inputs.query, inputs.history
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
             method = config.method
-            solution = fe.solve(
-                query.problem, make_method(method), callback=bar, **solve_settings(method)
+            solution = solve_or_raise(
+                query.problem,
+                make_method(method),
+                f"nothing is written to {str(folder)!r}",
+                callback=bar,
+                **solve_settings(method),
             )
-            settings = {"config": _settings(inputs), "dates": query.dates}
-            outputs.save_solution(folder, solution, query, history, settings)
         else:
             solution = solve_shared(
-                inputs, executor, folder / outputs.ANSWERS, trust_model=trust_model, callback=bar
+                inputs, executor, folder / ANSWERS, trust_model=trust_model, callback=bar
             )
-            (folder / outputs.SOLUTION).unlink(missing_ok=True)  # of an earlier run
         seconds = time.monotonic() - began
-        outputs.write_text(folder / outputs.CONFIG, to_toml(inputs.config))
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        files = outputs.write_tables(folder, outcome, query, history.prices.assets)
-        if config.output.picture:
-            files.append(outputs.write_picture(folder, outcome, query, history))
-        if config.output.report:
-            files.append(_write_report(folder, inputs, solution))
-    summary = outputs.summarize(outcome, query, history.prices.assets)
-    summary |= {"seconds": round(seconds, 3), "folder": str(folder), "digest": hash_inputs(inputs)}
-    saved, failures = (
-        outputs.SOLUTION,
-        [fe.clusters.Failure(range(row, row + 1), error) for row, error in solution.exceptions.items()],
-    )
-    if isinstance(solution, fe.clusters.ChunkedSolution):
-        saved, failures = outputs.ANSWERS, solution.failures
-    summary["failed"] = [
-        {"first": failure.rows.start, "last": failure.rows.stop - 1, "error": failure.error}
-        for failure in failures
-    ]
-    summary["files"] = [outputs.CONFIG, saved, *files, outputs.SUMMARY]
-    summary["exit_code"] = HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED
-    outputs.write_json(folder / outputs.SUMMARY, summary)
+        summary = outputs.summarize(outcome, query, history.prices.assets)
+        if isinstance(solution, fe.clusters.ChunkedSolution):
+            failures = solution.failures
+        else:
+            errors = solution.exceptions.items()
+            failures = [fe.clusters.Failure(range(row, row + 1), error) for row, error in errors]
+        with fresh_folder(folder) as fresh:
+            (fresh / CONFIG).write_text(to_toml(inputs.config), encoding="utf-8")
+            if isinstance(solution, fe.clusters.ChunkedSolution):
+                files.append(ANSWERS)
+            else:
+                settings = {"config": _settings(inputs), "dates": query.dates}
+                files.append(outputs.save_solution(fresh, solution, query, history, settings))
+            files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
+            if config.output.picture:
+                files.append(outputs.write_picture(fresh, outcome, query, history))
+            if config.output.report:
+                files.append(_write_report(fresh, inputs, solution))
+            summary |= {
+                "seconds": round(seconds, 3),
+                "folder": str(folder),
+                "digest": hash_inputs(inputs),
+                "failed": [
+                    {"first": failure.rows.start, "last": failure.rows.stop - 1, "error": failure.error}
+                    for failure in failures
+                ],
+                "files": [*files, SUMMARY],
+                "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
+            }
+            replace_files(folder, fresh, summary)
     for line in outcome_lines(outcome, query, history.prices.assets):
         print_line(line)
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
         print_line(f"{which} failed: {error.splitlines()[0]}")
     if len(failures) > _MAX_FAILURES:
-        print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {outputs.SUMMARY}")
+        print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {SUMMARY}")
     print_line(f"{folder}: {', '.join(summary['files'])}")
     return summary
 
@@ -118,7 +140,7 @@ def check_config(
 ) -> dict:
     """Check everything that a config names without solving, and the gradient of the first search."""
     config = _read_checked(path)
-    outputs.check_writable(Path(config.output.folder))
+    check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model)
         _describe(inputs, print_line)
@@ -154,21 +176,13 @@ def rewrite_report(
     today are those of the summary, and the report leaves out and names what needs more of it.
 
     Raises:
-        ValueError: if the network or the prices have changed since the run.
+        ValueError: if the network, the prices or the files of the folder have changed since the run.
         FileNotFoundError: if it is not the folder of a run.
     """
     folder = Path(folder)
-    saved, shared = folder / outputs.SOLUTION, folder / outputs.ANSWERS
-    try:
-        config = read_config(folder / outputs.CONFIG)
-        before = outputs.read_summary(folder / outputs.SUMMARY)
-        solution = fe.load(saved) if saved.is_file() else fe.clusters.open(shared)
-    except (FileNotFoundError, NotADirectoryError, KeyError):
-        raise FileNotFoundError(
-            f"{str(folder)!r} is not the folder of a finished run, which contains {outputs.CONFIG}, "
-            f"{outputs.SUMMARY} and {outputs.SOLUTION} or {outputs.ANSWERS}; funcexplain run "
-            "CONFIG.toml makes one"
-        ) from None
+    before = read_summary(folder)
+    config, shared = read_config(folder / CONFIG), ANSWERS in before["files"]
+    solution = fe.clusters.open(folder / ANSWERS) if shared else fe.load(folder / SOLUTION)
     with torch_threads(config.method.threads):
         if trust_config:
             inputs = load_inputs(config, trust_model=trust_model)
@@ -181,7 +195,10 @@ def rewrite_report(
                 f"{str(folder)!r}: the {' and the '.join(changed) or 'config'} changed since the run; "
                 "run again, or restore the original"
             )
-        name = _write_report(outputs.make_folder(folder), inputs, solution)
+        with fresh_folder(make_folder(folder)) as fresh:
+            name = _write_report(fresh, inputs, solution)
+            names = dict.fromkeys([*before["files"], name])
+            replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
     left_out = [] if trust_config else list(LEFT_OUT)
     if left_out:

@@ -14,7 +14,7 @@ from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import bound
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.loop import iterate, raise_pending
+from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, Method, State, Stopping
 from funcexplain.solvers.step import make_plain_step
 
@@ -58,7 +58,6 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
         losses_before.append(info.loss)
         if callback is not None:
             callback(latest, info)
-        raise_pending()
         return int(latest.status) != Status.MAX_STEPS
 
     with bound(problem.apply, args["params"]):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.execution import Execution
-from funcexplain.engine.solve import check_history, search, solve
+from funcexplain.engine.solve import answer, check_history, search, solve
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution, Status
@@ -50,7 +51,8 @@ def closest(
     Returns:
         The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
         ``error`` of the closest point found, and CLOSEST or HIT as ``status``. ``num_steps`` counts all
-        steps.
+        steps. After Ctrl-C, rows whose second search was not over are INTERRUPTED, too; they keep the
+        closest hit so far.
 
     Raises:
         TypeError, ValueError: as `solve` does.
@@ -77,14 +79,15 @@ def closest(
     if problem.dims:
         check_history("closest", problem, max_steps, "; pass fewer max_steps")
     method = levenberg_marquardt() if method is None else method
-    found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-    if bool((found.codes == Status.INTERRUPTED).any()):
-        return found
     execution = Execution(refinements, chunk_size=chunk_size)
     # The method itself ends its search: within this tolerance nothing is a hit.
-    stopping = Stopping(atol=-1.0)
-    refined = search(_starting_at(problem, found.x), SequentialQuadratic(atol), stopping, execution)
-    return _merge(found, refined, atol)
+    sequential, stopping = SequentialQuadratic(atol), Stopping(atol=-1.0)
+    with deferred_interrupts() as hold:
+        found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
+        if not (found.codes == int(Status.INTERRUPTED)).any():
+            start = _starting_at(problem, found.x)
+            found = _merge(found, search(start, sequential, stopping, execution), atol)
+        return answer(hold, found)
 
 
 def _starting_at(problem: Problem, x: Tensor) -> Problem:
@@ -104,8 +107,10 @@ def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     names = ("x", "weights", "loss", "error")
     pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    ended = closer & (refined.codes == int(Status.STALLED))
-    codes = torch.where(ended, int(Status.CLOSEST), found.codes)
+    codes = torch.where(
+        closer & (refined.codes == int(Status.STALLED)), int(Status.CLOSEST), found.codes
+    )
+    codes = torch.where(refined.codes == int(Status.INTERRUPTED), refined.codes, codes)
     status = codes if found.dims else Status(int(codes))
     num_steps = found.num_steps + torch.where(found.hit, refined.num_steps, 0)
     return replace(found, **fields, status=status, num_steps=num_steps)

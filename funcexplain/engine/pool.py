@@ -28,7 +28,7 @@ from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
-from funcexplain.solvers.loop import iterate, raise_pending
+from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step
 
 # Ended rows stay until they are this fraction of the pool: removing them costs about as much as a step's
@@ -176,7 +176,6 @@ class PoolDriver:
                 self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
-            raise_pending()
             return not going
 
         several = self.compiled_step(self.pool) if pays else None

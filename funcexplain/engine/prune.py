@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
+from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_search
 from funcexplain.solutions.matching import check_answer
@@ -42,6 +43,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     Raises:
         TypeError: if one of them has another type, or their dtypes or devices differ.
         ValueError: if the rows, windows or weights of both differ, or ``atol`` is negative.
+        KeyboardInterrupt: after Ctrl-C.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -65,7 +67,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     x, weights, loss, error = (
         t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
     )
-    with torch.no_grad():
+    with deferred_interrupts(), torch.no_grad():
         for row in product(*map(range, problem.shape)):
             question = problem[row] if row else problem
             pruned = _prune_row(question, x[row], atol)
@@ -84,6 +86,7 @@ def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
         return None
     now = x.flatten()
     while True:
+        raise_pending()
         changed = ((now != reference) & may).nonzero()[:, 0]
         parts = [changed[:, None][i : i + _BATCH_SIZE] for i in range(0, len(changed), _BATCH_SIZE)]
         errors_alone = [errors(_with_reference(now, reference, part, x)) for part in parts]

@@ -37,6 +37,7 @@ from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
 from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.interrupts import raise_pending
 from funcexplain.networks.network import Network, bound
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import by_model, mapped_dims, take_rows, varying_dims
@@ -133,7 +134,10 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
     outputs, rows = search.outputs, driver.waiting
 
     def solved(number: int) -> Solution:
-        return solve_alone(row_of(driver.grid, number), *search[:2], _quiet(search.execution))
+        solution = solve_alone(row_of(driver.grid, number), *search[:2], _quiet(search.execution))
+        if solution.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return solution
 
     reason = "some of them depend on others in a batch"
     try:
@@ -241,6 +245,7 @@ def check_starts(grid: Problem, rows: Tensor, weights: Callable[[Tensor, Args], 
     begin = torch.func.vmap(grid.start, in_dims=(dims,))
     decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
     for part in rows.split(_TOGETHER if weights else 1):
+        raise_pending()
         args = take_rows(grid.dims, grid.args, part)
         windows = decode(begin(args), args)
         if not windows.isfinite().all():
@@ -302,6 +307,7 @@ def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Te
     """Whether any weights differ in batches of another composition."""
     eps = coarsest_eps(grid.args, outputs.weights)
     for some in rows.split(_PART):  # no copies of all windows
+        raise_pending()
         known = some[outputs.weights[some].flatten(1).isfinite().all(1)]
         sizes = outputs.x[known].flatten(1).abs().amax(1)
         for part in known[sizes.argsort()].split(_TOGETHER) if len(known) else ():
@@ -322,6 +328,7 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     differing = []
     with bound(grid.apply, grid.args["params"]) if shared else nullcontext():
         for number in rows.tolist():
+            raise_pending()
             if not outputs.weights[number].isfinite().all():
                 continue
             row = row_of(grid, number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
+from funcexplain.networks.interrupts import Hold, deferred_interrupts, raise_repeated
 from funcexplain.networks.network import Apply, Network
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_memory, check_positive
@@ -29,7 +31,6 @@ from funcexplain.problems.problem import Loss, Problem, check_search, problem
 from funcexplain.problems.transforms import freeze
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.check import check_gradient
-from funcexplain.solvers.loop import deferred_interrupts
 from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.state import DEFAULT_RTOL, Keep, Method, Stopping
 from funcexplain.solvers.step import check_stopping
@@ -85,9 +86,12 @@ def solve(
 
     Returns:
         The solution; its ``status`` says how each search ended. Numerical trouble is a status, too. So
-        is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED.
+        is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED; the last
+        row is, where all have ended.
 
     Raises:
+        KeyboardInterrupt: if a search was interrupted less than a second ago, so that Ctrl-C ends a loop
+            of searches; or after Ctrl-C where there is not a row to return.
         Exception: what the network raises at a start window, with a note that names the row. At a later
             window its error is in ``solution.exceptions``, and the row ends as FAILED.
         TypeError: for an argument that is not a problem, method, number or function.
@@ -149,11 +153,11 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
     """Answer one question, or a grid; all settings are checked already."""
     if execution.callback is not None:
         execution = execution._replace(callback=Guarded(execution.callback))
+    raise_repeated()
+    solver = solve_rows if problem.dims else solve_alone
     try:
-        with torch.no_grad(), deferred_interrupts():
-            if problem.dims:
-                return solve_rows(problem, method, stopping, execution)
-            return solve_alone(problem, method, stopping, execution)
+        with deferred_interrupts() as hold, torch.no_grad():
+            return answer(hold, solver(problem, method, stopping, execution))
     except CallbackError as failure:
         error = cast(Exception, failure.__cause__)
         raise error from error.__cause__
@@ -169,6 +173,17 @@ def check_history(where: str, problem: Problem, count: int, remedy: str) -> None
     rows, x0 = math.prod(problem.shape), problem.args["x0"]
     num_bytes = rows * count * x0.element_size()
     check_memory(where, "history", f"{count} losses of {rows} rows", num_bytes, x0.device, remedy)
+
+
+def answer(hold: Hold, solution: Solution) -> Solution:
+    """A solution that says whether Ctrl-C was pressed: its last row does where all have ended."""
+    if not hold.stops():
+        return solution
+    codes = solution.codes.clone()
+    hold.answered = codes.numel() > 0
+    if hold.answered and not (codes == Status.INTERRUPTED).any():
+        codes.view(-1)[-1] = int(Status.INTERRUPTED)
+    return replace(solution, status=codes if solution.dims else Status(int(codes)))
 
 
 def _check_execution(

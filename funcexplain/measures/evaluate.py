@@ -18,6 +18,7 @@ from funcexplain.markets.turbulence import day_turbulence
 from funcexplain.measures import plausibility, proximity, stability, validity
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.measures.plausibility import Past
+from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
     check_datum,
@@ -141,9 +142,10 @@ def evaluate(
     check_positive("evaluate", "top", top)
     dims = _dims_of_starts(problem, along)
     values = {"hit": solution.hit}
-    with torch.no_grad():
+    with deferred_interrupts(), torch.no_grad():
         total = math.prod(problem.shape)
         for rows in torch.arange(total, device=x0.device).split(chunk_size):
+            raise_pending()
             for name, value in _measure_rows(settings, solution.flat(rows), rows).items():
                 # Copied: the measures of a chunk may be views of larger tensors.
                 values.setdefault(name, value.new_empty(total))[rows] = value

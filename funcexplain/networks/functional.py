@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import SEED, Apply, Network
 from funcexplain.networks.objects import clone_tensor
 from funcexplain.networks.opaque import Opaque
@@ -57,7 +58,8 @@ def functionalize(
         >>> torch.func.jacrev(apply, argnums=1)(params, torch.zeros(2, 3, 4)).shape
         torch.Size([4, 2, 3, 4])
     """
-    apply, params, source = _copy(module, train=train, rules=rules)
+    with deferred_interrupts():
+        apply, params, source = _copy(module, train=train, rules=rules)
     if source is not None:
         apply.pending = partial(source.verify, apply, params)
         remember(params, [source], apply)
@@ -122,9 +124,10 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
                 f"stack: modules[{index}] must be a torch.nn.Module, got {type(module).__name__}"
             )
     copies = []
-    for index, module in enumerate(modules):
-        with naming_model(index, len(modules)):
-            copies.append(_copy(module))
+    with deferred_interrupts():
+        for index, module in enumerate(modules):
+            with naming_model(index, len(modules)):
+                copies.append(_copy(module))
     applies, models, sources = zip(*copies, strict=True)
     apply, (first, *others) = applies[0], models
     signature = {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()}

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcexplain.networks.convex_layers import ExactLayer
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import Apply, Network, Params
 from funcexplain.networks.plain import (
     Generators,
@@ -76,6 +77,7 @@ class Source(NamedTuple):
         # As a search calls it, with a gradient, where the network allows that.
         for window in (_nearby(x, 0.01)[None].requires_grad_(), x[None]):
             with (
+                deferred_interrupts(),
                 Generators(x.device) as generators,
                 containers_kept(self.containers),
                 warnings.catch_warnings(),
@@ -209,7 +211,11 @@ def _check_binding(apply: Network, params: Params, x: Tensor) -> None:
     """Raise if a forward pass uses the module's own tensors in place of other parameters."""
     given = {_storage(tensor) for tensor in params.values()}
     own = {_storage(tensor): name for name, tensor in apply.own.items()}
-    with Generators(x.device), _Uses({at: own[at] for at in own.keys() - given}) as uses:
+    with (
+        deferred_interrupts(),
+        Generators(x.device),
+        _Uses({at: own[at] for at in own.keys() - given}) as uses,
+    ):
         try:
             apply.samples(params, x[None])
         except Exception:

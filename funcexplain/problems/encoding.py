@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import Apply, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems import losses
@@ -57,7 +58,7 @@ def encode_targets(
             )
     from_today = any(target.from_today for target in targets)
     like = args["x0"][0, 0]
-    with torch.no_grad():
+    with deferred_interrupts(), torch.no_grad():
         weights = _probe_weights(apply, args)
         if weights.ndim > 2:
             raise ValueError(
@@ -95,7 +96,7 @@ def check_sum(where: str, apply: Apply, args: dict[str, Any]) -> None:
     """Raise if an allocation does not sum to one and the network's weights always do."""
     total = float(args["target"].sum())
     if abs(total - 1.0) > _SUM_TOLERANCE:  # the network is called only if needed
-        with torch.no_grad():
+        with deferred_interrupts(), torch.no_grad():
             if is_long_only(_probe_weights(apply, args)):
                 raise ValueError(
                     f"{where}: target must be feasible, got weights that sum to {total:.3g}, but the "

@@ -19,6 +19,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.networks.interrupts import deferred_interrupts
 from funcexplain.networks.network import SEED, Apply, bound
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
@@ -229,7 +230,7 @@ def _call_models(apply: Apply, params: Any, size: int, x: Tensor) -> Apply:
 def _weights_and_slope(apply: Apply, params: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """A network's weights at a window, and the gradient of the sum of their sines."""
     z = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    with deferred_interrupts(), torch.enable_grad():
         weights = apply(params, z)
         return weights.detach(), slope(weights, z, weights.cos())
 

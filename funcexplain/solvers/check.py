@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
 from funcexplain.networks.network import bound, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import check_count, check_memory, check_number, check_outside_transforms
@@ -171,7 +172,7 @@ def _compare(
     """Compare gradients in both dtypes with differences in that of ``wide``."""
     precision, slopes = wide["x0"].dtype, []
     eps = torch.finfo(precision).eps
-    with torch.no_grad(), ExitStack() as stack:
+    with deferred_interrupts(), torch.no_grad(), ExitStack() as stack:
         gradients = {}
         for args in {own["x0"].dtype: own, precision: wide}.values():
             dtype = args["x0"].dtype
@@ -187,6 +188,7 @@ def _compare(
         step = eps ** (1 / 3) * size
         seeds = torch.tensor(seed, device=z.device)
         for direction in normal(seeds, (num_directions, *z.shape), z.dtype):
+            raise_pending()
             ahead, behind = (objective(z + h * direction, wide)[0] for h in (step, -step))
             difference = (ahead - behind) / (2 * step)
             # Below this a difference says nothing: rounding of the value, and a hundredth of what

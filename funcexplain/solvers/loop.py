@@ -1,35 +1,30 @@
-"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows.
-
-Ctrl-C waits for the end of a step: an exception in its middle would leave torch.func's levels out of
-balance.
-"""
+"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from funcexplain.networks.interrupts import raise_pending
 from funcexplain.problems.checks import check_callable, check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.state import Info, Init, State, Step
-
-# Whether a Ctrl-C was held back.
-_asked = False
 
 
 def iterate(
     step: Step, state: State, args: Args, num_steps: int, ends: Callable[[State, Info], bool]
 ) -> State:
-    """Take ``num_steps`` steps, or fewer if ``ends(state, info)`` is true after one of them."""
+    """Take ``num_steps`` steps, or fewer if ``ends(state, info)`` is true after one of them.
+
+    Raises:
+        KeyboardInterrupt: between two steps, if Ctrl-C was held back.
+    """
     for _ in range(num_steps):
         state, info = step(state, args)
         if ends(state, info):
             break
+        raise_pending()
     return state
 
 
@@ -72,38 +67,3 @@ def run(init: Init, step: Step, args: Args, num_steps: int) -> tuple[State, Info
     if not infos:
         return state, Info(*(args["x0"].new_zeros(0) for _ in Info._fields))
     return state, Info(*map(torch.stack, zip(*infos, strict=True)))
-
-
-@contextmanager
-def deferred_interrupts() -> Iterator[None]:
-    """Hold back a Ctrl-C until `raise_pending`; a second one interrupts at once.
-
-    Does nothing outside the main thread, or where the caller has a SIGINT handler of their own.
-    """
-    global _asked
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def hold(number: int, frame: Any) -> None:
-        global _asked
-        if _asked:
-            signal.default_int_handler(number, frame)
-        _asked = True
-
-    _asked = False
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        _asked = False
-
-
-def raise_pending() -> None:
-    """Raise the KeyboardInterrupt that was held back, if there is one; in the main thread only."""
-    global _asked
-    if _asked and threading.current_thread() is threading.main_thread():
-        _asked = False
-        raise KeyboardInterrupt

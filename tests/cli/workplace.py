@@ -17,6 +17,7 @@ ASSETS = ("GOLD", "OIL", "RICE")
 NETWORKS = """
 import multiprocessing
 import os
+import signal
 
 import torch
 
@@ -68,6 +69,17 @@ class Timid(torch.nn.Module):
     def forward(self, x):
         if x.abs().max() > self.limit:
             raise ValueError("too far")
+        return self.inner(x)
+
+class Pressed(torch.nn.Module):
+    "Presses Ctrl-C in the middle of its search."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = sharp(), 0
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 40:
+            signal.raise_signal(signal.SIGINT)
         return self.inner(x)
 
 class Rounded(torch.nn.Module):

@@ -6,13 +6,19 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.engine.solve import answer
+from funcexplain.networks import interrupts
+from funcexplain.networks.interrupts import deferred_interrupts
 from tests.grids import assert_padded, targets, without_nan, x0s
 from tests.helpers import assert_close, assert_same, make_network, make_problem
 
@@ -208,15 +214,222 @@ def test_a_second_signal_does_not_wait() -> None:
     assert (found.status, int(found.num_steps)) == (fe.Status.INTERRUPTED, 0)
 
 
-def test_a_handler_of_the_callers_own_is_left_alone() -> None:
+PRESS = signal.SIGINT
+
+
+def press(*_: Any) -> None:
+    signal.raise_signal(PRESS)
+
+
+def interrupted(found: fe.Solution) -> list[bool]:
+    return (torch.as_tensor(found.status).flatten() == fe.Status.INTERRUPTED).tolist()
+
+
+class Pressed(nn.Module):
+    """Presses in one of its calls."""
+
+    def __init__(self, at: int = 0) -> None:
+        super().__init__()
+        self.inner, self.calls, self.at = make_network("mlp_tanh").eval(), 0, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            press()
+        return self.inner(x)
+
+
+def last_call(ask: Callable[[fe.Problem], object]) -> fe.Problem:
+    """A question whose network presses in the last call of a function."""
+    apply, params = fe.functionalize(Pressed())
+    problem = make_problem((apply, params))
+    network: Any = apply
+    network.module.calls = 0
+    ask(problem)
+    network.module.at, network.module.calls = network.module.calls, 0
+    return problem
+
+
+LAST: dict[str, Callable[[fe.Problem], fe.Solution]] = {
+    "no step": lambda p: fe.solve(p, max_steps=0),
+    "out of budget": lambda p: fe.solve(p, max_steps=3),
+    "a hit": lambda p: fe.solve(p, max_steps=3, atol=1.0),
+    "a grid": lambda p: fe.solve(fe.vmap(p, x0=x0s(3)), max_steps=2),
+    "closest": lambda p: fe.closest(p, atol=1.0, max_steps=3, refinements=2),
+    "closest, not refined": lambda p: fe.closest(p, atol=1.0, max_steps=3, refinements=0),
+    "closest of a grid": lambda p: fe.closest(fe.vmap(p, x0=x0s(3)), atol=1.0, refinements=2),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_press_in_the_last_call_of_the_network_is_reported(name: str) -> None:
+    problem = last_call(LAST[name])
+    found = LAST[name](problem)
+    assert interrupted(found)[-1]
+    assert found.x.isfinite().all()
+    assert found.weights.isfinite().all()
+    with pytest.raises(KeyboardInterrupt):
+        fe.solve(problem, max_steps=1)
+    assert not any(interrupted(fe.solve(problem, max_steps=1)))  # one press, one exception
+
+
+def test_a_loop_of_searches_ends() -> None:
+    done = []
+
+    def loop() -> None:
+        for number in range(9):
+            callback = press if number == 3 else None
+            done.append(fe.solve(make_problem(), callback=callback, max_steps=2))
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+    assert [interrupted(found)[0] for found in done] == [False, False, False, True]
+
+
+def test_a_later_search_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_GRACE", 0.0)
+    for _ in range(2):
+        assert interrupted(fe.solve(make_problem(), callback=press)) == [True]
+
+
+def test_a_press_ends_the_search_and_those_around_it() -> None:
+    inner: list[fe.Solution] = []
+
+    def callback(state: fe.State, info: fe.Info) -> None:
+        inner.append(fe.solve(make_problem(), max_steps=3, callback=press))
+
+    found = fe.solve(grid(), max_steps=9, callback=callback, chunk_size=CHUNK)
+    assert interrupted(inner[0]) == [True]
+    assert len(inner) == 1
+    assert all(interrupted(found))
+
+
+def test_the_second_search_of_closest_keeps_its_hits() -> None:
+    def ask(problem: fe.Problem, refinements: int = 2) -> fe.Solution:
+        return fe.closest(problem, atol=0.1, refinements=refinements)
+
+    found = ask(last_call(ask), 9)
+    assert interrupted(found) == [True]
+    assert float(found.error) <= 0.1
+
+
+def test_what_has_no_status_raises() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fe.gradient_wrt_input(Pressed(7), make_problem().args["target"].float(), x0s(1)[0].float())
+
+    def none() -> fe.Solution:
+        with deferred_interrupts() as hold:
+            press()
+            return answer(hold, fe.solve(fe.vmap(make_problem(), x0=x0s(3)[:0])))
+
+    with pytest.raises(KeyboardInterrupt):
+        none()
+
+
+def test_a_press_and_an_error_of_the_network_are_a_press() -> None:
+    def apply(p: Any, x: Tensor) -> Tensor:
+        press()
+        raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt):
+        fe.solve(make_problem((apply, {})))
+
+
+class StopError(Exception):
+    """Raised by a handler."""
+
+
+def stop(number: int, frame: Any) -> None:
+    raise StopError
+
+
+def stop_search(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def handle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]:
+    """Installs handlers, until the test ends."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_handler_of_the_callers_own_is_called_for_every_press(handle: Any) -> None:
     seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        found = fe.solve(grid(), max_steps=3, callback=lambda *_: signal.raise_signal(signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert len(seen) >= 3
-    assert not torch.as_tensor(found.status).eq(fe.Status.INTERRUPTED).any()
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+
+    handle(note)
+    found = fe.solve(grid(), max_steps=3, callback=press)
+    assert seen == [PRESS] * 4
+    assert not any(interrupted(found))
+    assert signal.getsignal(signal.SIGINT) is note
+    fe.solve(grid(), max_steps=0, callback=lambda *_: [press() for _ in range(3)])  # type: ignore[func-returns-value]
+    assert seen == [PRESS] * 7
+
+
+def test_what_the_callers_handler_raises_reaches_the_caller(handle: Any) -> None:
+    handle(stop)
+    for problem in (grid(), make_problem()):
+        with pytest.raises(StopError):
+            fe.solve(problem, callback=press)
+        with pytest.raises(StopError):
+            fe.closest(last_call(lambda p: fe.closest(p, atol=1.0)), atol=1.0)
+    handle(stop_search)
+    assert all(interrupted(fe.solve(grid(), callback=press, chunk_size=CHUNK)))
+    assert signal.getsignal(signal.SIGINT) is stop_search
+    with pytest.raises(KeyboardInterrupt):
+        fe.solve(make_problem())
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL], ids=str)
+def test_a_handler_of_the_system_stays(handle: Any, handler: Any) -> None:
+    handle(handler)
+    seen: list[Any] = []
+    found = fe.solve(
+        make_problem(), max_steps=2, callback=lambda *_: seen.append(signal.getsignal(signal.SIGINT))
+    )
+    assert {*seen} == {handler}
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert interrupted(found) == [False]
+
+
+def test_a_handler_that_a_callback_installs_stays(handle: Any) -> None:
+    held: list[Any] = []
+
+    def install(*_: Any) -> None:
+        held.append(handle(stop))
+
+    fe.solve(make_problem(), max_steps=1, callback=install)
+    assert signal.getsignal(signal.SIGINT) is stop
+    # The one that it replaced is the search's, which is over: it is what it replaced itself.
+    handle(held[0])
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    assert interrupted(fe.solve(make_problem(), callback=press)) == [True]
+
+
+def test_a_search_in_a_thread_is_not_the_one_that_a_press_ends() -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def callback(*_: Any) -> None:
+        began.set()
+        may_end.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(fe.solve, make_problem(), max_steps=2, callback=callback)
+        began.wait(60)
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        assert interrupted(fe.solve(make_problem(), max_steps=2, callback=press)) == [True]
+        may_end.set()
+        assert interrupted(future.result()) == [False]
+        # Nor does a search there use up the exception of the next one here.
+        pool.submit(fe.solve, make_problem(), max_steps=1).result()
+    with pytest.raises(KeyboardInterrupt):
+        fe.solve(make_problem())
 
 
 PROGRAM = """
