@@ -10,6 +10,7 @@ import logging
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,11 +26,13 @@ from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
+from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.loop import iterate, raise_pending
-from funcexplain.solvers.state import Info, State, Step
+from funcexplain.solvers.state import Info, Iterate, State, Step
 
 # Ended rows stay until they are this fraction of the pool: removing them costs about as much as a step's
 # bookkeeping.
@@ -38,6 +41,8 @@ _ENDED_FRACTION = 1 / 8
 _LOOK_EVERY = 16
 # Steps after which compile="auto" knows how long a step takes.
 _MEASURED_STEPS = 8
+# Rounding of a loss near zero, in units of that of the weights.
+_ROUNDING = 1e3
 
 _logger = logging.getLogger("funcexplain")
 
@@ -89,6 +94,7 @@ class PoolDriver:
         self.num_rows, self.sizes = len(rows), sizes
         self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
         self.pool: Pool | None = None
+        self.compiled = False  # whether compiled code has moved the rows in the pool
         if meter:
             meter.begin(self.full_size)
 
@@ -114,7 +120,8 @@ class PoolDriver:
                         raise
         except KeyboardInterrupt:
             if self.pool is not None:
-                self.write(self.select(self.pool, self.pool.live.nonzero()[:, 0]))
+                left = self.select(self.pool, self.pool.live.nonzero()[:, 0])
+                self.write(self.evaluate_plainly(left)[0] if self.compiled else left)
             raise
 
     def write_ended(self) -> None:
@@ -124,7 +131,16 @@ class PoolDriver:
         pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
         staying = (pool.live & ~ended).nonzero()[:, 0]
         leaving = pool if ended.all() else self.select(pool, ended.nonzero()[:, 0])
-        self.write(leaving)
+        if self.compiled and len(leaving.rows):
+            failed = torch.tensor([row in self.outputs.exceptions for row in leaving.rows.tolist()])
+            evaluated, wrong = self.evaluate_plainly(self.select(leaving, (~failed).nonzero()[:, 0]))
+            if wrong:
+                self.solve_uncompiled(wrong)
+                return
+            self.write(evaluated)
+            self.write(self.select(leaving, failed.nonzero()[:, 0]))
+        else:
+            self.write(leaving)
         self.pool = self.select(pool, staying) if len(staying) else None
         if self.meter and len(leaving.rows):
             self.meter.add(len(leaving.rows), int((leaving.state.status == Status.HIT).sum()))
@@ -177,12 +193,12 @@ class PoolDriver:
             if len(losses) % look_every == 0:
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
             raise_pending()
-            return not going
+            return not going or self.is_outdated()
 
         several = self.compiled_step(self.pool) if pays else None
         step, calls = self.batched.step, budget
         if several:
-            step, calls = several, math.ceil(budget / self.compiler.unroll)
+            step, calls, self.compiled = several, math.ceil(budget / self.compiler.unroll), True
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:
             calls = min(budget, _MEASURED_STEPS)
         try:
@@ -202,11 +218,58 @@ class PoolDriver:
     def compiled_step(self, pool: Pool) -> Step | None:
         """The compiled step, or None where it cannot be compiled."""
         step = self.compiler.compile(
-            self.batched.step, self.batched.key, pool.state, pool.args, self.max_steps
+            self.batched.step, self.batched.origin, pool.state, pool.args, self.max_steps
         )
         if step is None:
             self.set_chunk_size(self.sizes.plain)
         return step
+
+    def is_outdated(self) -> bool:
+        """Whether the callback has changed what compiled code holds; the search goes on uncompiled."""
+        if self.callback is None or not self.compiler.outdated(self.batched.origin):
+            return False
+        _logger.warning("goes on uncompiled: the callback changes what the method reads")
+        self.compiler.give_up()
+        self.set_chunk_size(self.sizes.plain)
+        return True
+
+    def evaluate_plainly(self, pool: Pool) -> tuple[Pool, int]:
+        """Evaluate answers uncompiled; also count those that differ from what compiled code recorded."""
+        old, args, stopping = pool.state.kept, pool.args, self.batched.origin.stopping
+        try:
+            value, (loss, weights) = self.batched.score(old.z, args)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return pool, len(pool.rows)
+        new, eps = Iterate(old.z, value, loss, weights), coarsest_eps(args, weights)
+        near_zero = _ROUNDING * eps * float(weights.nan_to_num().abs().max())
+        pairs = [*zip(new[1:], old[1:], (near_zero, near_zero, 0.0), strict=True)]
+        wrong = 0
+        if not all(agree(ours, theirs, eps, atol, rows=1) for ours, theirs, atol in pairs):
+            rows = zip(*(zip(ours, theirs, strict=True) for ours, theirs, _ in pairs), strict=True)
+            atols = [atol for *_, atol in pairs]
+            wrong = sum(
+                not all(agree(*pair, eps, atol) for pair, atol in zip(row, atols, strict=True))
+                for row in rows
+            )
+        # A hit that only rounding decides remains one.
+        atol = -1.0 if stopping.atol is None else stopping.atol
+        error = self.grid.criterion.error(weights, args["target"], rows=1, atol=atol)
+        differs = (pool.state.status == Status.HIT) & (error > atol)
+        kept = Iterate(*(where_rows(differs, *pair) for pair in zip(old, new, strict=True)))
+        return pool._replace(state=pool.state._replace(kept=kept)), wrong
+
+    def solve_uncompiled(self, wrong: int) -> None:
+        """Solve the rows in the pool again, and what waits, uncompiled."""
+        warnings.warn(
+            f"solve: compiled steps are out of date: {wrong} answers have another loss or other weights "
+            "when evaluated uncompiled, so rows are solved again uncompiled; the loss or the network "
+            "reads what changes during the search, or what compilation cannot follow",
+            stacklevel=8,
+        )
+        self.compiler.forget()
+        self.begin_again(self.sizes.plain)
 
     def keeps_size(self, live: int) -> bool:
         """Whether a pool of fewer rows keeps its size, for compiled code."""
@@ -272,8 +335,8 @@ class PoolDriver:
     def begin_again(self, chunk_size: int) -> None:
         """Go on in chunks of another size; rows in the pool begin again."""
         pooled = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
-        self.pool, self.waiting = None, torch.cat([pooled, self.waiting])
-        self.outputs.clear_history(pooled)
+        self.pool, self.waiting, self.compiled = None, torch.cat([pooled, self.waiting]), False
+        self.outputs.begin_again(pooled)
         self.set_chunk_size(chunk_size)
 
     def set_chunk_size(self, chunk_size: int) -> None:
