@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,8 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import differences, fingerprint
+from funcexplain.clusters.behavior import measure_behavior
+from funcexplain.clusters.fingerprint import fingerprint, list_changes
 from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
@@ -48,13 +50,14 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
-        attempt: unique text, so that executors that cache results by arguments, as Dask can, do not
-            return an earlier result.
+        attempt: path of a file that shows that the work has begun. Unique, so that executors that cache
+            results by arguments, as Dask can, do not return an earlier result.
 
     Raises:
         WorkerError: for any error, as text.
     """
-    del attempt
+    with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
+        Path(attempt).touch()
     if os.getpid() != _PROCESS:
         # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
@@ -85,12 +88,12 @@ def _job(task: bytes) -> tuple[Problem, Any, dict[str, Any], Folder]:
         ) from None
     reuse_blocks_of_dask()
     problem, method = build_problem(WHERE, build), make_method(recipe)
-    parts = fingerprint(problem, method, settings)
-    if parts != manifest.parts:
+    here = manifest._replace(parts=fingerprint(problem, method, settings))
+    here = here._replace(behavior=measure_behavior(problem, method))
+    if changes := manifest.changes(here):
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
-            f"{differences(manifest.parts, parts)}; seed its random numbers, and load trained networks "
-            "from a file"
+            f"{list_changes(changes)}; seed its random numbers, and load trained networks from a file"
         )
     return problem, method, settings, Folder(WHERE, directory, manifest)
 
@@ -116,4 +119,10 @@ def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict
     # Restore the order of the rows.
     order = torch.cat([some for *_, some in groups]).argsort()
     whole: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *parts)
-    return whole
+    place = {row: index for index, row in enumerate(rows.tolist())}
+    exceptions = {
+        place[int(some[row])]: error
+        for (*_, some), part in zip(groups, parts, strict=True)
+        for row, error in part.exceptions.items()
+    }
+    return replace(whole, exceptions=exceptions)

@@ -2,15 +2,18 @@
 
 manifest.json                         the fingerprint, the rows, and the size of chunks
 chunks/000000/000000123.safetensors   rows ``[123 * chunk_size, 124 * chunk_size)``, as `fe.load` reads
+chunks/000000/000000124.*.started     a worker solves the chunk
 chunks/000000/000000124.error         the error of a failed chunk, as text
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import differences
+from funcexplain.clusters.fingerprint import list_changes
 from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.solution import FIELDS, Solution
@@ -27,6 +30,11 @@ from funcexplain.solutions.writing import as_path, os_error, quote, replaced
 
 _FILES_PER_FOLDER = 1000  # file systems slow down with more
 _ABANDONED_AFTER = 3600  # age of a temporary file in seconds
+_MAX_TEXT = 1000  # characters of the error of a row
+# About the longest name in a directory.
+_LONGEST = Path("chunks", "0" * 6, "0" * 60)
+# Parts of a fingerprint that are the question, not how it is computed.
+_QUESTION = re.compile(r"args\..*|settings\..*|dims")
 Failures = dict[int, str]
 
 
@@ -46,6 +54,10 @@ class Folder(NamedTuple):
         first = self.manifest.span(number).start
         chunk = {"run": self.manifest.key, "first_row": first, "status": status}
         notes = {"dims": ["row"], "labels": {}, "settings": chunk}
+        if solution.exceptions:
+            notes["exceptions"] = {
+                str(row): text[:_MAX_TEXT] for row, text in solution.exceptions.items()
+            }
         write_archive(self.where, path, {name: getattr(solution, name) for name in FIELDS}, notes)
         with suppress(OSError):  # of an earlier attempt
             path.with_suffix(".error").unlink()
@@ -71,6 +83,21 @@ class Folder(NamedTuple):
             with suppress(OSError):
                 os.listdir(path.parent)
         return self._counts(number, read_notes(self.where, path))
+
+    def exceptions(self, number: int) -> dict[int, str]:
+        """Errors of the network in single rows of a chunk, by row number in the grid."""
+        try:
+            found = read_notes(self.where, self._file(number)).get("exceptions", {})
+        except FileNotFoundError:
+            return {}
+        first = self.manifest.span(number).start
+        return {first + int(row): str(text) for row, text in found.items()}
+
+    def marker(self, number: int, attempt: str) -> Path:
+        """A file that shows that an attempt at a chunk has begun; its folder exists."""
+        path = self._file(number).with_suffix(f".{attempt}.started")
+        _make(self.where, path.parent)
+        return path
 
     def missing(self, found: Counter[int]) -> Iterator[int]:
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
@@ -100,7 +127,11 @@ class Folder(NamedTuple):
 
     def clean(self) -> None:
         """Remove abandoned temporary files of killed workers."""
-        for path in (*self.path.glob(".*.tmp"), *self.path.glob("chunks/*/.*.tmp")):
+        for path in (
+            *self.path.glob(".*.tmp"),
+            *self.path.glob("chunks/*/.*.tmp"),
+            *self.path.glob("chunks/*/*.started"),
+        ):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                     path.unlink()
@@ -126,8 +157,17 @@ class Folder(NamedTuple):
         return counts
 
 
-def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) -> Folder:
+def open_or_create(
+    where: str, directory: Any, wanted: Manifest, chunk_size: int | None, accept: Collection[str] = ()
+) -> Folder:
     """Create a directory, or open an existing one with the same fingerprint and chunk size.
+
+    Args:
+        where: the public function that was called.
+        directory: its path.
+        wanted: its manifest, if it is new.
+        chunk_size: rows per file; None for those of an existing directory.
+        accept: names of parts that may differ; the differences are recorded.
 
     Raises:
         ValueError: if it holds answers to something else.
@@ -147,12 +187,26 @@ def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int
         with suppress(FileExistsError), replaced(where, manifest, exclusive=True) as file:
             file.write(wanted.encode())
     folder = open_folder(where, path)
-    found = folder.manifest
-    if found.key != wanted.key:
+    changes = folder.manifest.changes(wanted)
+    if refused := {name: pair for name, pair in changes.items() if name not in accept}:
+        remedy = "name another directory, or ask the same question"
+        if not any(_QUESTION.fullmatch(name) for name in refused):
+            remedy += f"; if its answers remain valid, accept={[*changes]} goes on with them"
         raise ValueError(
             f"{where}: directory {quote(path)} holds answers to something else: "
-            f"{differences(found.parts, wanted.parts)}; name another directory, or ask the same question"
+            f"{list_changes(refused)}; {remedy}"
         )
+    if changes:
+        if folder.manifest.fields != wanted.fields:
+            raise ValueError(
+                f"{where}: accept must not change the dtypes or sizes of the answers in {quote(path)}; "
+                "name another directory"
+            )
+        answered = sum(1 for _ in path.glob("chunks/*/*.safetensors"))
+        folder = folder._replace(manifest=folder.manifest.accepting(wanted, answered))
+        with replaced(where, manifest) as file:
+            file.write(folder.manifest.encode())
+    found = folder.manifest
     if chunk_size not in (None, found.chunk_size):
         raise ValueError(
             f"{where}: chunk_size must be that of the directory {quote(path)}, {found.chunk_size}, got "
@@ -164,6 +218,18 @@ def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int
     except OSError as error:
         raise os_error(where, "write", manifest, error) from None
     return folder
+
+
+def check_accept(where: str, accept: Any) -> tuple[str, ...]:
+    """Names of parts whose differences are accepted; raises for parts of the question itself."""
+    names = (accept,) if isinstance(accept, str) else tuple(accept)
+    for name in names:
+        if not isinstance(name, str) or _QUESTION.fullmatch(name):
+            raise ValueError(
+                f"{where}: accept must name parts of the code, such as 'loss', 'behavior' or "
+                f"'versions.funcexplain', got {name!r}; for other data or settings, name another directory"
+            )
+    return names
 
 
 def open_folder(where: str, directory: Any) -> Folder:
@@ -190,7 +256,17 @@ def open_folder(where: str, directory: Any) -> Folder:
 def _absolute(where: str, directory: Any) -> Path:
     as_path(where, directory)  # raises if it is not a path
     # Links are not resolved: they may differ on another machine.
-    return Path(os.path.abspath(directory))
+    path = Path(os.path.abspath(directory))
+    try:
+        os.lstat(path / _LONGEST)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OSError(
+                error.errno,
+                f"{where}: directory must be a path that the system allows, got one of "
+                f"{len(str(path))} characters; name a shorter one",
+            ) from None
+    return path
 
 
 def _make(where: str, folder: Path) -> None:

@@ -10,11 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
+from funcexplain.clusters.behavior import Behavior, compare_behavior
+from funcexplain.clusters.fingerprint import Fingerprint, differing, hash_fingerprint
 from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
 FORMAT = 1
+
+
+class Acceptance(NamedTuple):
+    """Differences with which a run was continued.
+
+    Attributes:
+        changes: what each part was, and what it became.
+        chunks: number of chunks that were answered before.
+    """
+
+    changes: dict[str, tuple[str, str]]
+    chunks: int
 
 
 class Manifest(NamedTuple):
@@ -26,6 +39,9 @@ class Manifest(NamedTuple):
         shape: sizes of the row dimensions.
         chunk_size: rows per file.
         fields: dtype and trailing shape of every field of the answer.
+        behavior: what is computed at a few windows; empty in older directories.
+        run: hash of the first fingerprint, where differences were accepted later.
+        accepted: these differences.
     """
 
     parts: Fingerprint
@@ -33,11 +49,27 @@ class Manifest(NamedTuple):
     shape: tuple[int, ...]
     chunk_size: int
     fields: dict[str, tuple[str, tuple[int, ...]]]
+    behavior: Behavior = {}
+    run: str = ""
+    accepted: tuple[Acceptance, ...] = ()
 
     @property
     def key(self) -> str:
-        """Hash of the fingerprint."""
-        return hash_fingerprint(self.parts)
+        """What the files of the run refer to: the hash of its first fingerprint."""
+        return self.run or hash_fingerprint(self.parts)
+
+    def changes(self, now: Manifest) -> dict[str, tuple[str, str]]:
+        """What differs in another manifest, by the names of the parts: here, and there."""
+        found = differing(self.parts, now.parts)
+        if self.behavior and (text := compare_behavior(self.behavior, now.behavior)):
+            found["behavior"] = (text.partition(" there, ")[0], text.partition(" there, ")[2][:-5])
+        return found
+
+    def accepting(self, now: Manifest, chunks: int) -> Manifest:
+        """Become another manifest, and record the differences."""
+        record = Acceptance(self.changes(now), chunks)
+        fresh = {"parts": now.parts, "behavior": now.behavior}
+        return self._replace(**fresh, run=self.key, accepted=(*self.accepted, record))
 
     @property
     def rows(self) -> int:
@@ -85,7 +117,12 @@ def decode_manifest(content: bytes) -> Manifest | int | None:
             return None
         kinds = {name: (code, tuple(size)) for name, (code, size) in found["fields"].items()}
         dims, shape = tuple(found["dims"]), tuple(found["shape"])
-        return Manifest(found["parts"], dims, shape, found["chunk_size"], kinds)
+        accepted = tuple(
+            Acceptance({name: tuple(pair) for name, pair in changes.items()}, chunks)
+            for changes, chunks in found.get("accepted", ())
+        )
+        later = (found.get("behavior", {}), found.get("run", ""), accepted)  # than the first format
+        return Manifest(found["parts"], dims, shape, found["chunk_size"], kinds, *later)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

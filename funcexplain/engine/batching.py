@@ -145,7 +145,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     args = take_rows(grid.dims, grid.args, numbers)
     if not len(numbers):
         return Trial(kept, args, [], windows)
-    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + _noise_for(start), args)
+    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + noise_for(start), args)
     nearby = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, near, strict=True)]
     points = [(start, _stack(alone))]
     if None not in nearby:
@@ -156,7 +156,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     return Trial(kept, args, points, [*windows, xs])
 
 
-def _noise_for(z: Tensor) -> Tensor:
+def noise_for(z: Tensor) -> Tensor:
     """Noise in proportion to the spread of some points."""
     std = z.std().nan_to_num() if z.numel() > 1 else torch.zeros_like(z.sum())
     scale = _NOISE * torch.where(std > 1e-6, std, torch.ones_like(std))
