@@ -52,7 +52,8 @@ def compare_behavior(there: Behavior, here: Behavior) -> str:
     """The first difference in words; empty if there is none.
 
     Example:
-        >>> compare_behavior({"loss of row 0": [0.5], "eps": [1e-7]}, {"loss of row 0": [0.6], "eps": [1e-7]})
+        >>> here = {"loss of row 0": [0.6], "eps": [1e-7]}
+        >>> compare_behavior({"loss of row 0": [0.5], "eps": [1e-7]}, here)
         'loss of row 0: 0.5 there, 0.6 here'
     """
     for name in {**there, **here}:

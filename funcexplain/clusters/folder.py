@@ -227,7 +227,7 @@ def check_accept(where: str, accept: Any) -> tuple[str, ...]:
         if not isinstance(name, str) or _QUESTION.fullmatch(name):
             raise ValueError(
                 f"{where}: accept must name parts of the code, such as 'loss', 'behavior' or "
-                f"'versions.funcexplain', got {name!r}; for other data or settings, name another directory"
+                f"'versions.funcexplain', got {name!r}; name another directory for other data or settings"
             )
     return names
 

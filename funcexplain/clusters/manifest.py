@@ -49,7 +49,7 @@ class Manifest(NamedTuple):
     shape: tuple[int, ...]
     chunk_size: int
     fields: dict[str, tuple[str, tuple[int, ...]]]
-    behavior: Behavior = {}
+    behavior: Behavior
     run: str = ""
     accepted: tuple[Acceptance, ...] = ()
 

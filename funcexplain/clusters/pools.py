@@ -135,7 +135,7 @@ class ManagedExecutor:
             return False
 
     def remake(self, *, kill: bool = False) -> bool:
-        """Replace an executor that is broken, or that must be killed; False if it is the caller's own."""
+        """Replace an executor that is broken, or kill it first; False if it is the caller's own."""
         if self._make is None:
             return False
         if kill:

@@ -139,7 +139,7 @@ class Scheduler:
         self._waits = waits
 
     def _abandon(self) -> Iterator[ChunkResult]:
-        """Forget the chunks in flight, for which no future will end; those without an answer are retried."""
+        """Forget the chunks in flight, whose futures will not end, and retry those without an answer."""
         for number in self._in_flight.values():
             if (result := self._answered(number)) is not None:
                 yield ChunkResult(number, result, None)
@@ -170,8 +170,8 @@ class Scheduler:
             elif now - began > slow and number not in self._logged:
                 self._logged.add(number)
                 _logger.warning(
-                    f"chunk {number} has been running for {now - began:.0f} s, more than {_SLOW:.0f} times "
-                    "the median; timeout= ends such chunks"
+                    f"chunk {number} has been running for {now - began:.0f} s, {_SLOW:.0f} times as long "
+                    "as the median; timeout= ends such chunks"
                 )
         if not late:
             return
