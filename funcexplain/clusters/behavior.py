@@ -48,19 +48,18 @@ def measure_behavior(problem: Problem, method: Any) -> Behavior:
     return {name: first[name] for name in first if name in second and _equal(first, second, name)}
 
 
-def compare_behavior(there: Behavior, here: Behavior) -> str:
-    """The first difference in words; empty if there is none.
+def compare_behavior(there: Behavior, here: Behavior) -> tuple[str, str] | None:
+    """The first difference, in words; None if there is none.
 
     Example:
         >>> here = {"loss of row 0": [0.6], "eps": [1e-7]}
         >>> compare_behavior({"loss of row 0": [0.5], "eps": [1e-7]}, here)
-        'loss of row 0: 0.5 there, 0.6 here'
+        ('loss of row 0: 0.5', 'loss of row 0: 0.6')
     """
     for name in {**there, **here}:
         if not (name in there and name in here and _equal(there, here, name)):
-            texts = (_text(numbers.get(name)) for numbers in (there, here))
-            return "{}: {} there, {} here".format(name, *texts)
-    return ""
+            return f"{name}: {_text(there.get(name))}", f"{name}: {_text(here.get(name))}"
+    return None
 
 
 def _measure(grid: Problem, method: Any) -> Behavior:

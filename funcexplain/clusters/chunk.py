@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.behavior import measure_behavior
-from funcexplain.clusters.fingerprint import fingerprint, list_changes
+from funcexplain.clusters.fingerprint import differences, fingerprint
 from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
@@ -90,10 +90,11 @@ def _job(task: bytes) -> tuple[Problem, Any, dict[str, Any], Folder]:
     problem, method = build_problem(WHERE, build), make_method(recipe)
     here = manifest._replace(parts=fingerprint(problem, method, settings))
     here = here._replace(behavior=measure_behavior(problem, method))
-    if changes := manifest.changes(here):
+    before, after = manifest.changes(here)
+    if before:
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
-            f"{list_changes(changes)}; seed its random numbers, and load trained networks from a file"
+            f"{differences(before, after)}; seed its random numbers, and load trained networks from a file"
         )
     return problem, method, settings, Folder(WHERE, directory, manifest)
 

@@ -52,29 +52,21 @@ def hash_fingerprint(parts: Fingerprint) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differing(before: Fingerprint, now: Fingerprint) -> dict[str, tuple[str, str]]:
-    """The parts that differ, before and now: settings and data first.
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """List the parts that differ, for a message: settings and data first, short values in full.
 
     Example:
-        >>> differing({"settings.atol": "0.0"}, {"settings.atol": "0.1"})
-        {'settings.atol': ('0.0', '0.1')}
+        >>> differences({"settings.atol": "0.0"}, {"settings.atol": "0.1"})
+        'settings.atol (0.0 there, 0.1 here)'
     """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     names.sort(key=lambda name: "." not in name)
-    return {name: (before.get(name, "nothing"), now.get(name, "nothing")) for name in names}
-
-
-def list_changes(changes: Mapping[str, tuple[str, str]]) -> str:
-    """List parts that differ, for a message; short values in full.
-
-    Example:
-        >>> list_changes({"settings.atol": ("0.0", "0.1")})
-        'settings.atol (0.0 there, 0.1 here)'
-    """
-    return ", ".join(
-        f"{name} ({there} there, {here} here)" if max(len(there), len(here)) <= _MAX_SHOWN else name
-        for name, (there, here) in changes.items()
-    )
+    changes = []
+    for name in names:
+        there, here = before.get(name, "nothing"), now.get(name, "nothing")
+        short = max(len(there), len(here)) <= _MAX_SHOWN
+        changes.append(f"{name} ({there} there, {here} here)" if short else name)
+    return ", ".join(changes)
 
 
 def _shorten(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.clusters.fingerprint import list_changes
+from funcexplain.clusters.fingerprint import differences
 from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.solution import FIELDS, Solution
@@ -187,16 +187,17 @@ def open_or_create(
         with suppress(FileExistsError), replaced(where, manifest, exclusive=True) as file:
             file.write(wanted.encode())
     folder = open_folder(where, path)
-    changes = folder.manifest.changes(wanted)
-    if refused := {name: pair for name, pair in changes.items() if name not in accept}:
+    before, after = folder.manifest.changes(wanted)
+    if refused := [name for name in before if name not in accept]:
+        texts = ({name: parts[name] for name in refused} for parts in (before, after))
         remedy = "name another directory, or ask the same question"
         if not any(_QUESTION.fullmatch(name) for name in refused):
-            remedy += f"; if its answers remain valid, accept={[*changes]} goes on with them"
+            remedy += f"; if its answers remain valid, accept={[*before]} goes on with them"
         raise ValueError(
             f"{where}: directory {quote(path)} holds answers to something else: "
-            f"{list_changes(refused)}; {remedy}"
+            f"{differences(*texts)}; {remedy}"
         )
-    if changes:
+    if before:
         if folder.manifest.fields != wanted.fields:
             raise ValueError(
                 f"{where}: accept must not change the dtypes or sizes of the answers in {quote(path)}; "
@@ -227,7 +228,7 @@ def check_accept(where: str, accept: Any) -> tuple[str, ...]:
         if not isinstance(name, str) or _QUESTION.fullmatch(name):
             raise ValueError(
                 f"{where}: accept must name parts of the code, such as 'loss', 'behavior' or "
-                f"'versions.funcexplain', got {name!r}; name another directory for other data or settings"
+                f"'versions.funcexplain', got {name!r}; for other data or settings, use another one"
             )
     return names
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.behavior import Behavior, compare_behavior
-from funcexplain.clusters.fingerprint import Fingerprint, differing, hash_fingerprint
+from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
 from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
@@ -58,16 +58,19 @@ class Manifest(NamedTuple):
         """What the files of the run refer to: the hash of its first fingerprint."""
         return self.run or hash_fingerprint(self.parts)
 
-    def changes(self, now: Manifest) -> dict[str, tuple[str, str]]:
-        """What differs in another manifest, by the names of the parts: here, and there."""
-        found = differing(self.parts, now.parts)
-        if self.behavior and (text := compare_behavior(self.behavior, now.behavior)):
-            found["behavior"] = (text.partition(" there, ")[0], text.partition(" there, ")[2][:-5])
-        return found
+    def changes(self, now: Manifest) -> tuple[Fingerprint, Fingerprint]:
+        """The parts, and the behavior, that differ in another manifest: as they are here, and there."""
+        both = self.parts, now.parts
+        names = [name for name in {**self.parts, **now.parts} if both[0].get(name) != both[1].get(name)]
+        before, after = ({name: parts.get(name, "nothing") for name in names} for parts in both)
+        if self.behavior and (difference := compare_behavior(self.behavior, now.behavior)):
+            before["behavior"], after["behavior"] = difference
+        return before, after
 
     def accepting(self, now: Manifest, chunks: int) -> Manifest:
         """Become another manifest, and record the differences."""
-        record = Acceptance(self.changes(now), chunks)
+        before, after = self.changes(now)
+        record = Acceptance({name: (before[name], after[name]) for name in before}, chunks)
         fresh = {"parts": now.parts, "behavior": now.behavior}
         return self._replace(**fresh, run=self.key, accepted=(*self.accepted, record))
 

@@ -170,8 +170,8 @@ class Scheduler:
             elif now - began > slow and number not in self._logged:
                 self._logged.add(number)
                 _logger.warning(
-                    f"chunk {number} has been running for {now - began:.0f} s, {_SLOW:.0f} times as long "
-                    "as the median; timeout= ends such chunks"
+                    f"chunk {number} has been running for {now - began:.0f} s, {_SLOW:.0f} times as "
+                    "long as the median; timeout= ends such chunks"
                 )
         if not late:
             return

@@ -109,6 +109,7 @@ class _Description:
         # Parts and the packages of their owners. The list keeps parts alive, so that ids stay unique.
         self._parts: list[tuple[Any, str]] = []
         self._open: set[int] = set()  # containers that are being described
+        self._params: set[int] = set()  # tensors of networks that are arguments of their functions
 
     def whole(self, value: Any) -> str:
         """Describe a value and all its parts."""
@@ -238,10 +239,14 @@ class _Description:
         if isinstance(value, nn.Module):
             foreign = home not in ("", package) and not is_users(kind.__module__)
             attributes = parts_of_module(value, plain_only=foreign and not library)
+            tables = (value._parameters, value._buffers)
+            tensors = {name: t for table in tables for name, t in table.items() if t is not None}
+            attributes |= {name: t for name, t in tensors.items() if id(t) not in self._params}
         else:
             attributes = attributes_of(value)
         # What these have found out in this process is not part of what they are.
         if isinstance(value, Network):
+            self._params |= {id(t) for t in (*value.own.values(), *value._current.values())}
             attributes = {"module": value.module}
         elif isinstance(value, Opaque):
             attributes = {name: part for name, part in attributes.items() if name != "fault"}

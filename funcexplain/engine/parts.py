@@ -33,7 +33,7 @@ WRAPPERS = (
     *(property, staticmethod, classmethod, cached_property, partialmethod, singledispatchmethod),
     torch.jit.ScriptFunction,
 )
-# Attributes of every torch module; layers and hooks are described separately, tensors are `params`.
+# Attributes of every torch module; layers, hooks and tensors are described separately.
 _OF_TORCH = vars(nn.Module()).keys() - {"training"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
