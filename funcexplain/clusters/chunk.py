@@ -94,7 +94,8 @@ def _job(task: bytes) -> tuple[Problem, Any, dict[str, Any], Folder]:
     if before:
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
-            f"{differences(before, after)}; seed its random numbers, and load trained networks from a file"
+            f"{differences(before, after)}; seed its random numbers, and load trained networks from a "
+            "file"
         )
     return problem, method, settings, Folder(WHERE, directory, manifest)
 
