@@ -1,12 +1,10 @@
-"""Compiled code is never out of date: what steps read is in its key, and answers are evaluated uncompiled."""
+"""Compiled code is never out of date: its key holds what steps read, answers are evaluated plainly."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -132,22 +130,31 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Loss, "shared", 2)
     monkeypatch.setenv("POWER", "2")
     LIMITS.fill_(2.0)
+    SHIFT[0] = 0.0
     yield
     LIMITS.fill_(2.0)
 
 
 def assert_current(problem: fe.Problem, method: Any, **settings: Any) -> fe.Solution:
     """Compiled and uncompiled searches agree, and loss and weights belong to x."""
-    settings = {"max_steps": 5, **settings}
+    settings = {"max_steps": 3, **settings}
     found = fe.solve(problem, method, compile=True, **settings)
     assert_close(without_nan(found), without_nan(fe.solve(problem, method, **settings)), rtol=1e-9)
     return found
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", CHANGES[:-1], ids=lambda change: change.__name__)
+def test_the_key_of_code_holds_what_a_loss_reads(change: Any) -> None:
+    loss, change_it = change()
+    before = [compiled._describe(make_problem(loss=loss).loss) for _ in range(2)]
+    change_it()
+    assert before[0] == before[1] != compiled._describe(loss)
+
+
+@pytest.mark.parametrize("change", [by_global, by_environment])
 def test_code_follows_what_a_loss_reads(traced: list[Trace], change: Any) -> None:
     loss, change_it = change()
-    grid, method = fe.vmap(make_problem(loss=loss), x0=x0s(3)), fe.sgd(lr=0.5)
+    grid, method = fe.vmap(make_problem(loss=loss), x0=x0s(5)), fe.sgd(lr=0.5)
     before = [assert_current(grid, method) for _ in range(2)]
     assert len(traced) == 1
     change_it()
@@ -156,7 +163,7 @@ def test_code_follows_what_a_loss_reads(traced: list[Trace], change: Any) -> Non
 
 
 def test_code_follows_the_default_dtype(traced: list[Trace]) -> None:
-    grid = fe.vmap(make_problem(loss=lambda w, t: distance(w, t, 2) * torch.full((), 1 / 3)), x0=x0s(3))
+    grid = fe.vmap(make_problem(loss=lambda w, t: distance(w, t, 2) * torch.full((), 1 / 3)), x0=x0s(5))
     method, losses = fe.sgd(lr=0.5), []
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)
@@ -169,7 +176,7 @@ def test_code_follows_the_default_dtype(traced: list[Trace]) -> None:
 
 def test_code_follows_an_optimizer(traced: list[Trace], monkeypatch: pytest.MonkeyPatch) -> None:
     rate = {"lr": 0.5}
-    grid = fe.vmap(make_problem(), x0=x0s(3))
+    grid = fe.vmap(make_problem(), x0=x0s(5))
     seen = fe.as_optimizer((lambda z: (), lambda grads, state, z: (-rate["lr"] * grads, state)))
     unseen = fe.as_optimizer(
         (lambda z: (), lambda grads, state, z: (-float(os.environ["POWER"]) * grads, state))
@@ -219,7 +226,7 @@ def test_a_method_that_counts_its_calls(traced: list[Trace], said: pytest.LogCap
             self.calls += 1
             return -0.5 / self.calls * grads, state
 
-    grid, method = fe.vmap(make_problem(), x0=x0s(3)), (lambda z: (), Schedule().update)
+    grid, method = fe.vmap(make_problem(), x0=x0s(5)), (lambda z: (), Schedule().update)
     fe.solve(grid, method, max_steps=5, compile=True)
     assert "the method changes what it reads" in said.text
 
@@ -234,26 +241,21 @@ def test_a_network_that_keeps_its_last_output_is_compiled_once(traced: list[Trac
             self.last = self.inner(x)
             return self.last
 
-    grid, method = fe.vmap(make_problem(Keeps()), x0=x0s(3)), fe.sgd(lr=0.5)
-    for _ in range(3):
+    grid, method = fe.vmap(make_problem(Keeps()), x0=x0s(5)), fe.sgd(lr=0.5)
+    for _ in range(2):
         assert_current(grid, method)
     assert len(traced) == 1
-
-
-@contextmanager
-def annealed() -> Iterator[Callable[..., None]]:
-    yield lambda state, info: SHIFT.__setitem__(0, SHIFT[0] + 0.1)
-    SHIFT[0] = 0.0
 
 
 def test_a_loss_that_a_callback_changes_is_solved_again_uncompiled(
     traced: list[Trace], said: pytest.LogCaptureFixture
 ) -> None:
     grid = fe.vmap(make_problem(loss=lambda w, t: distance(w, t, 2) + SHIFT[0]), x0=x0s(9))
-    with (
-        annealed() as callback,
-        pytest.warns(UserWarning, match="compiled steps are out of date: 4 answers") as caught,
-    ):
+
+    def callback(state: fe.State, info: fe.Info) -> None:
+        SHIFT[0] += 0.1
+
+    with pytest.warns(UserWarning, match="compiled steps are out of date: 4 answers") as caught:
         found = fe.solve(
             grid, fe.sgd(lr=0.1), max_steps=3, compile=True, chunk_size=4, callback=callback
         )
@@ -277,8 +279,7 @@ def test_code_that_is_wrong_is_not_believed(
         assert_current(grid, fe.sgd(lr=0.5), atol=0.02)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float32), (1e6, F64), (1e-6, F64)])
 def test_rounding_is_not_a_difference(
     traced: list[Trace], monkeypatch: pytest.MonkeyPatch, scale: float, dtype: torch.dtype
 ) -> None:
@@ -291,15 +292,9 @@ def test_rounding_is_not_a_difference(
         return code
 
     monkeypatch.setattr(torch._inductor, "compile", rounds)
-    grid = fe.vmap(
-        fe.cast(dtype=dtype)(make_problem(loss=lambda w, t: scale * distance(w, t, 2))), x0=x0s(5)
-    )
-    found = fe.solve(grid, fe.levenberg_marquardt(), max_steps=20, atol=10 * eps, compile=True)
+    problem = make_problem(loss=lambda w, t: scale * distance(w, t, 2))
+    grid = fe.vmap(fe.cast(dtype=dtype)(problem), x0=x0s(5).to(dtype))
+    found = fe.solve(grid, fe.levenberg_marquardt(), max_steps=8, atol=10 * eps, compile=True)
     again = grid[0].evaluate(found.x[0], grid[0].args)[1]
     assert_close(found.loss[0], again[0], rtol=1e-2, atol=1e-9 * scale)
     assert (found.error[found.hit] <= 10 * eps).all()
-
-
-def test_the_log_says_what_is_compiled(traced: list[Trace], said: pytest.LogCaptureFixture) -> None:
-    assert_current(fe.vmap(make_problem(), x0=x0s(3)), fe.sgd(lr=0.5))
-    assert [record.levelno for record in said.records] == [logging.INFO]
