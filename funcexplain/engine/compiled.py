@@ -53,7 +53,7 @@ class Origin(NamedTuple):
     """What a batched step is made of.
 
     Attributes:
-        functions: of the problem.
+        functions: of the problem, the network first.
         method: what searches.
         stopping: when a search ends.
         layout: how rows share a batch.
@@ -75,7 +75,7 @@ class Compiler:
 
     def __init__(self, wanted: Compile, unroll: int = 1) -> None:
         self.wanted, self.unroll, self.in_use = wanted, unroll, False
-        self._method, self._used = "", set[tuple[Any, ...]]()
+        self._reads, self._used = "", set[tuple[Any, ...]]()
 
     def pays(self, seconds_left: float) -> bool:
         """Whether a search that would take this long uncompiled should be compiled."""
@@ -92,8 +92,11 @@ class Compiler:
             _CODE.pop(key, None)
 
     def outdated(self, origin: Origin) -> bool:
-        """Whether the method reads something else than when it was compiled, as after a callback."""
-        return self.in_use and _describe(origin.method) != self._method
+        """Whether the step reads something else than when it was compiled, as after a callback.
+
+        The network is left out, whose description takes time: answers are evaluated uncompiled.
+        """
+        return self.in_use and _describe((origin.functions[1:], origin.method)) != self._reads
 
     def compile(
         self, step: Step, origin: Origin, state: State, args: Args, max_steps: int
@@ -117,16 +120,17 @@ class Compiler:
         )
         made = (*(_hashable(part) for part in (*origin.functions, origin.method)), *origin[2:])
         made = (made, _defaults(state.z.device), self.unroll, tree, *kinds)
-        functions, self._method = _describe(origin.functions), _describe(origin.method)
+        functions, method = _describe(origin.functions), _describe(origin.method)
+        self._reads = _describe((origin.functions[1:], origin.method))
         # What a network writes in each call (its last attention) tells nothing of it.
-        key = made if made in _CODE else (made, functions, self._method)
+        key = made if made in _CODE else (made, functions, method)
         code, budget = _CODE.pop(key, None), torch.tensor(max_steps, device=state.status.device)
         if callable(code) and key not in self._used:
             code = code if self._moves_alike(code, step, state, args, budget) else None
         if code is None:
             began = time.monotonic()
             code = _compiled(step, state, args, self.unroll)
-            if self._method != _describe(origin.method):
+            if method != _describe(origin.method):
                 key, code = made, "the method changes what it reads (a counter, a learning rate)"
             elif functions != _describe(origin.functions):
                 key = made

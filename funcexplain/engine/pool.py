@@ -10,7 +10,6 @@ import logging
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.loop import iterate, raise_pending
-from funcexplain.solvers.state import Info, Iterate, State, Step
+from funcexplain.solvers.state import Info, State, Step
 
 # Ended rows stay until they are this fraction of the pool: removing them costs about as much as a step's
 # bookkeeping.
@@ -94,7 +93,8 @@ class PoolDriver:
         self.num_rows, self.sizes = len(rows), sizes
         self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
         self.pool: Pool | None = None
-        self.compiled = False  # whether compiled code has moved the rows in the pool
+        # Whether compiled code has moved the rows in the pool, and how many answers it got wrong.
+        self.compiled, self.outdated = False, 0
         if meter:
             meter.begin(self.full_size)
 
@@ -228,7 +228,7 @@ class PoolDriver:
         """Whether the callback has changed what compiled code holds; the search goes on uncompiled."""
         if self.callback is None or not self.compiler.outdated(self.batched.origin):
             return False
-        _logger.warning("goes on uncompiled: the callback changes what the method reads")
+        _logger.warning("goes on uncompiled: the callback changes what the steps read")
         self.compiler.give_up()
         self.set_chunk_size(self.sizes.plain)
         return True
@@ -237,37 +237,29 @@ class PoolDriver:
         """Evaluate answers uncompiled; also count those that differ from what compiled code recorded."""
         old, args, stopping = pool.state.kept, pool.args, self.batched.origin.stopping
         try:
-            value, (loss, weights) = self.batched.score(old.z, args)
+            _, (loss, weights) = self.batched.score(old.z, args)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return pool, len(pool.rows)
-        new, eps = Iterate(old.z, value, loss, weights), coarsest_eps(args, weights)
+        eps = coarsest_eps(args, weights)
         near_zero = _ROUNDING * eps * float(weights.nan_to_num().abs().max())
-        pairs = [*zip(new[1:], old[1:], (near_zero, near_zero, 0.0), strict=True)]
         wrong = 0
-        if not all(agree(ours, theirs, eps, atol, rows=1) for ours, theirs, atol in pairs):
-            rows = zip(*(zip(ours, theirs, strict=True) for ours, theirs, _ in pairs), strict=True)
-            atols = [atol for *_, atol in pairs]
-            wrong = sum(
-                not all(agree(*pair, eps, atol) for pair, atol in zip(row, atols, strict=True))
-                for row in rows
-            )
+        if not (agree(loss, old.loss, eps, near_zero, 1) and agree(weights, old.weights, eps, rows=1)):
+            pairs = zip(loss, old.loss, weights, old.weights, strict=True)
+            wrong = sum(not (agree(a, b, eps, near_zero) and agree(c, d, eps)) for a, b, c, d in pairs)
         # A hit that only rounding decides remains one.
         atol = -1.0 if stopping.atol is None else stopping.atol
         error = self.grid.criterion.error(weights, args["target"], rows=1, atol=atol)
-        differs = (pool.state.status == Status.HIT) & (error > atol)
-        kept = Iterate(*(where_rows(differs, *pair) for pair in zip(old, new, strict=True)))
+        rounded = (pool.state.status == Status.HIT) & (error > atol)
+        kept = old._replace(
+            loss=where_rows(rounded, old.loss, loss), weights=where_rows(rounded, old.weights, weights)
+        )
         return pool._replace(state=pool.state._replace(kept=kept)), wrong
 
     def solve_uncompiled(self, wrong: int) -> None:
         """Solve the rows in the pool again, and what waits, uncompiled."""
-        warnings.warn(
-            f"solve: compiled steps are out of date: {wrong} answers have another loss or other weights "
-            "when evaluated uncompiled, so rows are solved again uncompiled; the loss or the network "
-            "reads what changes during the search, or what compilation cannot follow",
-            stacklevel=8,
-        )
+        self.outdated += wrong
         self.compiler.forget()
         self.begin_again(self.sizes.plain)
 

@@ -17,7 +17,7 @@ from tests.engine.compilation import Trace
 from tests.grids import F64, targets, without_nan, x0s
 from tests.helpers import assert_close, make_network, make_problem
 
-POWER, SETTINGS, LIMITS, SHIFT = 2, {"power": [2]}, torch.tensor([2.0], dtype=F64), [0.0]
+POWER, SETTINGS, LIMITS = 2, {"power": [2]}, torch.tensor([2.0], dtype=F64)
 
 
 def distance(weights: Tensor, target: Tensor, power: Any) -> Tensor:
@@ -130,7 +130,6 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Loss, "shared", 2)
     monkeypatch.setenv("POWER", "2")
     LIMITS.fill_(2.0)
-    SHIFT[0] = 0.0
     yield
     LIMITS.fill_(2.0)
 
@@ -188,6 +187,21 @@ def test_code_follows_an_optimizer(traced: list[Trace], monkeypatch: pytest.Monk
             assert_current(grid, method)
 
 
+def test_a_callback_lowers_a_strength(traced: list[Trace]) -> None:
+    strength, found = [1.0], []
+    size = fe.penalize(lambda x, _: strength[0] * x.square().sum(), strength=1.0, name="size")
+    problem = size(make_problem())
+
+    def lower(state: fe.State, info: fe.Info) -> None:
+        strength[0] *= 0.5
+
+    for wanted in (True, False):
+        strength[0] = 1.0
+        grid = fe.vmap(problem, x0=x0s(5))
+        found.append(fe.solve(grid, fe.sgd(lr=0.1), max_steps=4, compile=wanted, callback=lower))
+    assert_close(without_nan(found[0]), without_nan(found[1]), rtol=1e-9)
+
+
 @pytest.mark.parametrize("tensor", [False, True])
 def test_a_callback_lowers_the_learning_rate(
     traced: list[Trace], said: pytest.LogCaptureFixture, tensor: bool
@@ -207,7 +221,7 @@ def test_a_callback_lowers_the_learning_rate(
         found.append(fe.solve(grid, method, max_steps=6, compile=wanted, callback=lower, chunk_size=3))
     assert_close(without_nan(found[0]), without_nan(found[1]), rtol=1e-9)
     assert len(traced) == 1
-    assert "the callback changes what the method reads" in said.text
+    assert "the callback changes what the steps read" in said.text
 
 
 def _first(rate: Any) -> Any:
@@ -250,10 +264,10 @@ def test_a_network_that_keeps_its_last_output_is_compiled_once(traced: list[Trac
 def test_a_loss_that_a_callback_changes_is_solved_again_uncompiled(
     traced: list[Trace], said: pytest.LogCaptureFixture
 ) -> None:
-    grid = fe.vmap(make_problem(loss=lambda w, t: distance(w, t, 2) + SHIFT[0]), x0=x0s(9))
+    grid = fe.vmap(make_problem(loss=by_environment()[0]), x0=x0s(9))
 
     def callback(state: fe.State, info: fe.Info) -> None:
-        SHIFT[0] += 0.1
+        os.environ["POWER"] = "3"
 
     with pytest.warns(UserWarning, match="compiled steps are out of date: 4 answers") as caught:
         found = fe.solve(
