@@ -50,19 +50,19 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
-        attempt: path of a file that shows that the work has begun. Unique, so that executors that cache
+        attempt: path of a file that shows that the search has begun. Unique, so that executors that cache
             results by arguments, as Dask can, do not return an earlier result.
 
     Raises:
         WorkerError: for any error, as text.
     """
-    with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
-        Path(attempt).touch()
     if os.getpid() != _PROCESS:
         # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
     try:
         problem, method, settings, folder = _job(task)
+        with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
+            Path(attempt).touch()
         span = folder.manifest.span(number)
         rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)
         solution = solve_rows_alone(problem, rows, method, settings)

@@ -90,8 +90,8 @@ def solve(
         retries: maximum number of retries per chunk.
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
-        timeout: maximum number of seconds for one attempt at a chunk, once its worker begins to build
-            the problem. An attempt that takes longer counts as one that raises, and its worker is
+        timeout: maximum number of seconds for one attempt at a chunk, once its worker has built the
+            problem. An attempt that takes longer counts as one that raises, and its worker is
             killed if the executor was made here. Default: no limit; a chunk that takes 30 times the
             median is logged.
         accept: names of parts of the code that may differ from those of an existing directory, such as

@@ -76,6 +76,16 @@ def test_a_chunk_that_kills_every_worker_is_found(
     assert_same(solution.flat(rest), expected.flat(rest))
 
 
+def test_a_chunk_that_hangs(tmp_path: Path, faults: Path, expected: fe.Solution) -> None:
+    os.mkfifo(faults / "wait-5")
+    solution = solve(tmp_path / "run", faults, fe.clusters.processes(2), retries=0, timeout=4.0)
+    (failure,) = solution.failures
+    assert (failure.rows, failure.error) == (range(5, 10), "TimeoutError: no answer within 4 s")
+    rest = torch.tensor([*range(5), *range(10, 24)])
+    assert_same(solution.flat(rest), expected.flat(rest))
+    assert not list((tmp_path / "run").rglob("*.started"))
+
+
 def test_an_exception_that_cannot_be_unpickled(tmp_path: Path, faults: Path) -> None:
     (faults / "strange-5").touch()
     solution = solve(tmp_path / "run", faults, fe.clusters.processes(1), retries=0)
