@@ -50,8 +50,8 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
-        attempt: path of a file that shows that the search has begun. Unique, so that executors that cache
-            results by arguments, as Dask can, do not return an earlier result.
+        attempt: path of a file that shows that the search has begun. Unique, so that executors that
+            cache results by arguments, as Dask can, do not return an earlier result.
 
     Raises:
         WorkerError: for any error, as text.
@@ -62,6 +62,7 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     try:
         problem, method, settings, folder = _job(task)
         with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
+            Path(attempt).parent.mkdir(parents=True, exist_ok=True)
             Path(attempt).touch()
         span = folder.manifest.span(number)
         rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)

@@ -94,10 +94,8 @@ class Folder(NamedTuple):
         return {first + int(row): str(text) for row, text in found.items()}
 
     def marker(self, number: int, attempt: str) -> Path:
-        """A file that shows that an attempt at a chunk has begun; its folder exists."""
-        path = self._file(number).with_suffix(f".{attempt}.started")
-        _make(self.where, path.parent)
-        return path
+        """A file that shows that an attempt at a chunk has begun."""
+        return self._file(number).with_suffix(f".{attempt}.started")
 
     def missing(self, found: Counter[int]) -> Iterator[int]:
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
@@ -223,6 +221,8 @@ def open_or_create(
 
 def check_accept(where: str, accept: Any) -> tuple[str, ...]:
     """Names of parts whose differences are accepted; raises for parts of the question itself."""
+    if not isinstance(accept, Collection):
+        raise TypeError(f"{where}: accept must be names of parts, got {type(accept).__name__}")
     names = (accept,) if isinstance(accept, str) else tuple(accept)
     for name in names:
         if not isinstance(name, str) or _QUESTION.fullmatch(name):

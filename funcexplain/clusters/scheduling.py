@@ -127,7 +127,7 @@ class Scheduler:
             parts.append("check its scheduler, or start another, and give an executor of a new client")
         else:
             parts.append("give a function that makes one, such as fe.clusters.processes(2)")
-            if not self._succeeded and self._breaks_in_a_row > 1:
+            if not self._succeeded and "Broken" in broken:
                 parts.append("in a script, call below the line if __name__ == '__main__':")
         return "; ".join(parts)
 

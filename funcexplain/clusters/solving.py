@@ -91,9 +91,9 @@ def solve(
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
         timeout: maximum number of seconds for one attempt at a chunk, once its worker has built the
-            problem. An attempt that takes longer counts as one that raises, and its worker is
-            killed if the executor was made here. Default: no limit; a chunk that takes 30 times the
-            median is logged.
+            problem. An attempt that takes longer counts as one that raises, and its worker is killed if
+            the executor was made here. Default: no limit; a chunk that takes 30 times the median is
+            logged.
         accept: names of parts of the code that may differ from those of an existing directory, such as
             ``"loss"`` or ``"versions.funcexplain"``, after a change that leaves its answers valid. The
             manifest records them; see ``solution.accepted``.
@@ -258,6 +258,7 @@ def _check_file(folder: Folder, number: int) -> None:
 def _published(folder: Folder, number: int) -> Counter[int] | None:
     """Rows per status of a chunk with a valid file, whose worker died after it wrote it; else None."""
     try:
+        folder.read(number)  # verifies all checksums: a damaged file is solved again
         return folder.counts(number)
     except (OSError, ValueError):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -243,9 +243,11 @@ def test_a_chunk_that_was_published_before_its_worker_died_is_answered(lost: boo
 
 @pytest.mark.usefixtures("quick")
 def test_the_advice_fits_the_reason() -> None:
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
     for engine, text in (
         (Lost(set(), Counter()), "start another, and give an executor of a new client"),
-        (Engine({0}, Counter()), "give a function that makes one"),
+        (closed, "give a function that makes one"),
     ):
         *_, scheduler = run_hanging(engine)
         assert scheduler.given_up is not None

@@ -119,6 +119,8 @@ def test_a_change_that_is_accepted(
 def test_another_question_cannot_be_accepted(here: Solve, name: Any) -> None:
     with pytest.raises(ValueError, match="accept must name parts of the code"):
         here(accept=[name])
+    with pytest.raises(TypeError, match="accept must be names of parts, got int"):
+        here(accept=3)
 
 
 def test_a_directory_of_an_earlier_version(here: Solve, tmp_path: Path, expected: fe.Solution) -> None:
