@@ -71,8 +71,8 @@ class Manifest(NamedTuple):
         """Become another manifest, and record the differences."""
         before, after = self.changes(now)
         record = Acceptance({name: (before[name], after[name]) for name in before}, chunks)
-        fresh = {"parts": now.parts, "behavior": now.behavior}
-        return self._replace(**fresh, run=self.key, accepted=(*self.accepted, record))
+        accepted = (*self.accepted, record)
+        return self._replace(parts=now.parts, behavior=now.behavior, run=self.key, accepted=accepted)
 
     @property
     def rows(self) -> int:

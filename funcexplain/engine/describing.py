@@ -65,7 +65,7 @@ _WRAPPED = ("__wrapped__", "__func__", "fget", "func", "args", "keywords", "disp
 # Packages whose objects are not what pickle stores of them, which has code, or counters of the process.
 _NOT_STORED = ("torch", "cvxpy")
 # Generators that each process seeds for itself.
-_OWN_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)  # type: ignore[attr-defined]
+_OWN_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)
 
 
 def describe_value(value: Any) -> str:

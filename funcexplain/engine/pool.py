@@ -250,8 +250,8 @@ class PoolDriver:
             wrong = sum(not (agree(a, b, eps, near_zero) and agree(c, d, eps)) for a, b, c, d in pairs)
         # A hit that only rounding decides remains one.
         atol = -1.0 if stopping.atol is None else stopping.atol
-        error = self.grid.criterion.error(weights, args["target"], rows=1, atol=atol)
-        rounded = (pool.state.status == Status.HIT) & (error > atol)
+        missed = self.grid.criterion.error(weights, args["target"], rows=1, atol=atol) > atol
+        rounded = (pool.state.status == Status.HIT) & missed
         kept = old._replace(
             loss=where_rows(rounded, old.loss, loss), weights=where_rows(rounded, old.weights, weights)
         )

@@ -189,9 +189,13 @@ def test_an_executor_of_the_caller_goes_on_until_all_workers_are_busy() -> None:
 @pytest.mark.usefixtures("quick")
 def test_chunks_that_wait_in_a_queue_are_not_late() -> None:
     begun: set[int] = set()
-    results, errors, _ = run_hanging(
-        lambda: Hanging({5} - begun), timeout=0.02, begun=lambda number: number in begun or begun.add(5)
-    )
+
+    def has_begun(number: int) -> bool:
+        known = number in begun
+        begun.add(5)
+        return known
+
+    results, errors, _ = run_hanging(lambda: Hanging({5} - begun), timeout=0.02, begun=has_begun)
     assert (len(results), [*errors]) == (9, [5])
     assert begun == {5}
 
@@ -269,6 +273,6 @@ def test_dask_without_workers_is_logged_once(caplog: pytest.LogCaptureFixture) -
             return {}
 
     engine = Lost(set(), Counter())
-    engine._client = Client()  # type: ignore[assignment, misc]
+    engine._client = Client()  # type: ignore[assignment]
     run_hanging(engine)
     assert caplog.text.count("no workers: Dask's scheduler has none, and chunks wait") == 1
