@@ -78,11 +78,13 @@ def test_a_chunk_that_kills_every_worker_is_found(
 
 def test_a_chunk_that_hangs(tmp_path: Path, faults: Path, expected: fe.Solution) -> None:
     os.mkfifo(faults / "wait-5")
-    solution = solve(tmp_path / "run", faults, fe.clusters.processes(2), retries=0, timeout=4.0)
-    (failure,) = solution.failures
-    assert (failure.rows, failure.error) == (range(5, 10), "TimeoutError: no answer within 4 s")
-    rest = torch.tensor([*range(5), *range(10, 24)])
-    assert_same(solution.flat(rest), expected.flat(rest))
+    solution = solve(tmp_path / "run", faults, fe.clusters.processes(2), retries=0, timeout=2.0)
+    failed = {failure.rows.start: failure.error for failure in solution.failures}
+    # On a slow machine, others may take as long.
+    assert 5 in failed
+    assert {*failed.values()} == {"TimeoutError: no answer within 2 s"}
+    rows = [row for row in range(24) if row // 5 * 5 not in failed]
+    assert_same(solution.flat(torch.tensor(rows)), expected.flat(torch.tensor(rows)))
     assert not list((tmp_path / "run").rglob("*.started"))
 
 

@@ -235,12 +235,14 @@ CHANGES = {
     ),
     "parametrization": (
         "from torch import nn\nfrom helpers import P\nfrom torch.nn.utils import parametrize\n"
-        "from torch import manual_seed\nmanual_seed(0)\nforward = nn.Linear(2, 2)\nparametrize.register_parametrization(forward, 'weight', P())",
+        "from torch import manual_seed\nmanual_seed(0)\nforward = nn.Linear(2, 2)\n"
+        "parametrize.register_parametrization(forward, 'weight', P())",
         "from torch import nn\nclass P(nn.Module):\n    def forward(self, w): return @ * w",
     ),
     "parametrized network": (
         "from torch import nn\nfrom helpers import N\nfrom torch.nn.utils import parametrize\n"
-        "from torch import manual_seed\nmanual_seed(0)\nforward = N(2, 2)\nparametrize.register_parametrization(forward, 'weight', nn.Tanh())",
+        "from torch import manual_seed\nmanual_seed(0)\nforward = N(2, 2)\n"
+        "parametrize.register_parametrization(forward, 'weight', nn.Tanh())",
         "from torch import nn\nclass N(nn.Linear):\n    def forward(self, x): return @ * x",
     ),
     "order of layers": (
