@@ -147,6 +147,8 @@ def _checksum(entries: dict[str, Any]) -> str:
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
 def test_sparse_buffers_are_part_of_a_network(layout: str) -> None:
     class Sparse(nn.Module):
+        matrix: Tensor
+
         def __init__(self, number: float) -> None:
             super().__init__()
             matrix = torch.eye(4, 24, dtype=builds.F64) * number
@@ -200,7 +202,7 @@ def test_what_differs_in_every_call_is_not_compared() -> None:
 @pytest.mark.filterwarnings("ignore:solve. . of . rows are solved one at a time")
 @pytest.mark.parametrize("models", [1, 2])
 def test_errors_of_single_rows_are_stored(here: Solve, tmp_path: Path, models: int) -> None:
-    settings = {"method": fe.adam(lr=0.5), "max_steps": 10, "atol": 0.0}
+    settings: dict[str, Any] = {"method": fe.adam(lr=0.5), "max_steps": 10, "atol": 0.0}
     wanted = fe.solve(refusing(models), **settings)
     assert wanted.exceptions
     here((refusing, {"models": models}), chunk_size=1, **settings)

@@ -42,7 +42,7 @@ class Loss:
         return distance(weights, target, self.shared)
 
 
-def by_closure() -> tuple[Any, Callable[[], None]]:
+def by_closure() -> tuple[Any, Callable[[], object]]:
     power = 2
 
     def loss(weights: Tensor, target: Tensor) -> Tensor:
@@ -55,40 +55,40 @@ def by_closure() -> tuple[Any, Callable[[], None]]:
     return loss, change
 
 
-def by_global() -> tuple[Any, Callable[[], None]]:
+def by_global() -> tuple[Any, Callable[[], object]]:
     return lambda w, t: distance(w, t, POWER), lambda: globals().update(POWER=1)
 
 
-def by_nested_function() -> tuple[Any, Callable[[], None]]:
+def by_nested_function() -> tuple[Any, Callable[[], object]]:
     def inner(weights: Tensor, target: Tensor) -> Tensor:
         return distance(weights, target, POWER)
 
     return lambda w, t: inner(w, t), lambda: globals().update(POWER=1)
 
 
-def by_list_in_a_dict() -> tuple[Any, Callable[[], None]]:
+def by_list_in_a_dict() -> tuple[Any, Callable[[], object]]:
     return lambda w, t: distance(w, t, SETTINGS["power"][0]), lambda: SETTINGS["power"].__setitem__(0, 1)
 
 
-def by_tensor() -> tuple[Any, Callable[[], None]]:
-    return lambda w, t: distance(w, t, LIMITS[0]), lambda: LIMITS.data.fill_(1.0) and None
+def by_tensor() -> tuple[Any, Callable[[], object]]:
+    return lambda w, t: distance(w, t, LIMITS[0]), lambda: LIMITS.data.fill_(1.0)
 
 
-def by_attribute() -> tuple[Any, Callable[[], None]]:
+def by_attribute() -> tuple[Any, Callable[[], object]]:
     loss = Loss()
     return loss, lambda: setattr(loss, "power", 1)
 
 
-def by_bound_method() -> tuple[Any, Callable[[], None]]:
+def by_bound_method() -> tuple[Any, Callable[[], object]]:
     loss = Loss()
     return loss.method, lambda: setattr(loss, "power", 1)
 
 
-def by_attribute_of_the_class() -> tuple[Any, Callable[[], None]]:
+def by_attribute_of_the_class() -> tuple[Any, Callable[[], object]]:
     return Loss().of_class, lambda: setattr(Loss, "shared", 1)
 
 
-def by_partial() -> tuple[Any, Callable[[], None]]:
+def by_partial() -> tuple[Any, Callable[[], object]]:
     options = {"power": 2}
 
     def loss(w: Tensor, t: Tensor, options: dict[str, int]) -> Tensor:
@@ -97,22 +97,20 @@ def by_partial() -> tuple[Any, Callable[[], None]]:
     return functools.partial(loss, options=options), lambda: options.update(power=1)
 
 
-def by_default() -> tuple[Any, Callable[[], None]]:
+def by_default() -> tuple[Any, Callable[[], object]]:
     def loss(w: Tensor, t: Tensor, *, power: int = 2) -> Tensor:
         return distance(w, t, power)
 
-    return loss, lambda: loss.__kwdefaults__.update(power=1)
+    return loss, lambda: loss.__kwdefaults__.update(power=1)  # type: ignore[union-attr]
 
 
-def by_layer() -> tuple[Any, Callable[[], None]]:
+def by_layer() -> tuple[Any, Callable[[], object]]:
     layer = nn.Linear(1, 1).to(F64)
     nn.init.constant_(layer.weight, 2.0)
-    return lambda w, t: distance(
-        w, t, layer.weight.detach()[0, 0]
-    ), lambda: layer.weight.data.fill_(1) and None
+    return lambda w, t: distance(w, t, layer.weight.detach()[0, 0]), lambda: layer.weight.data.fill_(1)
 
 
-def by_environment() -> tuple[Any, Callable[[], None]]:
+def by_environment() -> tuple[Any, Callable[[], object]]:
     """No description sees it, but the first step does."""
     return lambda w, t: distance(w, t, float(os.environ["POWER"])), lambda: os.environ.update(POWER="1")
 
@@ -206,13 +204,13 @@ def test_a_callback_lowers_a_strength(traced: list[Trace]) -> None:
 def test_a_callback_lowers_the_learning_rate(
     traced: list[Trace], said: pytest.LogCaptureFixture, tensor: bool
 ) -> None:
-    rate = torch.tensor(1.0, dtype=F64) if tensor else [1.0]
+    rate: Any = torch.tensor(1.0, dtype=F64) if tensor else [1.0]
     method = fe.as_optimizer((lambda z: (), lambda grads, state, z: (-_first(rate) * grads, state)))
     grid, found = fe.vmap(make_problem(), x0=x0s(5)), []
 
     def lower(state: fe.State, info: fe.Info) -> None:
         if tensor:
-            rate.mul_(0.5)  # type: ignore[union-attr]
+            rate.mul_(0.5)
         else:
             rate[0] *= 0.5
 
