@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.clusters.folder import Failures, Folder, open_folder
-from funcexplain.clusters.manifest import Manifest
+from funcexplain.clusters.manifest import Acceptance, Manifest
 from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
@@ -69,8 +69,17 @@ class ChunkedSolution(Solution):
 
     @property
     def exceptions(self) -> Mapping[int, str]:
-        """Empty: the workers log the errors of single rows."""
-        return {}
+        """Errors of the network in single rows, by row number; reads the headers of all files."""
+        return {
+            row: error
+            for number in range(self._manifest.chunks)
+            for row, error in self._folder.exceptions(number).items()
+        }
+
+    @property
+    def accepted(self) -> tuple[Acceptance, ...]:
+        """Differences with which the run was continued; see ``accept`` of `solve`."""
+        return self._manifest.accepted
 
     @property
     def failures(self) -> list[Failure]:
@@ -83,8 +92,10 @@ class ChunkedSolution(Solution):
         Yields:
             Solutions of one dimension, ``row``.
         """
-        for _, tensors in self._chunks(*self._manifest.fields):
-            yield Solution(**cast(Any, tensors), dims=("row",))
+        for number, tensors in self._chunks(*self._manifest.fields):
+            first, found = self._manifest.span(number).start, self._folder.exceptions(number)
+            exceptions = {row - first: error for row, error in found.items()}
+            yield Solution(**cast(Any, tensors), dims=("row",), exceptions=exceptions)
 
     def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # returns rows in memory
         """Select rows by their numbers in row-major order; reads only their chunks.
@@ -107,13 +118,18 @@ class ChunkedSolution(Solution):
         }
         owner = rows // manifest.chunk_size
         order = owner.argsort(stable=True)
+        exceptions: dict[int, str] = {}
         owners, counts = owner[order].unique_consecutive(return_counts=True)
         for number, places in zip(owners.tolist(), order.split(counts.tolist()), strict=True):
             chunk = self._read(number)
             within = rows[places] - manifest.span(number).start
             for name, tensor in tensors.items():
                 tensor[places] = chunk[name][within]
-        return Solution(**cast(Any, tensors), dims=("row",))
+            if bool(_may_have_raised(chunk["status"][within]).any()):
+                errors = self._folder.exceptions(number)
+                pairs = zip(places.tolist(), rows[places].tolist(), strict=True)
+                exceptions |= {place: errors[row] for place, row in pairs if row in errors}
+        return Solution(**cast(Any, tensors), dims=("row",), exceptions=dict(sorted(exceptions.items())))
 
     def __getitem__(self, index: Any) -> Solution:  # type: ignore[override]
         items = expand_index(index, self.dims)
@@ -188,9 +204,11 @@ class ChunkedSolution(Solution):
         status = ", ".join(f"{Status(code)} {count}" for code, count in sorted(counts.items()))
         rows = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
         code, window = manifest.fields["x"]
+        names = dict.fromkeys(name for record in self.accepted for name in record.changes)
+        accepted = f", accepted=({', '.join(names)})" if names else ""
         return (
             f"ChunkedSolution(rows=({rows}), chunks={manifest.chunks}, status=({status}), "
-            f"x={window} torch.{code})"
+            f"x={window} torch.{code}{accepted})"
         )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -239,7 +257,12 @@ class ChunkedSolution(Solution):
         if not names:
             return found[0]
         tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in found._tensors().items()}
-        return Solution(**cast(Any, tensors), dims=names)
+        return Solution(**cast(Any, tensors), dims=names, exceptions=found.exceptions)
+
+
+def _may_have_raised(status: Tensor) -> Tensor:
+    """Which rows may have an exception."""
+    return (status == Status.FAILED) | (status == Status.NONFINITE)
 
 
 class _Best(NamedTuple):

@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.clusters.behavior import measure_behavior
 from funcexplain.clusters.fingerprint import differences, fingerprint
 from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
@@ -48,18 +50,20 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
-        attempt: unique text, so that executors that cache results by arguments, as Dask can, do not
-            return an earlier result.
+        attempt: path of a file that shows that the search has begun. Unique, so that executors that
+            cache results by arguments, as Dask can, do not return an earlier result.
 
     Raises:
         WorkerError: for any error, as text.
     """
-    del attempt
     if os.getpid() != _PROCESS:
         # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
     try:
         problem, method, settings, folder = _job(task)
+        with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
+            Path(attempt).parent.mkdir(parents=True, exist_ok=True)
+            Path(attempt).touch()
         span = folder.manifest.span(number)
         rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)
         solution = solve_rows_alone(problem, rows, method, settings)
@@ -85,12 +89,14 @@ def _job(task: bytes) -> tuple[Problem, Any, dict[str, Any], Folder]:
         ) from None
     reuse_blocks_of_dask()
     problem, method = build_problem(WHERE, build), make_method(recipe)
-    parts = fingerprint(problem, method, settings)
-    if parts != manifest.parts:
+    here = manifest._replace(parts=fingerprint(problem, method, settings))
+    here = here._replace(behavior=measure_behavior(problem, method))
+    before, after = manifest.changes(here)
+    if before:
         raise ValueError(
             f"{WHERE}: build must make the same problem in every process, got another one in a worker: "
-            f"{differences(manifest.parts, parts)}; seed its random numbers, and load trained networks "
-            "from a file"
+            f"{differences(before, after)}; seed its random numbers, and load trained networks from a "
+            "file"
         )
     return problem, method, settings, Folder(WHERE, directory, manifest)
 
@@ -116,4 +122,10 @@ def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict
     # Restore the order of the rows.
     order = torch.cat([some for *_, some in groups]).argsort()
     whole: Any = optree.tree_map(lambda *tensors: torch.cat(tensors)[order], *parts)
-    return whole
+    place = {row: index for index, row in enumerate(rows.tolist())}
+    exceptions = {
+        place[int(some[row])]: error
+        for (*_, some), part in zip(groups, parts, strict=True)
+        for row, error in part.exceptions.items()
+    }
+    return replace(whole, exceptions=exceptions)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import funcexplain
-from funcexplain.clusters.describing import describe_value, digest_of_tree
+from funcexplain.engine.describing import describe_value, digest_of_tree
 from funcexplain.problems.problem import Problem
 
 Fingerprint = dict[str, str]

@@ -2,15 +2,18 @@
 
 manifest.json                         the fingerprint, the rows, and the size of chunks
 chunks/000000/000000123.safetensors   rows ``[123 * chunk_size, 124 * chunk_size)``, as `fe.load` reads
+chunks/000000/000000124.*.started     a worker solves the chunk
 chunks/000000/000000124.error         the error of a failed chunk, as text
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,6 +31,11 @@ from funcexplain.solutions.writing import as_path, os_error, output_path, quote,
 _FILES_PER_FOLDER = 1000  # file systems slow down with more
 _ABANDONED_AFTER = 3600  # age of a temporary file in seconds
 _MAX_MANIFEST, _MAX_ERROR = 64 * MIB, MIB
+_MAX_TEXT = 1000  # characters of the error of a row
+# About the longest name in a directory.
+_LONGEST = Path("chunks", "0" * 6, "0" * 60)
+# Parts of a fingerprint that are the question, not how it is computed.
+_QUESTION = re.compile(r"args\..*|settings\..*|dims")
 Failures = dict[int, str]
 
 
@@ -47,6 +55,10 @@ class Folder(NamedTuple):
         first = self.manifest.span(number).start
         chunk = {"run": self.manifest.key, "first_row": first, "status": status}
         notes = {"dims": ["row"], "labels": {}, "settings": chunk}
+        if solution.exceptions:
+            notes["exceptions"] = {
+                str(row): text[:_MAX_TEXT] for row, text in solution.exceptions.items()
+            }
         write_archive(self.where, path, {name: getattr(solution, name) for name in FIELDS}, notes)
         with suppress(OSError):  # of an earlier attempt
             path.with_suffix(".error").unlink()
@@ -72,6 +84,19 @@ class Folder(NamedTuple):
             with suppress(OSError):
                 os.listdir(path.parent)
         return self._counts(number, read_notes(self.where, path))
+
+    def exceptions(self, number: int) -> dict[int, str]:
+        """Errors of the network in single rows of a chunk, by row number in the grid."""
+        try:
+            found = read_notes(self.where, self._file(number)).get("exceptions", {})
+        except FileNotFoundError:
+            return {}
+        first = self.manifest.span(number).start
+        return {first + int(row): str(text) for row, text in found.items()}
+
+    def marker(self, number: int, attempt: str) -> Path:
+        """A file that shows that an attempt at a chunk has begun."""
+        return self._file(number).with_suffix(f".{attempt}.started")
 
     def missing(self, found: Counter[int]) -> Iterator[int]:
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
@@ -101,7 +126,11 @@ class Folder(NamedTuple):
 
     def clean(self) -> None:
         """Remove abandoned temporary files of killed workers."""
-        for path in (*self.path.glob(".*.tmp"), *self.path.glob("chunks/*/.*.tmp")):
+        for path in (
+            *self.path.glob(".*.tmp"),
+            *self.path.glob("chunks/*/.*.tmp"),
+            *self.path.glob("chunks/*/*.started"),
+        ):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                     path.unlink()
@@ -127,8 +156,17 @@ class Folder(NamedTuple):
         return counts
 
 
-def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int | None) -> Folder:
+def open_or_create(
+    where: str, directory: Any, wanted: Manifest, chunk_size: int | None, accept: Collection[str] = ()
+) -> Folder:
     """Create a directory, or open an existing one with the same fingerprint and chunk size.
+
+    Args:
+        where: the public function that was called.
+        directory: its path.
+        wanted: its manifest, if it is new.
+        chunk_size: rows per file; None for those of an existing directory.
+        accept: names of parts that may differ; the differences are recorded.
 
     Raises:
         ValueError: if it holds answers to something else.
@@ -148,12 +186,27 @@ def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int
         with suppress(FileExistsError), replaced(where, manifest, exclusive=True) as file:
             file.write(wanted.encode())
     folder = open_folder(where, path)
-    found = folder.manifest
-    if found.key != wanted.key:
+    before, after = folder.manifest.changes(wanted)
+    if refused := [name for name in before if name not in accept]:
+        texts = ({name: parts[name] for name in refused} for parts in (before, after))
+        remedy = "name another directory, or ask the same question"
+        if not any(_QUESTION.fullmatch(name) for name in refused):
+            remedy += f"; if its answers remain valid, accept={[*before]} goes on with them"
         raise ValueError(
             f"{where}: directory {quote(path)} holds answers to something else: "
-            f"{differences(found.parts, wanted.parts)}; name another directory, or ask the same question"
+            f"{differences(*texts)}; {remedy}"
         )
+    if before:
+        if folder.manifest.fields != wanted.fields:
+            raise ValueError(
+                f"{where}: accept must not change the dtypes or sizes of the answers in {quote(path)}; "
+                "name another directory"
+            )
+        answered = sum(1 for _ in path.glob("chunks/*/*.safetensors"))
+        folder = folder._replace(manifest=folder.manifest.accepting(wanted, answered))
+        with replaced(where, manifest) as file:
+            file.write(folder.manifest.encode())
+    found = folder.manifest
     if chunk_size not in (None, found.chunk_size):
         raise ValueError(
             f"{where}: chunk_size must be that of the directory {quote(path)}, {found.chunk_size}, got "
@@ -165,6 +218,20 @@ def open_or_create(where: str, directory: Any, wanted: Manifest, chunk_size: int
     except OSError as error:
         raise os_error(where, "write", manifest, error) from None
     return folder
+
+
+def check_accept(where: str, accept: Any) -> tuple[str, ...]:
+    """Names of parts whose differences are accepted; raises for parts of the question itself."""
+    if not isinstance(accept, Collection):
+        raise TypeError(f"{where}: accept must be names of parts, got {type(accept).__name__}")
+    names = (accept,) if isinstance(accept, str) else tuple(accept)
+    for name in names:
+        if not isinstance(name, str) or _QUESTION.fullmatch(name):
+            raise ValueError(
+                f"{where}: accept must name parts of the code, such as 'loss', 'behavior' or "
+                f"'versions.funcexplain', got {name!r}; for other data or settings, use another one"
+            )
+    return names
 
 
 def open_folder(where: str, directory: Any) -> Folder:
@@ -188,7 +255,17 @@ def open_folder(where: str, directory: Any) -> Folder:
 def _absolute(where: str, directory: Any) -> Path:
     as_path(where, directory)  # raises if it is not a path
     # Links are not resolved: they may differ on another machine.
-    return Path(os.path.abspath(directory))
+    path = Path(os.path.abspath(directory))
+    try:
+        os.lstat(path / _LONGEST)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OSError(
+                error.errno,
+                f"{where}: directory must be a path that the system allows, got one of "
+                f"{len(str(path))} characters; name a shorter one",
+            ) from None
+    return path
 
 
 def _make(where: str, folder: Path) -> None:

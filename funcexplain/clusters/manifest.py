@@ -10,11 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.clusters.behavior import Behavior, compare_behavior
 from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
 from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
 FORMAT = 1
+
+
+class Acceptance(NamedTuple):
+    """Differences with which a run was continued.
+
+    Attributes:
+        changes: what each part was, and what it became.
+        chunks: number of chunks that were answered before.
+    """
+
+    changes: dict[str, tuple[str, str]]
+    chunks: int
 
 
 class Manifest(NamedTuple):
@@ -26,6 +39,9 @@ class Manifest(NamedTuple):
         shape: sizes of the row dimensions.
         chunk_size: rows per file.
         fields: dtype and trailing shape of every field of the answer.
+        behavior: what is computed at a few windows; empty in older directories.
+        run: hash of the first fingerprint, where differences were accepted later.
+        accepted: these differences.
     """
 
     parts: Fingerprint
@@ -33,11 +49,30 @@ class Manifest(NamedTuple):
     shape: tuple[int, ...]
     chunk_size: int
     fields: dict[str, tuple[str, tuple[int, ...]]]
+    behavior: Behavior
+    run: str = ""
+    accepted: tuple[Acceptance, ...] = ()
 
     @property
     def key(self) -> str:
-        """Hash of the fingerprint."""
-        return hash_fingerprint(self.parts)
+        """What the files of the run refer to: the hash of its first fingerprint."""
+        return self.run or hash_fingerprint(self.parts)
+
+    def changes(self, now: Manifest) -> tuple[Fingerprint, Fingerprint]:
+        """The parts, and the behavior, that differ in another manifest: as they are here, and there."""
+        both = self.parts, now.parts
+        names = [name for name in {**self.parts, **now.parts} if both[0].get(name) != both[1].get(name)]
+        before, after = ({name: parts.get(name, "nothing") for name in names} for parts in both)
+        if self.behavior and (difference := compare_behavior(self.behavior, now.behavior)):
+            before["behavior"], after["behavior"] = difference
+        return before, after
+
+    def accepting(self, now: Manifest, chunks: int) -> Manifest:
+        """Become another manifest, and record the differences."""
+        before, after = self.changes(now)
+        record = Acceptance({name: (before[name], after[name]) for name in before}, chunks)
+        accepted = (*self.accepted, record)
+        return self._replace(parts=now.parts, behavior=now.behavior, run=self.key, accepted=accepted)
 
     @property
     def rows(self) -> int:
@@ -85,7 +120,12 @@ def decode_manifest(content: bytes) -> Manifest | int | None:
             return None
         kinds = {name: (code, tuple(size)) for name, (code, size) in found["fields"].items()}
         dims, shape = tuple(found["dims"]), tuple(found["shape"])
-        return Manifest(found["parts"], dims, shape, found["chunk_size"], kinds)
+        accepted = tuple(
+            Acceptance({name: tuple(pair) for name, pair in changes.items()}, chunks)
+            for changes, chunks in found.get("accepted", ())
+        )
+        later = (found.get("behavior", {}), found.get("run", ""), accepted)  # than the first format
+        return Manifest(found["parts"], dims, shape, found["chunk_size"], kinds, *later)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

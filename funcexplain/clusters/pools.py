@@ -124,11 +124,24 @@ class ManagedExecutor:
         own = getattr(self.executor, "_max_workers", None)
         return 2 * own if isinstance(own, int) else 1024
 
-    def remake(self) -> bool:
-        """Replace a broken executor; False if it is the caller's own."""
+    @property
+    def has_no_workers(self) -> bool:
+        """Whether chunks wait because Dask's scheduler has no worker."""
+        if self._client is None or self._client.status != "running":
+            return False
+        try:
+            return not self._client.nthreads()
+        except OSError:  # the connection was just lost
+            return False
+
+    def remake(self, *, kill: bool = False) -> bool:
+        """Replace an executor that is broken, or kill it first; False if it is the caller's own."""
         if self._make is None:
             return False
-        self.close()
+        if kill:
+            self.kill()
+        else:
+            self.close()
         self.executor = self._make_executor()
         return True
 

@@ -3,11 +3,16 @@
 The scheduler does not depend on problems or files. A chunk that raises is retried at once. If a worker
 is killed, a process pool loses all chunks in flight, although most are innocent. They are retried
 together, and those that were in flight too often are retried one at a time: one that breaks the pool
-alone fails.
+alone fails. An attempt that takes too long counts as one that raises.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
+import statistics
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -20,8 +25,12 @@ from funcexplain.clusters.pools import ManagedExecutor
 _MAX_ERROR_LENGTH = 4000  # characters
 _MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
 _MAX_FAILURES = 100  # without one success, after which the run is given up
-_POLL_SECONDS = 5.0  # without a finished chunk, after which the connection is checked
+_POLL_SECONDS = 1.0  # without a finished chunk, after which the connection is checked
+# A chunk is slow that takes so many times the median of so many finished ones, and so many seconds.
+_SLOW, _FINISHED, _SLOW_SECONDS = 30.0, 3, 5.0
 Submit = Callable[[Executor, int], "Future[Any]"]
+
+_logger = logging.getLogger("funcexplain")
 
 
 class WorkerError(Exception):
@@ -45,6 +54,9 @@ class Scheduler:
         check: called when a worker reports that a chunk is done; raises OSError or ValueError if not.
         retries: maximum number of retries per chunk.
         in_flight: maximum number of chunks that are submitted and not finished.
+        timeout: maximum number of seconds of an attempt; None for no limit.
+        begun: whether a worker has begun with the last attempt at a chunk.
+        answered: the result of a chunk that was finished although its attempt failed, or None.
     """
 
     def __init__(
@@ -54,9 +66,18 @@ class Scheduler:
         check: Callable[[int], None],
         retries: int,
         in_flight: int | None,
+        timeout: float | None = None,
+        *,
+        begun: Callable[[int], bool] = lambda number: True,
+        answered: Callable[[int], Any] = lambda number: None,
     ) -> None:
         self._executor, self._submit, self._check, self._retries = executor, submit, check, retries
         self._max_in_flight = in_flight or executor.in_flight
+        self._timeout, self._has_begun, self._answered = timeout, begun, answered
+        # When chunks in flight were seen to have begun, and how long finished ones took.
+        self._began: dict[Future[Any], float] = {}
+        self._durations, self._looked = deque[float](maxlen=1000), time.monotonic()
+        self._logged, self._stuck, self._waits = set[int](), list[Future[Any]](), False
         self._in_flight: dict[Future[Any], int] = {}
         self._retry, self._suspects = deque[int](), deque[int]()
         self._errors, self._breaks = Counter[int](), Counter[int]()
@@ -74,12 +95,14 @@ class Scheduler:
             if not self._in_flight and not broken:
                 return
             if self._in_flight:
-                finished = wait(self._in_flight, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)[0]
+                seconds = min(_POLL_SECONDS, (self._timeout or math.inf) / 4)
+                finished = wait(self._in_flight, timeout=seconds, return_when=FIRST_COMPLETED)[0]
                 if not finished and self._executor.is_lost:
                     # No worker is left to finish the chunks in flight.
-                    self._retry.extend(self._in_flight.values())
-                    self._in_flight.clear()
+                    yield from self._abandon()
                     broken = "the connection to its scheduler is closed"
+                elif not finished:
+                    self._report_missing_workers()
                 # A broken pool ends all chunks in flight, so that waiting for them is safe.
                 results, breaks = self._collect(finished)
                 yield from results
@@ -87,6 +110,8 @@ class Scheduler:
                     results, another = self._collect(wait(self._in_flight)[0])
                     yield from results
                     broken = another or breaks
+                if not broken:
+                    yield from self._end_slow()
             if broken:
                 self._isolated = None
                 self._breaks_in_a_row += 1
@@ -98,11 +123,85 @@ class Scheduler:
     def _why(self, broken: str) -> str:
         """Why the run ends with a broken executor, and the remedy."""
         parts = [f"the executor broke ({broken.splitlines()[0]})"]
-        if not self._executor.is_lost:
+        if self._executor.is_lost:
+            parts.append("check its scheduler, or start another, and give an executor of a new client")
+        else:
             parts.append("give a function that makes one, such as fe.clusters.processes(2)")
-        if not self._succeeded:
-            parts.append("in a script, call below the line if __name__ == '__main__':")
+            if not self._succeeded and "Broken" in broken:
+                parts.append("in a script, call below the line if __name__ == '__main__':")
         return "; ".join(parts)
+
+    def _report_missing_workers(self) -> None:
+        """Log once that chunks wait for workers."""
+        waits = self._executor.has_no_workers
+        if waits and not self._waits:
+            _logger.warning("no workers: Dask's scheduler has none, and chunks wait until one joins")
+        self._waits = waits
+
+    def _abandon(self) -> Iterator[ChunkResult]:
+        """Forget the chunks in flight, whose futures will not end, and retry those without an answer."""
+        for number in self._in_flight.values():
+            if (result := self._answered(number)) is not None:
+                yield ChunkResult(number, result, None)
+            else:
+                self._retry.append(number)
+        self._in_flight.clear()
+        self._began.clear()
+        self._isolated = None
+
+    def _end_slow(self) -> Iterator[ChunkResult]:
+        """Log chunks that take much longer than others, and fail those that take too long."""
+        now = time.monotonic()
+        if now < self._looked + min(0.2, (self._timeout or math.inf) / 4):
+            return
+        waiting = (item for item in self._in_flight.items() if item[0] not in self._began)
+        for future, number in itertools.islice(waiting, 2 * (self._executor.workers or 64)):
+            if self._has_begun(number):
+                self._began[future] = now
+        self._looked = now
+        slow = math.inf
+        if self._timeout is None and len(self._durations) >= _FINISHED:
+            slow = max(_SLOW_SECONDS, _SLOW * statistics.median(self._durations))
+        late = []
+        for future, began in self._began.items():
+            number = self._in_flight[future]
+            if self._timeout is not None and now - began > self._timeout:
+                late.append(future)
+            elif now - began > slow and number not in self._logged:
+                self._logged.add(number)
+                _logger.warning(
+                    f"chunk {number} has been running for {now - began:.0f} s, {_SLOW:.0f} times as "
+                    "long as the median; timeout= ends such chunks"
+                )
+        if not late:
+            return
+        for future in late:
+            number = self._in_flight.pop(future)
+            del self._began[future]
+            future.cancel()
+            if (result := self._answered(number)) is not None:
+                yield ChunkResult(number, result, None)
+            else:
+                yield from self._fail(number, f"TimeoutError: no answer within {self._timeout:g} s")
+        if self._executor.remake(kill=True):  # no other way ends the worker of a chunk
+            yield from self._abandon()
+            return
+        self._stuck = [future for future in (*self._stuck, *late) if not future.done()]
+        if len(self._stuck) >= (self._executor.workers or math.inf):
+            self.given_up = (
+                "every worker is busy with a chunk that exceeded timeout; give a function that makes an "
+                "executor, whose workers can then be killed"
+            )
+
+    def _fail(self, number: int, error: str) -> Iterator[ChunkResult]:
+        """Count a failed attempt: the chunk is retried, or has failed."""
+        self._isolated = None if self._isolated == number else self._isolated
+        self._errors[number] += 1
+        if self._errors[number] > self._retries:
+            self._failures_in_all += 1
+            yield ChunkResult(number, None, error)
+        else:
+            self._retry.append(number)
 
     def cancel(self) -> None:
         """Cancel chunks that have not started."""
@@ -131,18 +230,22 @@ class Scheduler:
 
     def _collect(self, finished: Iterable[Future[Any]]) -> tuple[list[ChunkResult], str | None]:
         """Process finished chunks: results and failures, and the error if the executor broke."""
-        results, broken = [], None
+        results, broken = list[ChunkResult](), None
         for future in finished:
-            number = self._in_flight.pop(future)
+            number, now = self._in_flight.pop(future), time.monotonic()
+            # One that was never seen began after the last look.
+            self._durations.append(now - self._began.pop(future, self._looked))
             isolated = self._isolated == number
             error = self._error_of(future, number)
-            if error is None:
-                self._breaks_in_a_row, self._succeeded = 0, True
-                results.append(ChunkResult(number, future.result(), None))
-            elif isinstance(error, KeyboardInterrupt):
-                raise error  # a terminal sends Ctrl-C to all its processes
-            elif isinstance(error, BrokenExecutor):
+            if isinstance(error, BrokenExecutor):
                 broken = _error_text(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise error  # a terminal sends Ctrl-C to all its processes
+            if error is None or (result := self._answered(number)) is not None:
+                self._breaks_in_a_row, self._succeeded = 0, True
+                result = future.result() if error is None else result
+                results.append(ChunkResult(number, result, None))
+            elif isinstance(error, BrokenExecutor):
                 self._breaks[number] += 1
                 if isolated:
                     results.append(ChunkResult(number, None, broken))
@@ -151,12 +254,7 @@ class Scheduler:
                 else:
                     self._retry.append(number)
             else:
-                self._errors[number] += 1
-                if self._errors[number] > self._retries:
-                    self._failures_in_all += 1
-                    results.append(ChunkResult(number, None, _error_text(error)))
-                else:
-                    self._retry.append(number)
+                results += self._fail(number, _error_text(error))
             if isolated and broken is None:
                 self._isolated = None
         return results, broken

@@ -10,17 +10,20 @@ import os
 import pickle
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from funcexplain.clusters.answers import ChunkedSolution
+from funcexplain.clusters.behavior import measure_behavior
 from funcexplain.clusters.chunk import WHERE, Task, make_method, solve_chunk, solve_rows_alone
 from funcexplain.clusters.fingerprint import fingerprint
-from funcexplain.clusters.folder import Failures, Folder, open_or_create
+from funcexplain.clusters.folder import Failures, Folder, check_accept, open_or_create
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import ManagedExecutor, check_executor
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickle_for_workers
@@ -29,7 +32,7 @@ from funcexplain.engine.batching import try_rows, why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
 from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
-from funcexplain.problems.checks import check_callable, check_count, check_positive
+from funcexplain.problems.checks import check_callable, check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
@@ -54,6 +57,8 @@ def solve(
     chunk_size: int | None = None,
     retries: int = 2,
     in_flight: int | None = None,
+    timeout: float | None = None,
+    accept: str | Collection[str] = (),
     callback: Callback | None = None,
     **settings: Any,
 ) -> ChunkedSolution:
@@ -86,6 +91,13 @@ def solve(
         retries: maximum number of retries per chunk.
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
+        timeout: maximum number of seconds for one attempt at a chunk, once its worker has built the
+            problem. An attempt that takes longer counts as one that raises, and its worker is killed if
+            the executor was made here. Default: no limit; a chunk that takes 30 times the median is
+            logged.
+        accept: names of parts of the code that may differ from those of an existing directory, such as
+            ``"loss"`` or ``"versions.funcexplain"``, after a change that leaves its answers valid. The
+            manifest records them; see ``solution.accepted``.
         callback: as in `fe.solve`; only its ``report`` is called, when chunks finish.
         settings: of `fe.solve`: ``max_steps``, ``atol``, ``keep``, ``patience``, ``rtol``, ``history``,
             ``rows``, ``compile``. Every recorded loss needs disk space; ``history=False`` saves it.
@@ -123,11 +135,17 @@ def solve(
     for name, size in {"chunk_size": chunk_size, "in_flight": in_flight}.items():
         if size is not None:
             check_positive(WHERE, name, size)
+    if timeout is not None:
+        check_number(WHERE, "timeout", timeout, minimum=0.0)
+    accept = check_accept(WHERE, accept)
     if callback is not None:
         check_callable(WHERE, "callback", callback)
     problem = build_problem(WHERE, recipe)
-    settings = _decide_settings(problem, _complete_settings(settings))
-    built = make_method(method)
+    settings, built = _complete_settings(settings), make_method(method)
+    # Before anything is evaluated, as in a worker: a loss may hold a generator.
+    parts = fingerprint(problem, built, settings)
+    behavior = measure_behavior(problem, built)
+    _check_samples(problem, settings)
     # Solving zero rows checks the settings, and determines the fields of the answers; the start of a row
     # determines their dtypes.
     none = torch.arange(0, device=problem.args["x0"].device)
@@ -143,7 +161,7 @@ def solve(
             dtypes[name] = start[name].dtype
     share = -(-math.prod(problem.shape) // _CHUNKS)
     wanted = Manifest(
-        parts=fingerprint(problem, built, settings),
+        parts=parts,
         dims=tuple(dim.name for dim in problem.dims),
         shape=problem.shape,
         chunk_size=chunk_size or min(_MAX_ROWS, max(_MIN_ROWS, share)),
@@ -151,11 +169,12 @@ def solve(
             name: (str(dtypes[name]).removeprefix("torch."), tuple(tensor.shape[1:]))
             for name, tensor in fields.items()
         },
+        behavior=behavior,
     )
     del problem, fields
-    folder = open_or_create(WHERE, directory, wanted, chunk_size)
-    task = Task(recipe, method, settings, folder.path, folder.manifest)
-    failures = _run(folder, pickle.dumps(task), ManagedExecutor(source), retries, in_flight, callback)
+    folder = open_or_create(WHERE, directory, wanted, chunk_size, accept)
+    task = pickle.dumps(Task(recipe, method, settings, folder.path, folder.manifest))
+    failures = _run(folder, task, ManagedExecutor(source), retries, in_flight, timeout, callback)
     return ChunkedSolution(folder, failures)
 
 
@@ -165,19 +184,35 @@ def _run(
     executor: ManagedExecutor,
     retries: int,
     in_flight: int | None,
+    timeout: float | None,
     callback: Callback | None,
 ) -> Failures:
     """Solve missing chunks; returns the errors of chunks that failed, in this run or before."""
     manifest, found = folder.manifest, Counter[int]()
     run, attempts, interrupted = secrets.token_hex(4), itertools.count(), False
+    markers: dict[int, Path] = {}
+
+    def submit(pool: Executor, number: int) -> Future[Any]:
+        end(number)
+        markers[number] = folder.marker(number, f"{run}-{next(attempts)}")
+        return pool.submit(solve_chunk, task, number, str(markers[number]))
+
+    def end(number: int) -> None:
+        if number in markers:
+            with suppress(OSError):
+                markers.pop(number).unlink()
+
     meter = Meter(callback, manifest.rows, lambda: executor.workers)
     failures = folder.failures()
     scheduler = Scheduler(
         executor,
-        lambda pool, number: pool.submit(solve_chunk, task, number, f"{run}-{next(attempts)}"),
+        submit,
         lambda number: _check_file(folder, number),
         retries,
         in_flight,
+        timeout,
+        begun=lambda number: markers[number].exists(),
+        answered=lambda number: _published(folder, number),
     )
     try:
         try:
@@ -186,6 +221,7 @@ def _run(
             meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
             for number, counts, error in scheduler.run(todo):
                 failures.pop(number, None)
+                end(number)
                 if error is not None:
                     failures[number] = error
                     counts = {int(Status.FAILED): len(manifest.span(number))}
@@ -208,6 +244,8 @@ def _run(
         raise
     finally:
         meter.end()
+        for number in [*markers]:
+            end(number)
     if interrupted and next(folder.missing(found), None) is None:
         raise KeyboardInterrupt  # which no row can say: all of them were answered
     if scheduler.given_up is not None:
@@ -223,6 +261,15 @@ def _check_file(folder: Folder, number: int) -> None:
         raise type(error)(
             f"{error}; it was written by a worker: workers must share the directory under the same path"
         ) from None
+
+
+def _published(folder: Folder, number: int) -> Counter[int] | None:
+    """Rows per status of a chunk with a valid file, whose worker died after it wrote it; else None."""
+    try:
+        folder.read(number)  # verifies all checksums: a damaged file is solved again
+        return folder.counts(number)
+    except (OSError, ValueError):
+        return None
 
 
 def _note(folder: Folder, number: int, error: str) -> None:
@@ -243,6 +290,8 @@ def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
         )
     known = inspect.signature(solve_here).parameters
     every = {name: given.get(name, known[name].default) for name in _SETTINGS}
+    if every["compile"] == "auto":  # which `fe.solve` decides by time
+        every["compile"] = False
     # Equal settings must have equal fingerprints, also if their types differ.
     every = {n: value.item() if isinstance(value, np.generic) else value for n, value in every.items()}
     return {
@@ -251,11 +300,10 @@ def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decide_settings(problem: Problem, settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the choices once that `fe.solve` bases on the number of rows, or on time."""
+def _check_samples(problem: Problem, settings: dict[str, Any]) -> None:
+    """Raise for ``rows="samples"`` where the network mixes its samples."""
     if settings["rows"] == "samples" and 0 not in problem.shape:
         few = torch.arange(min(3, torch.Size(problem.shape).numel()), device=problem.args["x0"].device)
         reason = why_not_samples(problem, try_rows(problem, adam(), Stopping(), few))
         if reason:
             raise ValueError(f"{WHERE}: rows='samples' needs independent samples, but {reason}")
-    return settings | {"compile": False if settings["compile"] == "auto" else settings["compile"]}

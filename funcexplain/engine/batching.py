@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from funcexplain.engine.alone import FailsAtStartError
+from funcexplain.engine.compiled import Origin
 from funcexplain.engine.execution import Rows
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound
@@ -59,23 +60,25 @@ _CAUSES = {
 
 
 class Batched(NamedTuple):
-    """The functions of a step for a batch of rows; equal keys mean equal functions.
+    """The functions of a step for a batch of rows.
 
     Attributes:
         init: ``args -> state``.
         step: ``(state, args) -> (state, info)``.
         decode: ``(z, args) -> x``.
         weights: ``(x, args) -> weights``.
+        score: ``(z, args) -> (value, (loss, weights))``, forward only.
         evaluate: ``(z, args) -> Evaluation``.
-        key: what the functions are made of.
+        origin: what the functions are made of.
     """
 
     init: Init
     step: Step
     decode: Callable[[Tensor, Args], Tensor]
     weights: Callable[[Tensor, Args], Tensor]
+    score: Objective
     evaluate: Evaluate
-    key: tuple[Any, ...]
+    origin: Origin
 
 
 class Trial(NamedTuple):
@@ -142,7 +145,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     args = take_rows(grid.dims, grid.args, numbers)
     if not len(numbers):
         return Trial(kept, args, [], windows)
-    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + _noise_for(start), args)
+    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + noise_for(start), args)
     nearby = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, near, strict=True)]
     points = [(start, _stack(alone))]
     if None not in nearby:
@@ -153,7 +156,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     return Trial(kept, args, points, [*windows, xs])
 
 
-def _noise_for(z: Tensor) -> Tensor:
+def noise_for(z: Tensor) -> Tensor:
     """Noise in proportion to the spread of some points."""
     std = z.std().nan_to_num() if z.numel() > 1 else torch.zeros_like(z.sum())
     scale = _NOISE * torch.where(std > 1e-6, std, torch.ones_like(std))
@@ -295,9 +298,11 @@ def make_batched(
     """
     bound, dims = bind(method, grid, stopping), mapped_dims(grid.dims, grid.args)
     score = _batched_score(grid, dims, samples)
-    evaluate = bound.backward(_batched_objective(grid, dims, score))
+    objective = _batched_objective(grid, dims, score)
+    evaluate = bound.backward(objective)
     if dims["params"] is None:
         evaluate = with_bound_network(grid, evaluate)
+        objective = with_bound_network(grid, objective)
     advance = torch.func.vmap(bound.advance, in_dims=(0, dims, 0))
     init = torch.func.vmap(partial(begin, bound), in_dims=(dims,))
 
@@ -309,14 +314,15 @@ def make_batched(
         return state._replace(kept=type(state.kept)(*kept))
 
     functions = (grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs)
-    kinds = (_method_key(method), bound.stopping, samples, tuple(sorted(dims.items())))
+    layout = (samples, tuple(sorted(dims.items())))
     return Batched(
         init=begin_all,
         step=partial(take, bound, evaluate, advance),
         decode=torch.func.vmap(grid.decode, in_dims=(0, dims)),
         weights=lambda x, args: score(x, args)[1][1],
+        score=objective,
         evaluate=evaluate,
-        key=(functions, grid.criterion, *kinds),
+        origin=Origin((*functions, grid.criterion), method, bound.stopping, layout),
     )
 
 
@@ -361,15 +367,6 @@ def _cause(error: Exception) -> str:
     """Why mapping fails: in plain words where torch's are known, else the beginning of its message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((cause for words, cause in _CAUSES.items() if words in lines[0]), lines[0][:200])
-
-
-def _method_key(method: Method) -> object:
-    """What tells methods apart: themselves; one that cannot be hashed equals no other."""
-    try:
-        hash(method)
-    except TypeError:
-        return object()
-    return method
 
 
 def _batched_score(grid: Problem, dims: dict[str, int | None], samples: bool) -> Score:

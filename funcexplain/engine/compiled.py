@@ -4,6 +4,9 @@ The step is traced through all transforms (vmap, the backward pass) to a graph o
 operations, and Inductor turns these into a few fused loops. Shapes are part of the code: a batch keeps
 its size, and there is one trace for each size. A network that branches on values (``.item()``, a solver
 outside of torch) cannot be traced; the search then goes on uncompiled.
+
+What the step reads in Python (globals, closures, attributes) becomes constants of the code. Code is
+therefore kept under a description of what its functions read, and answers are evaluated uncompiled.
 """
 
 from __future__ import annotations
@@ -16,16 +19,17 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import optree
 import torch
 from torch import Tensor
 
+from funcexplain.engine.describing import describe_value
 from funcexplain.networks.versions import compiles
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import where_rows
-from funcexplain.solvers.state import Info, State, Step
+from funcexplain.solvers.state import Info, Method, State, Step, Stopping
 
 Compile = bool | str
 # A step, or several, that hold rows whose budget of updates (the last argument) is spent.
@@ -44,8 +48,25 @@ _COMPILATION = 20.0
 # steps that cannot be compiled, the reason.
 _CODE: OrderedDict[tuple[Any, ...], Code | str] = OrderedDict()
 _MAXIMUM_KEPT = 16
+_ALIKE = 0.01
 
 _logger = logging.getLogger("funcexplain")
+
+
+class Origin(NamedTuple):
+    """What a batched step is made of.
+
+    Attributes:
+        functions: of the problem, the network first.
+        method: what searches.
+        stopping: when a search ends.
+        layout: how rows share a batch.
+    """
+
+    functions: tuple[Any, ...]
+    method: Method
+    stopping: Stopping
+    layout: tuple[Any, ...]
 
 
 class Compiler:
@@ -58,6 +79,7 @@ class Compiler:
 
     def __init__(self, wanted: Compile, unroll: int = 1) -> None:
         self.wanted, self.unroll, self.in_use = wanted, unroll, False
+        self._reads, self._used = "", set[tuple[Any, ...]]()
 
     def pays(self, seconds_left: float) -> bool:
         """Whether a search that would take this long uncompiled should be compiled."""
@@ -67,14 +89,27 @@ class Compiler:
         """Go on uncompiled."""
         self.wanted = self.in_use = False
 
+    def forget(self) -> None:
+        """Go on uncompiled, and drop the code that was used, which is out of date."""
+        self.give_up()
+        for key in self._used:
+            _CODE.pop(key, None)
+
+    def outdated(self, origin: Origin) -> bool:
+        """Whether the step reads something else than when it was compiled, as after a callback.
+
+        The network is left out, whose description takes time: answers are evaluated uncompiled.
+        """
+        return self.in_use and _describe((origin.functions[1:], origin.method)) != self._reads
+
     def compile(
-        self, step: Step, key: tuple[Any, ...], state: State, args: Args, max_steps: int
+        self, step: Step, origin: Origin, state: State, args: Args, max_steps: int
     ) -> Step | None:
         """Compile ``unroll`` steps in one, or return None, and log why, where that is impossible.
 
         Args:
             step: of a batch of rows.
-            key: what it is made of; equal keys mean equal steps.
+            origin: what it is made of.
             state: a state, for its shapes.
             args: data, for their shapes.
             max_steps: updates after which several steps in one call go no further.
@@ -87,15 +122,27 @@ class Compiler:
             (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
             for leaf in leaves
         )
-        key = (key, self.unroll, tree, *kinds)
-        code = _CODE.pop(key, None)
+        made = (*(_hashable(part) for part in (*origin.functions, origin.method)), *origin[2:])
+        made = (made, _defaults(state.z.device), self.unroll, tree, *kinds)
+        functions, method = _describe(origin.functions), _describe(origin.method)
+        self._reads = _describe((origin.functions[1:], origin.method))
+        # What a network writes in each call (its last attention) tells nothing of it.
+        key = made if made in _CODE else (made, functions, method)
+        code, budget = _CODE.pop(key, None), torch.tensor(max_steps, device=state.status.device)
+        if callable(code) and key not in self._used:
+            code = code if self._moves_alike(code, step, state, args, budget) else None
         if code is None:
             began = time.monotonic()
             code = _compiled(step, state, args, self.unroll)
+            if method != _describe(origin.method):
+                key, code = made, "the method changes what it reads (a counter, a learning rate)"
+            elif functions != _describe(origin.functions):
+                key = made
             if not isinstance(code, str):
                 seconds = time.monotonic() - began
                 _logger.info(f"compiled a step of {len(state.status)} rows in {seconds:.1f} s")
         _CODE[key] = code
+        self._used.add(key)
         while len(_CODE) > _MAXIMUM_KEPT:
             _CODE.popitem(last=False)
         if isinstance(code, str):
@@ -104,8 +151,56 @@ class Compiler:
             self.give_up()
             return None
         self.in_use = True
-        budget = torch.tensor(max_steps, device=state.status.device)
         return lambda state, args: code(state, args, budget)
+
+    def _moves_alike(self, code: Code, step: Step, state: State, args: Args, budget: Tensor) -> bool:
+        """Whether code of an earlier search still moves rows as the step does, but for rounding.
+
+        By medians: Adam makes a whole step of a gradient that is only rounding.
+        """
+        plain = state
+        for _ in range(self.unroll):
+            plain = _held(plain.num_steps > budget, plain, step(plain, args)[0])
+        moves, differences = plain.z - state.z, code(state, args, budget)[0].z - plain.z
+        seen = moves.isfinite() & differences.isfinite() & (moves != 0.0)
+        moves, differences = moves[seen].abs(), differences[seen].abs()
+        return not len(moves) or bool(differences.median() <= _ALIKE * moves.median())
+
+
+def _describe(value: Any) -> str:
+    """What functions read; empty if that cannot be described, such as tensors of an ended transform."""
+    try:
+        return describe_value(value)
+    except Exception:
+        return ""
+
+
+class _Itself:
+    """Stands for a value that cannot be hashed, and equals no other."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _hashable(value: Any) -> Any:
+    """A value, or what stands for it."""
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return value
+
+
+def _defaults(device: torch.device) -> tuple[Any, ...]:
+    """The settings of torch that decide about new tensors and products: defaults and autocast."""
+    one = torch.ones(1, 1, dtype=torch.float32, device=device)
+    return torch.empty(0).dtype, torch.empty(0).device, (one @ one).dtype
 
 
 def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:

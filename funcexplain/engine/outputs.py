@@ -94,9 +94,11 @@ class Outputs:
         """Which rows have ended, or are out of budget."""
         return (state.status != Status.MAX_STEPS) | (state.num_steps > self.max_steps)
 
-    def clear_history(self, rows: Tensor) -> None:
-        """Clear the recorded losses of rows that begin again."""
+    def begin_again(self, rows: Tensor) -> None:
+        """Clear what was recorded of rows that begin again."""
         self.history[rows] = math.nan
+        for row in rows.tolist() if self.exceptions else ():
+            self.exceptions.pop(row, None)
 
     def solution(self) -> Solution:
         """Give the outputs the shape of the grid."""

@@ -25,9 +25,11 @@ from funcexplain.engine.memory import ChunkSizes
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.status import Status
+from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, State, Step
 
@@ -38,6 +40,8 @@ _ENDED_FRACTION = 1 / 8
 _LOOK_EVERY = 16
 # Steps after which compile="auto" knows how long a step takes.
 _MEASURED_STEPS = 8
+# Rounding of a loss near zero, in units of that of the weights.
+_ROUNDING = 1e3
 
 _logger = logging.getLogger("funcexplain")
 
@@ -89,6 +93,8 @@ class PoolDriver:
         self.num_rows, self.sizes = len(rows), sizes
         self.chunk_size = sizes.compiled if compiler.wanted is True or compiler.in_use else sizes.plain
         self.pool: Pool | None = None
+        # Whether compiled code has moved the rows in the pool, and how many answers it got wrong.
+        self.compiled, self.outdated = False, 0
         if meter:
             meter.begin(self.full_size)
 
@@ -114,7 +120,8 @@ class PoolDriver:
                         raise
         except KeyboardInterrupt:
             if self.pool is not None:
-                self.write(self.select(self.pool, self.pool.live.nonzero()[:, 0]))
+                left = self.select(self.pool, self.pool.live.nonzero()[:, 0])
+                self.write(self.evaluate_plainly(left)[0] if self.compiled else left)
             raise
 
     def write_ended(self) -> None:
@@ -124,7 +131,16 @@ class PoolDriver:
         pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
         staying = (pool.live & ~ended).nonzero()[:, 0]
         leaving = pool if ended.all() else self.select(pool, ended.nonzero()[:, 0])
-        self.write(leaving)
+        if self.compiled and len(leaving.rows):
+            failed = torch.tensor([row in self.outputs.exceptions for row in leaving.rows.tolist()])
+            evaluated, wrong = self.evaluate_plainly(self.select(leaving, (~failed).nonzero()[:, 0]))
+            if wrong:
+                self.solve_uncompiled(wrong)
+                return
+            self.write(evaluated)
+            self.write(self.select(leaving, failed.nonzero()[:, 0]))
+        else:
+            self.write(leaving)
         self.pool = self.select(pool, staying) if len(staying) else None
         if self.meter and len(leaving.rows):
             self.meter.add(len(leaving.rows), int((leaving.state.status == Status.HIT).sum()))
@@ -176,12 +192,12 @@ class PoolDriver:
                 self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
-            return not going
+            return not going or self.is_outdated()
 
         several = self.compiled_step(self.pool) if pays else None
         step, calls = self.batched.step, budget
         if several:
-            step, calls = several, math.ceil(budget / self.compiler.unroll)
+            step, calls, self.compiled = several, math.ceil(budget / self.compiler.unroll), True
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:
             calls = min(budget, _MEASURED_STEPS)
         try:
@@ -201,11 +217,50 @@ class PoolDriver:
     def compiled_step(self, pool: Pool) -> Step | None:
         """The compiled step, or None where it cannot be compiled."""
         step = self.compiler.compile(
-            self.batched.step, self.batched.key, pool.state, pool.args, self.max_steps
+            self.batched.step, self.batched.origin, pool.state, pool.args, self.max_steps
         )
         if step is None:
             self.set_chunk_size(self.sizes.plain)
         return step
+
+    def is_outdated(self) -> bool:
+        """Whether the callback has changed what compiled code holds; the search goes on uncompiled."""
+        if self.callback is None or not self.compiler.outdated(self.batched.origin):
+            return False
+        _logger.warning("goes on uncompiled: the callback changes what the steps read")
+        self.compiler.give_up()
+        self.set_chunk_size(self.sizes.plain)
+        return True
+
+    def evaluate_plainly(self, pool: Pool) -> tuple[Pool, int]:
+        """Evaluate answers uncompiled; also count those that differ from what compiled code recorded."""
+        old, args, stopping = pool.state.kept, pool.args, self.batched.origin.stopping
+        try:
+            _, (loss, weights) = self.batched.score(old.z, args)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return pool, len(pool.rows)
+        eps = coarsest_eps(args, weights)
+        near_zero = _ROUNDING * eps * float(weights.nan_to_num().abs().max())
+        wrong = 0
+        if not (agree(loss, old.loss, eps, near_zero, 1) and agree(weights, old.weights, eps, rows=1)):
+            pairs = zip(loss, old.loss, weights, old.weights, strict=True)
+            wrong = sum(not (agree(a, b, eps, near_zero) and agree(c, d, eps)) for a, b, c, d in pairs)
+        # A hit that only rounding decides remains one.
+        atol = -1.0 if stopping.atol is None else stopping.atol
+        missed = self.grid.criterion.error(weights, args["target"], rows=1, atol=atol) > atol
+        rounded = (pool.state.status == Status.HIT) & missed
+        kept = old._replace(
+            loss=where_rows(rounded, old.loss, loss), weights=where_rows(rounded, old.weights, weights)
+        )
+        return pool._replace(state=pool.state._replace(kept=kept)), wrong
+
+    def solve_uncompiled(self, wrong: int) -> None:
+        """Solve the rows in the pool again, and what waits, uncompiled."""
+        self.outdated += wrong
+        self.compiler.forget()
+        self.begin_again(self.sizes.plain)
 
     def keeps_size(self, live: int) -> bool:
         """Whether a pool of fewer rows keeps its size, for compiled code."""
@@ -271,8 +326,8 @@ class PoolDriver:
     def begin_again(self, chunk_size: int) -> None:
         """Go on in chunks of another size; rows in the pool begin again."""
         pooled = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
-        self.pool, self.waiting = None, torch.cat([pooled, self.waiting])
-        self.outputs.clear_history(pooled)
+        self.pool, self.waiting, self.compiled = None, torch.cat([pooled, self.waiting]), False
+        self.outputs.begin_again(pooled)
         self.set_chunk_size(chunk_size)
 
     def set_chunk_size(self, chunk_size: int) -> None:

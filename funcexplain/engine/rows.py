@@ -148,6 +148,13 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
         if is_out_of_memory(error):
             raise
         reason = f"a batch fails ({describe(error)})"
+    if driver.outdated:
+        warnings.warn(
+            f"solve: compiled steps are out of date: {driver.outdated} answers have another loss or "
+            "other weights when evaluated uncompiled, so rows are solved again uncompiled; the loss or "
+            "the network reads what changes during the search, or what compilation cannot follow",
+            stacklevel=5,
+        )
     unsolved = outputs.status[rows] == Status.INTERRUPTED
     left, ended = (rows[unsolved], rows[~unsolved]) if unsolved.any() else (rows[:0], rows)
     wrong = rows_to_repeat(driver.grid, driver.batched, outputs, ended, solved)

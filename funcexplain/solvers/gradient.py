@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from funcexplain.networks.versions import slope
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective, ValueAndGrad
 
+T = TypeVar("T")
 # The value, loss and weights of a point.
 Scored = tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -102,10 +103,12 @@ def with_gradient(
     return evaluate
 
 
-def with_bound_network(problem: Problem, evaluate: Evaluate) -> Evaluate:
+def with_bound_network(
+    problem: Problem, evaluate: Callable[[Tensor, Args], T]
+) -> Callable[[Tensor, Args], T]:
     """Keep the parameters in the network while it is evaluated, backward passes included."""
 
-    def bound_evaluate(z: Tensor, args: Args) -> Evaluation:
+    def bound_evaluate(z: Tensor, args: Args) -> T:
         with bound(problem.apply, args["params"]):
             return evaluate(z, args)
 

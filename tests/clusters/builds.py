@@ -134,7 +134,7 @@ def solved(folder: Path) -> list[int]:
 
 def drawn() -> fe.Problem:
     """Another problem in every process."""
-    shift = float(os.getpid() % 1000)
+    shift = os.getpid() % 1000 / 1000.0
     p = fe.problem(network(), torch.full((4,), 0.25, dtype=F64), _noise(2, 2, 3, 4))
     return fe.vmap(p, x0=_noise(3, 3, 2, 3, 4) + shift)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,3 +127,152 @@ def test_an_executor_that_is_closed_while_chunks_are_in_flight() -> None:
 
 def test_how_many_chunks_keep_an_executor_busy() -> None:
     assert ManagedExecutor(Engine(set(), Counter())).in_flight == 1024
+
+
+class Hanging(Engine):
+    """Never finishes some chunks; the others take no time."""
+
+    _max_workers = 2
+
+    def __init__(self, hanging: set[int]) -> None:
+        super().__init__(set(), Counter())
+        self.hanging = hanging
+
+    def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_running_or_notify_cancel()
+        return future if number in self.hanging else super().submit(number)
+
+
+def run_hanging(source: Any, **more: Any) -> tuple[list[int], dict[int, str], Scheduler]:
+    scheduler = Scheduler(
+        ManagedExecutor(source), lambda pool, number: pool.submit(number),  # type: ignore[arg-type]
+        lambda number: None, 0, 4, **more,
+    )  # fmt: skip
+    ended = list(scheduler.run(range(10)))
+    errors = {number: error for number, _, error in ended if error is not None}
+    return sorted(number for number, _, error in ended if error is None), errors, scheduler
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(scheduling, "_SLOW_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_chunks_that_take_too_long_fail_and_their_executor_is_replaced() -> None:
+    makes = 0
+
+    def make() -> Executor:
+        nonlocal makes
+        makes += 1
+        return Hanging({1, 3})
+
+    results, errors, scheduler = run_hanging(make, timeout=0.05)
+    assert results == [0, 2, *range(4, 10)]
+    assert errors == dict.fromkeys((1, 3), "TimeoutError: no answer within 0.05 s")
+    assert scheduler.given_up is None
+    assert makes > 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_executor_of_the_caller_goes_on_until_all_workers_are_busy() -> None:
+    results, errors, scheduler = run_hanging(Hanging({1}), timeout=0.05)
+    assert (len(results), [*errors], scheduler.given_up) == (9, [1], None)
+    _, errors, scheduler = run_hanging(Hanging({1, 2}), timeout=0.05)
+    assert [*errors] == [1, 2]
+    assert scheduler.given_up is not None
+    assert scheduler.given_up.startswith("every worker is busy with a chunk that exceeded timeout")
+
+
+@pytest.mark.usefixtures("quick")
+def test_chunks_that_wait_in_a_queue_are_not_late() -> None:
+    begun: set[int] = set()
+
+    def has_begun(number: int) -> bool:
+        known = number in begun
+        begun.add(5)
+        return known
+
+    results, errors, _ = run_hanging(lambda: Hanging({5} - begun), timeout=0.02, begun=has_begun)
+    assert (len(results), [*errors]) == (9, [5])
+    assert begun == {5}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_chunk_that_is_much_slower_than_others_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Late(Hanging):
+        """Finishes the slow chunk once it was logged."""
+
+        slow: Future[Any] | None = None
+
+        def submit(self, number: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(number)
+            self.slow = future if number in self.hanging else self.slow
+            return future
+
+    engine = Late({2})
+
+    def begun(number: int) -> bool:
+        if "chunk 2 has been running for" in caplog.text and engine.slow is not None:
+            engine.slow.set_result(-2)
+        return True
+
+    class Log(dict[Future[Any], float]):
+        def items(self) -> Any:  # looked through after every wait
+            begun(2)
+            return super().items()
+
+    scheduler = Scheduler(
+        ManagedExecutor(engine), lambda pool, number: pool.submit(number),  # type: ignore[arg-type]
+        lambda number: None, 0, 4, begun=begun,
+    )  # fmt: skip
+    scheduler._in_flight = Log()  # type: ignore[assignment]
+    assert len(list(scheduler.run(range(10)))) == 10
+    assert caplog.text.count("chunk 2 has been running for 0 s, 30 times as long as the median") == 1
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.usefixtures("quick")
+def test_a_chunk_that_was_published_before_its_worker_died_is_answered(lost: bool) -> None:
+    engine = Lost(set(), Counter()) if lost else Engine({3}, Counter())
+    scheduler = Scheduler(
+        ManagedExecutor(engine), lambda pool, number: pool.submit(number),  # type: ignore[arg-type]
+        lambda number: None, 0, 2, answered=lambda number: "published" if number == 3 else None,
+    )  # fmt: skip
+    ended = list(scheduler.run([3, 4]))
+    assert [(number, result) for number, result, error in ended if error is None] == [(3, "published")]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_advice_fits_the_reason() -> None:
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    for engine, text in (
+        (Lost(set(), Counter()), "start another, and give an executor of a new client"),
+        (closed, "give a function that makes one"),
+    ):
+        *_, scheduler = run_hanging(engine)
+        assert scheduler.given_up is not None
+        assert text in scheduler.given_up
+        assert "__main__" not in scheduler.given_up
+    *_, scheduler = run({*range(30)}, {})
+    assert scheduler.given_up is not None
+    assert "in a script, call below the line" in scheduler.given_up
+
+
+@pytest.mark.usefixtures("quick")
+def test_dask_without_workers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Client:
+        status, looks = "running", 0
+
+        def nthreads(self) -> dict[str, int]:
+            self.looks += 1
+            self.status = "running" if self.looks < 20 else "closed"
+            return {}
+
+    engine = Lost(set(), Counter())
+    engine._client = Client()  # type: ignore[assignment]
+    run_hanging(engine)
+    assert caplog.text.count("no workers: Dask's scheduler has none, and chunks wait") == 1

@@ -76,6 +76,19 @@ def test_a_chunk_that_kills_every_worker_is_found(
     assert_same(solution.flat(rest), expected.flat(rest))
 
 
+def test_a_chunk_that_hangs(tmp_path: Path, faults: Path, expected: fe.Solution) -> None:
+    os.mkfifo(faults / "wait-5")
+    solution = solve(tmp_path / "run", faults, fe.clusters.processes(2), retries=0, timeout=2.0)
+    failed = {failure.rows.start: failure.error for failure in solution.failures}
+    # On a slow machine, others may take as long.
+    assert 5 in failed
+    assert {*failed.values()} == {"TimeoutError: no answer within 2 s"}
+    kept = [row for row in range(24) if row // 5 * 5 not in failed]
+    rows = torch.tensor(kept, dtype=torch.int64)
+    assert_same(solution.flat(rows), expected.flat(rows))
+    assert not list((tmp_path / "run").rglob("*.started"))
+
+
 def test_an_exception_that_cannot_be_unpickled(tmp_path: Path, faults: Path) -> None:
     (faults / "strange-5").touch()
     solution = solve(tmp_path / "run", faults, fe.clusters.processes(1), retries=0)

@@ -12,8 +12,8 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
+from functools import cache, lru_cache
+from importlib import import_module, metadata
 from importlib.util import find_spec, resolve_name
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,8 @@ def is_library(module: str) -> bool:
         >>> is_library("torch.nn"), is_library("functools"), is_library("__main__")
         (True, True, False)
     """
-    if package_of(module) in LIBRARIES:
+    # Types of what Cython compiled are in a module without a file.
+    if package_of(module) in LIBRARIES or module.startswith("_cython_"):
         return True
     # By its file, since a user's file may shadow a module of the standard library.
     file = _file_of(module)
@@ -63,6 +64,27 @@ def is_users(module: str) -> bool:
     if module in _SCRIPTS:
         return True
     return not is_library(module) and not _is_package_folder(_file_of(module) or "")
+
+
+def release_of(module: str) -> str | None:
+    """The version of the installed package of a module; None for libraries and the user's own code.
+
+    Example:
+        >>> import pytest
+        >>> release_of("pytest") == pytest.__version__, release_of("torch"), release_of("__main__")
+        (True, None, None)
+    """
+    return None if is_library(module) or is_users(module) else _release(package_of(module))
+
+
+@cache
+def _release(package: str) -> str | None:
+    version = getattr(sys.modules.get(package), "__dict__", {}).get("__version__")
+    if not isinstance(version, str):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+        return None
+    return version
 
 
 @cache
@@ -94,7 +116,8 @@ def references(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Names that a function refers to, with their values, in alphabetical order.
 
     Globals, and attributes of the user's modules, whose names occur in the code; modules that the
-    function imports count, too. Globals that the function itself assigns are its state and left out.
+    function imports or captures count, too. Globals that the function itself assigns are its state and
+    left out.
 
     Example:
         >>> def scale(x):
@@ -103,19 +126,30 @@ def references(function: FunctionType) -> Iterator[tuple[str, Any]]:
         >>> dict(references(scale))
         {'FACTOR': 2.0}
     """
-    codes = list(_nested(function.__code__))
-    steps = [step for code in codes for step in dis.get_instructions(code)]
-    names = {name for code in codes for name in code.co_names if not name.startswith("__")}
-    names -= {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
+    names, imports = _names(function.__code__)
     scope = {name: value for name, value in function.__globals__.items() if name in names}
-    for level, _, step in zip(steps, steps[1:], steps[2:], strict=False):
-        if step.opname == "IMPORT_NAME":
-            scope |= _imported(step.argval, level.argval, function.__globals__.get("__package__"))
+    for name, level in imports:
+        scope |= _imported(name, level, function.__globals__.get("__package__"))
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a name without a value yet
+            scope |= {name: cell.cell_contents} if isinstance(cell.cell_contents, ModuleType) else {}
     yield from _resolve(scope, names, "", set())
 
 
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> tuple[frozenset[str], list[tuple[str, int]]]:
+    """Names of globals and attributes in code, but for globals that it assigns; and its imports."""
+    codes = list(_nested(code))
+    steps = [step for code in codes for step in dis.get_instructions(code)]
+    names = {name for code in codes for name in code.co_names if not name.startswith("__")}
+    names -= {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
+    triples = zip(steps, steps[1:], steps[2:], strict=False)
+    imports = [(n.argval, level.argval) for level, _, n in triples if n.opname == "IMPORT_NAME"]
+    return frozenset(names), imports
+
+
 def _resolve(
-    scope: Mapping[str, Any], names: set[str], prefix: str, seen: set[int]
+    scope: Mapping[str, Any], names: frozenset[str], prefix: str, seen: set[int]
 ) -> Iterator[tuple[str, Any]]:
     """The values in a scope, and those of these names in the user's modules there."""
     for name, value in sorted(scope.items(), key=lambda item: item[0]):

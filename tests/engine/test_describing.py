@@ -14,8 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from funcexplain.clusters.describing import describe_value
-from funcexplain.clusters.references import is_library, is_users
+from funcexplain.engine.describing import describe_value
+from funcexplain.engine.references import is_library, is_users
 
 ROOT = Path(__file__).parents[2]
 NAMED = "from helpers import f\ndef forward(x): return f(x)"
@@ -121,6 +121,48 @@ CHANGES = {
         "from helpers import CONFIG\ndef forward(x): return CONFIG.log_prob(x)",
         "import torch\nCONFIG = torch.distributions.Normal(0.0, @.0)",
     ),
+    "generator": (LISTED, "import numpy\nCONFIG = numpy.random.default_rng(@)"),
+    "generator that has drawn": (
+        LISTED,
+        "import numpy\nCONFIG = numpy.random.default_rng(0)\nCONFIG.random(@)",
+    ),
+    "generator of the standard library": (LISTED, "import random\nCONFIG = random.Random(@)"),
+    "generator of torch": (LISTED, "import torch\nCONFIG = torch.Generator().manual_seed(@)"),
+    "masked array": (LISTED, "import numpy\nCONFIG = numpy.ma.array([1, 2], mask=[@ > 1, False])"),
+    "polynomial": (LISTED, "import numpy\nCONFIG = numpy.polynomial.Polynomial([1.0, @])"),
+    "series": (LISTED, "import pandas\nCONFIG = pandas.Series([1.0, @], index=['a', 'b'])"),
+    "index of a frame": (LISTED, "import pandas\nCONFIG = pandas.DataFrame({'a': [1]}, index=['@'])"),
+    "fitted scaler": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG.transform(x)",
+        "import numpy\nfrom sklearn.preprocessing import StandardScaler\n"
+        "CONFIG = StandardScaler().fit(numpy.full((2, 2), @))",
+    ),
+    "fitted scaler of a network": (
+        "from torch import nn\nfrom helpers import s\nforward = nn.Tanh()\nforward.scaler = s",
+        "from sklearn.preprocessing import MinMaxScaler as M\ns = M().fit([[0.0], [@.0]])",
+    ),
+    "sparse matrix of scipy": (LISTED, "import scipy.sparse as s\nCONFIG = s.diags([1.0, @]).tocsr()"),
+    "spline": (
+        LISTED,
+        "from scipy.interpolate import CubicSpline as c\nCONFIG = c([0, 1, 2], [0, @, 3])",
+    ),
+    "the user's in an object of a package": (
+        "from helpers import CONFIG\ndef forward(x): return CONFIG.transform(x)",
+        "from sklearn.preprocessing import FunctionTransformer as F\nCONFIG = F(lambda x: @ * x)",
+    ),
+    "a module in a closure": (
+        "import helpers\ndef make(m): return lambda x: m.f(x)\nforward = make(helpers)",
+        "def f(x): return @ * x",
+    ),
+    "a module in a dict": (
+        "import helpers\nM = {'a': helpers}\ndef forward(x): return M['a'].f(x)",
+        "def f(x): return @ * x",
+    ),
+    "a module in an attribute": (
+        "import helpers\nclass C:\n    def __init__(self): self.m = helpers\n"
+        "    def __call__(self, x): return self.m.f(x)\nforward = C()",
+        "def f(x): return @ * x",
+    ),
     "set": ("from helpers import CONFIG\ndef forward(x): return len(CONFIG) * x", "CONFIG = {'a', @}"),
     "number": ("from helpers import CONFIG\ndef forward(x): return CONFIG * x", "CONFIG = @"),
     "text": ("from helpers import CONFIG\ndef forward(x): return x.norm(p=CONFIG)", "CONFIG = '@'"),
@@ -193,12 +235,14 @@ CHANGES = {
     ),
     "parametrization": (
         "from torch import nn\nfrom helpers import P\nfrom torch.nn.utils import parametrize\n"
-        "forward = nn.Linear(2, 2)\nparametrize.register_parametrization(forward, 'weight', P())",
+        "from torch import manual_seed\nmanual_seed(0)\nforward = nn.Linear(2, 2)\n"
+        "parametrize.register_parametrization(forward, 'weight', P())",
         "from torch import nn\nclass P(nn.Module):\n    def forward(self, w): return @ * w",
     ),
     "parametrized network": (
         "from torch import nn\nfrom helpers import N\nfrom torch.nn.utils import parametrize\n"
-        "forward = N(2, 2)\nparametrize.register_parametrization(forward, 'weight', nn.Tanh())",
+        "from torch import manual_seed\nmanual_seed(0)\nforward = N(2, 2)\n"
+        "parametrize.register_parametrization(forward, 'weight', nn.Tanh())",
         "from torch import nn\nclass N(nn.Linear):\n    def forward(self, x): return @ * x",
     ),
     "order of layers": (
@@ -248,6 +292,17 @@ IRRELEVANT = {
     ),
     "order of a set": ("'a', 'b', 'c'", "'c', 'b', 'a'"),
 }
+# What is not the same in two processes, and what is not the user's.
+OF_PROCESS = {
+    "lock": "import threading\nCONFIG = threading.Lock()",
+    "pool": "from concurrent.futures import ThreadPoolExecutor as T\nCONFIG = T(1)",
+    "numpy's own generator": "import numpy\nCONFIG = numpy.random.mtrand._rand\nCONFIG.random()",
+    "random's own generator": "import random\nCONFIG = random.random\nrandom.random()",
+    "torch's own generator": "import torch\nCONFIG = torch.default_generator\ntorch.rand(1)",
+    "distribution of scipy": "import numpy\nfrom scipy.stats import norm as CONFIG\nnumpy.random.rand()",
+    "variable of cvxpy": "import cvxpy\nCONFIG = cvxpy.Variable()",
+    "class of a package": "from pandas import Series as CONFIG",
+}
 UNSAFE = """
 class Config:
     def __getattr__(self, name): raise SystemError(name)
@@ -278,6 +333,13 @@ def source(text: str, number: int) -> str:
     """A file in which ``@`` is a number, and ``%`` begins a decorator."""
     text = text.replace("a%1, a%2", ("a, b", "b, a")[number - 1])
     return text.replace("@", str(number)).replace("%", "@")
+
+
+def skip_without_packages(text: str) -> None:
+    """Skip a case of an extra that is not installed."""
+    for package in ("cvxpy", "pandas", "scipy", "sklearn"):
+        if package in text:
+            pytest.importorskip(package)
 
 
 @contextmanager
@@ -314,6 +376,7 @@ def all_described(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_code_refers_to_is_described(name: str, tmp_path: Path) -> None:
     mine, helpers = CHANGES[name]
+    skip_without_packages(helpers)
     texts = [
         described(tmp_path / str(place), mine=mine, helpers=source(helpers, number))
         for place, number in enumerate((1, 1, 2))
@@ -346,6 +409,13 @@ def test_what_does_not_matter_is_not_described(name: str, tmp_path: Path) -> Non
     assert before == after
 
 
+@pytest.mark.parametrize("name", OF_PROCESS)
+def test_what_belongs_to_a_process_is_not_described(name: str, tmp_path: Path) -> None:
+    skip_without_packages(OF_PROCESS[name])
+    one, other = (described(tmp_path / str(n), mine=LISTED, helpers=OF_PROCESS[name]) for n in (1, 2))
+    assert one == other
+
+
 def test_no_method_or_property_runs(tmp_path: Path) -> None:
     one, other = (described(tmp_path / str(n), mine=NAMED, helpers=source(UNSAFE, n)) for n in (1, 2))
     assert one != other
@@ -373,7 +443,7 @@ def test_a_file_named_like_a_module_of_python_is_the_users(tmp_path: Path) -> No
 
 @pytest.mark.cluster
 def test_every_process_describes_the_same(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.clusters.test_describing", str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.engine.test_describing", str(tmp_path)]
     seeded = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         command, cwd=ROOT, env=seeded, capture_output=True, text=True, timeout=120, check=True

@@ -2,70 +2,70 @@
 
 Tensors are described by digests; functions by name, code, and the values that they capture or refer to;
 objects by type and attributes; networks by their layers. What the user's own code refers to is followed
-through all of the user's modules, and an installed package's code within that package. Names are
-enough for libraries, whose versions are part of the fingerprint, and for objects of an installed package
-other than their owner's, whose internal state, such as counters, may differ between processes. No
-property or method of the user's runs.
+through all of the user's modules. Code of installed packages is described by name and version (without a
+version it is followed within its package), and their objects by what pickle stores of them; inside of
+such a package, whose state, such as counters, may differ between processes, objects of others are names.
+No property or method of the user's runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
-import operator
-import re
+import io
+import pickle
+import random
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
-from functools import cached_property, partial, partialmethod, singledispatchmethod
+from functools import lru_cache, partial
 from os import environ
-from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
     CodeType,
-    EllipsisType,
     FunctionType,
-    MemberDescriptorType,
     MethodType,
     ModuleType,
     SimpleNamespace,
 )
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optree
 import torch
 from torch import Tensor, nn
 
-from funcexplain.clusters.references import instructions, is_library, is_users, package_of, references
+from funcexplain.engine.parts import (
+    ARRAYS,
+    BASES,
+    PLAIN,
+    WRAPPERS,
+    attributes_of,
+    is_mapping,
+    members_of,
+    parts_of_module,
+)
+from funcexplain.engine.references import (
+    instructions,
+    is_library,
+    is_users,
+    package_of,
+    references,
+    release_of,
+)
 from funcexplain.networks.network import Network
 from funcexplain.networks.opaque import Opaque
 
-_BASES = (bool, int, float, complex, str, bytes)
-# Values whose repr tells all, in every process.
-_PLAIN = (
-    *(*_BASES, type(None), bytearray, range, slice, EllipsisType, np.generic, np.dtype),
-    *(Decimal, Fraction, datetime.date, datetime.time, datetime.timedelta, PurePath, re.Pattern),
-    *(operator.attrgetter, operator.itemgetter, operator.methodcaller),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-)
-_ARRAYS = (Tensor, np.ndarray)
 _SEQUENCES = (list, tuple, deque)
 # Containers that belong to a process, not to what it computes.
 _OF_PROCESS = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, type(environ))
-_WRAPPERS = (
-    *(property, staticmethod, classmethod, cached_property, partialmethod, singledispatchmethod),
-    torch.jit.ScriptFunction,
-)
 _WRAPPED = ("__wrapped__", "__func__", "fget", "func", "args", "keywords", "dispatcher", "code")
-# Attributes of every torch module; layers and hooks are described separately, tensors are `params`.
-_OF_TORCH = vars(nn.Module()).keys() - {"training"}
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# Packages whose objects are not what pickle stores of them, which has code, or counters of the process.
+_NOT_STORED = ("torch", "cvxpy")
+# Generators that each process seeds for itself.
+_OWN_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)
 
 
 def describe_value(value: Any) -> str:
@@ -109,6 +109,7 @@ class _Description:
         # Parts and the packages of their owners. The list keeps parts alive, so that ids stay unique.
         self._parts: list[tuple[Any, str]] = []
         self._open: set[int] = set()  # containers that are being described
+        self._params: set[int] = set()  # tensors of networks that are arguments of their functions
 
     def whole(self, value: Any) -> str:
         """Describe a value and all its parts."""
@@ -127,15 +128,21 @@ class _Description:
         kind = type(value)
         if isinstance(value, Enum):
             return f"{self.of(kind, home)}.{value._name_}={self.of(value._value_, home)}"
-        if isinstance(value, _PLAIN) and not is_users(kind.__module__):
+        if isinstance(value, PLAIN) and not is_users(kind.__module__):
             return repr(value)
         if isinstance(value, Tensor):
             return digest_of_tree(value)
+        if isinstance(value, np.ma.MaskedArray):
+            return f"masked({self._all((value.data, value.mask), home)})"
         if isinstance(value, np.ndarray):
             # The bytes of objects are addresses.
             inside = value.tolist() if value.dtype.hasobject else None
             digest = _short(hashlib.sha256(value.tobytes())) if inside is None else self.of(inside, home)
             return f"{value.dtype} {value.shape} {digest}"
+        if any(value is one for one in _OWN_GENERATORS):
+            return _name(kind)
+        if isinstance(value, torch.Generator):
+            return f"{_name(kind)} {digest_of_tree(value.get_state())}"
         if isinstance(value, FunctionType | type):
             return self._number(value, home) if _has_inside(value) else _name(value)
         if isinstance(value, BuiltinFunctionType):
@@ -144,12 +151,12 @@ class _Description:
         if isinstance(value, MethodType):
             return f"{self.of(value.__self__, home)}.{self.of(value.__func__, home)}"
         if isinstance(value, ModuleType):
-            return f"module {value.__name__}"
+            return self._number(value, home) if is_users(value.__name__) else f"module {value.__name__}"
         if isinstance(value, partial) and kind is partial:
             return f"partial({self._all((value.func, *value.args, value.keywords), home)})"
         if isinstance(value, _OF_PROCESS):
             return _name(kind)
-        if isinstance(value, (set, frozenset, *_SEQUENCES)) or _is_mapping(value):
+        if isinstance(value, (set, frozenset, *_SEQUENCES)) or is_mapping(value):
             return self._container(value, home)
         return self._object(value, home)
 
@@ -172,7 +179,7 @@ class _Description:
             return "itself"
         self._open.add(id(value))
         kind = type(value)
-        if _is_mapping(value):
+        if is_mapping(value):
             items = dict.items(value) if isinstance(value, dict) else value.items()
             # In their order, on which a program may depend.
             pairs = [f"{self.of(key, home)}: {self.of(part, home)}" for key, part in items]
@@ -186,7 +193,7 @@ class _Description:
             base = next(base for base in _SEQUENCES if isinstance(value, base))
             text = f"{kind.__name__}({self._all(base.__iter__(value), home)})"
         self._open.discard(id(value))
-        attributes = _attributes(value)  # such as the default of a defaultdict
+        attributes = attributes_of(value)  # such as the default of a defaultdict
         if is_users(kind.__module__):
             text = f"{self.of(kind, home)} {text}"
         return f"{text}({self._named(attributes, home)})" if attributes else text
@@ -196,36 +203,54 @@ class _Description:
         package, library = package_of(kind.__module__), is_library(kind.__module__)
         whole = isinstance(value, nn.Module | SimpleNamespace) or dataclasses.is_dataclass(value)
         whole = whole or is_users(kind.__module__) or package == "funcexplain"
-        if whole or not (library or home not in ("", package)):
+        if whole or not (_is_named(kind.__module__) or home not in ("", package)):
             return self._number(value, home)
         # A callable with a name, such as an operation of torch; a wrapper, such as a cache; of a library
         # also numbers, such as those of a distribution.
-        names = ("__name__", *(_WRAPPED if isinstance(value, _WRAPPERS) else _WRAPPED[:1]))
+        names = ("__name__", *(_WRAPPED if isinstance(value, WRAPPERS) else _WRAPPED[:1]))
         parts = [part for name in names if (part := getattr(value, name, None)) is not None]
+        if not parts and package not in _NOT_STORED and (not home or is_users(home)):
+            with suppress(Exception):  # of any type: it cannot be pickled, like a lock
+                return f"{_name(kind)} {self._stored(value, home)}"
         if library:
-            attributes = sorted(_attributes(value).items())
-            parts += [part for _, part in attributes if isinstance(part, (*_ARRAYS, FunctionType))]
+            attributes = sorted(attributes_of(value).items())
+            parts += [part for _, part in attributes if isinstance(part, (*ARRAYS, FunctionType))]
         return f"{_name(kind)}({self._all(parts, home)})" if parts else _name(kind)
+
+    def _stored(self, value: Any, home: str) -> str:
+        """A digest of what pickle stores of an object; the user's parts of it are described instead."""
+        buffer = io.BytesIO()
+        pickler = _Pickler(buffer, lambda part: part is not value and self.of(part, home))
+        pickler.fast = True  # no memo, which shows what is one object
+        pickler.dump(value)
+        return _short(hashlib.sha256(buffer.getvalue()))
 
     def _inside(self, value: Any, home: str) -> str:
         """Describe what is inside a numbered part."""
         if isinstance(value, FunctionType):
             return self._function(value, home)
         if isinstance(value, type):
-            return f"({self._named(_members(value), package_of(value.__module__))})"
+            return f"({self._named(members_of(value), package_of(value.__module__))})"
+        if isinstance(value, ModuleType):
+            inside = {name: part for name, part in vars(value).items() if not name.startswith("__")}
+            return f"{value.__name__} ({self._named(inside, package_of(value.__name__))})"
         kind = type(value)
         package, library = package_of(kind.__module__), is_library(kind.__module__)
         if isinstance(value, nn.Module):
             foreign = home not in ("", package) and not is_users(kind.__module__)
-            attributes = _of_module(value, plain_only=foreign and not library)
+            attributes = parts_of_module(value, plain_only=foreign and not library)
+            tables = (value._parameters, value._buffers)
+            tensors = {name: t for table in tables for name, t in table.items() if t is not None}
+            attributes |= {name: t for name, t in tensors.items() if id(t) not in self._params}
         else:
-            attributes = _attributes(value)
+            attributes = attributes_of(value)
         # What these have found out in this process is not part of what they are.
         if isinstance(value, Network):
+            self._params |= {id(t) for t in (*value.own.values(), *value._current.values())}
             attributes = {"module": value.module}
         elif isinstance(value, Opaque):
             attributes = {name: part for name, part in attributes.items() if name != "fault"}
-        base: Any = next((base for base in _BASES if isinstance(value, base)), None)
+        base: Any = next((base for base in BASES if isinstance(value, base)), None)
         number = "" if base is None else f" {base.__repr__(value)}"
         return f"{self.of(kind, home)}{number}({self._named(attributes, home if library else package)})"
 
@@ -242,88 +267,64 @@ class _Description:
             attributes = {name: part for name, part in attributes.items() if name == "__wrapped__"}
         if attributes:
             text += f" {self._named(attributes, home)}"
-        if is_library(module):
+        if _is_named(module):
             return text
         found = dict(references(function))
         if not is_users(module):
             found = {name: part for name, part in found.items() if _belongs(part, package_of(module))}
-        return f"{text} {self._code(function.__code__)} {self._named(found, package_of(module))}"
+        # What code reads of a module is found by name.
+        found = {n: part.__name__ if isinstance(part, ModuleType) else part for n, part in found.items()}
+        return f"{text} {_code(function.__code__)} {self._named(found, package_of(module))}"
 
-    def _code(self, code: CodeType) -> str:
-        """A digest of operations and constants, without file and line numbers."""
-        steps = [
-            (step, self._code(part) if isinstance(part, CodeType) else self.of(part, ""))
-            for step, part in instructions(code)
-        ]
-        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        counts = (code.co_posonlyargcount, code.co_argcount, code.co_flags)
-        handlers = getattr(code, "co_exceptiontable", b"")  # since Python 3.11
-        return _short(hashlib.sha256(repr((steps, arguments, counts, handlers)).encode()))
+
+class _Pickler(pickle.Pickler):
+    """Stores descriptions in place of arrays, the user's own values, and sets, which have no order."""
+
+    def __init__(self, buffer: io.BytesIO, describe: Callable[[Any], str | Literal[False]]) -> None:
+        super().__init__(buffer, protocol=4)
+        self._describe = describe
+
+    def persistent_id(self, part: Any) -> str | None:
+        """The text that is stored in place of a part, if any."""
+        kind = part if isinstance(part, type) else type(part)
+        own = isinstance(part, (*ARRAYS, set, frozenset, torch.Generator)) or is_users(kind.__module__)
+        own = own or (isinstance(part, FunctionType) and is_users(_module_of(part)))
+        own = own or any(part is one for one in _OWN_GENERATORS)
+        return (self._describe(part) or None) if own else None
+
+
+@lru_cache(maxsize=4096)
+def _code(code: CodeType) -> str:
+    """A digest of operations and constants, without file and line numbers."""
+    steps = [
+        (step, _code(part) if isinstance(part, CodeType) else _Description().of(part, ""))
+        for step, part in instructions(code)
+    ]
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    counts = (code.co_posonlyargcount, code.co_argcount, code.co_flags)
+    handlers = getattr(code, "co_exceptiontable", b"")  # since Python 3.11
+    return _short(hashlib.sha256(repr((steps, arguments, counts, handlers)).encode()))
+
+
+def _is_named(module: str) -> bool:
+    """Whether the name of a function or class, with the version of its package, determines its code."""
+    return is_library(module) or release_of(module) is not None
 
 
 def _has_inside(value: FunctionType | type) -> bool:
     """Whether there is more to a function or class than its name."""
     if isinstance(value, type):
         # torch makes classes of its own for parametrized layers of the user's.
-        return not all(is_library(base.__module__) for base in value.__mro__)
+        return not all(_is_named(base.__module__) for base in value.__mro__)
     captured = value.__closure__ or value.__defaults__ or value.__kwdefaults__
-    return bool(captured) or "__wrapped__" in vars(value) or not is_library(_module_of(value))
+    return bool(captured) or "__wrapped__" in vars(value) or not _is_named(_module_of(value))
 
 
 def _belongs(value: Any, package: str) -> bool:
     """Whether a global of an installed package is followed: a constant, or a part of that package."""
     if isinstance(value, FunctionType | type):
         return package_of(value.__module__ or "") == package
-    return isinstance(value, (*_PLAIN, *_ARRAYS))
-
-
-def _members(kind: type) -> dict[str, Any]:
-    """Bases, methods and constants of a class; of a user's class also all other values."""
-    members: dict[str, Any] = {"bases": kind.__bases__}
-    for name, member in vars(kind).items():
-        named = not name.startswith("__") and not isinstance(member, MemberDescriptorType)
-        value = is_users(kind.__module__) or isinstance(member, _PLAIN)
-        if isinstance(member, (FunctionType, *_WRAPPERS)) or (named and value and name != "_abc_impl"):
-            members[name] = member
-    return members
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """Attributes of an object, including slots, without its own ``__getattr__`` and properties."""
-    attributes = {}
-    for kind in type(value).__mro__:
-        for name, member in vars(kind).items():
-            if isinstance(member, MemberDescriptorType):
-                with suppress(AttributeError):  # a slot without a value
-                    attributes[name] = member.__get__(value)
-    with suppress(AttributeError):
-        attributes |= object.__getattribute__(value, "__dict__")
-    return attributes
-
-
-def _of_module(module: nn.Module, *, plain_only: bool) -> dict[str, Any]:
-    """Attributes of a module, its hooks and layers, and its generated code."""
-    attributes = {name: part for name, part in vars(module).items() if name not in _OF_TORCH}
-    if plain_only:
-        numbers = (*_PLAIN, *_ARRAYS)
-        attributes = {name: part for name, part in attributes.items() if isinstance(part, numbers)}
-    attributes |= {name: [*getattr(module, name).values()] for name in _HOOKS}
-    # Not named_children, which names a layer that occurs twice once.
-    return attributes | {"layers": dict(module._modules.items()), "code": _generated_code(module)}
-
-
-def _generated_code(module: nn.Module) -> str | None:
-    """The code of a traced or exported module."""
-    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
-        with suppress(RuntimeError, AttributeError):  # a submodule without its own forward
-            return str(module.code)
-    return None
-
-
-def _is_mapping(value: Any) -> bool:
-    """Whether items can be read without methods of the user's."""
-    foreign = isinstance(value, Mapping) and not is_users(type(value).__module__)
-    return foreign or isinstance(value, dict)
+    return isinstance(value, (*PLAIN, *ARRAYS))
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -347,7 +348,8 @@ def _module_of(function: FunctionType) -> str:
 def _name(value: Any) -> str:
     # The module of a script has another name in its child processes.
     module = str(getattr(value, "__module__", None)).replace("__mp_main__", "__main__")
-    return f"{module}.{value.__qualname__}"
+    release = release_of(module)
+    return f"{module}.{value.__qualname__}{'' if release is None else f' {release}'}"
 
 
 def _short(digest: Any) -> str:
