@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from funcexplain.networks.functional import functionalize
-from funcexplain.networks.interrupts import deferred_interrupts, raise_repeated
-from funcexplain.networks.network import SEED, bound
+from funcexplain.networks.network import SEED, bound, deferred_interrupts, raise_repeated
 from funcexplain.networks.norms import contiguous_cotangents
 from funcexplain.problems.checks import check_allocation, check_count, check_is_tensor, check_shape
 from funcexplain.problems.problem import problem

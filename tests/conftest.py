@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from funcexplain.networks import interrupts
+from funcexplain.networks import network
 
 torch.set_num_threads(1)
 
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 def _global_state_is_kept() -> Iterator[None]:
     """Seed the global generator for the test, and refuse a changed grad mode, dtype or thread count."""
     torch.manual_seed(0)
-    interrupts._raise_until = 0.0  # of an interrupted search of the test before
+    network._raise_until = 0.0  # of an interrupted search of the test before
     before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
     yield
     assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())

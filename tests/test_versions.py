@@ -10,6 +10,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.networks import versions
+from funcexplain.networks.network import slope
 from tests.helpers import make_problem, make_x0
 
 PACKAGE = Path(fe.__file__).parent
@@ -63,7 +64,7 @@ def test_a_slope_is_zero_where_nothing_depends_on_the_input(batched: bool) -> No
     z, other = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
     direction = torch.ones((4, 2) if batched else (2,))
     for outputs in (other * 2.0, torch.ones(2)):
-        found = versions.slope(outputs, z, direction, batched=batched)
+        found = slope(outputs, z, direction, batched=batched)
         assert torch.equal(found, torch.zeros((4, 3) if batched else (3,)))
 
 

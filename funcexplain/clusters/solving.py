@@ -31,7 +31,7 @@ from funcexplain.clusters.scheduling import Scheduler
 from funcexplain.engine.batching import try_rows, why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
-from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
+from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.status import Status

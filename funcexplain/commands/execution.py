@@ -15,7 +15,7 @@ from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
 from funcexplain.commands.inputs import Inputs, load_inputs, solve_settings
 from funcexplain.commands.toml import to_toml
-from funcexplain.networks.interrupts import deferred_interrupts
+from funcexplain.networks.network import deferred_interrupts
 from funcexplain.solutions.tables import require
 
 _CONNECT_TIMEOUT = "10 s"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from funcexplain.networks.interrupts import deferred_interrupts
+from funcexplain.networks.network import deferred_interrupts
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.writing import check_regular, output_path
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.solve import answer, check_history, search, solve
-from funcexplain.networks.interrupts import deferred_interrupts
+from funcexplain.networks.network import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution, Status

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
-from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
+from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.problem import Args, Problem, check_search
 from funcexplain.solutions.matching import check_answer

@@ -37,8 +37,7 @@ from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver
 from funcexplain.engine.progress import Callback, Meter, Reporter
 from funcexplain.networks.checks import is_out_of_memory
-from funcexplain.networks.interrupts import raise_pending
-from funcexplain.networks.network import Network, bound
+from funcexplain.networks.network import Network, bound, raise_pending
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.grid import by_model, mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem

@@ -21,8 +21,7 @@ from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
-from funcexplain.networks.interrupts import Hold, deferred_interrupts, raise_repeated
-from funcexplain.networks.network import Apply, Network
+from funcexplain.networks.network import Apply, Hold, Network, deferred_interrupts, raise_repeated
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_memory, check_positive
 from funcexplain.problems.criterion import Target

@@ -18,7 +18,7 @@ from funcexplain.markets.turbulence import day_turbulence
 from funcexplain.measures import plausibility, proximity, stability, validity
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.measures.plausibility import Past
-from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
+from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
     check_datum,

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from funcexplain.networks.interrupts import deferred_interrupts
-from funcexplain.networks.network import SEED, Apply, Network
+from funcexplain.networks.network import SEED, Apply, Network, deferred_interrupts
 from funcexplain.networks.objects import clone_tensor
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import Rules, prepare

@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcexplain.networks.convex_layers import ExactLayer
-from funcexplain.networks.interrupts import deferred_interrupts
-from funcexplain.networks.network import Apply, Network, Params
+from funcexplain.networks.network import Apply, Network, Params, deferred_interrupts
 from funcexplain.networks.plain import (
     Generators,
     call_in_eval_mode,

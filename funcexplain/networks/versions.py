@@ -16,21 +16,6 @@ from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 from torch.nn.utils.stateless import _untie_named_tensors_map
 
 
-def slope(
-    outputs: Tensor, z: Tensor, direction: Tensor, *, batched: bool = False, retain_graph: bool = False
-) -> Tensor:
-    """The pullback of a direction, or of several: ``torch.autograd.grad(materialize_grads=True)`` (2.1).
-
-    A network may ignore its input or cut the graph. The result is zero then, as in torch.func.
-    """
-    found = None
-    if outputs.requires_grad:
-        (found,) = torch.autograd.grad(
-            outputs, z, direction, retain_graph, is_grads_batched=batched, allow_unused=True
-        )
-    return z.detach().new_zeros(*direction.shape[:batched], *z.shape) if found is None else found
-
-
 def is_traced() -> bool:
     """Whether operations are being traced to a graph: ``torch._C._get_dispatch_mode`` (2.1)."""
     if not torch._C._len_torch_dispatch_stack():

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.networks.interrupts import deferred_interrupts
-from funcexplain.networks.network import Apply, set_seed
+from funcexplain.networks.network import Apply, deferred_interrupts, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems import losses
 from funcexplain.problems.criterion import EXACT, GOALS, Criterion, Portfolio, Target

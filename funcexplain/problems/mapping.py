@@ -19,11 +19,9 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.interrupts import deferred_interrupts
-from funcexplain.networks.network import SEED, Apply, bound
+from funcexplain.networks.network import SEED, Apply, bound, deferred_interrupts, slope
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
-from funcexplain.networks.versions import slope
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
 from funcexplain.problems.encoding import check_loss, encode_targets

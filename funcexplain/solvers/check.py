@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from funcexplain.networks.interrupts import deferred_interrupts, raise_pending
-from funcexplain.networks.network import bound, set_seed
+from funcexplain.networks.network import bound, deferred_interrupts, raise_pending, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.problems.checks import check_count, check_memory, check_number, check_outside_transforms
 from funcexplain.problems.problem import Args, Problem, check_question

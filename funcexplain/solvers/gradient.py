@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from funcexplain.networks.network import bound
-from funcexplain.networks.versions import slope
+from funcexplain.networks.network import bound, slope
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective, ValueAndGrad
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.network import slope
 from funcexplain.networks.rounding import agree
-from funcexplain.networks.versions import slope
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from funcexplain.networks.interrupts import raise_pending
+from funcexplain.networks.network import raise_pending
 from funcexplain.problems.checks import check_callable, check_count
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.state import Info, Init, State, Step

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.clusters.example import build
-from funcexplain.networks import interrupts
+from funcexplain.networks import network as ctrl_c
 from tests.grids import models, targets, x0s
 from tests.helpers import assert_untouched, make_network, make_problem, make_target, make_x0, snapshot
 
@@ -124,7 +124,7 @@ def quiet() -> Any:
 
 def assert_honored(name: str, at: int) -> str:
     """Press in one operation at one event, and return what came of it."""
-    interrupts._raise_until = 0.0
+    ctrl_c._raise_until = 0.0
     before, handler, outcome = snapshot(NETWORK), signal.getsignal(signal.SIGINT), "raised"
     where, presses = f"{name!r} at {at}", Presses(at)
     try:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine.solve import answer
-from funcexplain.networks import interrupts
-from funcexplain.networks.interrupts import deferred_interrupts
+from funcexplain.networks import network as interrupts
+from funcexplain.networks.network import deferred_interrupts
 from tests.grids import assert_padded, targets, without_nan, x0s
 from tests.helpers import assert_close, assert_same, make_network, make_problem
 
