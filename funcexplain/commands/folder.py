@@ -80,12 +80,12 @@ def replace_files(folder: Path, fresh: Path, summary: Mapping[str, Any]) -> None
         summary: ``"files"`` names all that belong to the run; the digests of those are added.
     """
     names = [name for name in summary["files"] if name != SUMMARY]
-    earlier = _earlier_files(folder)
     moved = [name for name in names if (fresh / name).exists()]
+    places = {name: _place(folder, name) for name in (*moved, SUMMARY)}
+    earlier = _earlier_files(folder)
     digests = {name: _digest((fresh if name in moved else folder) / name) for name in names}
     text = json.dumps({**summary, "sha256": digests}, indent=2, allow_nan=False) + "\n"
     (fresh / SUMMARY).write_text(text, encoding="utf-8")
-    places = {name: _place(folder, name) for name in (*moved, SUMMARY)}
     with _folder_named(folder), deferred_interrupts():
         for name in moved:
             os.replace(fresh / name, places[name])
@@ -104,7 +104,7 @@ def _place(folder: Path, name: str) -> Path:
 def _earlier_files(folder: Path) -> set[str]:
     """The files of the run that wrote the folder before."""
     try:
-        return {*json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["files"]}
+        return {*json.loads(read_bytes("output", folder / SUMMARY, _MAX_SUMMARY, "run again"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -116,21 +116,27 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if it is not the folder of a finished run.
         ValueError: if files are missing or differ.
     """
-    path = folder / SUMMARY
+    path, unfinished = (
+        folder / SUMMARY,
+        FileNotFoundError(
+            f"{str(folder)!r} is not the folder of a finished run, which contains {CONFIG}, {SUMMARY} "
+            f"and {SOLUTION} or {ANSWERS}; funcexplain run CONFIG.toml makes one"
+        ),
+    )
     try:
         content = read_bytes("report", path, _MAX_SUMMARY, "run again")
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(
-            f"{str(folder)!r} is not the folder of a finished run, which contains {CONFIG}, {SUMMARY} "
-            f"and {SOLUTION} or {ANSWERS}; funcexplain run CONFIG.toml makes one"
-        ) from None
+        raise unfinished from None
     try:
         summary = json.loads(content)
         digests = dict(summary["sha256"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise unfinished from None
+    try:
         days = [answer["today"].items() for answer in summary["answers"]]
         fits = all(isinstance(weight, float | None) for day in days for _, weight in day)
         summary["digest"].get("prices")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (LookupError, TypeError, AttributeError):
         fits = False
     if not fits:
         raise ValueError(f"{str(path)!r} is damaged, or not the summary of a run; run again")

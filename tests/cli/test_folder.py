@@ -118,7 +118,7 @@ def test_a_press_while_files_are_moved_waits(
     replace = os.replace
 
     def pressed(*paths: Any) -> None:
-        if Path(paths[1]).name == "weights.csv":
+        if (Path(paths[1]).parent.name, Path(paths[1]).name) == ("out", "weights.csv"):
             signal.raise_signal(signal.SIGINT)
         replace(*paths)
 
