@@ -19,7 +19,7 @@ from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.solution import Solution
-from funcexplain.solutions.status import Status
+from funcexplain.solutions.status import HITS, Status
 from funcexplain.solutions.tables import columns_of, index_columns, write_parquet
 
 _CACHE_BYTES = 32 << 20  # recently read chunks
@@ -280,7 +280,7 @@ class _Best(NamedTuple):
 
     def update(self, group: Tensor, rows: Tensor, status: Tensor, rank: Tensor) -> None:
         """Add rows; ties keep the first row."""
-        hit, loss = status == Status.HIT, rank.double().nan_to_num(nan=torch.inf)
+        hit, loss = torch.isin(status, status.new_tensor(HITS)), rank.double().nan_to_num(nan=torch.inf)
         # Sort by group, hits first, then loss: the first row of each group is its best.
         order = loss.argsort(stable=True)
         for key in ((~hit).to(torch.int8), group):

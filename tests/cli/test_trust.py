@@ -1,5 +1,6 @@
 """A config is code: which code runs under which command, and what a report needs none for."""
 
+import json
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -163,10 +164,15 @@ def test_a_report_runs_no_code_of_the_config(
     page = tmp_path / "out" / "report.html"
     before = page.read_text()
     config = tmp_path / "out" / "config.toml"
-    config.write_text(config.read_text().replace(f"{module}:make", "os:mkdir"))
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    summary["sha256"]["config.toml"] = sha256(config.read_bytes()).hexdigest()
-    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+
+    def rewrite(old: str, new: str) -> None:
+        """Change the config, and its digest with it."""
+        config.write_text(config.read_text().replace(old, new))
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        summary["sha256"]["config.toml"] = sha256(config.read_bytes()).hexdigest()
+        (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+
+    rewrite(f"{module}:make", "os:mkdir")
     capsys.readouterr()
     assert main(["report", "out"]) == 0
     shown = capsys.readouterr().out
@@ -186,7 +192,7 @@ def test_a_report_runs_no_code_of_the_config(
 
     assert main(["report", "out", "--trust-config"]) == 2
     assert "got 'os' of Python's standard library" in capsys.readouterr().err
-    config.write_text(config.read_text().replace("os:mkdir", f"{module}:make"))
+    rewrite("os:mkdir", f"{module}:make")
     assert main(["report", "out", "--trust-config"]) == 0
     assert page.read_text() == before
 

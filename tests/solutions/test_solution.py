@@ -48,7 +48,7 @@ def test_a_solution_is_frozen_and_says_what_it_is() -> None:
 
 def test_every_status_is_a_sentence() -> None:
     sentences = {status.sentence for status in fe.Status}
-    assert len(sentences) == len(fe.Status) == 6
+    assert len(sentences) == len(fe.Status) == 7
     assert all(sentence.endswith(".") for sentence in sentences)
 
 
