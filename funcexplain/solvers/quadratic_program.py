@@ -49,7 +49,7 @@ def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> solve_dual(one[:, None], 2.0 * one, -one, one, 10.0 * one[0])  # c is above upper by 1
-        tensor([1.], dtype=torch.float64)
+        tensor([1.0000], dtype=torch.float64)
     """
     far = _FAR * (1.0 + c.abs())
     lower, upper = torch.maximum(lower, c - far), torch.minimum(upper, c + far)
@@ -78,7 +78,7 @@ def _diagonal(w: Tensor) -> Tensor:
 def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
     """The multipliers nearly, as differences of two nonnegative halves."""
     scale = _diagonal(w).rsqrt()
-    shift = 1e-12 * len(c) * torch.eye(len(c)).to(w)
+    shift = 1e-12 * len(c) * torch.eye(len(c), dtype=w.dtype, device=w.device)
     factor, failed = torch.linalg.cholesky_ex(w * scale[:, None] * scale + shift)
     half = torch.where(failed == 0, factor, shift).T / math.sqrt(2.0)
     slopes = torch.cat([(upper - c) * scale, (c - lower) * scale])
