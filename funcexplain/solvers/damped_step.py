@@ -109,7 +109,7 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
     step = _shorten(model, gradient, approach_minimum(model, lower, upper))
     for _ in range(_ROUNDS):
         gradient = model.gradient(step)
-        rest, held = _hold(point + step - scale * gradient, project)
+        rest, held = hold(point + step - scale * gradient, project)
         cauchy = _shorten(model, gradient, rest - point - step)
         for _ in range(_ROUNDS):
             fixed, free = torch.where(held, rest - point, 0.0), ~held
@@ -119,7 +119,7 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
                 model.penalty._replace(gradient=model.penalty.gradient * free),
                 model.lam,
             )
-            rest, leaving = _hold(point + fixed + minimize_freely(reduced) * free, project)
+            rest, leaving = hold(point + fixed + minimize_freely(reduced) * free, project)
             held = held | leaving
         newton = rest - point
         newton = _shorten(model, gradient, newton - step)
@@ -165,13 +165,13 @@ def is_stationary(model: Model, point: Tensor, project: Callable[[Tensor], Tenso
     """Whether no step within bounds decreases the model without its damping, to rounding."""
     free = model._replace(lam=torch.zeros_like(model.lam))
     gradient = free.gradient(torch.zeros_like(point))
-    ahead, _ = _hold(point - gradient / free.curvature(), project)
+    ahead, _ = hold(point - gradient / free.curvature(), project)
     return gradient @ (point - ahead) <= _STATIONARY * (
         model.r.square().sum() + model.penalty.value.abs()
     )
 
 
-def _hold(aim: Tensor, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def hold(aim: Tensor, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The projection of a point, and which entries it holds at a bound."""
     rest = project(aim)
     eps, aim, rest = torch.finfo(rest.dtype).eps, aim.to(rest.dtype).to(WIDE), rest.to(WIDE)

@@ -148,7 +148,7 @@ class LevenbergMarquardt(NamedTuple):
         if problem.project is identity:
             following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
         else:
-            project = partial(_project_flat, problem, z, args)
+            project = partial(project_flat, problem, z, args)
             step = minimize_within(model, point, project)
             following = project(point + step).view(z.shape)
         step = (following - z).flatten().to(WIDE)
@@ -309,6 +309,6 @@ def residual_jacobian(line: Linearization, kind: Residual, in_logs: Tensor) -> T
     return line.jacobian * factor[:, None]
 
 
-def _project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:
+def project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:
     """The projection of a point ``(N,)`` of the search space of ``z``, in its dtype."""
     return problem.project(point.to(z.dtype).view(z.shape), args).flatten()

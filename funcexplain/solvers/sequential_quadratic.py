@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem, identity
-from funcexplain.solvers.damped_step import WIDE
+from funcexplain.solvers.damped_step import WIDE, hold
 from funcexplain.solvers.gauss_newton import (
     Linearization,
     bind_jacobian,
     linearize,
+    project_flat,
     unknown_linearization,
 )
 from funcexplain.solvers.quadratic_program import solve_dual
@@ -56,6 +57,8 @@ _MINIMUM_RATIO = 1e-3
 # A gradient of the Lagrangian smaller than this fraction of the distance counts as zero.
 _STATIONARY = 1e-2
 _LOGIT_MARGIN = 1e-9
+# Rounds of the active set of bounds on z.
+_BOUND_ROUNDS = 3
 
 
 class Constraints(NamedTuple):
@@ -180,7 +183,8 @@ class SequentialQuadratic(NamedTuple):
         solve = partial(_solve, at_point, linearized, slope, (steps, changes), rho, damping)
         move, multipliers = solve(torch.ones_like(slope))
         if problem.project is not identity:
-            move, multipliers = _hold_bounds(problem, args, z, solve, move, multipliers)
+            project = partial(project_flat, problem, z, args)
+            move, multipliers = _hold_bounds(project, point, solve, move, multipliers)
         following = problem.project((point + move).to(z.dtype).view(z.shape), args)
         taken = following.to(WIDE).flatten() - point
         ahead = at_point.values + at_point.jacobian @ taken
@@ -302,20 +306,16 @@ def _apply_inverse(pairs: tuple[Tensor, Tensor], damping: Tensor, rows: Tensor) 
 
 
 def _hold_bounds(
-    problem: Problem,
-    args: Args,
-    z: Tensor,
+    project: Callable[[Tensor], Tensor],
+    point: Tensor,
     solve: Callable[..., tuple[Tensor, Tensor]],
     move: Tensor,
     multipliers: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The program's step where a projection moves entries back to their bounds: these are held."""
-    point = z.to(WIDE).flatten()
     held = torch.zeros_like(point, dtype=torch.bool)
-    for _ in range(3):
-        aim = (point + move).to(z.dtype)
-        rest = problem.project(aim.view(z.shape), args).flatten()
-        eps = 1e2 * torch.finfo(z.dtype).eps
-        held = held | ((rest - aim).abs() > eps * (1.0 + aim.abs()))
-        move, multipliers = solve(1.0 - held.to(WIDE), rest.to(WIDE) - point)
+    for _ in range(_BOUND_ROUNDS):
+        rest, leaving = hold(point + move, project)
+        held = held | leaving
+        move, multipliers = solve(1.0 - held.to(WIDE), rest - point)
     return move, multipliers
