@@ -75,7 +75,7 @@ def is_state(value: Any) -> bool:
 def clone(value: Any) -> Any:
     """A copy of what `is_state` holds for; of a tensor without the graph that it may come from."""
     if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+        return clone_tensor(value).requires_grad_(value.requires_grad)
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).set_state(value.get_state())
     return copy.deepcopy(value)

@@ -47,7 +47,7 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
         windows: ``(N, C, L, A)``.
     """
     parts = list(module.modules())
-    sets_mode = any(_sets_mode_itself(part) for part in parts)
+    sets_mode = any(overrides_mode(part) for part in parts)
     with ExitStack() as stack:
         if any(type(part).__name__ == "OptimizedModule" for part in parts):
             stack.enter_context(eager())
@@ -94,7 +94,8 @@ def captured_containers(module: nn.Module) -> Iterator[Any]:
                             yield cell.cell_contents
 
 
-def _sets_mode_itself(part: nn.Module) -> bool:
+def overrides_mode(part: nn.Module) -> bool:
+    """Whether a class defines its own ``train`` or ``eval``."""
     kind = type(part)
     return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
 

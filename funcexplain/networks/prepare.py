@@ -30,6 +30,7 @@ from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom,
 from funcexplain.networks.foreign import Foreign, is_foreign
 from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
 from funcexplain.networks.objects import attributes, clone_tensor, setter
+from funcexplain.networks.plain import overrides_mode
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
 from funcexplain.networks.references import REGISTRIES, TABLES, Place, redirect
 from funcexplain.networks.stand_ins import stand_in
@@ -198,9 +199,8 @@ def _copy(
 
 def _sets_mode(part: nn.Module) -> bool:
     """Whether a class does more than set a flag when its mode changes."""
-    cls = type(part)
-    own = cls.train is not nn.Module.train or cls.eval is not nn.Module.eval
-    return own and not is_foreign(part) and cls.__name__ != "OptimizedModule"
+    is_wrapper = is_foreign(part) or type(part).__name__ == "OptimizedModule"
+    return overrides_mode(part) and not is_wrapper
 
 
 def _clone_tensors(network: nn.Module, places: list[Place]) -> None:
