@@ -115,7 +115,8 @@ def _in_folder(module: str, folder: Path) -> bool:
 def _folders(top: str) -> set[Path]:
     """The folders that a top-level module is, or would be imported from; imports nothing."""
     try:
-        spec = find_spec(top)
+        # setuptools' own finder, which find_spec asks first, unloads distutils when it is asked for pip
+        spec = (None if top in sys.modules else PathFinder.find_spec(top)) or find_spec(top)
     except (ValueError, ImportError):  # a module made by hand has none
         spec = None
     if spec is None:
