@@ -13,8 +13,11 @@ from funcexplain.networks.rounding import agree
 from funcexplain.problems.problem import Args
 from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective
+from funcexplain.solvers.structure import column_jacobian
 
 Measure = Callable[[Tensor, Args], Tensor]
+# Evaluations from one check of a Jacobian's structure to the next; the first one is checked.
+_CHECK_EVERY = 4
 
 
 def with_jacobian(objective: Objective, measure: Measure) -> Evaluate:
@@ -62,20 +65,28 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
         torch.Size([3, 2, 2])
     """
     maps: bool | None = None  # whether directions share a reverse pass, once that was tried
+    columns: bool | None = None  # whether each asset is scored from its own column, likewise
+    count = 0
 
     def evaluate(z: Tensor, args: Args) -> Evaluation:
-        nonlocal maps
+        nonlocal maps, columns, count
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value, (loss, weights) = objective(z, args)
             rows = value.ndim
             measured = measure(weights, args).flatten(rows)
+        readable, slopes = is_readable(measured), None
+        if columns is not False and (readable or columns):
+            checks = readable and count % _CHECK_EVERY == 0
+            slopes = column_jacobian(measured, weights, z, args.get("factor"), checks=checks)
+            columns, count = slopes is not None, count + 1
+        if slopes is None:
             # Of rows, the pullback of their sum: each depends on its own entries alone.
             directions = torch.eye(measured.shape[-1], dtype=measured.dtype, device=measured.device)
             if rows:
                 directions = directions[:, None].expand(-1, *measured.shape)
             jacobian, maps = _pull_back(measured, z, directions, maps)
-        slopes = jacobian.flatten(rows + 1).movedim(0, rows)
+            slopes = jacobian.flatten(rows + 1).movedim(0, rows)
         return Evaluation(value.detach(), loss.detach(), weights.detach(), slopes)
 
     return evaluate
@@ -86,7 +97,7 @@ def _pull_back(
 ) -> tuple[Tensor, bool | None]:
     """The pullback of each direction, and whether they can share a pass.
 
-    A pass of several directions is mapped. It is held against a plain one of their sum before it is
+    A pass of several directions is mapped. It is held against a plain one of a combination before it is
     believed; a custom function that cannot be mapped, or not correctly, has a pass for each direction.
     """
     if not measured.requires_grad:  # the network ignores its input, or cuts the graph
@@ -99,7 +110,10 @@ def _pull_back(
         try:
             jacobian = pull(directions, batched=True)
             if maps is None and is_readable(jacobian):
-                maps = agree(jacobian.sum(0), pull(directions.sum(0)))
+                # Not of equal parts: the weights of a portfolio sum to one, whatever it depends on.
+                parts = torch.arange(len(directions)).to(measured).cos().view(-1, *[1] * measured.ndim)
+                combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)
+                maps = agree(combined, pull((parts * directions).sum(0)))
             if maps is not False:
                 return jacobian, maps
         except RuntimeError as error:
