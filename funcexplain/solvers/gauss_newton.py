@@ -24,6 +24,7 @@ from funcexplain.solvers.damped_step import (
     is_stationary,
     minimize_freely,
     minimize_within,
+    solve_gram,
 )
 from funcexplain.solvers.gradient import make_objective
 from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
@@ -62,6 +63,7 @@ class LevenbergMarquardtState(NamedTuple):
     Attributes:
         z: the point.
         line: its linearization.
+        gram: the Jacobian times its transpose, ``(K, K)``.
         penalty: the penalties there; a value of NaN before the first evaluation.
         predicted: reduction that the model predicts for the step that is tried.
         damping: ``mu``, see `levenberg_marquardt`.
@@ -71,6 +73,7 @@ class LevenbergMarquardtState(NamedTuple):
 
     z: Tensor
     line: Linearization
+    gram: Tensor
     penalty: PenaltyTerms
     predicted: Tensor
     damping: Tensor
@@ -99,10 +102,11 @@ class LevenbergMarquardt(NamedTuple):
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
         zero = z.new_zeros((), dtype=WIDE)
         entries = torch.zeros_like(z).flatten().to(WIDE)
-        penalized = bool(problem.penalties or problem.costs)
+        penalized, line = bool(problem.penalties or problem.costs), unknown_linearization(problem, z, args)
         return LevenbergMarquardtState(
             z=z,
-            line=unknown_linearization(problem, z, args),
+            line=line,
+            gram=_gram(line),
             penalty=PenaltyTerms(zero + torch.nan, *(2 * [entries if penalized else zero])),
             predicted=zero,
             damping=zero + self.damping,
@@ -122,8 +126,8 @@ class LevenbergMarquardt(NamedTuple):
             residual_of(a_line, self.residual, in_logs).square().sum() + a_penalty.value
             for a_line, a_penalty in ((line, penalty), (carried.line, carried.penalty))
         )
-        # Sums are the fastest passes over memory that see what is not finite.
-        usable = (merit + line.jacobian.sum(dtype=WIDE) + penalty.gradient.sum()).isfinite()
+        gram = _gram(line)
+        usable = (merit + gram.sum() + penalty.gradient.sum()).isfinite()
         ratio = (best - merit) / carried.predicted.clamp_min(torch.finfo(WIDE).tiny)
         improves = usable & (merit < best) & (ratio > _MINIMUM_RATIO)
         accepts = first | improves
@@ -138,38 +142,57 @@ class LevenbergMarquardt(NamedTuple):
         penalty = PenaltyTerms(
             *(torch.where(accepts, *pair) for pair in zip(penalty, carried.penalty, strict=True))
         )
+        gram = torch.where(accepts, gram, carried.gram)
         r = residual_of(line, self.residual, in_logs)
-        jacobian = residual_jacobian(line, self.residual, in_logs)
+        factor = residual_slopes(line, self.residual, in_logs)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
-        model = Model(r, jacobian, penalty, lam)
-        undamped = model._replace(lam=torch.zeros_like(lam))
-        point, grads = z.flatten().to(WIDE), 2.0 * jacobian.T @ r + penalty.gradient
-        if problem.project is identity:
-            following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
+        if problem.project is identity and not problem.penalties and not problem.costs:
+            y, predicted = solve_gram(gram.to(WIDE) * factor[:, None] * factor, r, lam, gram.dtype)
+            # As few passes over the Jacobian as possible: they cost more than all else here.
+            step, grads = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype) @ line.jacobian
+            following = z + step.to(z.dtype).view(z.shape)
+            ends = (predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)) | (
+                following == z
+            ).all()
         else:
-            project = partial(_project_flat, problem, z, args)
-            step = minimize_within(model, point, project)
-            following = project(point + step).view(z.shape)
-        step = (following - z).flatten().to(WIDE)
-        predicted = undamped.decrease(grads, step)
-        if problem.project is identity:
-            ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
-        else:
-            ends = is_stationary(undamped, point, project)
+            model = Model(r, line.jacobian * factor[:, None], penalty, lam)
+            following, grads, predicted, ends = _step(
+                problem, args, z, model, torch.where(accepts, merit, best)
+            )
         ends = ends | (damping >= _MAXIMUM_DAMPING)
         count = len(line.measured)
         value, best = ((total / count).to(z.dtype) for total in (merit, best))
         nu = torch.where(accepts, 2.0, 2.0 * carried.nu)
         return Advance(
             z=torch.where(ends, state.z, following),
-            carried=LevenbergMarquardtState(z, line, penalty, predicted, damping, nu, in_logs),
+            carried=LevenbergMarquardtState(*(z, line, gram, penalty), predicted, damping, nu, in_logs),
             # A failed try at which nothing is finite ends nothing: the best point goes on.
             value=torch.where(value.isfinite() | best.isnan(), value, best),
             best=best,
             loss=(misfit / count).to(z.dtype),
             grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
         )
+
+
+def _step(
+    problem: Problem, args: Args, z: Tensor, model: Model, merit: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next point, the gradient, the predicted reduction, and whether it counts as zero."""
+    undamped = model._replace(lam=torch.zeros_like(model.lam))
+    point = z.flatten().to(WIDE)
+    grads = undamped.gradient(torch.zeros_like(point))
+    if problem.project is identity:
+        following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
+    else:
+        project = partial(_project_flat, problem, z, args)
+        following = project(point + minimize_within(model, point, project)).view(z.shape)
+    predicted = undamped.decrease(grads, (following - z).flatten().to(WIDE))
+    if problem.project is identity:
+        ends = predicted <= _MINIMUM_REDUCTION * merit
+    else:
+        ends = is_stationary(undamped, point, project)
+    return following, grads, predicted, ends
 
 
 def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -> LevenbergMarquardt:
@@ -296,17 +319,21 @@ def residual_of(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
     return torch.where(in_logs, m.log() - n.log(), plain)
 
 
-def residual_jacobian(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
-    """Jacobian of the residuals, ``f'(m) J``, ``(K, N)``, in float64."""
+def residual_slopes(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
+    """Slopes ``f'(m)`` of the residuals, ``(K,)``, in float64."""
     measured = line.measured.to(WIDE)
     m = measured.clamp_min(0.0) + _FLOOR
     if kind == "weights":
-        factor = torch.ones_like(m)
-    elif kind == "sqrt":
-        factor = (measured >= 0.0) / m.sqrt()
-    else:
-        factor = torch.where(in_logs, (measured >= 0.0) / m, 1.0)
-    return line.jacobian * factor[:, None]
+        return torch.ones_like(m)
+    if kind == "sqrt":
+        return (measured >= 0.0) / m.sqrt()
+    return torch.where(in_logs, (measured >= 0.0) / m, 1.0)
+
+
+def _gram(line: Linearization) -> Tensor:
+    """The Jacobian times its transpose, in float32 at least."""
+    jacobian = line.jacobian.to(torch.promote_types(line.jacobian.dtype, torch.float32))
+    return jacobian @ jacobian.T
 
 
 def _project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:
