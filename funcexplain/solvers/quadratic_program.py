@@ -49,7 +49,7 @@ def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> solve_dual(one[:, None], 2.0 * one, -one, one, 10.0 * one[0])  # c is above upper by 1
-        tensor([1.], dtype=torch.float64)
+        tensor([1.0000], dtype=torch.float64)
     """
     far = _FAR * (1.0 + c.abs())
     lower, upper = torch.maximum(lower, c - far), torch.minimum(upper, c + far)

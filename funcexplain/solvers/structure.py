@@ -26,7 +26,7 @@ from torch import Tensor
 
 from funcexplain.networks.network import slope
 
-# Smallest weight that has a direction of its own: smaller ones have no slope in float32.
+# Weights below this count as zero, so that no direction overflows.
 _FLOOR = 1e-30
 # Rounding of a prediction, in units of that of the dtype.
 _ROUNDING = 1e3
@@ -65,7 +65,8 @@ def column_jacobian(
 
     def pull(effect: Tensor) -> tuple[Tensor, Tensor]:
         """The pullback of a direction to columns, ``(*rows, days, A)``, and what of it they get."""
-        v = torch.where(w > _FLOOR, effect / w.clamp_min(_FLOOR), 0.0)
+        # The slope of a weight of zero shows in its own direction.
+        v = effect / torch.where(w.abs() > _FLOOR, w, 1.0)
         reached = (w * v).double()
         reached = (reached - w * reached.sum(-1, keepdim=True)).to(w.dtype).unsqueeze(-2)
         pulled = slope(weights, z, v, retain_graph=True)
