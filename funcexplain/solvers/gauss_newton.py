@@ -121,7 +121,7 @@ class LevenbergMarquardt(NamedTuple):
         line, carried = linearize(problem, at, args), state.optimizer
         gram, first = _gram(line), carried.merit.isnan()
         # Both points at once: every operation costs microseconds, even on K numbers.
-        values = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE).unflatten(0, (2, 2))
+        values = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE).view(2, 2, -1)
         in_logs = carried.in_logs
         if self.residual == "auto":
             lowest = values[0].amin(-1)
