@@ -104,7 +104,10 @@ class LevenbergMarquardt(NamedTuple):
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
         zero = z.new_zeros((), dtype=WIDE)
         entries = torch.zeros_like(z).flatten().to(WIDE)
-        penalized, line = bool(problem.penalties or problem.costs), unknown_linearization(problem, z, args)
+        penalized, line = (
+            bool(problem.penalties or problem.costs),
+            unknown_linearization(problem, z, args),
+        )
         return LevenbergMarquardtState(
             z=z,
             line=line,
@@ -118,7 +121,8 @@ class LevenbergMarquardt(NamedTuple):
         )
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
-        line, carried = linearize(problem, at, args), state.optimizer
+        carried: LevenbergMarquardtState = state.optimizer
+        line, penalty = linearize(problem, at, args), carried.penalty
         gram, first = _gram(line), carried.merit.isnan()
         # Both points at once: every operation costs microseconds, even on K numbers.
         values = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE).view(2, 2, -1)
@@ -128,7 +132,7 @@ class LevenbergMarquardt(NamedTuple):
             in_logs = torch.where(first, (lowest > 0.0).all(), in_logs & (lowest[0] >= -_FLOOR))
         residuals, factors = residuals_of(values[:, 0], values[:, 1], self.residual, in_logs)
         merits = residuals.square().sum(-1)
-        usable, penalty = gram.sum(), ()
+        usable = gram.sum()
         if carried.penalty:
             penalty = _penalty_terms(problem, state.z, args)
             merits = merits + torch.stack([penalty.value, carried.penalty.value])
@@ -143,10 +147,9 @@ class LevenbergMarquardt(NamedTuple):
         damping = torch.where(first, carried.damping, damping.clamp(_MINIMUM_DAMPING, _MAXIMUM_DAMPING))
 
         z = torch.where(accepts, state.z, carried.z)
-        line, penalty = (
-            type(ours)(*(torch.where(accepts, *pair) for pair in zip(ours, theirs, strict=True)))
-            for ours, theirs in ((line, carried.line), (penalty, carried.penalty))
-        )
+        line = Linearization(*map(partial(torch.where, accepts), line, carried.line))
+        if penalty:
+            penalty = PenaltyTerms(*map(partial(torch.where, accepts), penalty, carried.penalty))
         gram, r = torch.where(accepts, gram, carried.gram), torch.where(accepts, *residuals)
         factor, merit_here = torch.where(accepts, *factors), torch.where(accepts, merit, best)
         misfit = r.square().sum()

@@ -24,8 +24,8 @@ from torch import Tensor
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import slope
 from funcexplain.networks.rounding import agree
-from funcexplain.networks.versions import is_traced
 from funcexplain.problems.problem import Args
+from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective
 
 Measure = Callable[[Tensor, Args], Tensor]
@@ -93,7 +93,7 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
             value, (loss, weights) = objective(z, args)
             rows = value.ndim
             measured = measure(weights, args).flatten(rows)
-        readable, slopes = _is_readable(measured), None
+        readable, slopes = is_readable(measured), None
         if columns is not False and (readable or columns):
             checks = readable and count % _CHECK_EVERY == 0
             slopes = column_jacobian(measured, weights, z, args.get("factor"), checks=checks)
@@ -176,7 +176,7 @@ def column_jacobian(
 
 
 def _unmix(pulled: Tensor, factor: Tensor) -> Tensor:
-    """From the pullback to shocks ``z`` to that to returns, which move by ``F z``; frozen ones have none."""
+    """From the pullback to shocks ``z`` to that to returns, which move by ``F z``; frozen: zero."""
     held = factor.diagonal(dim1=-2, dim2=-1) == 0
     whole = factor + torch.diag_embed(held.to(factor))
     return torch.linalg.solve_triangular(whole.mT, pulled.unsqueeze(-1), upper=True).squeeze(-1)
@@ -199,7 +199,7 @@ def _pull_back(
     if maps is not False:
         try:
             jacobian = pull(directions, batched=True)
-            if maps is None and _is_readable(jacobian):
+            if maps is None and is_readable(jacobian):
                 # Not of equal parts: the weights of a portfolio sum to one, whatever it depends on.
                 parts = torch.arange(len(directions)).to(measured).cos().view(-1, *[1] * measured.ndim)
                 combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)
@@ -210,8 +210,3 @@ def _pull_back(
             if is_out_of_memory(error):
                 raise
     return torch.stack([pull(direction) for direction in directions]), False
-
-
-def _is_readable(t: Tensor) -> bool:
-    """Whether Python may look at the numbers, also where operations are only observed."""
-    return t.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and not is_traced()
