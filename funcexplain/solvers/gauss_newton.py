@@ -129,7 +129,7 @@ class LevenbergMarquardt(NamedTuple):
         in_logs = carried.in_logs
         if self.residual == "auto":
             lowest = values[0].amin(-1)
-            in_logs = torch.where(first, (lowest > 0.0).all(), in_logs & (lowest[0] >= -_FLOOR))
+            in_logs = torch.where(first, (lowest > 0.0).all(), in_logs & ~(lowest[0] < -_FLOOR))
         residuals, factors = residuals_of(values[:, 0], values[:, 1], self.residual, in_logs)
         merits = residuals.square().sum(-1)
         usable = gram.sum()
@@ -150,8 +150,8 @@ class LevenbergMarquardt(NamedTuple):
         line = Linearization(*map(partial(torch.where, accepts), line, carried.line))
         if penalty:
             penalty = PenaltyTerms(*map(partial(torch.where, accepts), penalty, carried.penalty))
-        gram, r = torch.where(accepts, gram, carried.gram), torch.where(accepts, *residuals)
-        factor, merit_here = torch.where(accepts, *factors), torch.where(accepts, merit, best)
+        r, factor = (torch.where(accepts, new, old) for new, old in (residuals, factors))
+        gram, merit_here = torch.where(accepts, gram, carried.gram), torch.where(accepts, merit, best)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
         if penalty or problem.project is not identity:
