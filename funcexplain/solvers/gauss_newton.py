@@ -147,9 +147,12 @@ class LevenbergMarquardt(NamedTuple):
         damping = torch.where(first, carried.damping, damping.clamp(_MINIMUM_DAMPING, _MAXIMUM_DAMPING))
 
         z = torch.where(accepts, state.z, carried.z)
-        line = Linearization(*map(partial(torch.where, accepts), line, carried.line))
+        line = Linearization(
+            *(torch.where(accepts, *pair) for pair in zip(line, carried.line, strict=True))
+        )
         if penalty:
-            penalty = PenaltyTerms(*map(partial(torch.where, accepts), penalty, carried.penalty))
+            pairs = zip(penalty, carried.penalty, strict=True)
+            penalty = PenaltyTerms(*(torch.where(accepts, *pair) for pair in pairs))
         r, factor = (torch.where(accepts, new, old) for new, old in (residuals, factors))
         gram, merit_here = torch.where(accepts, gram, carried.gram), torch.where(accepts, merit, best)
         misfit = r.square().sum()
