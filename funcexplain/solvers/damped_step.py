@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
     def gradient(self, step: Tensor) -> Tensor:
         """Gradient after a step, damping included."""
-        moved = self.jacobian.T @ (self.r + self.jacobian @ step)
+        moved = (self.r + self.jacobian @ step) @ self.jacobian
         return 2.0 * moved + self.penalty.gradient + (self.penalty.curvature + 2.0 * self.lam) * step
 
     def curvature(self) -> Tensor:
@@ -74,14 +74,34 @@ class Model(NamedTuple):
 def minimize_freely(model: Model) -> Tensor:
     """The minimizer of the model, by Woodbury: a (K, K) system."""
     r, jacobian, penalty, lam = model
-    gram = jacobian @ jacobian.T
-    shift = MINIMUM_SHIFT * gram.diagonal().sum() + torch.finfo(WIDE).tiny
+    if penalty.curvature.ndim == 0:  # no penalties
+        y, _ = solve_gram(jacobian @ jacobian.T, r, lam, WIDE)
+        return -y @ jacobian
+    shift = MINIMUM_SHIFT * jacobian.square().sum() + torch.finfo(WIDE).tiny
     gradient, curvature = 0.5 * penalty.gradient, 0.5 * penalty.curvature + torch.maximum(lam, shift)
-    if curvature.ndim == 0:  # no penalties: as few passes over the Jacobian as possible
-        return -jacobian.T @ (_solve_shifted(gram / curvature, r) / curvature)
     weighted = jacobian / curvature
     y = _solve_shifted(weighted @ jacobian.T, r - weighted @ gradient)
-    return -(gradient / curvature + weighted.T @ y)
+    return -(gradient / curvature + y @ weighted)
+
+
+def solve_gram(gram: Tensor, r: Tensor, lam: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
+
+    Args:
+        gram: ``J J'``, ``(K, K)``.
+        r: residuals, ``(K,)``.
+        lam: damping.
+        dtype: in which the Gram matrix was computed.
+
+    Returns:
+        ``y`` ``(K,)``, and the decrease of the model without its damping.
+    """
+    eps = max(torch.finfo(dtype).eps, MINIMUM_SHIFT)
+    shift = eps * gram.diagonal().sum() + torch.finfo(WIDE).tiny
+    lam = torch.maximum(lam, shift)
+    y = _solve_shifted(gram / lam, r) / lam
+    moved = gram @ y
+    return y, 2.0 * (r @ moved) - moved.square().sum()
 
 
 def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:

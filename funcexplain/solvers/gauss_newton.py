@@ -24,6 +24,7 @@ from funcexplain.solvers.damped_step import (
     is_stationary,
     minimize_freely,
     minimize_within,
+    solve_gram,
 )
 from funcexplain.solvers.gradient import make_objective
 from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
@@ -62,7 +63,9 @@ class LevenbergMarquardtState(NamedTuple):
     Attributes:
         z: the point.
         line: its linearization.
-        penalty: the penalties there; a value of NaN before the first evaluation.
+        gram: the Jacobian times its transpose, ``(K, K)``.
+        penalty: the penalties there; an empty tuple if there are none.
+        merit: sum of squared residuals and penalties there; NaN before the first evaluation.
         predicted: reduction that the model predicts for the step that is tried.
         damping: ``mu``, see `levenberg_marquardt`.
         nu: factor of the damping if the next step fails.
@@ -71,7 +74,9 @@ class LevenbergMarquardtState(NamedTuple):
 
     z: Tensor
     line: Linearization
-    penalty: PenaltyTerms
+    gram: Tensor
+    penalty: PenaltyTerms | tuple[()]
+    merit: Tensor
     predicted: Tensor
     damping: Tensor
     nu: Tensor
@@ -99,11 +104,16 @@ class LevenbergMarquardt(NamedTuple):
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
         zero = z.new_zeros((), dtype=WIDE)
         entries = torch.zeros_like(z).flatten().to(WIDE)
-        penalized = bool(problem.penalties or problem.costs)
+        penalized, line = (
+            bool(problem.penalties or problem.costs),
+            unknown_linearization(problem, z, args),
+        )
         return LevenbergMarquardtState(
             z=z,
-            line=unknown_linearization(problem, z, args),
-            penalty=PenaltyTerms(zero + torch.nan, *(2 * [entries if penalized else zero])),
+            line=line,
+            gram=_gram(line),
+            penalty=PenaltyTerms(zero, entries, entries) if penalized else (),
+            merit=zero + torch.nan,
             predicted=zero,
             damping=zero + self.damping,
             nu=zero + 2.0,
@@ -111,21 +121,26 @@ class LevenbergMarquardt(NamedTuple):
         )
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
-        line, penalty = linearize(problem, at, args), _penalty_terms(problem, state.z, args)
         carried: LevenbergMarquardtState = state.optimizer
-        first = carried.penalty.value.isnan()
+        line, penalty = linearize(problem, at, args), carried.penalty
+        gram, first = _gram(line), carried.merit.isnan()
+        # Both points at once: every operation costs microseconds, even on K numbers.
+        values = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE).view(2, 2, -1)
         in_logs = carried.in_logs
         if self.residual == "auto":
-            positive = (line.measured > 0.0).all() & (line.nearest > 0.0).all()
-            in_logs = torch.where(first, positive, in_logs & ~(line.measured < -_FLOOR).any())
-        merit, best = (
-            residual_of(a_line, self.residual, in_logs).square().sum() + a_penalty.value
-            for a_line, a_penalty in ((line, penalty), (carried.line, carried.penalty))
-        )
-        # Sums are the fastest passes over memory that see what is not finite.
-        usable = (merit + line.jacobian.sum(dtype=WIDE) + penalty.gradient.sum()).isfinite()
-        ratio = (best - merit) / carried.predicted.clamp_min(torch.finfo(WIDE).tiny)
-        improves = usable & (merit < best) & (ratio > _MINIMUM_RATIO)
+            lowest = values[0].amin(-1)
+            in_logs = torch.where(first, (lowest > 0.0).all(), in_logs & ~(lowest[0] < -_FLOOR))
+        residuals, factors = residuals_of(values[:, 0], values[:, 1], self.residual, in_logs)
+        merits = residuals.square().sum(-1)
+        usable = gram.sum()
+        if carried.penalty:
+            penalty = _penalty_terms(problem, state.z, args)
+            merits = merits + torch.stack([penalty.value, carried.penalty.value])
+            usable = usable + penalty.gradient.sum()
+        merit, best = merits
+        reduction, usable = best - merit, (merit + usable).isfinite()
+        ratio = reduction / carried.predicted.clamp_min(torch.finfo(WIDE).tiny)
+        improves = usable & (reduction > 0.0) & (ratio > _MINIMUM_RATIO)
         accepts = first | improves
         fall = (1.0 - (2.0 * ratio.clamp(0.0, 1.5) - 1.0) ** 3).clamp_min(1.0 / 3.0)
         damping = carried.damping * torch.where(improves, fall, carried.nu)
@@ -135,41 +150,59 @@ class LevenbergMarquardt(NamedTuple):
         line = Linearization(
             *(torch.where(accepts, *pair) for pair in zip(line, carried.line, strict=True))
         )
-        penalty = PenaltyTerms(
-            *(torch.where(accepts, *pair) for pair in zip(penalty, carried.penalty, strict=True))
-        )
-        r = residual_of(line, self.residual, in_logs)
-        jacobian = residual_jacobian(line, self.residual, in_logs)
+        if penalty:
+            pairs = zip(penalty, carried.penalty, strict=True)
+            penalty = PenaltyTerms(*(torch.where(accepts, *pair) for pair in pairs))
+        r, factor = (torch.where(accepts, new, old) for new, old in (residuals, factors))
+        gram, merit_here = torch.where(accepts, gram, carried.gram), torch.where(accepts, merit, best)
         misfit = r.square().sum()
         lam = damping * misfit / z.numel()
-        model = Model(r, jacobian, penalty, lam)
-        undamped = model._replace(lam=torch.zeros_like(lam))
-        point, grads = z.flatten().to(WIDE), 2.0 * jacobian.T @ r + penalty.gradient
-        if problem.project is identity:
-            following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
+        if penalty or problem.project is not identity:
+            none = torch.zeros_like(lam)
+            terms = penalty or PenaltyTerms(none, none, none)
+            model = Model(r, line.jacobian * factor[:, None], terms, lam)
+            following, grads, predicted, ends = _step(problem, args, z, model, merit_here)
         else:
-            project = partial(project_flat, problem, z, args)
-            step = minimize_within(model, point, project)
-            following = project(point + step).view(z.shape)
-        step = (following - z).flatten().to(WIDE)
-        predicted = undamped.decrease(grads, step)
-        if problem.project is identity:
-            ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
-        else:
-            ends = is_stationary(undamped, point, project)
+            y, predicted = solve_gram(gram.to(WIDE) * factor[:, None] * factor, r, lam, gram.dtype)
+            step, grads = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype) @ line.jacobian
+            following = z + step.to(z.dtype).view(z.shape)
+            moved = (following - z).abs().sum()
+            ends = (predicted <= _MINIMUM_REDUCTION * merit_here) | (moved == 0.0)
         ends = ends | (damping >= _MAXIMUM_DAMPING)
-        count = len(line.measured)
-        value, best = ((total / count).to(z.dtype) for total in (merit, best))
+        count = len(r)
+        value, best = (merits / count).to(z.dtype)
         nu = torch.where(accepts, 2.0, 2.0 * carried.nu)
         return Advance(
             z=torch.where(ends, state.z, following),
-            carried=LevenbergMarquardtState(z, line, penalty, predicted, damping, nu, in_logs),
+            carried=LevenbergMarquardtState(
+                *(z, line, gram, penalty, merit_here, predicted, damping, nu, in_logs)
+            ),
             # A failed try at which nothing is finite ends nothing: the best point goes on.
-            value=torch.where(value.isfinite() | best.isnan(), value, best),
-            best=best,
+            value=torch.where(value.isfinite() | first, value, best),
+            best=torch.where(first, torch.nan, best),
             loss=(misfit / count).to(z.dtype),
             grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
         )
+
+
+def _step(
+    problem: Problem, args: Args, z: Tensor, model: Model, merit: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next point, the gradient, the predicted reduction, and whether it counts as zero."""
+    undamped = model._replace(lam=torch.zeros_like(model.lam))
+    point = z.flatten().to(WIDE)
+    grads = undamped.gradient(torch.zeros_like(point))
+    if problem.project is identity:
+        following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
+    else:
+        project = partial(project_flat, problem, z, args)
+        following = project(point + minimize_within(model, point, project)).view(z.shape)
+    predicted = undamped.decrease(grads, (following - z).flatten().to(WIDE))
+    if problem.project is identity:
+        ends = predicted <= _MINIMUM_REDUCTION * merit
+    else:
+        ends = is_stationary(undamped, point, project)
+    return following, grads, predicted, ends
 
 
 def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -> LevenbergMarquardt:
@@ -270,10 +303,6 @@ def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
     def total(z: Tensor) -> Tensor:
         return count * problem.extra(z, args)
 
-    if not problem.penalties and not problem.costs:
-        zero = z.new_zeros((), dtype=WIDE)
-        return PenaltyTerms(zero, zero, zero)
-
     def summed(z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         gradient, value = torch.func.grad_and_value(total)(z)
         return gradient.sum(), (gradient, value)
@@ -284,29 +313,24 @@ def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
     return PenaltyTerms(value.to(WIDE), *(term.to(WIDE) for term in terms))
 
 
-def residual_of(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
-    """Residuals ``f(m) - f(n)``, ``(K,)``, in float64."""
-    measured, nearest = line.measured.to(WIDE), line.nearest.to(WIDE)
-    plain = measured - nearest
+def residuals_of(
+    measured: Tensor, nearest: Tensor, kind: Residual, in_logs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Residuals ``f(m) - f(n)`` and their slopes ``f'(m)``, in the shape and dtype of ``m``."""
+    plain, none = measured - nearest, torch.ones_like(measured)
     if kind == "weights":
-        return plain
+        return plain, none
     m, n = (t.clamp_min(0.0) + _FLOOR for t in (measured, nearest))
     if kind == "sqrt":
-        return 2.0 * (m.sqrt() - n.sqrt())
-    return torch.where(in_logs, m.log() - n.log(), plain)
+        return 2.0 * (m.sqrt() - n.sqrt()), (measured >= 0.0) / m.sqrt()
+    logarithmic = m.log() - n.log(), (measured >= 0.0) / m
+    return torch.where(in_logs, logarithmic[0], plain), torch.where(in_logs, logarithmic[1], none)
 
 
-def residual_jacobian(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:
-    """Jacobian of the residuals, ``f'(m) J``, ``(K, N)``, in float64."""
-    measured = line.measured.to(WIDE)
-    m = measured.clamp_min(0.0) + _FLOOR
-    if kind == "weights":
-        factor = torch.ones_like(m)
-    elif kind == "sqrt":
-        factor = (measured >= 0.0) / m.sqrt()
-    else:
-        factor = torch.where(in_logs, (measured >= 0.0) / m, 1.0)
-    return line.jacobian * factor[:, None]
+def _gram(line: Linearization) -> Tensor:
+    """The Jacobian times its transpose, in float32 at least."""
+    jacobian = line.jacobian.to(torch.promote_types(line.jacobian.dtype, torch.float32))
+    return jacobian @ jacobian.T
 
 
 def project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:

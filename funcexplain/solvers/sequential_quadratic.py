@@ -151,7 +151,7 @@ class SequentialQuadratic(NamedTuple):
 
         # What the trial says of the curvature, also where it is not accepted.
         step = torch.where(first | ~finite, 0.0, tried - point)
-        moved = (after.jacobian - before.jacobian).T @ program.multipliers
+        moved = program.multipliers @ (after.jacobian - before.jacobian)
         change = _positive(step, step + torch.where(first | ~finite, 0.0, moved))
         steps, changes = (
             torch.where(step.any(), torch.cat([rows[1:], row[None]]), rows)
@@ -188,12 +188,12 @@ class SequentialQuadratic(NamedTuple):
         following = problem.project((point + move).to(z.dtype).view(z.shape), args)
         taken = following.to(WIDE).flatten() - point
         ahead = at_point.values + at_point.jacobian @ taken
-        model = slope @ taken - 0.5 * taken @ (slope + at_point.jacobian.T @ multipliers)
+        model = slope @ taken - 0.5 * taken @ (slope + multipliers @ at_point.jacobian)
         model = model - 0.5 * damping * taken.square().sum()
         violation = at_point.violation(at_point.values)
         decrease = rho * (violation - at_point.violation(ahead)) - model
 
-        residual = slope + at_point.jacobian.T @ multipliers
+        residual = slope + multipliers @ at_point.jacobian
         residual = torch.where(taken == 0.0, 0.0, residual)  # what a bound holds may have any slope
         met = torch.where(accepts, usable, carried.distance <= slope.square().mean() * (1.0 + 1e-12))
         ends = ~corrects & met & (residual.norm() <= _STATIONARY * slope.norm())
@@ -287,7 +287,7 @@ def _solve(
     multipliers = solve_dual(
         0.5 * (gram + gram.T), offset + jacobian @ unconstrained, at.lower, at.upper, rho
     )
-    return unconstrained - weighted.T @ multipliers + held * (1.0 - free), multipliers
+    return unconstrained - multipliers @ weighted + held * (1.0 - free), multipliers
 
 
 def _apply_inverse(pairs: tuple[Tensor, Tensor], damping: Tensor, rows: Tensor) -> Tensor:
