@@ -25,7 +25,7 @@ from funcexplain.engine.execution import Rows
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound
 from funcexplain.networks.rounding import agree, coarsest_eps
-from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
+from funcexplain.problems.grid import map_rows, mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.gradient import (
     Scored,
@@ -134,8 +134,8 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     except Exception as error:
         raise FailsAtStartError(int(numbers[0])) from error
     dims = mapped_dims(grid.dims, grid.args)
-    begin = torch.func.vmap(grid.start, in_dims=(dims,))
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    begin = map_rows(grid.start, dims)
+    decode = map_rows(grid.decode, 0, dims)
     own = take_rows(grid.dims, grid.args, rows[spread(len(rows), _CALLED, rows.device)])
     windows = [decode(begin(own), own)]
     start = begin(take_rows(grid.dims, grid.args, numbers))
@@ -145,7 +145,7 @@ def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -
     args = take_rows(grid.dims, grid.args, numbers)
     if not len(numbers):
         return Trial(kept, args, [], windows)
-    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + noise_for(start), args)
+    near = map_rows(grid.project, 0, dims)(start + noise_for(start), args)
     nearby = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, near, strict=True)]
     points = [(start, _stack(alone))]
     if None not in nearby:
@@ -303,8 +303,8 @@ def make_batched(
     if dims["params"] is None:
         evaluate = with_bound_network(grid, evaluate)
         objective = with_bound_network(grid, objective)
-    advance = torch.func.vmap(bound.advance, in_dims=(0, dims, 0))
-    init = torch.func.vmap(partial(begin, bound), in_dims=(dims,))
+    advance = map_rows(bound.advance, 0, dims, 0)
+    init = map_rows(partial(begin, bound), dims)
 
     def begin_all(args: Args) -> State:
         state = init(args)
@@ -318,7 +318,7 @@ def make_batched(
     return Batched(
         init=begin_all,
         step=partial(take, bound, evaluate, advance),
-        decode=torch.func.vmap(grid.decode, in_dims=(0, dims)),
+        decode=map_rows(grid.decode, 0, dims),
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,
         evaluate=evaluate,
@@ -372,15 +372,15 @@ def _cause(error: Exception) -> str:
 def _batched_score(grid: Problem, dims: dict[str, int | None], samples: bool) -> Score:
     """From windows to ``(value, (loss, weights))``, one of each per row."""
     if not samples:
-        return torch.func.vmap(grid.evaluate, in_dims=(0, dims))
-    network, score = cast(Network, grid.apply), torch.func.vmap(grid.score, in_dims=(0, 0, dims))
+        return map_rows(grid.evaluate, 0, dims)
+    network, score = cast(Network, grid.apply), map_rows(grid.score, 0, 0, dims)
     return lambda x, args: score(network.samples(args["params"], x), x, args)
 
 
 def _batched_objective(grid: Problem, dims: dict[str, int | None], score: Score) -> Objective:
     """From search points to ``(value, (loss, weights))``, one of each per row."""
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
-    costs = [torch.func.vmap(cost, in_dims=(0, dims)) for cost in grid.costs]
+    decode = map_rows(grid.decode, 0, dims)
+    costs = [map_rows(cost, 0, dims) for cost in grid.costs]
     target_ndim = grid.args["target"].ndim - len(varying_dims(grid.dims, "target"))
 
     def objective(z: Tensor, args: Args) -> Scored:

@@ -39,7 +39,7 @@ from funcexplain.engine.progress import Callback, Meter, Reporter
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import Network, bound, raise_pending
 from funcexplain.networks.rounding import agree, coarsest_eps
-from funcexplain.problems.grid import by_model, mapped_dims, take_rows, varying_dims
+from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.state import Info, Method, State, Stopping
@@ -248,8 +248,8 @@ def check_starts(grid: Problem, rows: Tensor, weights: Callable[[Tensor, Args], 
         weights: ``(x, args) -> weights`` of a batch of rows, or None to call the network for each.
     """
     dims = mapped_dims(grid.dims, grid.args)
-    begin = torch.func.vmap(grid.start, in_dims=(dims,))
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    begin = map_rows(grid.start, dims)
+    decode = map_rows(grid.decode, 0, dims)
     for part in rows.split(_TOGETHER if weights else 1):
         raise_pending()
         args = take_rows(grid.dims, grid.args, part)
