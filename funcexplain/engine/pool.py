@@ -189,13 +189,13 @@ class PoolDriver:
             self.pool = Pool(rows, args, state, live)
             if self.callback is not None:
                 one = info.loss.ndim == 1
-                self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
+                self.callback(self.shown(state), info if one else Info(*(stack[-1] for stack in info)))
             if len(losses) % look_every == 0:
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
             return not going or self.is_outdated()
 
         several = self.compiled_step(self.pool) if pays else None
-        step, calls = self.batched.step, budget
+        step, calls = self.batched.step_in_place, budget
         if several:
             step, calls, self.compiled = several, math.ceil(budget / self.compiler.unroll), True
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:
@@ -207,6 +207,12 @@ class PoolDriver:
         # The median: a machine that pauses for a second does not make a short search look long.
         seconds = [after - before for before, after in pairwise(times)]
         self.seconds_per_step = statistics.median(seconds) * len(seconds) / len(losses)
+
+    def shown(self, state: State) -> State:
+        """A state that a callback may keep: a step overwrites what the method holds."""
+        if self.meter:
+            return state
+        return state._replace(optimizer=tree_map(torch.clone, state.optimizer))
 
     def compiling_pays(self, size: int, budget: int) -> bool:
         """Whether the remaining steps, ``budget`` of them for this pool, should be compiled."""

@@ -45,11 +45,13 @@ class Network(Unpicklable):
         module: the private copy.
         own: the tensors that are in it between calls, those of the caller's module.
         draws: whether the network draws random numbers in eval mode, so that no answer is repeatable.
+        tried: what searches found out about how rows share a batch.
     """
 
     def __init__(self, copy: Copy, params: dict[str, Tensor]) -> None:
         self.pending: Callable[[Tensor], None] | None = None
         self.draws = False
+        self.tried: dict[Any, Any] = {}
         self.module, self._slots = copy.network, copy.slots
         buffers = dict(self.module.named_buffers())
         own = {**dict(self.module.named_parameters()), **buffers}

@@ -125,7 +125,9 @@ def map_rows(function: Callable[..., Any], *dims: int | dict[str, int | None]) -
         _load_rules()
         parts: list[Any] = []
         for value, along in zip(values, dims, strict=True):
-            names = [name for name, dim in along.items() if dim == 0] if isinstance(along, dict) else None
+            names = (
+                [name for name, dim in along.items() if dim == 0] if isinstance(along, dict) else None
+            )
             parts.append(value if names is None else {name: value[name] for name in names})
         leaves, tree = optree.tree_flatten(parts)
         size = len(leaves[0])
@@ -135,7 +137,9 @@ def map_rows(function: Callable[..., Any], *dims: int | dict[str, int | None]) -
                 rows = [_functorch._add_batch_dim(leaf, 0, level) for leaf in leaves]
                 inside = [
                     value | row if isinstance(along, dict) else row
-                    for value, row, along in zip(values, optree.tree_unflatten(tree, rows), dims, strict=True)
+                    for value, row, along in zip(
+                        values, optree.tree_unflatten(tree, rows), dims, strict=True
+                    )
                 ]
                 found = function(*inside)
                 return optree.tree_map(lambda t: _functorch._remove_batch_dim(t, level, size, 0), found)

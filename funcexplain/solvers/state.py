@@ -141,6 +141,8 @@ class BoundMethod(NamedTuple):
             batch of rows, to its ``(z, args) -> Evaluation`` by one plain backward pass.
         advance: ``(state, args, evaluation) -> Advance``, pure, of one row.
         stopping: when the search ends, and which point is kept.
+        advance_rows: the same as ``advance`` of a batch of rows, which may overwrite what the state of
+            the method holds; None if there is no faster way than to map ``advance``.
     """
 
     problem: Problem
@@ -149,6 +151,7 @@ class BoundMethod(NamedTuple):
     backward: Callable[[Objective], Evaluate]
     advance: Callable[[State, Args, Evaluation], Advance]
     stopping: Stopping
+    advance_rows: Callable[[State, Args, Evaluation], Advance] | None = None
 
 
 @runtime_checkable

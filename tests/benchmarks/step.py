@@ -50,8 +50,8 @@ def main(repetitions: int, networks: list[str]) -> None:
         for rows in ROWS:
             (ours, hand), (start, by_hand), ratio = measure(network, rows, repetitions)
             print(
-                f"| {network}, {rows} | {1e6 * ours / rows:.2f} | {1e6 * hand / rows:.2f} | {ratio:.2f} | "
-                f"{1e3 * start:.1f} | {1e3 * by_hand:.1f} |",
+                f"| {network}, {rows} | {1e6 * ours / rows:.2f} | {1e6 * hand / rows:.2f} | "
+                f"{ratio:.2f} | {1e3 * start:.1f} | {1e3 * by_hand:.1f} |",
                 flush=True,
             )
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import Choice, choose_way, try_rows, why_not_samples
+from funcexplain.engine.batching import Choice
+from funcexplain.engine.trial import choose_way, try_rows, why_not_samples
 from funcexplain.solvers.state import Stopping
 from tests.grids import F64, gentle, mixed, models, targets, without_nan, x0s
 from tests.helpers import (
