@@ -73,7 +73,7 @@ class Choice(NamedTuple):
     reason: str = ""
 
 
-class Tried(NamedTuple):
+class Known(NamedTuple):
     """What is known about rows of a kind.
 
     Attributes:
@@ -107,7 +107,7 @@ def trial_key(grid: Problem, method: Method, stopping: Stopping, how: Rows) -> A
     return key
 
 
-def recall(grid: Problem, key: Any) -> Tried | None:
+def recall(grid: Problem, key: Any) -> Known | None:
     """The result of an earlier trial, if there is one."""
     if key is None or not isinstance(grid.apply, Network):
         return None
@@ -117,10 +117,10 @@ def recall(grid: Problem, key: Any) -> Tried | None:
     return known if same else None
 
 
-def remember(grid: Problem, key: Any, kept: Iterate, choice: Choice) -> Tried:
+def remember(grid: Problem, key: Any, kept: Iterate, choice: Choice) -> Known:
     """The result of a trial; kept for the next search where rows can share a batch."""
     params = [weakref.ref(leaf) for leaf in tensors_of(grid.args["params"])]
-    tried = Tried(kept, choice, [], params)
+    tried = Known(kept, choice, [], params)
     if key is not None and choice.way != "alone" and isinstance(grid.apply, Network):
         known = grid.apply.tried
         known[key] = tried
@@ -179,7 +179,7 @@ def make_batched(
     return Batched(
         init=begin_all,
         step=partial(take, bound, evaluate, advance),
-        step_in_place=partial(take, bound, evaluate, bound.advance_rows or advance),
+        step_in_place=partial(take, bound, evaluate, bound.advance_in_place or advance),
         decode=_decode_rows(grid, dims),
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,

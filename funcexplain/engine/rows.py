@@ -23,7 +23,7 @@ from funcexplain.engine.alone import FailsAtStartError, describe, solve_alone, s
 from funcexplain.engine.batching import (
     Batched,
     Choice,
-    Tried,
+    Known,
     make_batched,
     recall,
     remember,
@@ -83,7 +83,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     if numbers.device.type == "cpu":
         reuse_blocks()
     try:
-        tried: Tried | None = None
+        tried: Known | None = None
         for dims, args, rows in by_model(problem.dims, problem.args, numbers, ROWS_PER_MODEL):
             if not len(rows):
                 break
@@ -123,7 +123,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     return outputs.solution()
 
 
-def _try(grid: Problem, search: _Search, rows: Tensor) -> Tried:
+def _try(grid: Problem, search: _Search, rows: Tensor) -> Known:
     """How rows share a batch, from a trial of some, or from one of an earlier search of the kind.
 
     One row alone never needs a batch, unless it is compiled.

@@ -70,14 +70,13 @@ class Optimizer(NamedTuple):
             return Advance(z, carried, at.value, state.kept.value, at.loss, at.slopes)
 
         def advance_adam(state: State, args: Args, at: Evaluation) -> Advance:
-            z, carried = _move_rows(
-                at.slopes, state.optimizer, state.z, **cast(Any, self.update).keywords
-            )
+            settings = cast(Any, self.update).keywords
+            z, carried = _move(at.slopes, state.optimizer, state.z, **settings)
             return Advance(project(z, args), carried, at.value, state.kept.value, at.loss, at.slopes)
 
         is_adam = getattr(self.update, "func", None) is _adam_update
         project = problem.project
-        if project is not identity:
+        if problem.dims and project is not identity:
             project = map_rows(project, 0, mapped_dims(problem.dims, problem.args))
         return BoundMethod(
             problem=problem,
@@ -86,7 +85,7 @@ class Optimizer(NamedTuple):
             backward=partial(with_gradient, gradient=backward_value_and_grad),
             advance=advance,
             stopping=stopping,
-            advance_rows=advance_adam if is_adam else None,
+            advance_in_place=advance_adam if is_adam else None,
         )
 
 
@@ -184,16 +183,19 @@ def _adam_update(
     return updates.to(z.dtype), AdamState(num_updates, mu, nu)
 
 
-def _move_rows(
+def _move(
     grads: Tensor, state: AdamState, z: Tensor, *, lr: float, b1: float, b2: float, eps: float
 ) -> tuple[Tensor, AdamState]:
-    """The next points of rows, each with its own count of updates; the means change in place."""
+    """The next point, or those of rows that each count their updates; the means change in place."""
     grads = grads.to(state.mu.dtype)
     num_updates = state.num_updates + 1
     mu = state.mu.lerp_(grads, 1.0 - b1)
     nu = state.nu.mul_(b2).addcmul_(grads, grads, value=1.0 - b2)
     root = nu.sqrt() if eps > 0.0 else (nu + torch.finfo(nu.dtype).tiny).sqrt_()
-    first, last = map(int, num_updates.aminmax()) if is_readable(num_updates) else (0, 1)
+    first, last = 0, 1
+    if is_readable(num_updates):
+        ends = num_updates.aminmax() if num_updates.ndim else (num_updates, num_updates)
+        first, last = map(int, ends)
     # Both corrections change the step size and eps, and no entry of a window.
     if first == last:
         root_correction = math.sqrt(1.0 - b2**first)

@@ -97,15 +97,18 @@ def make_step(
     return partial(begin, bound), partial(take, bound, evaluate, bound.advance)
 
 
-def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tuple[Init, Step]:
+def make_plain_step(
+    problem: Problem, method: Method, stopping: Stopping, *, pure: bool = True
+) -> tuple[Init, Step]:
     """Make the step of one question that no transform maps: one plain backward pass, Python's numbers.
 
-    It costs a third less than the pure step, serves networks that torch.func rejects, and must not be
-    taken again once the search has ended.
+    It costs half of the pure step, serves networks that torch.func rejects, and must not be taken again
+    once the search has ended. Without ``pure``, it may overwrite what the method holds in a state.
     """
     bound = bind(method, problem, stopping)
     evaluate = with_bound_network(problem, bound.backward(make_objective(problem)))
-    return partial(begin, bound), partial(take, bound, evaluate, bound.advance, in_numbers=True)
+    advance = bound.advance if pure else bound.advance_in_place or bound.advance
+    return partial(begin, bound), partial(take, bound, evaluate, advance, in_numbers=True)
 
 
 def bind(
