@@ -181,16 +181,20 @@ class PoolDriver:
         losses, times = list[Tensor](), [time.monotonic()]
         # A look waits for a GPU, which should get the next steps meanwhile.
         going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
+        seen: Tensor | None = None  # a step in which no row ends passes on the same tensor
 
         def ends(state: State, info: Info) -> bool:
-            nonlocal going
-            losses.extend(info.loss.view(-1, len(rows)))
+            nonlocal going, seen
+            one = info.loss.ndim == 1
+            losses.extend([info.loss] if one else info.loss)
             times.append(time.monotonic())
             self.pool = Pool(rows, args, state, live)
             if self.callback is not None:
-                one = info.loss.ndim == 1
-                self.callback(self.shown(state), info if one else Info(*(stack[-1] for stack in info)))
-            if len(losses) % look_every == 0:
+                # It may keep the state, and a step overwrites what the method holds.
+                shown = state._replace(optimizer=tree_map(torch.clone, state.optimizer))
+                self.callback(shown, info if one else Info(*(stack[-1] for stack in info)))
+            if len(losses) % look_every == 0 and state.status is not seen:
+                seen = state.status
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
             return not going or self.is_outdated()
 
@@ -207,12 +211,6 @@ class PoolDriver:
         # The median: a machine that pauses for a second does not make a short search look long.
         seconds = [after - before for before, after in pairwise(times)]
         self.seconds_per_step = statistics.median(seconds) * len(seconds) / len(losses)
-
-    def shown(self, state: State) -> State:
-        """A state that a callback may keep: a step overwrites what the method holds."""
-        if self.meter:
-            return state
-        return state._replace(optimizer=tree_map(torch.clone, state.optimizer))
 
     def compiling_pays(self, size: int, budget: int) -> bool:
         """Whether the remaining steps, ``budget`` of them for this pool, should be compiled."""
