@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcexplain.engine.batching import noise_for, row_of, spread
+from funcexplain.engine.batching import row_of, spread
+from funcexplain.engine.trial import noise_for
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.problem import Problem
 from funcexplain.solvers.optimizers import as_method

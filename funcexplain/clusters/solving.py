@@ -28,9 +28,9 @@ from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.pools import ManagedExecutor, check_executor
 from funcexplain.clusters.recipes import as_recipe, build_problem, pickle_for_workers
 from funcexplain.clusters.scheduling import Scheduler
-from funcexplain.engine.batching import try_rows, why_not_samples
 from funcexplain.engine.progress import Callback, Meter
 from funcexplain.engine.solve import solve as solve_here
+from funcexplain.engine.trial import try_rows, why_not_samples
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem

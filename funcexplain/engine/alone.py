@@ -61,7 +61,7 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
         return int(latest.status) != Status.MAX_STEPS
 
     with bound(problem.apply, args["params"]):
-        init, step = make_plain_step(problem, method, stopping)
+        init, step = make_plain_step(problem, method, stopping, pure=callback is not None)
 
         def attempt(state: State, args: Args) -> tuple[State, Info]:
             try:

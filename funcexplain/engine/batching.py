@@ -2,40 +2,31 @@
 
 A network maps ``(n_samples, C, L, A)`` to ``(n_samples, A)``. If its samples are independent, rows can
 share that dimension, and the network runs as it was written, without the cost of mapping every
-operation. Neither that, nor that ``vmap`` maps a network and its backward pass correctly, is assumed: a
-few rows are held against each one alone (see `try_rows`), and where no way is right, rows are solved
-alone.
+operation. `engine.trial` finds out whether a way is right. That costs as much as dozens of steps, and
+holds for the same network with the same parameters, functions and shapes, so it is remembered; rows are
+checked when they end all the same.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import optree
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from funcexplain.engine.alone import FailsAtStartError
-from funcexplain.engine.compiled import Origin
+from funcexplain.engine.compiled import Origin, defaults, tensors_of
 from funcexplain.engine.execution import Rows
-from funcexplain.networks.checks import is_out_of_memory
-from funcexplain.networks.network import SEED, Network, bound
-from funcexplain.networks.rounding import agree, coarsest_eps
-from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
-from funcexplain.problems.problem import Args, Problem
-from funcexplain.solvers.gradient import (
-    Scored,
-    make_objective,
-    where_finite,
-    with_bound_network,
-)
+from funcexplain.networks.network import Network
+from funcexplain.problems.grid import map_rows, mapped_dims, varying_dims
+from funcexplain.problems.problem import Args, Problem, identity
+from funcexplain.solvers.gradient import Scored, where_finite, with_bound_network
 from funcexplain.solvers.state import (
     Evaluate,
-    Evaluation,
     Init,
     Iterate,
     Method,
@@ -44,19 +35,11 @@ from funcexplain.solvers.state import (
     Step,
     Stopping,
 )
-from funcexplain.solvers.step import begin, bind, make_plain_step, take
+from funcexplain.solvers.step import begin, bind, take
 
+# Trials that a network keeps the results of.
+_MAXIMUM_KEPT = 8
 Score = Callable[[Tensor, Args], Scored]
-# Rows that are evaluated with their gradients, and rows whose own starts are called together.
-_EVALUATED, _CALLED = 3, 16
-# Noise on a trial's points, in standard deviations of their entries.
-_NOISE = 0.1
-# Words of torch's errors, and what they say of a network.
-_CAUSES = {
-    "data-dependent control flow": "it branches on values; torch.where can replace an `if`",
-    "calling .item()": "it reads values of tensors, as `.item()` does",
-    "randomness error mode": "it draws random numbers",
-}
 
 
 class Batched(NamedTuple):
@@ -65,6 +48,7 @@ class Batched(NamedTuple):
     Attributes:
         init: ``args -> state``.
         step: ``(state, args) -> (state, info)``.
+        step_in_place: the same; it may overwrite what the method holds in the state that it is given.
         decode: ``(z, args) -> x``.
         weights: ``(x, args) -> weights``.
         score: ``(z, args) -> (value, (loss, weights))``, forward only.
@@ -74,6 +58,7 @@ class Batched(NamedTuple):
 
     init: Init
     step: Step
+    step_in_place: Step
     decode: Callable[[Tensor, Args], Tensor]
     weights: Callable[[Tensor, Args], Tensor]
     score: Objective
@@ -81,87 +66,67 @@ class Batched(NamedTuple):
     origin: Origin
 
 
-class Trial(NamedTuple):
-    """Rows alone.
+class Choice(NamedTuple):
+    """How rows are solved, and why not in a batch."""
+
+    way: Literal["samples", "vmap", "alone"]
+    reason: str = ""
+
+
+class Known(NamedTuple):
+    """What is known about rows of a kind.
 
     Attributes:
         kept: the first evaluated point of a row, for its dtypes.
-        args: data of the rows that are evaluated.
-        points: search points of these rows, one each, with their evaluations alone.
-        windows: windows at which the network is called together and alone: the rows' starts, and some
-            near them.
+        choice: how rows share a batch.
+        row_bytes: what a step writes for a row, once that is measured.
+        params: references to the parameters.
     """
 
     kept: Iterate
-    args: Args
-    points: list[tuple[Tensor, Evaluation]]
-    windows: list[Tensor]
-
-    def agree(self, ours: Tensor, theirs: Tensor, largest: float = 0.0) -> bool:
-        """Whether every row's numbers agree; ``largest`` is their size at other points.
-
-        At a point that hits, a loss and its gradient are only rounding.
-        """
-        eps = coarsest_eps(self.args, self.kept.weights)
-        return agree(ours, theirs, eps, min(1e6 * eps, 1e-3) * largest, rows=1)
+    choice: Choice
+    row_bytes: list[float]
+    params: list[weakref.ref[Tensor]]
 
 
-def try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:
-    """Evaluate a few rows alone.
-
-    Args:
-        grid: the rows' problem.
-        method: what searches.
-        stopping: when a search ends.
-        rows: numbers of the rows, at least one.
-
-    Raises:
-        FailsAtStartError: if the network, or the method, raises at the start of the first row.
-    """
-    with torch.random.fork_rng(devices=[]):  # a network may draw random numbers
-        return _try_rows(grid, method, stopping, rows)
-
-
-def _try_rows(grid: Problem, method: Method, stopping: Stopping, rows: Tensor) -> Trial:
-    numbers = rows[spread(len(rows), _EVALUATED, rows.device)]
-    first = row_of(grid, int(numbers[0]))
-    init, step = make_plain_step(first, method, stopping)
+def trial_key(grid: Problem, method: Method, stopping: Stopping, how: Rows) -> Any:
+    """What a trial depends on, except for the network and its parameters; None if it has no hash."""
+    entries = []
+    for name, value in grid.args.items():
+        along = len(varying_dims(grid.dims, name))
+        for leaf in tensors_of(value):
+            version = leaf._version if name == "params" and not leaf.is_inference() else 0
+            entries.append((name, along > 0, leaf.shape[along:], leaf.dtype, leaf.device, version))
+    functions = (grid.loss, grid.start, grid.decode, grid.project, grid.penalties, grid.costs)
+    settings = (method, stopping, how, defaults(grid.args["x0"].device))
+    key = (functions, grid.criterion, settings, tuple(entries))
     try:
-        state, _ = step(init(first.args), first.args)
-        kept = state.kept
-    except torch.linalg.LinAlgError:
-        kept = init(first.args).kept
-    except Exception as error:
-        raise FailsAtStartError(int(numbers[0])) from error
-    dims = mapped_dims(grid.dims, grid.args)
-    begin = torch.func.vmap(grid.start, in_dims=(dims,))
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
-    own = take_rows(grid.dims, grid.args, rows[spread(len(rows), _CALLED, rows.device)])
-    windows = [decode(begin(own), own)]
-    start = begin(take_rows(grid.dims, grid.args, numbers))
-    alone = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, start, strict=True)]
-    runs = torch.tensor([evaluation is not None for evaluation in alone], device=rows.device)
-    numbers, start = numbers[runs], start[runs]
-    args = take_rows(grid.dims, grid.args, numbers)
-    if not len(numbers):
-        return Trial(kept, args, [], windows)
-    near = torch.func.vmap(grid.project, in_dims=(0, dims))(start + noise_for(start), args)
-    nearby = [_evaluate_alone(grid, method, stopping, *row) for row in zip(numbers, near, strict=True)]
-    points = [(start, _stack(alone))]
-    if None not in nearby:
-        points.append((near, _stack(nearby)))
-    xs = decode(near, args).clone()
-    # One of the other sign: what decides by the sign of a whole batch decides otherwise for it alone.
-    xs[len(xs) // 2] *= -1.0
-    return Trial(kept, args, points, [*windows, xs])
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
-def noise_for(z: Tensor) -> Tensor:
-    """Noise in proportion to the spread of some points."""
-    std = z.std().nan_to_num() if z.numel() > 1 else torch.zeros_like(z.sum())
-    scale = _NOISE * torch.where(std > 1e-6, std, torch.ones_like(std))
-    waves = torch.arange(1, z.numel() + 1, dtype=torch.float64, device=z.device).square().cos()
-    return scale * waves.view(z.shape).to(z.dtype)
+def recall(grid: Problem, key: Any) -> Known | None:
+    """The result of an earlier trial, if there is one."""
+    if key is None or not isinstance(grid.apply, Network):
+        return None
+    known = grid.apply.tried.get(key)
+    params = tensors_of(grid.args["params"])
+    same = known and all(ref() is leaf for ref, leaf in zip(known.params, params, strict=True))
+    return known if same else None
+
+
+def remember(grid: Problem, key: Any, kept: Iterate, choice: Choice) -> Known:
+    """The result of a trial; kept for the next search where rows can share a batch."""
+    params = [weakref.ref(leaf) for leaf in tensors_of(grid.args["params"])]
+    tried = Known(kept, choice, [], params)
+    if key is not None and choice.way != "alone" and isinstance(grid.apply, Network):
+        known = grid.apply.tried
+        known[key] = tried
+        while len(known) > _MAXIMUM_KEPT:
+            known.pop(next(iter(known)))
+    return tried
 
 
 def row_of(grid: Problem, number: int) -> Problem:
@@ -175,126 +140,20 @@ def spread(total: int, count: int, device: torch.device) -> Tensor:
     return torch.linspace(0, total - 1, count, dtype=torch.float64, device=device).long()
 
 
-def _evaluate_alone(
-    grid: Problem, method: Method, stopping: Stopping, number: Tensor, z: Tensor
-) -> Evaluation | None:
-    """Evaluate one row at a point, or return None if the network fails there."""
-    row = row_of(grid, int(number))
-    evaluate = with_bound_network(row, bind(method, row, stopping).backward(make_objective(row)))
-    try:
-        return evaluate(z, row.args)
-    except Exception:  # the search meets it again
-        return None
-
-
-def _stack(evaluations: Sequence[Evaluation | None]) -> Evaluation:
-    """Evaluations of rows as those of a batch."""
-    known = [evaluation for evaluation in evaluations if evaluation is not None]
-    return Evaluation(*map(torch.stack, zip(*known, strict=True)))
-
-
-def why_not_samples(grid: Problem, trial: Trial) -> str | None:
-    """Why rows cannot share the network's sample dimension, or None if they can.
-
-    Windows that are not finite are not shown to the network, here or later: some solvers print, some
-    networks refuse them.
-    """
-    params, apply = grid.args["params"], grid.apply
-    if not isinstance(apply, Network):
-        return "the network is a function of one window"
-    if mapped_dims(grid.dims, grid.args)["params"] is not None:
-        return "each row has its own parameters"
-    if SEED in params:
-        return "each row has its own dropout noise"
-    with torch.random.fork_rng(devices=[]), bound(apply, params):
-        for windows in trial.windows:
-            pairs = [(x, _call(apply, params, x)) for x in windows if x.isfinite().all()]
-            known = [(x, alone) for x, alone in pairs if alone is not None]
-            if not known:
-                continue
-            xs = torch.stack([x for x, _ in known])
-            try:
-                together = apply.samples(params, xs)
-                counts = [_count_calls(apply, params, xs[:1].expand(n, *xs.shape[1:])) for n in (2, 4)]
-            except Exception as error:
-                if is_out_of_memory(error):
-                    continue
-                return f"the network does not accept a batch of windows ({error})"
-            if not trial.agree(together, torch.stack([alone for _, alone in known])):
-                return "a window's weights depend on the other windows of its batch"
-            if counts[1] > counts[0]:
-                return "the network loops over its samples, which vmap does not"
-    return None
-
-
-def _call(apply: Network, params: Any, x: Tensor) -> Tensor | None:
-    try:
-        return apply(params, x)
-    except Exception:  # such a window shows nothing of how rows share a batch
-        return None
-
-
-def _count_calls(apply: Network, params: Any, xs: Tensor) -> int:
-    with _CallCounter() as counter:
-        apply.samples(params, xs)
-    return counter.count
-
-
-class _CallCounter(TorchFunctionMode):
-    """Counts calls of torch's functions."""
-
-    count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function and count it."""
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-class Choice(NamedTuple):
-    """How rows are solved, and why not in a batch."""
-
-    way: Literal["samples", "vmap", "alone"]
-    reason: str = ""
-
-
-def choose_way(grid: Problem, method: Method, stopping: Stopping, trial: Trial, how: Rows) -> Choice:
-    """Choose how rows share a batch: the fastest way that computes what they compute alone.
-
-    Args:
-        grid: the rows' problem.
-        method: what searches.
-        stopping: when a search ends.
-        trial: some of the rows, alone.
-        how: ``"vmap"``, ``"samples"``, or ``"auto"``.
-
-    Raises:
-        ValueError: for ``"vmap"`` or ``"samples"`` where that is not right; it gives the reason.
-    """
-    reason = None
-    if how != "vmap":
-        reason = why_not_samples(grid, trial) or _why_not(
-            make_batched(grid, method, stopping, trial, samples=True), trial
-        )
-        if reason is None:
-            return Choice("samples")
-        if how == "samples":
-            raise ValueError(f"solve: rows='samples' needs independent samples, but {reason}")
-    reason = _why_not(make_batched(grid, method, stopping, trial, samples=False), trial)
-    if reason is None:
-        return Choice("vmap")
-    if how == "vmap":
-        raise ValueError(f"solve: rows='vmap' needs what torch.func.vmap can map, but {reason}")
-    return Choice("alone", reason)
-
-
 def make_batched(
-    grid: Problem, method: Method, stopping: Stopping, trial: Trial, *, samples: bool
+    grid: Problem, method: Method, stopping: Stopping, kept: Iterate, *, samples: bool
 ) -> Batched:
     """Make the step of a batch of rows, on the network's sample dimension or by ``vmap``.
 
     The network runs forward for all rows and is differentiated by one plain backward pass. Rows are
     independent, so that gives the same numbers as mapping the gradient, at half the cost.
+
+    Args:
+        grid: the rows' problem.
+        method: what searches.
+        stopping: when a search ends.
+        kept: the first evaluated point of a row, for its dtypes.
+        samples: whether rows share the network's sample dimension.
     """
     bound, dims = bind(method, grid, stopping), mapped_dims(grid.dims, grid.args)
     score = _batched_score(grid, dims, samples)
@@ -303,22 +162,25 @@ def make_batched(
     if dims["params"] is None:
         evaluate = with_bound_network(grid, evaluate)
         objective = with_bound_network(grid, objective)
-    advance = torch.func.vmap(bound.advance, in_dims=(0, dims, 0))
-    init = torch.func.vmap(partial(begin, bound), in_dims=(dims,))
+    advance = map_rows(bound.advance, 0, dims, 0)
+    init = map_rows(partial(begin, bound), dims)
 
     def begin_all(args: Args) -> State:
         state = init(args)
         # Of the dtypes that the evaluations will have, which may be other than the window's.
-        pairs = zip(state.kept[1:], trial.kept[1:], strict=True)
-        kept = (state.kept.z, *(ours.to(theirs.dtype) for ours, theirs in pairs))
-        return state._replace(kept=type(state.kept)(*kept))
+        pairs = zip(state.kept[1:], kept[1:], strict=True)
+        first = Iterate(state.kept.z, *(ours.to(theirs.dtype) for ours, theirs in pairs))
+        state = state._replace(kept=first)
+        # What rows share gets a place for each, in which a step can write.
+        return optree.tree_map(torch.Tensor.contiguous, state)
 
     functions = (grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs)
     layout = (samples, tuple(sorted(dims.items())))
     return Batched(
         init=begin_all,
         step=partial(take, bound, evaluate, advance),
-        decode=torch.func.vmap(grid.decode, in_dims=(0, dims)),
+        step_in_place=partial(take, bound, evaluate, bound.advance_in_place or advance),
+        decode=_decode_rows(grid, dims),
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,
         evaluate=evaluate,
@@ -326,61 +188,23 @@ def make_batched(
     )
 
 
-def _why_not(batched: Batched, trial: Trial) -> str | None:
-    """Why a batch does not compute what rows compute alone, or None if it does."""
-    if not trial.points:
-        return None
-    with warnings.catch_warnings(record=True) as caught:  # which may be errors, but not the network's
-        warnings.simplefilter("always")
-        reason = _differs(batched, trial)
-        try:
-            if reason is None:
-                batched.step(batched.init(trial.args), trial.args)
-        except Exception as error:
-            reason = None if is_out_of_memory(error) else f"the method cannot be mapped: {_cause(error)}"
-    for warning in caught if reason is None else ():
-        warnings.warn(warning.message, warning.category, stacklevel=6)
-    return reason
-
-
-def _differs(batched: Batched, trial: Trial) -> str | None:
-    """Why evaluations in a batch are not those of rows alone."""
-    largest = [
-        max(float(alone[field].nan_to_num().abs().max()) for _, alone in trial.points)
-        for field in range(len(Evaluation._fields))
-    ]
-    value, loss, weights, slopes = largest
-    largest = [max(value, weights), max(loss, weights), weights, slopes]
-    for z, alone in trial.points:
-        try:
-            together = batched.evaluate(z, trial.args)
-        except Exception as error:
-            return None if is_out_of_memory(error) else f"the network cannot be mapped: {_cause(error)}"
-        for name, ours, theirs, size in zip(Evaluation._fields, together, alone, largest, strict=True):
-            if not trial.agree(ours, theirs, size):
-                part = "gradient" if name == "slopes" else name
-                return f"a row's {part} differs in a batch from what it is alone"
-    return None
-
-
-def _cause(error: Exception) -> str:
-    """Why mapping fails: in plain words where torch's are known, else the beginning of its message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((cause for words, cause in _CAUSES.items() if words in lines[0]), lines[0][:200])
-
-
 def _batched_score(grid: Problem, dims: dict[str, int | None], samples: bool) -> Score:
     """From windows to ``(value, (loss, weights))``, one of each per row."""
     if not samples:
-        return torch.func.vmap(grid.evaluate, in_dims=(0, dims))
-    network, score = cast(Network, grid.apply), torch.func.vmap(grid.score, in_dims=(0, 0, dims))
+        return map_rows(grid.evaluate, 0, dims)
+    network, score = cast(Network, grid.apply), map_rows(grid.score, 0, 0, dims)
     return lambda x, args: score(network.samples(args["params"], x), x, args)
+
+
+def _decode_rows(grid: Problem, dims: dict[str, int | None]) -> Callable[[Tensor, Args], Tensor]:
+    """From search points to windows."""
+    return identity if grid.decode is identity else map_rows(grid.decode, 0, dims)
 
 
 def _batched_objective(grid: Problem, dims: dict[str, int | None], score: Score) -> Objective:
     """From search points to ``(value, (loss, weights))``, one of each per row."""
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
-    costs = [torch.func.vmap(cost, in_dims=(0, dims)) for cost in grid.costs]
+    decode = _decode_rows(grid, dims)
+    costs = [map_rows(cost, 0, dims) for cost in grid.costs]
     target_ndim = grid.args["target"].ndim - len(varying_dims(grid.dims, "target"))
 
     def objective(z: Tensor, args: Args) -> Scored:

@@ -123,7 +123,7 @@ class Compiler:
             for leaf in leaves
         )
         made = (*(_hashable(part) for part in (*origin.functions, origin.method)), *origin[2:])
-        made = (made, _defaults(state.z.device), self.unroll, tree, *kinds)
+        made = (made, defaults(state.z.device), self.unroll, tree, *kinds)
         functions, method = _describe(origin.functions), _describe(origin.method)
         self._reads = _describe((origin.functions[1:], origin.method))
         # What a network writes in each call (its last attention) tells nothing of it.
@@ -197,7 +197,7 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _defaults(device: torch.device) -> tuple[Any, ...]:
+def defaults(device: torch.device) -> tuple[Any, ...]:
     """The settings of torch that decide about new tensors and products: defaults and autocast."""
     one = torch.ones(1, 1, dtype=torch.float32, device=device)
     return torch.empty(0).dtype, torch.empty(0).device, (one @ one).dtype
@@ -273,7 +273,7 @@ def _code(step: Step, state: State, args: Args, unroll: int) -> Code:
         code: Callable[..., Any] = torch._inductor.compile(graph, tensors, options=options)
 
     def compiled(state: State, args: Args, budget: Tensor) -> tuple[State, Info]:
-        inputs = [leaf.contiguous() for leaf in _tensors((state, args, budget))]
+        inputs = [leaf.contiguous() for leaf in tensors_of((state, args, budget))]
         if not in_graph:
             return _unflatten(result_tree, code(*inputs))
         torch.compiler.cudagraph_mark_step_begin()
@@ -299,5 +299,6 @@ def _unflatten(tree: Any, leaves: Any) -> Any:
     return optree.tree_unflatten(tree, leaves)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a tree."""
     return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -117,7 +117,9 @@ class ChunkSizes(NamedTuple):
     compiled: int
 
 
-def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -> ChunkSizes:
+def choose_chunk_size(
+    step: Any, batch: Any, total: int, device: torch.device, measured: list[float] | None = None
+) -> ChunkSizes:
     """Choose the maximum number of rows at a time, and log it.
 
     Args:
@@ -125,16 +127,20 @@ def choose_chunk_size(step: Any, batch: Any, total: int, device: torch.device) -
         batch: as in `row_bytes`.
         total: rows of the grid.
         device: where they are.
+        measured: holds the `row_bytes` of an earlier call, or gets those of this one.
 
     Returns:
         The sizes; all rows if they are few. That of compiled code is a power of two.
     """
     if total <= MINIMUM_ROWS:
         return ChunkSizes(total, total)
+    measured = [] if measured is None else measured
     try:
-        each = row_bytes(step, batch)
+        if not measured:
+            measured.append(row_bytes(step, batch))
     except Exception:  # the search itself meets it again, and handles it
         return ChunkSizes(MINIMUM_ROWS, MINIMUM_ROWS)
+    each = measured[0]
     if device.type == "cuda":
         plain = compiled = int(_GPU_FRACTION * torch.cuda.mem_get_info(device)[0] / each)
     else:

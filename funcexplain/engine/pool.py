@@ -181,21 +181,25 @@ class PoolDriver:
         losses, times = list[Tensor](), [time.monotonic()]
         # A look waits for a GPU, which should get the next steps meanwhile.
         going, look_every = True, _LOOK_EVERY if rows.is_cuda else 1
+        seen: Tensor | None = None  # a step in which no row ends passes on the same tensor
 
         def ends(state: State, info: Info) -> bool:
-            nonlocal going
-            losses.extend(info.loss.view(-1, len(rows)))
+            nonlocal going, seen
+            one = info.loss.ndim == 1
+            losses.extend([info.loss] if one else info.loss)
             times.append(time.monotonic())
             self.pool = Pool(rows, args, state, live)
             if self.callback is not None:
-                one = info.loss.ndim == 1
-                self.callback(state, info if one else Info(*(stack[-1] for stack in info)))
-            if len(losses) % look_every == 0:
+                # It may keep the state, and a step overwrites what the method holds.
+                shown = state._replace(optimizer=tree_map(torch.clone, state.optimizer))
+                self.callback(shown, info if one else Info(*(stack[-1] for stack in info)))
+            if len(losses) % look_every == 0 and state.status is not seen:
+                seen = state.status
                 going = int(((state.status != Status.MAX_STEPS) & live).sum()) < enough
             return not going or self.is_outdated()
 
         several = self.compiled_step(self.pool) if pays else None
-        step, calls = self.batched.step, budget
+        step, calls = self.batched.step_in_place, budget
         if several:
             step, calls, self.compiled = several, math.ceil(budget / self.compiler.unroll), True
         elif self.compiler.wanted == "auto" and not self.seconds_per_step:

@@ -23,23 +23,25 @@ from funcexplain.engine.alone import FailsAtStartError, describe, solve_alone, s
 from funcexplain.engine.batching import (
     Batched,
     Choice,
-    Trial,
-    choose_way,
+    Known,
     make_batched,
+    recall,
+    remember,
     row_of,
     spread,
-    try_rows,
+    trial_key,
 )
 from funcexplain.engine.compiled import Compiler
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.memory import ChunkSizes, choose_chunk_size, reuse_blocks
 from funcexplain.engine.outputs import Outputs
-from funcexplain.engine.pool import PoolDriver
+from funcexplain.engine.pool import PoolDriver, tree_map
 from funcexplain.engine.progress import Callback, Meter, Reporter
+from funcexplain.engine.trial import choose_way, try_rows
 from funcexplain.networks.checks import is_out_of_memory
-from funcexplain.networks.network import Network, bound, raise_pending
+from funcexplain.networks.network import Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
-from funcexplain.problems.grid import by_model, mapped_dims, take_rows, varying_dims
+from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.state import Info, Method, State, Stopping
@@ -81,23 +83,24 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     if numbers.device.type == "cpu":
         reuse_blocks()
     try:
-        choice: Choice | None = None
+        tried: Known | None = None
         for dims, args, rows in by_model(problem.dims, problem.args, numbers, ROWS_PER_MODEL):
             if not len(rows):
                 break
             grid = replace(problem, dims=dims, args=args)
-            if choice is None:
-                trial = try_rows(grid, method, stopping, rows)
-                outputs.set_dtypes(trial.kept)
-                choice = _choose(grid, search, trial)
-            left, reason = rows, choice.reason
-            if choice.way == "alone":
+            if tried is None:
+                tried = _try(grid, search, rows)
+                outputs.set_dtypes(tried.kept)
+            left, (way, reason) = rows, tried.choice
+            if way == "alone":
                 check_starts(grid, rows, None)
             else:
-                batched = make_batched(grid, method, stopping, trial, samples=choice.way == "samples")
+                batched = make_batched(grid, method, stopping, tried.kept, samples=way == "samples")
                 if sizes is None:
                     make = _batches(grid, batched, rows)
-                    sizes = choose_chunk_size(batched.step, make, len(rows), rows.device)
+                    sizes = choose_chunk_size(
+                        batched.step, make, len(rows), rows.device, tried.row_bytes
+                    )
                 # The first step of a batch finds them, too, but not before other rows have ended.
                 if len(rows) > sizes.plain and not outputs.any_ended():
                     check_starts(grid, rows, batched.weights)
@@ -120,12 +123,22 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     return outputs.solution()
 
 
-def _choose(grid: Problem, search: _Search, trial: Trial) -> Choice:
-    """How rows share a batch; one row alone never needs one, unless it is compiled."""
-    execution = search.execution
-    if len(search.outputs.status) == 1 and execution.compile is not True:
-        return Choice("alone", "")
-    return choose_way(grid, search.method, search.stopping, trial, execution.rows)
+def _try(grid: Problem, search: _Search, rows: Tensor) -> Known:
+    """How rows share a batch, from a trial of some, or from one of an earlier search of the kind.
+
+    One row alone never needs a batch, unless it is compiled.
+    """
+    method, stopping, execution = search[:3]
+    alone = len(search.outputs.status) == 1 and execution.compile is not True
+    key = None if alone else trial_key(grid, method, stopping, execution.rows)
+    known = recall(grid, key)
+    if known is None:
+        trial = try_rows(grid, method, stopping, rows)
+        choice = Choice("alone")
+        if not alone:
+            choice = choose_way(grid, method, stopping, trial, execution.rows)
+        known = remember(grid, key, trial.kept, choice)
+    return known
 
 
 def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
@@ -248,8 +261,8 @@ def check_starts(grid: Problem, rows: Tensor, weights: Callable[[Tensor, Args], 
         weights: ``(x, args) -> weights`` of a batch of rows, or None to call the network for each.
     """
     dims = mapped_dims(grid.dims, grid.args)
-    begin = torch.func.vmap(grid.start, in_dims=(dims,))
-    decode = torch.func.vmap(grid.decode, in_dims=(0, dims))
+    begin = map_rows(grid.start, dims)
+    decode = map_rows(grid.decode, 0, dims)
     for part in rows.split(_TOGETHER if weights else 1):
         raise_pending()
         args = take_rows(grid.dims, grid.args, part)
@@ -329,20 +342,28 @@ def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Te
 
 def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     """The rows whose weights the network alone does not hold at their windows."""
-    eps = coarsest_eps(grid.args)
-    shared = not varying_dims(grid.dims, "params")
-    differing = []
-    with bound(grid.apply, grid.args["params"]) if shared else nullcontext():
-        for number in rows.tolist():
+    eps, apply = coarsest_eps(grid.args), grid.apply
+    needed = {name: grid.args[name] for name in ("params", "seed")}
+    dims = mapped_dims(grid.dims, needed)
+    known = rows[outputs.weights[rows].flatten(1).isfinite().all(1)]
+    alone = list[Tensor | None]()
+    with bound(apply, needed["params"]) if dims["params"] is None else nullcontext():
+        for number in known:
             raise_pending()
-            if not outputs.weights[number].isfinite().all():
-                continue
-            row = row_of(grid, number)
+            one = needed
+            if any(dim == 0 for dim in dims.values()):
+                taken = take_rows(grid.dims, needed, number[None])
+                one = {n: tree_map(_first, t) if dims[n] == 0 else t for n, t in taken.items()}
             try:
-                _, (_, weights) = row.evaluate(outputs.x[number], row.args)
+                alone.append(apply(set_seed(one["params"], one["seed"]), outputs.x[number]))
             except Exception:
-                differing.append(number)
-                continue
-            if not agree(weights, outputs.weights[number], eps):
-                differing.append(number)
-    return torch.tensor(differing, dtype=torch.int64, device=rows.device)
+                alone.append(None)
+    ours = outputs.weights[known]
+    if None not in alone and (not alone or agree(torch.stack(alone), ours, eps, rows=1)):
+        return known[:0]
+    pairs = zip(alone, ours, strict=True)
+    return known[[theirs is None or not agree(theirs, own, eps) for theirs, own in pairs]]
+
+
+def _first(t: Tensor) -> Tensor:
+    return t[0]

@@ -45,11 +45,13 @@ class Network(Unpicklable):
         module: the private copy.
         own: the tensors that are in it between calls, those of the caller's module.
         draws: whether the network draws random numbers in eval mode, so that no answer is repeatable.
+        tried: what searches found out about how rows share a batch.
     """
 
     def __init__(self, copy: Copy, params: dict[str, Tensor]) -> None:
         self.pending: Callable[[Tensor], None] | None = None
         self.draws = False
+        self.tried: dict[Any, Any] = {}
         self.module, self._slots = copy.network, copy.slots
         buffers = dict(self.module.named_buffers())
         own = {**dict(self.module.named_parameters()), **buffers}
@@ -229,7 +231,10 @@ class Hold:
     Attributes:
         answered: whether what the section returns says INTERRUPTED.
         raised: whether the section raises a KeyboardInterrupt.
+        presses: how many there were, of all handlers.
     """
+
+    presses = 0
 
     def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
         self.answered = self.raised = self.over = False
@@ -241,6 +246,7 @@ class Hold:
         if self._pressed or self.over:  # over: the caller has kept and installed this handler
             self._handler(number, frame)
         self._pressed = True
+        Hold.presses += 1
 
     def stops(self) -> bool:
         """Whether a press ends what is running: whether the caller's handler has raised."""
@@ -294,6 +300,8 @@ def deferred_interrupts() -> Iterator[Hold]:
 
 def raise_pending() -> None:
     """Raise a KeyboardInterrupt if a press was held back; in the main thread only."""
+    if not Hold.presses:  # asking for the handler takes time
+        return
     hold = signal.getsignal(signal.SIGINT)
     if isinstance(hold, Hold) and not hold.over and _in_main_thread() and hold.stops():
         raise KeyboardInterrupt

@@ -11,14 +11,15 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optree
 import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_number
-from funcexplain.problems.problem import Args, Problem
+from funcexplain.problems.grid import map_rows, mapped_dims
+from funcexplain.problems.problem import Args, Problem, identity
 from funcexplain.solvers.gradient import (
     backward_value_and_grad,
     is_readable,
@@ -68,6 +69,15 @@ class Optimizer(NamedTuple):
             z = problem.project(state.z + updates, args)
             return Advance(z, carried, at.value, state.kept.value, at.loss, at.slopes)
 
+        def advance_adam(state: State, args: Args, at: Evaluation) -> Advance:
+            settings = cast(Any, self.update).keywords
+            z, carried = _move(at.slopes, state.optimizer, state.z, **settings)
+            return Advance(project(z, args), carried, at.value, state.kept.value, at.loss, at.slopes)
+
+        is_adam = getattr(self.update, "func", None) is _adam_update
+        project = problem.project
+        if problem.dims and project is not identity:
+            project = map_rows(project, 0, mapped_dims(problem.dims, problem.args))
         return BoundMethod(
             problem=problem,
             init=init,
@@ -75,6 +85,7 @@ class Optimizer(NamedTuple):
             backward=partial(with_gradient, gradient=backward_value_and_grad),
             advance=advance,
             stopping=stopping,
+            advance_in_place=advance_adam if is_adam else None,
         )
 
 
@@ -170,6 +181,32 @@ def _adam_update(
         root = (nu + torch.finfo(nu.dtype).tiny).sqrt()
         updates = -step_size * mu / (root / root_correction + eps)
     return updates.to(z.dtype), AdamState(num_updates, mu, nu)
+
+
+def _move(
+    grads: Tensor, state: AdamState, z: Tensor, *, lr: float, b1: float, b2: float, eps: float
+) -> tuple[Tensor, AdamState]:
+    """The next point, or those of rows that each count their updates; the means change in place."""
+    grads = grads.to(state.mu.dtype)
+    num_updates = state.num_updates + 1
+    mu = state.mu.lerp_(grads, 1.0 - b1)
+    nu = state.nu.mul_(b2).addcmul_(grads, grads, value=1.0 - b2)
+    root = nu.sqrt() if eps > 0.0 else (nu + torch.finfo(nu.dtype).tiny).sqrt_()
+    first, last = 0, 1
+    if is_readable(num_updates):
+        ends = num_updates.aminmax() if num_updates.ndim else (num_updates, num_updates)
+        first, last = map(int, ends)
+    # Both corrections change the step size and eps, and no entry of a window.
+    if first == last:
+        root_correction = math.sqrt(1.0 - b2**first)
+        step_size = lr * root_correction / (1.0 - b1**first)
+        z = torch.addcdiv(z, mu, root.add_(eps * root_correction), value=-step_size).to(z.dtype)
+    else:
+        rows = (-1,) + (1,) * (z.ndim - 1)
+        correction, roots = (c.to(mu.dtype).view(rows) for c in _corrections(num_updates, b1, b2))
+        steps = mu * (-lr * roots * correction)
+        z = torch.addcdiv(z, steps, root.add_(eps * roots)).to(z.dtype)
+    return z, AdamState(num_updates, mu, nu)
 
 
 def _corrections(num_updates: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor]:

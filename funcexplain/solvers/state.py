@@ -141,6 +141,8 @@ class BoundMethod(NamedTuple):
             batch of rows, to its ``(z, args) -> Evaluation`` by one plain backward pass.
         advance: ``(state, args, evaluation) -> Advance``, pure, of one row.
         stopping: when the search ends, and which point is kept.
+        advance_in_place: the same as ``advance``, of one question or, of a grid, of a batch of rows; it
+            may overwrite what the method holds in the state. None if nothing is gained.
     """
 
     problem: Problem
@@ -149,6 +151,7 @@ class BoundMethod(NamedTuple):
     backward: Callable[[Objective], Evaluate]
     advance: Callable[[State, Args, Evaluation], Advance]
     stopping: Stopping
+    advance_in_place: Callable[[State, Args, Evaluation], Advance] | None = None
 
 
 @runtime_checkable

@@ -97,15 +97,18 @@ def make_step(
     return partial(begin, bound), partial(take, bound, evaluate, bound.advance)
 
 
-def make_plain_step(problem: Problem, method: Method, stopping: Stopping) -> tuple[Init, Step]:
+def make_plain_step(
+    problem: Problem, method: Method, stopping: Stopping, *, pure: bool = True
+) -> tuple[Init, Step]:
     """Make the step of one question that no transform maps: one plain backward pass, Python's numbers.
 
-    It costs a third less than the pure step, serves networks that torch.func rejects, and must not be
-    taken again once the search has ended.
+    It costs half of the pure step, serves networks that torch.func rejects, and must not be taken again
+    once the search has ended. Without ``pure``, it may overwrite what the method holds in a state.
     """
     bound = bind(method, problem, stopping)
     evaluate = with_bound_network(problem, bound.backward(make_objective(problem)))
-    return partial(begin, bound), partial(take, bound, evaluate, bound.advance, in_numbers=True)
+    advance = bound.advance if pure else bound.advance_in_place or bound.advance
+    return partial(begin, bound), partial(take, bound, evaluate, advance, in_numbers=True)
 
 
 def bind(
@@ -187,8 +190,13 @@ def decide_in_tensors(
     Returns:
         The next state and what to report.
     """
-    value, rows = advance.value, state.status.ndim
-    going = state.status == Status.MAX_STEPS
+    value, rows, going = advance.value, state.status.ndim, state.status == Status.MAX_STEPS
+    if rows and stopping.keep == "last" and stopping.atol is not None and is_readable(going):
+        norms = torch.linalg.vector_norm(advance.grads.flatten(rows), dim=-1)
+        if going.all() and _moves_on(stopping.atol, value, norms, error) and not state.trend:
+            here = Iterate(state.z, value, evaluation.loss, evaluation.weights)
+            following = State(advance.z, advance.carried, here, state.status, state.num_steps + 1, ())
+            return following, Info(advance.loss, value, norms, error)
     grad_norm = _norm(advance.grads, rows)
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
     finite = value.isfinite()
@@ -216,12 +224,18 @@ def decide_in_tensors(
     moves = status == Status.MAX_STEPS
     following = State(advance.z, advance.carried, here, status, state.num_steps + moves, trend)
     if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
-        return following, info  # the common case: nothing is held, so skip the passes over memory
+        return following, info  # nothing is held, so skip the passes over memory
     better = hit | (value < advance.best) if stopping.keep == "best" else True
     replaces = going & ((finite & better) | advance.best.isnan())
     earlier = state.kept._replace(value=advance.best)
     kept = Iterate(*(where_rows(replaces, *pair) for pair in zip(here, earlier, strict=True)))
     return following._replace(z=where_rows(moves, advance.z, state.z), kept=kept), info
+
+
+def _moves_on(atol: float, value: Tensor, norms: Tensor, error: Tensor) -> bool:
+    """Whether every row goes on: finite, with a gradient, and not within ``atol``."""
+    low, high = map(float, norms.aminmax())  # NaN is neither above zero nor below infinity
+    return low > 0.0 and high < math.inf and math.isfinite(value.sum()) and bool(error.min() > atol)
 
 
 def decide_in_numbers(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.engine import pool as pool_module
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import make_batched, try_rows
+from funcexplain.engine.batching import make_batched
+from funcexplain.engine.trial import try_rows
 from funcexplain.problems.grid import take_rows
 from funcexplain.solvers.state import Stopping
 from tests.benchmarks.networks import ASSETS, CHANNELS, LOOKBACK
@@ -68,7 +69,7 @@ def loop_over(grid: fe.Problem, size: int, steps: int, atol: float | None = 0.0)
     count = grid.shape[0]
     stopping = Stopping(atol)
     trial = try_rows(grid, ADAM, stopping, torch.arange(count))
-    batched = make_batched(grid, ADAM, stopping, trial, samples=False)
+    batched = make_batched(grid, ADAM, stopping, trial.kept, samples=False)
     with torch.no_grad():
         for first in range(0, count, size):
             args = take_rows(grid.dims, grid.args, torch.arange(first, min(first + size, count)))

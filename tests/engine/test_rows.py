@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import optree
 import pytest
 import torch
 from torch import Tensor
@@ -149,3 +150,17 @@ def test_a_batch_takes_one_forward_pass_a_step(keep: Any) -> None:
     # Trial and check of the rows take as many passes in a short search as in a long one.
     assert count(17, keep=keep) - count(7, keep=keep) == 10
     assert count(17, chunk_size=5) - count(7, chunk_size=5) == 2 * 10
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_callback_may_keep_the_states_that_it_sees(rows: int | None) -> None:
+    problem = make_problem()
+    kept: list[Any] = []
+
+    def keep(state: fe.State, info: fe.Info) -> None:
+        kept.append((state, optree.tree_map(torch.clone, state)))
+
+    fe.solve(problem if rows is None else fe.vmap(problem, x0=x0s(rows)), max_steps=4, callback=keep)
+    assert len(kept) >= 4
+    for state, copy in kept:
+        assert_same(state, copy)

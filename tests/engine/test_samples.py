@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine import rows as rows_module
-from funcexplain.engine.batching import Choice, choose_way, try_rows, why_not_samples
+from funcexplain.engine.batching import Known
+from funcexplain.engine.trial import try_rows, why_not_samples
 from funcexplain.solvers.state import Stopping
 from tests.grids import F64, gentle, mixed, models, targets, without_nan, x0s
 from tests.helpers import (
@@ -233,15 +236,44 @@ def test_the_trial_leaves_the_generator_and_the_network_alone(name: str) -> None
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For every search, whether its rows share the sample dimension."""
-    choices: list[bool] = []
+    choices, inner = list[bool](), rows_module._try
 
-    def recorded(*args: Any) -> Choice:
-        choice = choose_way(*args)
-        choices.append(choice.way == "samples")
-        return choice
+    def recorded(*args: Any) -> Known:
+        known = inner(*args)
+        choices.append(known.choice.way == "samples")
+        return known
 
-    monkeypatch.setattr(rows_module, "choose_way", recorded)
+    monkeypatch.setattr(rows_module, "_try", recorded)
     return choices
+
+
+def test_a_trial_is_remembered_for_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials, inner = list[torch.Size](), rows_module.try_rows
+
+    def counted(grid: fe.Problem, *args: Any) -> Any:
+        trials.append(grid.shape)
+        return inner(grid, *args)
+
+    monkeypatch.setattr(rows_module, "try_rows", counted)
+    problem = make_problem()
+    first = fe.solve(fe.vmap(problem, x0=x0s(17)), gentle(), max_steps=2)
+    again = fe.solve(fe.vmap(problem, x0=x0s(17)), gentle(), max_steps=2)
+    assert_same((again.x, again.weights, again.loss), (first.x, first.weights, first.loss))
+    fe.solve(fe.vmap(problem, x0=x0s(20)), gentle(), max_steps=2)  # other rows of the kind
+    assert len(trials) == 1
+    others = [
+        fe.vmap(problem, target=problem.args["target"].expand(17, -1)),  # what varies
+        fe.vmap(replace(problem, loss=fe.losses.kl), x0=x0s(17)),
+        fe.vmap(fe.cast(dtype=torch.float32)(problem), x0=x0s(17).float()),
+        fe.vmap(replace(problem, args=deepcopy(problem.args)), x0=x0s(17)),  # other parameters
+        fe.vmap(make_problem(), x0=x0s(17)),  # another network
+    ]
+    for number, grid in enumerate(others, start=2):
+        fe.solve(grid, gentle(), max_steps=2)
+        assert len(trials) == number
+    next(iter(problem.args["params"].values())).mul_(1.0)
+    fe.solve(fe.vmap(problem, x0=x0s(17)), gentle(), max_steps=2)
+    assert len(trials) == len(others) + 2
 
 
 @pytest.mark.parametrize("name", params(NETWORKS))
