@@ -72,7 +72,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     """Answer a grid of rows; all settings are checked already (`solve`)."""
     total, callback, size = math.prod(problem.shape), execution.callback, execution.chunk_size
     numbers = torch.arange(total, device=problem.args["x0"].device)
-    outputs = Outputs(problem, execution.max_steps, execution.history_every)
+    outputs = Outputs(problem, stopping, execution.max_steps, execution.history_every)
     meter = Meter(callback, total) if isinstance(callback, Reporter) else None
     few = total <= _FEW_ROWS and callback is None
     compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)

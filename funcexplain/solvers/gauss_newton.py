@@ -46,6 +46,11 @@ _MINIMUM_DAMPING, _MAXIMUM_DAMPING = 1e-8, 1e12
 _MINIMUM_RATIO = 1e-4
 # A predicted reduction smaller than this fraction of the objective counts as zero.
 _MINIMUM_REDUCTION = 1e-12
+# Rounds in which values within bounds are found that a step would take out of them.
+_ROUNDS = 3
+
+# The residuals from the lower and the upper bound of each value, infinite where there is none.
+Gaps = tuple[Tensor, Tensor]
 
 
 class Linearization(NamedTuple):
@@ -140,11 +145,14 @@ class LevenbergMarquardt(NamedTuple):
         )
         r = residual_of(line, self.residual, in_logs)
         jacobian = residual_jacobian(line, self.residual, in_logs)
-        misfit = r.square().sum()
-        lam = damping * misfit / z.numel()
+        misfit, penalized = r.square().sum(), bool(problem.penalties or problem.costs)
+        lam = damping * (misfit + penalty.value) / z.numel()
         model = Model(r, jacobian, penalty, lam)
         undamped = model._replace(lam=torch.zeros_like(lam))
         point, grads = z.flatten().to(WIDE), 2.0 * jacobian.T @ r + penalty.gradient
+        if penalized:
+            gaps = self._gaps(problem, line, args, in_logs)
+            model = _reach_bounds(model, gaps)
         if problem.project is identity:
             following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
         else:
@@ -153,6 +161,9 @@ class LevenbergMarquardt(NamedTuple):
             following = project(point + step).view(z.shape)
         step = (following - z).flatten().to(WIDE)
         predicted = undamped.decrease(grads, step)
+        if penalized:  # what the target measures costs nothing within its bounds
+            ahead = r + jacobian @ step
+            predicted = predicted + ahead.square().sum() - beyond(gaps, jacobian @ step).square().sum()
         if problem.project is identity:
             ends = predicted <= _MINIMUM_REDUCTION * torch.where(accepts, merit, best)
         else:
@@ -170,6 +181,19 @@ class LevenbergMarquardt(NamedTuple):
             loss=(misfit / count).to(z.dtype),
             grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
         )
+
+    def _gaps(self, problem: Problem, line: Linearization, args: Args, in_logs: Tensor) -> Gaps:
+        """The residuals from the lower and the upper bounds of what is measured."""
+        bounds = [bound.flatten() for bound in problem.criterion.bounds(args["target"])[:2]]
+        lower, upper = (
+            torch.where(
+                bound.isinf(),
+                -bound.to(WIDE),
+                residual_of(line._replace(nearest=bound), self.residual, in_logs),
+            )
+            for bound in bounds
+        )
+        return lower, upper
 
 
 def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -> LevenbergMarquardt:
@@ -282,6 +306,28 @@ def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
     curvature, (gradient, value) = torch.func.grad(summed, has_aux=True)(z)
     terms = (gradient.flatten(), curvature.flatten().clamp_min(0.0))
     return PenaltyTerms(value.to(WIDE), *(term.to(WIDE) for term in terms))
+
+
+def beyond(gaps: Gaps, change: Tensor) -> Tensor:
+    """How far outside of its bounds each value is after a change, signed."""
+    lower, upper = gaps
+    return (lower + change).clamp_max(0.0) + (upper + change).clamp_min(0.0)
+
+
+def _reach_bounds(model: Model, gaps: Gaps) -> Model:
+    """The model of the values that are outside of their bounds after its own step.
+
+    Others are free: a model of a value that is within its bounds would keep it where it is.
+    """
+    lower, upper = gaps
+    jacobian, outside, exact = model.jacobian, model.r, lower == upper
+    for _ in range(_ROUNDS):
+        below, above = outside < 0.0, outside > 0.0
+        r = torch.where(exact | below, lower, torch.where(above, upper, 0.0))
+        active = exact | below | above
+        model = model._replace(r=r, jacobian=jacobian * active[:, None])
+        outside = beyond(gaps, jacobian @ minimize_freely(model))
+    return model
 
 
 def residual_of(line: Linearization, kind: Residual, in_logs: Tensor) -> Tensor:

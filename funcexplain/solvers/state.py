@@ -45,7 +45,7 @@ class State(NamedTuple):
         kept: the evaluated point that would be the answer now.
         status: a `Status` code; MAX_STEPS as long as the search goes on.
         num_steps: updates so far.
-        trend: a `Trend` where ``patience`` is given, else an empty tuple.
+        trend: a `Trend` where ``patience`` is given else an empty tuple.
     """
 
     z: Tensor
@@ -78,12 +78,17 @@ class Info(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """When a search ends, and which point it answers with; see `make_step`."""
+    """When a search ends, and which point it answers with; see `make_step`.
+
+    Attributes:
+        settles: whether a hit ends the search only where the value no longer falls, as with penalties.
+    """
 
     atol: float | None = None
     keep: Keep = "last"
     patience: int | None = None
     rtol: float = DEFAULT_RTOL
+    settles: bool = False
 
 
 class Evaluation(NamedTuple):
