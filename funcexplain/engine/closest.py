@@ -16,6 +16,7 @@ from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.optimizers import as_method
+from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
 from funcexplain.solvers.state import BoundMethod, Method, Objective, Stopping, ValueAndGrad
 
 Norm = Literal["l1", "l2"]
@@ -92,8 +93,11 @@ def closest(
     with deferred_interrupts() as hold:
         found = solve(problem, first, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
         if not interrupted(found):
-            settings = (problem, found, atol, refinements, chunk_size)
-            found = approach(*settings) if norm == "l2" else reweight(*settings, groups=numbers)
+            if norm == "l2":
+                sequential = SequentialQuadratic(atol)
+                found = approach(problem, found, sequential, refinements, chunk_size)
+            else:
+                found = reweight(problem, found, atol, refinements, chunk_size, groups=numbers)
         return answer(hold, found)
 
 

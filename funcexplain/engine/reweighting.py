@@ -33,8 +33,9 @@ from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
 from funcexplain.solvers.state import Stopping
 
-# Rounds, and the factor of eps from one to the next.
-_ROUNDS, _FALL = 12, 0.3
+# Factors of eps in each round; and where the number of groups is to be small.
+_SMOOTHING = [0.3**number for number in range(12)]
+_FEW_SMOOTHING = [0.1**number for number in range(5)]
 # A group that changes less than this fraction of the largest change is returned to the reference.
 _NEGLIGIBLE = 1e-3
 # The method itself ends its search: within this tolerance nothing is a hit.
@@ -42,12 +43,16 @@ _NEVER = Stopping(atol=-1.0)
 
 
 def approach(
-    problem: Problem, found: Solution, atol: float, steps: int, chunk_size: int | None
+    problem: Problem,
+    found: Solution,
+    method: SequentialQuadratic,
+    steps: int,
+    chunk_size: int | None,
 ) -> Solution:
     """Approach the reference from hits, in the plain distance of the search space."""
     execution = Execution(steps, chunk_size=chunk_size)
-    refined = search(_starting_at(problem, found.x), SequentialQuadratic(atol), _NEVER, execution)
-    return _merge(found, refined, atol)
+    refined = search(_starting_at(problem, found.x), method, _NEVER, execution)
+    return _merge(found, refined, method.atol)
 
 
 def reweight(
@@ -58,7 +63,7 @@ def reweight(
     chunk_size: int | None,
     *,
     groups: Tensor | None = None,
-    power: float = 0.5,
+    few: bool = False,
 ) -> Solution:
     """Approach the reference from hits, with few and small changes of groups of entries.
 
@@ -66,35 +71,38 @@ def reweight(
         problem: the question or grid.
         found: its answers; rows that do not hit stay as they are.
         atol: tolerance of a hit.
-        steps: maximum number of steps.
+        steps: maximum number of steps of each round.
         chunk_size: as for `solve`.
         groups: number of each entry's group, of the shape of the search space; default, each its own.
-        power: of a group's change in the units of its entries: 0.5 for a small sum of changes, 1 for a
-            small number of them.
+        few: whether the number of changed groups is to be small, in any units, and not the sum of changes;
+            groups that are not changed stay so.
 
     Returns:
         The hits with the changes of the last round.
     """
-    lead = len(problem.shape)
-    for number in range(_ROUNDS):
+    power, first = 1.0 if few else 0.5, _sizes(problem, found.x, groups)
+    for factor in (*(_FEW_SMOOTHING if few else _SMOOTHING), None):
         sizes = _sizes(problem, found.x, groups)
-        largest = sizes.flatten(lead).amax(-1).view(*problem.shape, *[1] * (sizes.ndim - lead))
-        units = (sizes + _FALL**number * largest) ** power
-        found = approach(_in_units(problem, found.x, units), found, atol, steps, chunk_size)
+        typical = first if few else _largest(sizes, len(problem.shape))
+        if factor is None:
+            units = torch.where(sizes > _NEGLIGIBLE * typical, sizes**power, 0.0)
+        else:
+            units = (sizes + factor * typical) ** power
+        method = SequentialQuadratic(atol, from_hits=factor is not None)
+        found = approach(_in_units(problem, found.x, units), found, method, steps, chunk_size)
         if interrupted(found):
-            return found
-    sizes = _sizes(problem, found.x, groups)
-    largest = sizes.flatten(lead).amax(-1).view(*problem.shape, *[1] * (sizes.ndim - lead))
-    units = torch.where(sizes > _NEGLIGIBLE * largest, sizes**power, 0.0)
-    method = SequentialQuadratic(atol, from_hits=False)
-    execution = Execution(steps, chunk_size=chunk_size)
-    start = _starting_at(_in_units(problem, found.x, units), found.x)
-    return _merge(found, search(start, method, _NEVER, execution), atol)
+            break
+    return found
 
 
 def interrupted(found: Solution) -> bool:
     """Whether Ctrl-C was pressed."""
     return bool((found.codes == int(Status.INTERRUPTED)).any())
+
+
+def _largest(sizes: Tensor, lead: int) -> Tensor:
+    """The maximum of each row, in a shape that broadcasts."""
+    return sizes.flatten(lead).amax(-1).view(*sizes.shape[:lead], *[1] * (sizes.ndim - lead))
 
 
 def _sizes(problem: Problem, x: Tensor, groups: Tensor | None) -> Tensor:
