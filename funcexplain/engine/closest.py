@@ -23,7 +23,6 @@ Norm = Literal["l1", "l2"]
 _AXES = {"assets": -1, "days": -2, "periods": -2, "channels": -3}
 
 
-
 def closest(
     problem: Problem,
     method: Any = None,
@@ -37,7 +36,7 @@ def closest(
 ) -> Solution:
     """Find, for every row, a hit with as small a change from the reference as possible.
 
-    Minimizes ``mean((z - z_r)**2)`` where ``max |weights - target| <= atol``, in units of the search
+    Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where ``max |weights - target| <= atol``, in units of the search
     space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
     hit; sequential quadratic programming then goes on from there. A row never moves further away.
 
@@ -51,8 +50,14 @@ def closest(
         method: of the first search; default ``levenberg_marquardt()``.
         atol: the target is hit where ``max |weights - target| <= atol``.
         max_steps: maximum number of updates of the first search.
-        refinements: maximum number of steps towards the reference, each with one Jacobian.
+        refinements: maximum number of steps towards the reference, each with one Jacobian; with
+            ``norm="l1"``, of each of its rounds.
         chunk_size: as for `solve`.
+        norm: ``"l2"``, or ``"l1"`` for a small sum of absolute changes ``sum |z - z_r|``: few entries
+            change, and the others are bit-equal to the reference.
+        groups: with ``"l1"``, what is to change in few places: ``"entries"``, ``"assets"``, ``"days"``
+            (or ``"periods"``), ``"channels"``, or integers in the shape of the search space that number
+            each entry's group. Then the sum is over groups, of the Euclidean norm of each change.
 
     Returns:
         The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
@@ -61,7 +66,7 @@ def closest(
         closest hit so far.
 
     Raises:
-        TypeError, ValueError: as `solve` does.
+        TypeError, ValueError: as `solve` does, and for an unknown ``norm`` or ``groups``.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -69,12 +74,16 @@ def closest(
         >>> p = fe.problem(network, fe.targets.at_least(0, 0.6), torch.zeros(1, 1, 2))
         >>> fe.closest(p).weights
         tensor([0.6000, 0.4000])
+        >>> fe.closest(p).x.count_nonzero(), fe.closest(p, norm="l1").x.count_nonzero()
+        (tensor(2), tensor(1))
 
     References:
         S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
         https://doi.org/10.1007/BF00932858;
         S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
-        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399
+        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399;
+        I. Daubechies, R. DeVore, M. Fornasier, S. Güntürk (2010), Iteratively Reweighted Least Squares
+        Minimization for Sparse Recovery, https://doi.org/10.1002/cpa.20303
     """
     check_search("closest", problem)
     atol = check_number("closest", "atol", atol, minimum=0.0)

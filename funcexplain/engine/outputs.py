@@ -18,9 +18,7 @@ from funcexplain.solvers.step import status_at_end
 class Outputs:
     """Answers of all rows, preallocated; rows that never began are NaN and INTERRUPTED."""
 
-    def __init__(
-        self, problem: Problem, stopping: Stopping, max_steps: int, history_every: int
-    ) -> None:
+    def __init__(self, problem: Problem, stopping: Stopping, max_steps: int, history_every: int) -> None:
         x0, target = problem.args["x0"], problem.args["target"]
         total = math.prod(problem.shape)
         self.problem, self.stopping = problem, stopping

@@ -29,7 +29,9 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     A search moves every entry that has a gradient, though few may matter. Pruning goes back from the
     answer: it tries every changed entry alone, and returns those that can be spared together, smallest
     error first (half of them, then half of those, where all are too many), until none can be returned.
-    The remaining set is minimal, though not the smallest of all, which no greedy search can promise.
+    The same starts again from a hit of few changes nearby, whose values differ from the answer's
+    (iteratively reweighted least squares); where fewer entries remain, that is the result. The remaining
+    set is minimal, though not the smallest of all, which no greedy search can promise.
     Pruning works on the window itself: where `reparametrize` ties entries together, the pruned window
     no longer keeps that tie.
 

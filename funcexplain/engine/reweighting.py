@@ -33,9 +33,12 @@ from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
 from funcexplain.solvers.state import Stopping
 
-# Factors of eps in each round; and where the number of groups is to be small.
-_SMOOTHING = [0.3**number for number in range(12)]
-_FEW_SMOOTHING = [0.1**number for number in range(5)]
+# Rounds: the power of a group's change in its units, and eps as a fraction of a typical change. A sum of
+# changes has the power 1/2; more makes what is small vanish sooner.
+_SUM = [(0.5, 0.3**number) for number in range(9)] + [(0.75, 1e-4 * 0.1**number) for number in range(4)]
+_FEW = [(1.0, 0.1**number) for number in range(10)]
+# So much units differ from one end of a window to the other, so that equal changes do not stay equal.
+_TILT = 0.05
 # A group that changes less than this fraction of the largest change is returned to the reference.
 _NEGLIGIBLE = 1e-3
 # The method itself ends its search: within this tolerance nothing is a hit.
@@ -80,14 +83,19 @@ def reweight(
     Returns:
         The hits with the changes of the last round.
     """
-    power, first = 1.0 if few else 0.5, _sizes(problem, found.x, groups)
-    for factor in (*(_FEW_SMOOTHING if few else _SMOOTHING), None):
+    first, lead = _sizes(problem, found.x, groups), len(problem.shape)
+    tilt = 1.0 + _TILT * torch.linspace(0.0, 1.0, first[(0,) * lead].numel()).to(first)
+    for power, factor in (*(_FEW if few else _SUM), (1.0 if few else 0.5, None)):
         sizes = _sizes(problem, found.x, groups)
-        typical = first if few else _largest(sizes, len(problem.shape))
+        typical = first if few else _largest(sizes, lead)
         if factor is None:
             units = torch.where(sizes > _NEGLIGIBLE * typical, sizes**power, 0.0)
         else:
             units = (sizes + factor * typical) ** power
+            if power > 0.5:
+                units = units * (tilt if groups is None else tilt[groups.flatten()]).view(
+                    sizes.shape[lead:]
+                )
         method = SequentialQuadratic(atol, from_hits=factor is not None)
         found = approach(_in_units(problem, found.x, units), found, method, steps, chunk_size)
         if interrupted(found):

@@ -45,6 +45,7 @@ from funcexplain.solvers.state import (
     ValueAndGrad,
 )
 
+
 def make_step(
     problem: Problem,
     method: Any = None,
