@@ -36,9 +36,10 @@ def closest(
 ) -> Solution:
     """Find, for every row, a hit with as small a change from the reference as possible.
 
-    Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where ``max |weights - target| <= atol``, in units of the search
-    space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
-    hit; sequential quadratic programming then goes on from there. A row never moves further away.
+    Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where
+    ``max |weights - target| <= atol``, in units of the search space (sigmas after `standardize`; ``z_r``
+    is the reference there). A search as by `solve` finds a hit; sequential quadratic programming then
+    goes on from there. A row never moves further away.
 
     A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
     ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,

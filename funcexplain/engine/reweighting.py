@@ -1,11 +1,11 @@
-"""Few changes: the closest hit where a change costs by its size, by iteratively reweighted least squares.
+"""Few changes: the closest hit where a change costs by its size, not by its square.
 
 Around the last answer, ``sum(|d_g|)`` over groups of entries is the weighted square
 ``sum(|d_g|**2 / (|e_g| + eps))``, with ``e`` the changes of that answer. A change of variables makes it
 the plain distance that `SequentialQuadratic` minimizes: an entry is searched in units of
-``sqrt(|e_g| + eps)``, or, where the number of groups is to be small, of ``|e_g| + eps``. As ``eps`` falls
-from round to round, most changes vanish; in the end these are returned to the reference, bit for bit, and
-the others are searched once more.
+``sqrt(|e_g| + eps)``, or, where the number of groups is to be small, of ``|e_g| + eps``. As ``eps``
+falls from round to round, most changes vanish; in the end these are returned to the reference, bit for
+bit, and the others are searched once more.
 
 References:
     I. Daubechies, R. DeVore, M. Fornasier, S. Güntürk (2010), Iteratively Reweighted Least Squares
@@ -77,8 +77,8 @@ def reweight(
         steps: maximum number of steps of each round.
         chunk_size: as for `solve`.
         groups: number of each entry's group, of the shape of the search space; default, each its own.
-        few: whether the number of changed groups is to be small, in any units, and not the sum of changes;
-            groups that are not changed stay so.
+        few: whether the number of changed groups is to be small, in any units, and not the sum of
+            changes; groups that are not changed stay so.
 
     Returns:
         The hits with the changes of the last round.

@@ -198,7 +198,8 @@ def decide_in_tensors(
         stopping: when the search ends.
         state: of one row, or of a batch that leads with its rows.
         error: largest distance from the target.
-        error_kept: that of the point that has to meet it: this one, or the best so far (`Stopping.settles`).
+        error_kept: that of the point that has to meet it: this one, or the best so far where a hit
+            must settle.
         evaluation: of ``state.z``.
         advance: what the method makes of it.
 
