@@ -148,10 +148,8 @@ def test_frozen_entries_stay_and_the_others_are_optimal() -> None:
 
 
 def test_rows_of_mixed_targets_are_as_if_alone() -> None:
-    goals = [fe.targets.at_least(k, 0.3) for k in range(4)] + [
-        fe.targets.exit(0),
-        fe.targets.at_most(1, 0.05),
-    ]
+    goals = [fe.targets.at_least(k, 0.3) for k in range(4)]
+    goals += [fe.targets.exit(0), fe.targets.at_most(1, 0.05)]
     problem = ask(1, kind="least")
     grid = fe.vmap(problem, target=goals)
     together = fe.closest(grid)
