@@ -75,8 +75,6 @@ def closest(
         >>> p = fe.problem(network, fe.targets.at_least(0, 0.6), torch.zeros(1, 1, 2))
         >>> fe.closest(p).weights
         tensor([0.5991, 0.4009])
-        >>> fe.closest(p).x.count_nonzero(), fe.closest(p, norm="l1").x.count_nonzero()
-        (tensor(2), tensor(1))
 
     References:
         S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
