@@ -11,16 +11,18 @@ from funcexplain.engine.alone import describe, status_of
 from funcexplain.problems.grid import varying_dims
 from funcexplain.problems.problem import Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import Iterate, State
+from funcexplain.solvers.state import Iterate, State, Stopping
+from funcexplain.solvers.step import status_at_end
 
 
 class Outputs:
     """Answers of all rows, preallocated; rows that never began are NaN and INTERRUPTED."""
 
-    def __init__(self, problem: Problem, max_steps: int, history_every: int) -> None:
+    def __init__(self, problem: Problem, stopping: Stopping, max_steps: int, history_every: int) -> None:
         x0, target = problem.args["x0"], problem.args["target"]
         total = math.prod(problem.shape)
-        self.problem, self.max_steps, self.every = problem, max_steps, max(1, history_every)
+        self.problem, self.stopping = problem, stopping
+        self.max_steps, self.every = max_steps, max(1, history_every)
         kept = math.ceil(max_steps / history_every) if history_every else 0
         own = problem.criterion.weights_like(target).shape[len(varying_dims(problem.dims, "target")) :]
         self.x = x0.new_full((total, *x0.shape[-3:]), math.nan)
@@ -62,7 +64,8 @@ class Outputs:
         self.error[rows] = error.to(self.error.dtype)
         self.num_steps[rows] = num_steps
         ended = self.has_ended(state)
-        self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
+        status = status_at_end(self.problem, self.stopping, state, target)
+        self.status[rows] = torch.where(ended, status, int(Status.INTERRUPTED))
 
     def write_solution(self, number: int, solution: Solution) -> None:
         """Write the answer of a row that was solved alone."""

@@ -72,7 +72,7 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
             )
         args = add_data("standardize", problem, mean=center, std=sigma)
         rules = (*problem.rules, _STD_RULE)
-        return _change_variables(replace(problem, args=args, rules=rules), encode, decode)
+        return change_variables(replace(problem, args=args, rules=rules), encode, decode)
 
     return change_units
 
@@ -104,7 +104,7 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
     encode_args, decode_args = _accept_args("encode", encode), _accept_args("decode", decode)
 
     def change_variable(problem: Problem) -> Problem:
-        changed = _change_variables(check_problem("reparametrize", problem), encode_args, decode_args)
+        changed = change_variables(check_problem("reparametrize", problem), encode_args, decode_args)
         if 0 in problem.shape:
             return changed  # no row to try it on
         args = changed[(0,) * len(problem.dims)].args
@@ -231,7 +231,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
     return add_clip
 
 
-def _change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
+def change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
     """Search over ``z``, where ``decode(z)`` is the search variable so far."""
     unconstrained = problem.project is identity
     return replace(
