@@ -25,7 +25,7 @@ from funcexplain.clusters.fingerprint import differences
 from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.reading import MIB, opened, read_bytes
-from funcexplain.solutions.solution import FIELDS, Solution
+from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.writing import as_path, os_error, output_path, quote, replaced
 
 _FILES_PER_FOLDER = 1000  # file systems slow down with more
@@ -59,12 +59,13 @@ class Folder(NamedTuple):
             notes["exceptions"] = {
                 str(row): text[:_MAX_TEXT] for row, text in solution.exceptions.items()
             }
-        write_archive(self.where, path, {name: getattr(solution, name) for name in FIELDS}, notes)
+        tensors = {name: getattr(solution, name) for name in self.manifest.fields}
+        write_archive(self.where, path, tensors, notes)
         with suppress(OSError):  # of an earlier attempt
             path.with_suffix(".error").unlink()
         return counts
 
-    def read(self, number: int, names: tuple[str, ...] = FIELDS) -> dict[str, Tensor]:
+    def read(self, number: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Read fields of a chunk.
 
         Raises:

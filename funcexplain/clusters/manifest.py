@@ -12,7 +12,6 @@ from torch import Tensor
 
 from funcexplain.clusters.behavior import Behavior, compare_behavior
 from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
-from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
 FORMAT = 1
@@ -88,9 +87,7 @@ class Manifest(NamedTuple):
         """Row numbers of a chunk."""
         return range(number * self.chunk_size, min(self.rows, (number + 1) * self.chunk_size))
 
-    def unanswered(
-        self, rows: int, status: Status, names: tuple[str, ...] = FIELDS
-    ) -> dict[str, Tensor]:
+    def unanswered(self, rows: int, status: Status, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Fields of rows without an answer."""
         tensors = {}
         for name in names:

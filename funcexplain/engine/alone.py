@@ -93,6 +93,7 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
     recorded = losses_before[: int(num_steps) : every] if every else []
     return Solution(
         x=problem.decode(state.kept.z, args),
+        z=state.kept.z,
         weights=state.kept.weights,
         loss=state.kept.loss,
         history=torch.stack(recorded) if recorded else args["x0"].new_zeros(0),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
-from funcexplain.engine.reweighting import interrupted, reweight
+from funcexplain.engine.reweighting import interrupted, map_points, reweight
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_number
-from funcexplain.problems.grid import RowDim, by_model, mapped_dims, take_rows
+from funcexplain.problems.grid import RowDim, aligned, by_model, mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem, check_search, identity
 from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution, Status
@@ -32,8 +32,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     The same starts again from a hit of few changes nearby, whose values differ from the answer's
     (iteratively reweighted least squares); where fewer entries remain, that is the result. The remaining
     set is minimal, though not the smallest of all, which no greedy search can promise.
-    Pruning works on the window itself: where `reparametrize` ties entries together, the pruned window
-    no longer keeps that tie.
+    Pruning works on the window itself. Where `reparametrize` or a scenario ties entries together, a
+    window with single entries returned is impossible, and pruning is refused.
 
     Args:
         solution: what `solve` found; rows that do not hit within ``atol`` are unchanged.
@@ -48,7 +48,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
 
     Raises:
         TypeError: if one of them has another type, or their dtypes or devices differ.
-        ValueError: if the rows, windows or weights of both differ, or ``atol`` is negative.
+        ValueError: if the rows, windows or weights of both differ, ``atol`` is negative, or entries are
+            tied together.
         KeyboardInterrupt: after Ctrl-C.
 
     Example:
@@ -70,6 +71,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         )
     check_answer("prune", solution, problem)
     atol = check_number("prune", "atol", atol, minimum=0.0)
+    _check_untied(problem, solution)
     names, lead = ("x", "weights", "loss", "error"), len(problem.shape)
     answers = {name: getattr(solution, name).clone() for name in names}
     flat = {name: t.reshape(-1, *t.shape[lead:]) for name, t in answers.items()}
@@ -87,7 +89,37 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
                 pruned = _prune_rows(_list_rows(listed, hits), answer, atol)
                 for name, values in zip(names, pruned, strict=True):
                     flat[name][rows[hits]] = values
-    return replace(solution, **{name: flat[name].view_as(answers[name]) for name in names})
+    pruned = {name: flat[name].view_as(answers[name]) for name in names}
+    if problem.decode is identity:
+        return replace(solution, **pruned, z=pruned["x"])
+    moved = (pruned["x"] != solution.x).flatten(lead).any(-1)
+    z = where_rows(moved, map_points(problem.encode, problem, pruned["x"]), solution.z)
+    return replace(solution, **pruned, z=z)
+
+
+def _check_untied(problem: Problem, solution: Solution) -> None:
+    """Raise if a window with half of its entries returned is not one of the search space."""
+    if problem.decode is identity or 0 in problem.shape:
+        return
+    x, lead = solution.x, len(problem.shape)
+    names = ("mask", "reference", "lower", "upper")
+    args = problem.args
+    data = {name: aligned(problem.dims, args, name, ndim=3) for name in names if name in args}
+    numbers = torch.arange(x[(0,) * lead].numel(), device=x.device).view(x.shape[lead:])
+    others = (numbers * math.sqrt(2.0)) % 1.0 < 0.5  # without a period
+    window = torch.where(others & _returnable(data), data["reference"], x)
+
+    def again(x: Tensor, args: Args) -> Tensor:
+        return problem.decode(problem.encode(x, args), args)
+
+    error = (map_points(again, problem, window) - window).abs()
+    tolerance = torch.finfo(x.dtype).eps ** 0.5 * (1.0 + window.abs())
+    if bool((error > tolerance).any()):
+        raise ValueError(
+            "prune: problem must be searched entry by entry, got one whose entries are tied together, "
+            'as by a scenario or reparametrize; closest(problem, norm="l1") finds few changes of what '
+            "is searched, such as shocks"
+        )
 
 
 def _list_rows(problem: Problem, rows: Tensor) -> Problem:

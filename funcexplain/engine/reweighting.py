@@ -26,7 +26,7 @@ from funcexplain.engine.execution import Execution
 from funcexplain.engine.solve import search
 from funcexplain.problems.coordinates import change_variables
 from funcexplain.problems.grid import mapped_dims, take_rows
-from funcexplain.problems.problem import Args, Problem
+from funcexplain.problems.problem import Args, Map, Problem
 from funcexplain.problems.sparsity import keep_unchanged
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gradient import where_rows
@@ -54,7 +54,7 @@ def approach(
 ) -> Solution:
     """Approach the reference from hits, in the plain distance of the search space."""
     execution = Execution(steps, chunk_size=chunk_size)
-    refined = search(_starting_at(problem, found.x), method, _NEVER, execution)
+    refined = search(_starting_at(problem, found.z), method, _NEVER, execution)
     return _merge(found, refined, method.atol)
 
 
@@ -83,10 +83,10 @@ def reweight(
     Returns:
         The hits with the changes of the last round.
     """
-    first, lead = _sizes(problem, found.x, groups), len(problem.shape)
+    first, lead = _sizes(problem, found.z, groups), len(problem.shape)
     tilt = 1.0 + _TILT * torch.linspace(0.0, 1.0, first[(0,) * lead].numel()).to(first)
     for power, factor in (*(_FEW if few else _SUM), (1.0 if few else 0.5, None)):
-        sizes = _sizes(problem, found.x, groups)
+        sizes = _sizes(problem, found.z, groups)
         typical = first if few else _largest(sizes, lead)
         if factor is None:
             units = torch.where(sizes > _NEGLIGIBLE * typical, sizes**power, 0.0)
@@ -97,7 +97,12 @@ def reweight(
                     sizes.shape[lead:]
                 )
         method = SequentialQuadratic(atol, from_hits=factor is not None)
-        found = approach(_in_units(problem, found.x, units), found, method, steps, chunk_size)
+        changed, encode, decode = _in_units(problem, units)
+        inside = replace(found, z=map_points(encode, changed, found.z))
+        inside = approach(changed, inside, method, steps, chunk_size)
+        moved = (inside.x != found.x).flatten(lead).any(-1)
+        z = where_rows(moved, map_points(decode, changed, inside.z), found.z)
+        found = replace(inside, z=z)
         if interrupted(found):
             break
     return found
@@ -113,27 +118,33 @@ def _largest(sizes: Tensor, lead: int) -> Tensor:
     return sizes.flatten(lead).amax(-1).view(*sizes.shape[:lead], *[1] * (sizes.ndim - lead))
 
 
-def _sizes(problem: Problem, x: Tensor, groups: Tensor | None) -> Tensor:
+def _sizes(problem: Problem, z: Tensor, groups: Tensor | None) -> Tensor:
     """The change of each entry's group in the search space, for every row."""
-    rows = torch.arange(math.prod(problem.shape), device=x.device)
-    args, dims = take_rows(problem.dims, problem.args, rows), problem.dims
 
-    def size(x: Tensor, args: Args) -> Tensor:
-        change = problem.encode(x, args) - problem.encode(args["reference"], args)
+    def size(z: Tensor, args: Args) -> Tensor:
+        change = z - problem.encode(args["reference"], args)
         if groups is None:
             return change.abs()
         squares = change.new_zeros(int(groups.max()) + 1)
         squares = squares.index_add(0, groups.flatten(), change.square().flatten())
         return squares.sqrt()[groups]
 
+    return map_points(size, problem, z)
+
+
+def map_points(function: Map, problem: Problem, z: Tensor) -> Tensor:
+    """Apply ``(z, args) -> tensor`` to the search point of every row."""
     if not problem.dims:
-        return size(x, args)
-    flat = torch.func.vmap(size, (0, mapped_dims(dims, args)))(x.flatten(0, len(dims) - 1), args)
+        return function(z, problem.args)
+    rows = torch.arange(math.prod(problem.shape), device=z.device)
+    args = take_rows(problem.dims, problem.args, rows)
+    points = z.flatten(0, len(problem.dims) - 1)
+    flat = torch.func.vmap(function, (0, mapped_dims(problem.dims, args)))(points, args)
     return flat.view(*problem.shape, *flat.shape[1:])
 
 
-def _in_units(problem: Problem, x: Tensor, units: Tensor) -> Problem:
-    """The search for changes from the reference in these units; where they are zero, for none."""
+def _in_units(problem: Problem, units: Tensor) -> tuple[Problem, Map, Map]:
+    """The search for changes from the reference in these units, and its maps; where zero, for none."""
     dims = tuple(dim._replace(varying=dim.varying | {"units"}) for dim in problem.dims)
 
     def encode(u: Tensor, args: Args) -> Tensor:
@@ -147,24 +158,20 @@ def _in_units(problem: Problem, x: Tensor, units: Tensor) -> Problem:
     changed = change_variables(
         replace(problem, args=args, dims=dims, penalties=(), costs=()), encode, decode
     )
-    return replace(changed, decode=keep_unchanged(changed.decode, problem))
+    return replace(changed, decode=keep_unchanged(changed.decode, problem)), encode, decode
 
 
-def _starting_at(problem: Problem, x: Tensor) -> Problem:
+def _starting_at(problem: Problem, z: Tensor) -> Problem:
     """The problem with a start for every row."""
-    dims = tuple(dim._replace(varying=dim.varying | {"x0"}) for dim in problem.dims)
-    return replace(
-        problem,
-        args={**problem.args, "x0": x},
-        dims=dims,
-        start=lambda args: problem.encode(args["x0"], args),
-    )
+    dims = tuple(dim._replace(varying=dim.varying | {"start"}) for dim in problem.dims)
+    args = {**problem.args, "start": z}
+    return replace(problem, args=args, dims=dims, start=lambda args: args["start"])
 
 
 def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
     """Of rows that hit the closest point, of others what was found."""
     closer = found.hit & (refined.error <= atol)
-    names = ("x", "weights", "loss", "error")
+    names = ("x", "z", "weights", "loss", "error")
     pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
     fields: dict[str, Tensor] = {
         name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)

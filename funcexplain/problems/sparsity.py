@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_name, check_strength
+from funcexplain.problems.law import drop_law
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data, strength_rule
 
@@ -91,7 +92,7 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
             # A mean over rise and fall halves the mean over entries.
             return args[name] * 2.0 * z.mean()
 
-        return replace(
+        changed = replace(
             problem,
             args=add_data("sparsify", problem, **{name: factor}),
             decode=keep_unchanged(lambda z, args: inner_decode(join(z, args), args), problem),
@@ -101,5 +102,6 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
             costs=(*decode_costs(problem.costs, join), cost),
             rules=(*problem.rules, strength_rule(name)),
         )
+        return drop_law(problem, changed, "sparsify")
 
     return add_sparsity
