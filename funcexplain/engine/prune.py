@@ -20,7 +20,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gradient import where_rows
 
 _BATCH_SIZE = 1024  # windows that are made at once
-_STEPS = 40  # of each round in which values move
+_STEPS = 20  # of each round in which values move
 
 
 def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Solution:
@@ -89,12 +89,12 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
                 pruned = _prune_rows(_list_rows(listed, hits), answer, atol)
                 for name, values in zip(names, pruned, strict=True):
                     flat[name][rows[hits]] = values
-    pruned = {name: flat[name].view_as(answers[name]) for name in names}
-    if problem.decode is identity:
-        return replace(solution, **pruned, z=pruned["x"])
-    moved = (pruned["x"] != solution.x).flatten(lead).any(-1)
-    z = where_rows(moved, map_points(problem.encode, problem, pruned["x"]), solution.z)
-    return replace(solution, **pruned, z=z)
+    fields = {name: flat[name].view_as(answers[name]) for name in names}
+    x = z = fields["x"]
+    if problem.decode is not identity:
+        moved = (x != solution.x).flatten(lead).any(-1)
+        z = where_rows(moved, map_points(problem.encode, problem, x), solution.z)
+    return replace(solution, **fields, z=z)
 
 
 def _check_untied(problem: Problem, solution: Solution) -> None:

@@ -34,7 +34,6 @@ from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_callable, check_like, check_shape, check_tensor
 from funcexplain.problems.coordinates import reparametrize
 from funcexplain.problems.grid import varying_dims
-from funcexplain.problems.law import drop_law
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
 from funcexplain.problems.transforms import Transform, add_data
 from funcexplain.solutions.matching import check_answer
@@ -149,8 +148,9 @@ def scenario(
         args = add_data("scenario", problem, returns=given, factor=factor)
         _check_base(problem, given, compute)
         changed = reparametrize(*_pair(compute, inverse or invert))(replace(problem, args=args))
-        changed = replace(changed, normal=changed.decode, altered_by="")
-        return drop_law(changed, changed, "clip") if problem.project is not identity else changed
+        if problem.project is not identity:  # the window is clamped
+            return replace(changed, normal=problem.decode, altered_by="clip")
+        return replace(changed, normal=changed.decode, altered_by="")
 
     return transform
 

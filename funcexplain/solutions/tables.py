@@ -101,6 +101,9 @@ def to_dataset(
     variables = {}
     for name, array in arrays.items():
         trailing = _TRAILING.get(name, ())
+        if name == "z":  # of any shape
+            same = array.shape == arrays["x"].shape
+            trailing = _TRAILING["x"] if same else tuple(f"z{k}" for k in range(array.ndim - len(dims)))
         variables[name] = ((*dims, *trailing[len(trailing) - array.ndim + len(dims) :]), array)
     dataset = xarray.Dataset(variables, coords=dict(labels))
     # The climate and forecast (CF) convention for codes.

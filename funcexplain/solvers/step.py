@@ -178,20 +178,19 @@ def take(
             f"method: advance must keep the shape and dtype of z {tuple(state.z.shape)} "
             f"{state.z.dtype}, got {tuple(advanced.z.shape)} {advanced.z.dtype}"
         )
-    if bound.stopping.settles:  # then it is the best point that has to meet the target
+    kept_hits = torch.zeros_like(error, dtype=torch.bool)
+    if bound.stopping.settles and atol is not None:
         known = bound.problem.criterion.error(state.kept.weights, args["target"], rows, atol)
-        error_kept = torch.where(advanced.value >= advanced.best, known, error)
-    else:
-        error_kept = error
+        kept_hits = known <= atol
     decide = decide_in_numbers if in_numbers else decide_in_tensors
-    return decide(bound.stopping, state, error, error_kept, evaluation, advanced)
+    return decide(bound.stopping, state, error, kept_hits, evaluation, advanced)
 
 
 def decide_in_tensors(
     stopping: Stopping,
     state: State,
     error: Tensor,
-    error_kept: Tensor,
+    kept_hits: Tensor,
     evaluation: Evaluation,
     advance: Advance,
 ) -> tuple[State, Info]:
@@ -201,8 +200,7 @@ def decide_in_tensors(
         stopping: when the search ends.
         state: of one row, or of a batch that leads with its rows.
         error: largest distance from the target.
-        error_kept: that of the point that has to meet it: this one, or the best so far where a hit
-            must settle.
+        kept_hits: whether the kept point hits, where a hit must settle; else False.
         evaluation: of ``state.z``.
         advance: what the method makes of it.
 
@@ -219,7 +217,7 @@ def decide_in_tensors(
     grad_norm = _norm(advance.grads, rows)
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
     finite = value.isfinite()
-    hit = finite & (error_kept <= (-1.0 if stopping.atol is None else stopping.atol))
+    here_hits = hit = finite & (error <= (-1.0 if stopping.atol is None else stopping.atol))
     trend = state.trend
     if isinstance(trend, Trend):
         improved = ~(value >= trend.minimum - stopping.rtol * trend.minimum.abs())
@@ -234,7 +232,7 @@ def decide_in_tensors(
         if isinstance(trend, Trend) and stopping.patience is not None:
             stalled = stalled | (trend.waited >= stopping.patience)
         if stopping.settles:
-            hit = hit & stalled
+            hit = (hit | kept_hits) & stalled
         # The later line overrules the earlier.
         verdict = torch.where(stalled, int(Status.STALLED), status)
         verdict = torch.where(finite & grad_norm.isfinite(), verdict, int(Status.NONFINITE))
@@ -246,7 +244,11 @@ def decide_in_tensors(
     following = State(advance.z, advance.carried, here, status, state.num_steps + moves, trend)
     if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
         return following, info  # nothing is held, so skip the passes over memory
-    better = (value < advance.best) | (hit & (not stopping.settles)) if stopping.keep == "best" else True
+    lower = value < advance.best
+    if stopping.settles:  # the hit of lowest value
+        better: bool | Tensor = (here_hits & ~kept_hits) | ((here_hits | ~kept_hits) & lower)
+    else:
+        better = here_hits | lower if stopping.keep == "best" else True
     replaces = going & ((finite & better) | advance.best.isnan())
     earlier = state.kept._replace(value=advance.best)
     kept = Iterate(*(where_rows(replaces, *pair) for pair in zip(here, earlier, strict=True)))
@@ -263,7 +265,7 @@ def decide_in_numbers(
     stopping: Stopping,
     state: State,
     error: Tensor,
-    error_kept: Tensor,
+    kept_hits: Tensor,
     evaluation: Evaluation,
     advance: Advance,
 ) -> tuple[State, Info]:
@@ -278,9 +280,10 @@ def decide_in_numbers(
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
     slope, finite = float(grad_norm), math.isfinite(value)
     # In the tensor's own precision, as for many rows.
-    hit = finite and atol is not None and bool(error_kept <= atol)
-    ends_here = hit and not settles
-    if (finite and (keep == "last" or ends_here or value < advance.best)) or advance.best.isnan():
+    hit = finite and atol is not None and bool(error <= atol)
+    kept_hit = settles and bool(kept_hits)
+    better = keep == "last" or (hit and not kept_hit) or (value < advance.best and hit >= kept_hit)
+    if (finite and better) or advance.best.isnan():
         kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
     else:
         kept = state.kept._replace(value=advance.best)
@@ -290,7 +293,7 @@ def decide_in_numbers(
         trend = Trend(value, trend.waited * 0) if improved else trend._replace(waited=trend.waited + 1)
         patient = int(trend.waited) < patience
     goes_on = patient and (slope != 0.0 or not torch.equal(advance.z, state.z))
-    if hit and not (settles and goes_on):
+    if (hit or kept_hit) and not (settles and goes_on):
         end = Status.HIT
     elif atol is not None and not (finite and math.isfinite(slope)):
         end = Status.NONFINITE

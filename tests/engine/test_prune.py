@@ -75,17 +75,17 @@ def test_an_entry_that_alone_matters_alone_stays_changed() -> None:
 
 
 def test_rows_are_pruned_as_if_alone_and_misses_stay() -> None:
-    grid = fe.vmap(make_problem(), x0=x0s(3), target=targets(3))
+    grid = fe.vmap(make_problem(), x0=x0s(2), target=targets(2))
     grid = fe.vmap(grid, seed=torch.arange(2))
     found = fe.solve(grid, fe.sgd(lr=20.0, momentum=0.9), max_steps=60, atol=ATOL)
     x = found.x.clone()
-    x[1, 2] = torch.nan
+    x[1, 1] = torch.nan
     found = replace(found, x=x)
     pruned = fe.prune(found, grid, atol=ATOL)
     assert found.hit.any()
-    assert_same(pruned.x[1, 2], x[1, 2])
+    assert_same(pruned.x[1, 1], x[1, 1])
     for i in range(2):
-        for j in range(3):
+        for j in range(2):
             alone = fe.prune(found[i, j], grid[i, j], atol=ATOL)
             assert_same(alone.x == grid.args["reference"], pruned.x[i, j] == grid.args["reference"])
             assert_close(alone.x.nan_to_num(), pruned.x[i, j].nan_to_num(), rtol=1e-6, atol=1e-8)

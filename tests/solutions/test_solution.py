@@ -96,7 +96,7 @@ def answer() -> fe.Solution:
     return fe.solve(grid, method(), **SETTINGS)
 
 
-FIELDS = ("x", "weights", "loss", "history", "num_steps", "status", "error")
+FIELDS = ("x", "z", "weights", "loss", "history", "num_steps", "status", "error")
 
 
 def test_the_answer_has_hits_and_others() -> None:
@@ -301,7 +301,7 @@ def test_a_grid_is_an_optree_node_with_its_dimensions() -> None:
     node: Any = answer()
     leaves, spec = optree.tree_flatten(node)
     again: Any = optree.tree_unflatten(spec, leaves)
-    assert len(leaves) == 7
+    assert len(leaves) == 8
     assert again.dims == answer().dims
     assert_same(again, node)
     assert spec != optree.tree_structure(answer()[0])  # type: ignore[arg-type]
