@@ -1,0 +1,175 @@
+"""Estimates behind the models of returns: volatility, margins, correlations and tails of a history.
+
+All are numpy in float64; scipy, an extra, is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from funcexplain.markets.splines import spline
+
+Array = NDArray[np.float64]
+
+# Radii of less probability than this continue linearly.
+_RAREST = 1e-30
+_RADIAL_KNOTS = 64
+# Probabilities of the knots of a margin: quantiles of the history, and of the tail beyond them.
+_TAIL = 0.05
+_BODY = np.linspace(_TAIL, 1 - _TAIL, 19)
+_BEYOND = np.array([1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.025])
+# Slope of a margin where it does not rise, in standard deviations.
+_FLATTEST = 1e-2
+# Shrinkage of correlations: the weight of all days beside the latest, and the decay of the latter.
+_ALL_DAYS, _DECAY = 0.1, 0.995
+
+
+def need_scipy(where: str) -> Any:
+    """The modules ``scipy.stats``, ``scipy.optimize`` and ``scipy.signal``."""
+    try:
+        from scipy import optimize, signal, stats
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{where}: needs the package scipy; install it with: pip install scipy"
+        ) from error
+    return stats, optimize, signal
+
+
+def radial_table(where: str, num_free: int, df: float) -> Tensor:
+    """The spline from the length of a standard normal vector to that of a Student vector.
+
+    Both have ``num_free`` entries and unit covariance, and the lengths have the same probability:
+    stretched by it, a standard normal vector has the multivariate t law of ``df`` degrees of freedom.
+
+    Example:
+        >>> table = radial_table("here", 1, 5.0)
+        >>> table[:2, 0], bool((table.diff(dim=1)[:2] > 0).all())
+        (tensor([0., 0.], dtype=torch.float64), True)
+    """
+    if num_free == 0 or math.isinf(df):
+        identity = torch.arange(_RADIAL_KNOTS, dtype=torch.float64)
+        return spline(identity, identity, torch.ones_like(identity))
+    stats, *_ = need_scipy(where)
+    from scipy.special import betaincinv, betaln, gammaln
+
+    chi, a, b = stats.chi(num_free), num_free / 2, df / 2
+    low = chi.ppf(_RAREST) if num_free > 2 else 0.0
+    points = np.linspace(low, chi.isf(_RAREST), _RADIAL_KNOTS)[1:]
+    # The square u of a Student vector, divided by df - 2, has the beta prime law. From the nearer end,
+    # where a probability keeps its digits.
+    below, above = betaincinv(a, b, chi.cdf(points)), betaincinv(b, a, chi.sf(points))
+    u = np.where(points < chi.median(), below / (1 - below), (1 - above) / above)
+    values = np.sqrt((df - 2) * u)
+    density = (a - 1) * np.log(u) - (a + b) * np.log1p(u) - betaln(a, b)
+    slopes = np.exp(chi.logpdf(points) - density) * (df - 2) / (2 * values)
+    # Near zero, the densities of both lengths are the same power, times constants.
+    first = math.sqrt(df - 2) * math.exp((betaln(a, b) - gammaln(a) - a * math.log(2)) / num_free)
+    parts = ((0.0, points), (0.0, values), (first, slopes))
+    return spline(*(torch.from_numpy(np.concatenate([[start], part])) for start, part in parts))
+
+
+def fit_volatility(returns: Array) -> tuple[float, float]:
+    """Reaction and memory ``(alpha, beta)`` of the variance, the same for all assets.
+
+    They maximize the likelihood of Student returns with 5 degrees of freedom, whose variance is
+    ``v[t + 1] = (1 - alpha - beta) m + alpha r[t]^2 + beta v[t]`` with the mean square ``m``.
+    """
+    _, optimize, _ = need_scipy("filtered_history")
+
+    def cost(point: Array) -> float:
+        alpha, total = 1 / (1 + np.exp(-point))
+        if not alpha < total:
+            return math.inf
+        variance = filter_variance(returns, alpha, total - alpha)[:-1]
+        return float((3 * np.log1p(returns**2 / (3 * variance)) + 0.5 * np.log(variance)).mean())
+
+    start = np.log([0.05 / 0.95, 0.98 / 0.02])
+    settings = {"xatol": 0.01, "fatol": 1e-7, "maxfev": 100}
+    point = optimize.minimize(cost, start, method="Nelder-Mead", options=settings).x
+    alpha, total = 1 / (1 + np.exp(-point))
+    return float(alpha), float(total - alpha)
+
+
+def filter_variance(returns: Array, alpha: float, beta: float) -> Array:
+    """Variances of all days of ``returns`` ``(T, A)`` and of the next, ``(T + 1, A)``.
+
+    Example:
+        >>> filter_variance(np.array([[2.0], [0.0]]), 0.5, 0.5).ravel()
+        array([2., 3., 1.5])
+    """
+    *_, signal = need_scipy("filtered_history")
+    mean = (returns**2).mean(0, keepdims=True)
+    news = (1 - alpha - beta) * mean + alpha * returns**2
+    later, _ = signal.lfilter([1.0], [1.0, -beta], news, axis=0, zi=beta * mean)
+    return np.concatenate([mean, later])
+
+
+def margin_points(df: float) -> Array:
+    """The knots of margins: quantiles of the Student law of unit variance, ``(K,)``; zero in the middle."""
+    stats, *_ = need_scipy("filtered_history")
+    below = np.concatenate([_BEYOND, _BODY[: len(_BODY) // 2]])
+    low = stats.norm.ppf(below) if math.isinf(df) else stats.t.ppf(below, df) * math.sqrt((df - 2) / df)
+    return np.concatenate([low, [0.0], -low[::-1]])
+
+
+def fit_margins(moves: Array, points: Array) -> Array:
+    """Quantiles of each asset's moves ``(T, A)`` around their median, ``(A, K)``, at the `margin_points`.
+
+    The body has the quantiles of the history, the tails those of fitted Pareto laws.
+    """
+    body = np.quantile(moves, _BODY, axis=0).T
+    lower, upper = -_tail(-moves, -body[:, 0]), _tail(moves, body[:, -1])[:, ::-1]
+    rises = np.diff(np.concatenate([lower, body, upper], 1), axis=1)
+    # Moves that repeat, such as zeros, have quantiles that do not rise.
+    scale = moves.std(0)[:, None]
+    values = np.cumsum(np.maximum(rises, _FLATTEST * scale * np.diff(points)), axis=1)
+    values = np.concatenate([np.zeros_like(scale), values], 1)
+    return values - values[:, [len(points) // 2]]
+
+
+def _tail(moves: Array, threshold: Array) -> Array:
+    """Upper quantiles ``(A, K)`` of the generalized Pareto law, by its probability-weighted moments.
+
+    References:
+        J. R. M. Hosking, J. R. Wallis (1987), Parameter and Quantile Estimation for the Generalized
+        Pareto Distribution, https://doi.org/10.2307/1269343
+    """
+    count = max(int(_TAIL * len(moves)), 2)
+    excess = np.maximum(np.sort(moves, axis=0)[-count:] - threshold, 0.0)
+    rank = (np.arange(count)[::-1] + 0.35) / count
+    mean, weighted = excess.mean(0), (rank[:, None] * excess).mean(0)
+    mean = np.maximum(mean, 1e-12)
+    shape = np.clip(mean / (mean - 2 * weighted) - 2, -0.5, 0.5)[:, None]
+    shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
+    size = mean[:, None] * (1 + shape)
+    return threshold[:, None] + size / shape * (1 - (_BEYOND / _TAIL) ** shape)
+
+
+def fit_tails(moves: Array, correlation: Array) -> float:
+    """Degrees of freedom of the multivariate t law of moves with unit variances, by likelihood."""
+    _, optimize, _ = need_scipy("filtered_history")
+    squares = (np.linalg.solve(np.linalg.cholesky(correlation), moves.T) ** 2).sum(0)
+    num_assets = moves.shape[1]
+
+    def cost(inverse: float) -> float:
+        df = 1 / inverse
+        constant = math.lgamma((df + num_assets) / 2) - math.lgamma(df / 2)
+        constant -= num_assets / 2 * math.log(df - 2)
+        return float((df + num_assets) / 2 * np.log1p(squares / (df - 2)).mean() - constant)
+
+    return 1 / float(optimize.minimize_scalar(cost, bounds=(0.01, 0.4), method="bounded").x)
+
+
+def fit_correlation(moves: Array) -> Array:
+    """Correlations of moves ``(T, A)``: those of the latest days, shrunk towards those of all."""
+    weights = _DECAY ** np.arange(len(moves))[::-1]
+    weights = (1 - _ALL_DAYS) * weights / weights.sum() + _ALL_DAYS / len(moves)
+    second = (moves * weights[:, None]).T @ moves
+    scale = np.sqrt(second.diagonal())
+    return second / scale / scale[:, None]
