@@ -64,7 +64,8 @@ def radial_table(where: str, num_free: int, df: float) -> Tensor:
     # The square u of a Student vector, divided by df - 2, has the beta prime law. From the nearer end,
     # where a probability keeps its digits.
     below, above = betaincinv(a, b, chi.cdf(points)), betaincinv(b, a, chi.sf(points))
-    u = np.where(points < chi.median(), below / (1 - below), (1 - above) / above)
+    lower = points < chi.median()
+    u = np.where(lower, below, 1 - above) / np.where(lower, 1 - below, above)
     values = np.sqrt((df - 2) * u)
     density = (a - 1) * np.log(u) - (a + b) * np.log1p(u) - betaln(a, b)
     slopes = np.exp(chi.logpdf(points) - density) * (df - 2) / (2 * values)
