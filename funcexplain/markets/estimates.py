@@ -6,6 +6,7 @@ All are numpy in float64; scipy, an extra, is imported where it is needed.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,36 +42,42 @@ def need_scipy(where: str) -> Any:
     return stats, optimize, signal
 
 
-def radial_table(where: str, num_free: int, df: float) -> Tensor:
+@lru_cache(maxsize=256)
+def radial_table(num_free: int, df: float) -> Tensor:
     """The spline from the length of a standard normal vector to that of a Student vector.
 
     Both have ``num_free`` entries and unit covariance, and the lengths have the same probability:
     stretched by it, a standard normal vector has the multivariate t law of ``df`` degrees of freedom.
 
     Example:
-        >>> table = radial_table("here", 1, 5.0)
+        >>> table = radial_table(1, 5.0)
         >>> table[:2, 0], bool((table.diff(dim=1)[:2] > 0).all())
         (tensor([0., 0.], dtype=torch.float64), True)
     """
     if num_free == 0 or math.isinf(df):
         identity = torch.arange(_RADIAL_KNOTS, dtype=torch.float64)
         return spline(identity, identity, torch.ones_like(identity))
-    stats, *_ = need_scipy(where)
-    from scipy.special import betaincinv, betaln, gammaln
+    from scipy import special
 
-    chi, a, b = stats.chi(num_free), num_free / 2, df / 2
-    low = chi.ppf(_RAREST) if num_free > 2 else 0.0
-    points = np.linspace(low, chi.isf(_RAREST), _RADIAL_KNOTS)[1:]
-    # The square u of a Student vector, divided by df - 2, has the beta prime law. From the nearer end,
+    a, b = num_free / 2, df / 2
+    # Half the squares of normal lengths have the gamma law.
+    low = special.gammaincinv(a, _RAREST) if num_free > 2 else 0.0
+    points = np.linspace(math.sqrt(low), math.sqrt(special.gammainccinv(a, _RAREST)), _RADIAL_KNOTS)[1:]
+    half = points**2
+    points = math.sqrt(2) * points
+    # The square u of a Student length, divided by df - 2, has the beta prime law. From the nearer end,
     # where a probability keeps its digits.
-    below, above = betaincinv(a, b, chi.cdf(points)), betaincinv(b, a, chi.sf(points))
-    lower = points < chi.median()
+    below = special.betaincinv(a, b, special.gammainc(a, half))
+    above = special.betaincinv(b, a, special.gammaincc(a, half))
+    lower = half < a
     u = np.where(lower, below, 1 - above) / np.where(lower, 1 - below, above)
     values = np.sqrt((df - 2) * u)
-    density = (a - 1) * np.log(u) - (a + b) * np.log1p(u) - betaln(a, b)
-    slopes = np.exp(chi.logpdf(points) - density) * (df - 2) / (2 * values)
-    # Near zero, the densities of both lengths are the same power, times constants.
-    first = math.sqrt(df - 2) * math.exp((betaln(a, b) - gammaln(a) - a * math.log(2)) / num_free)
+    # Slopes are ratios of the densities of both lengths; near zero, these are the same power.
+    normal = (2 * a - 1) * np.log(points) - half - (a - 1) * math.log(2) - special.gammaln(a)
+    student = math.log(2) + (a - 0.5) * np.log(u) - (a + b) * np.log1p(u) - special.betaln(a, b)
+    slopes = math.sqrt(df - 2) * np.exp(normal - student)
+    first = special.betaln(a, b) - special.gammaln(a) - a * math.log(2)
+    first = math.sqrt(df - 2) * math.exp(first / num_free)
     parts = ((0.0, points), (0.0, values), (first, slopes))
     return spline(*(torch.from_numpy(np.concatenate([[start], part])) for start, part in parts))
 
@@ -102,7 +109,7 @@ def filter_variance(returns: Array, alpha: float, beta: float) -> Array:
 
     Example:
         >>> filter_variance(np.array([[2.0], [0.0]]), 0.5, 0.5).ravel()
-        array([2., 3., 1.5])
+        array([2. , 3. , 1.5])
     """
     *_, signal = need_scipy("filtered_history")
     mean = (returns**2).mean(0, keepdims=True)

@@ -79,11 +79,17 @@ class Model:
         if self.name == "normal":
             return {"factor": factor}
         counts = (factor.diagonal(dim1=-2, dim2=-1) != 0).sum(-1).tolist()
-        tables = {n: estimates.radial_table(self.name, n, self.df) for n in set(counts)}
+        tables = {n: estimates.radial_table(n, self.df) for n in set(counts)}
         radial = torch.stack([tables[n] for n in counts]).to(factor)
         data = {**self.state, "mixing": factor, "radial": radial}
         if self.variance is not None:
-            data["variance"] = self.variance[len(self.variance) - 1 - (num_days - ahead)]
+            known = num_days - ahead
+            if known >= len(self.variance):
+                raise ValueError(
+                    f"{self.name}: returns must have at least the {known} known days of the path, got "
+                    f"{len(self.variance) - 1}"
+                )
+            data["variance"] = self.variance[len(self.variance) - 1 - known]
         return data
 
     def log_density(self, returns: Tensor, base: Tensor | None = None) -> Tensor:
@@ -109,7 +115,7 @@ class Model:
             chosen = torch.where(here, z, 0.0).sum(0)
             return chosen, chosen
 
-        slopes = torch.func.vmap(torch.func.jacfwd(shocks, has_aux=True))
+        slopes = torch.func.vmap(torch.func.jacrev(shocks, has_aux=True))
         jacobian, z = slopes(returns, torch.arange(len(returns), device=returns.device))
         constant = 0.5 * returns.shape[1] * math.log(2 * math.pi)
         return torch.linalg.slogdet(jacobian).logabsdet - 0.5 * z.square().sum(-1) - constant
@@ -133,7 +139,8 @@ def normal(cov: Tensor) -> Model:
         >>> model.decode(torch.ones(1, 1), torch.zeros(1, 1), model.data(1))
         tensor([[2.]])
     """
-    return Model("normal", check_covariance("normal", cov), _decode_normal, _encode_normal, math.inf, {})
+    factors(cov)  # checks it
+    return Model("normal", cov.detach().clone(), _decode_normal, _encode_normal, math.inf, {})
 
 
 def student_t(cov: Tensor, df: float = 5.0) -> Model:
@@ -159,7 +166,7 @@ def student_t(cov: Tensor, df: float = 5.0) -> Model:
         >>> model = student_t(torch.eye(1), df=5.0)
         >>> returns = model.decode(torch.tensor([[1.0], [4.0]]), torch.zeros(2, 1), model.data(2))
         >>> returns.squeeze()
-        tensor([0.8550, 7.3909])
+        tensor([0.8602, 9.5132])
     """
     cov = check_covariance("student_t", cov)
     df = _check_df("student_t", df)
@@ -188,8 +195,8 @@ def filtered_history(
         The model.
 
     Raises:
-        TypeError, ValueError: for another type, too few days, an asset that does not move on half of
-            the days, or assets that duplicate others.
+        TypeError, ValueError: for another type, too few days, an asset with a constant price, or one
+            that duplicates another.
         ModuleNotFoundError: if scipy is not installed.
 
     Example:
@@ -211,13 +218,15 @@ def filtered_history(
     history = given.double().cpu().numpy()
     if len(history) < _MIN_DAYS:
         raise ValueError(f"{where}: returns must have at least {_MIN_DAYS} days, got {len(history)}")
-    still = np.ptp(np.quantile(history, (0.25, 0.75), axis=0), axis=0) <= 0
+    still = np.ptp(np.quantile(history, (0.05, 0.95), axis=0), axis=0) == 0
     if still.any():
         raise ValueError(
-            f"{where}: the price of every asset must move on most days, got one that does not: asset "
-            f"{int(still.nonzero()[0][0])}; leave it out"
+            f"{where}: the price of every asset must move, got a constant price of asset "
+            f"{int(still.nonzero()[0][0])} on 9 of 10 days; leave it out"
         )
-    alpha, beta = estimates.fit_volatility(history) if volatility is None else _check_volatility(volatility)
+    alpha, beta = (
+        estimates.fit_volatility(history) if volatility is None else _check_volatility(volatility)
+    )
     variance = estimates.filter_variance(history, alpha, beta)
     moves = history / np.sqrt(variance[:-1])
     correlation = estimates.fit_correlation(moves)
