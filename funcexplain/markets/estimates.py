@@ -25,6 +25,10 @@ _RADIAL_KNOTS = 64
 _TAIL = 0.05
 _BODY = np.linspace(_TAIL, 1 - _TAIL, 19)
 _BEYOND = np.array([1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.025])
+# Largest sum of alpha and beta: volatility always returns, with a half-life of 138 days at most.
+_LONGEST = 0.995
+# Pareto index of the heaviest tails: below it, a kurtosis exists.
+_HEAVIEST = 0.25
 # Slope of a margin where it does not rise, in standard deviations.
 _FLATTEST = 1e-2
 # Shrinkage of correlations: the weight of all days beside the latest, and the decay of the latter.
@@ -91,7 +95,7 @@ def fit_volatility(returns: Array) -> tuple[float, float]:
     _, optimize, _ = need_scipy("filtered_history")
 
     def cost(point: Array) -> float:
-        alpha, total = 1 / (1 + np.exp(-point))
+        alpha, total = np.array([1.0, _LONGEST]) / (1 + np.exp(-point))
         if not alpha < total:
             return math.inf
         variance = filter_variance(returns, alpha, total - alpha)[:-1]
@@ -100,7 +104,7 @@ def fit_volatility(returns: Array) -> tuple[float, float]:
     start = np.log([0.05 / 0.95, 0.98 / 0.02])
     settings = {"xatol": 0.01, "fatol": 1e-7, "maxfev": 100}
     point = optimize.minimize(cost, start, method="Nelder-Mead", options=settings).x
-    alpha, total = 1 / (1 + np.exp(-point))
+    alpha, total = np.array([1.0, _LONGEST]) / (1 + np.exp(-point))
     return float(alpha), float(total - alpha)
 
 
@@ -119,7 +123,7 @@ def filter_variance(returns: Array, alpha: float, beta: float) -> Array:
 
 
 def margin_points(df: float) -> Array:
-    """The knots of margins: quantiles of the Student law of unit variance, ``(K,)``; zero in the middle."""
+    """Quantiles of the Student law of unit variance at the knots of margins, ``(K,)``."""
     stats, *_ = need_scipy("filtered_history")
     below = np.concatenate([_BEYOND, _BODY[: len(_BODY) // 2]])
     low = stats.norm.ppf(below) if math.isinf(df) else stats.t.ppf(below, df) * math.sqrt((df - 2) / df)
@@ -127,7 +131,7 @@ def margin_points(df: float) -> Array:
 
 
 def fit_margins(moves: Array, points: Array) -> Array:
-    """Quantiles of each asset's moves ``(T, A)`` around their median, ``(A, K)``, at the `margin_points`.
+    """Quantiles of the moves ``(T, A)`` around their median at the `margin_points`, ``(A, K)``.
 
     The body has the quantiles of the history, the tails those of fitted Pareto laws.
     """
@@ -153,8 +157,9 @@ def _tail(moves: Array, threshold: Array) -> Array:
     rank = (np.arange(count)[::-1] + 0.35) / count
     mean, weighted = excess.mean(0), (rank[:, None] * excess).mean(0)
     mean = np.maximum(mean, 1e-12)
-    shape = np.clip(mean / (mean - 2 * weighted) - 2, -0.5, 0.5)[:, None]
-    shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
+    # The tail index is one for all assets, since single ones vary too much between samples.
+    index = 2 - float((mean / (mean - 2 * weighted)).mean())
+    shape = -min(max(index, 1e-6), _HEAVIEST)
     size = mean[:, None] * (1 + shape)
     return threshold[:, None] + size / shape * (1 - (_BEYOND / _TAIL) ** shape)
 
@@ -174,10 +179,16 @@ def fit_tails(moves: Array, correlation: Array) -> float:
     return 1 / float(optimize.minimize_scalar(cost, bounds=(0.01, 0.4), method="bounded").x)
 
 
-def fit_correlation(moves: Array) -> Array:
-    """Correlations of moves ``(T, A)``: those of the latest days, shrunk towards those of all."""
+def fit_correlation(moves: Array, df: float) -> Array:
+    """Correlations of the copula of moves ``(T, A)``: those of the latest days, shrunk towards all.
+
+    They are correlations of the Student quantiles of ranks, on which single days have little effect.
+    """
+    stats, *_ = need_scipy("filtered_history")
+    ranks = stats.rankdata(moves, axis=0) / (len(moves) + 1)
+    scores = stats.norm.ppf(ranks) if math.isinf(df) else stats.t.ppf(ranks, df)
     weights = _DECAY ** np.arange(len(moves))[::-1]
     weights = (1 - _ALL_DAYS) * weights / weights.sum() + _ALL_DAYS / len(moves)
-    second = (moves * weights[:, None]).T @ moves
+    second = (scores * weights[:, None]).T @ scores
     scale = np.sqrt(second.diagonal())
     return second / scale / scale[:, None]

@@ -1,8 +1,9 @@
 """Models of returns: maps from a standard normal ``z`` to daily returns, with exact inverses.
 
-    normal             r[t] = b[t] + F z[t]
-    student_t          r[t] = b[t] + g(|z[t]|) F z[t]
-    filtered_history   r[t] = b[t] + s[t] m(g(|z[t]|) F z[t]),   s[t + 1]^2 = w + alpha r[t]^2 + beta s[t]^2
+    normal              r[t] = b[t] + F z[t]
+    student_t           r[t] = b[t] + g(|z[t]|) F z[t]
+    filtered_history    r[t] = b[t] + s[t] m(g(|z[t]|) F z[t])
+                        s[t + 1]^2 = w + alpha r[t]^2 + beta s[t]^2
 
 ``b`` is the path that belongs to ``z = 0``. ``F`` is a factor of the covariance or correlation, ``g``
 stretches the length of a normal vector to that of a Student vector, ``m`` bends each asset's margin to
@@ -229,7 +230,7 @@ def filtered_history(
     )
     variance = estimates.filter_variance(history, alpha, beta)
     moves = history / np.sqrt(variance[:-1])
-    correlation = estimates.fit_correlation(moves)
+    correlation = estimates.fit_correlation(moves, 6.0 if df is None else df)
     check_covariance(where, torch.from_numpy(correlation))
     df = estimates.fit_tails(moves / moves.std(0), correlation) if df is None else _check_df(where, df)
     points = estimates.margin_points(df)

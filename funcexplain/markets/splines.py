@@ -1,7 +1,7 @@
 """Monotone splines with an exact inverse: rational quadratic pieces, linear beyond the outer knots.
 
-On a piece of width ``h`` and mean slope ``s``, with slopes ``d0`` and ``d1`` at its ends and ``t`` from 0
-to 1, the value rises from ``y0`` by
+On a piece of width ``h`` and mean slope ``s``, with slopes ``d0`` and ``d1`` at its ends and ``t`` from
+0 to 1, the value rises by
 
     ``h s (s t^2 + d0 t (1 - t)) / (s + (d0 + d1 - 2 s) t (1 - t))``,
 
@@ -33,7 +33,8 @@ def spline(points: Tensor, values: Tensor, slopes: Tensor | None = None) -> Tens
         The table, which `evaluate` and `invert` read.
 
     Example:
-        >>> evaluate(spline(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 4.0])), torch.ones(()))
+        >>> table = spline(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 4.0]))
+        >>> evaluate(table, torch.tensor(1.0))
         tensor(1.)
     """
     if slopes is None:

@@ -34,7 +34,7 @@ MODELS: dict[str, Make] = {
 
 
 def judge(make: Make, history: Tensor, blocks: range) -> dict[str, Tensor]:
-    """Log-densities, shocks, probability integral transforms of margins, and simulated days of all blocks."""
+    """Log-densities, shocks, normal scores of margins, and simulated days of all blocks."""
     found: dict[str, list[Tensor]] = {name: [] for name in ("density", "z", "margins", "simulated")}
     num_assets = history.shape[1]
     alone = torch.eye(num_assets, dtype=torch.bool)
@@ -53,7 +53,7 @@ def judge(make: Make, history: Tensor, blocks: range) -> dict[str, Tensor]:
 
 
 def moments(paths: Tensor) -> dict[str, Tensor]:
-    """Kurtosis and autocorrelations of squares, means over assets, and correlations, of ``(N, D, A)``."""
+    """Kurtosis, autocorrelations of squares, and correlations of paths ``(N, D, A)``."""
     days = paths.flatten(0, 1)
     centered = days - days.mean(0)
     squares = centered.square() / centered.square().mean(0)
