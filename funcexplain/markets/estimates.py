@@ -179,14 +179,15 @@ def fit_tails(moves: Array, correlation: Array) -> float:
     return 1 / float(optimize.minimize_scalar(cost, bounds=(0.01, 0.4), method="bounded").x)
 
 
-def fit_correlation(moves: Array, df: float) -> Array:
+def fit_correlation(moves: Array) -> Array:
     """Correlations of the copula of moves ``(T, A)``: those of the latest days, shrunk towards all.
 
-    They are correlations of the Student quantiles of ranks, on which single days have little effect.
+    They are correlations of the Student quantiles of ranks, on which single days have little effect;
+    their degrees of freedom hardly matter.
     """
     stats, *_ = need_scipy("filtered_history")
     ranks = stats.rankdata(moves, axis=0) / (len(moves) + 1)
-    scores = stats.norm.ppf(ranks) if math.isinf(df) else stats.t.ppf(ranks, df)
+    scores = stats.t.ppf(ranks, 6.0)
     weights = _DECAY ** np.arange(len(moves))[::-1]
     weights = (1 - _ALL_DAYS) * weights / weights.sum() + _ALL_DAYS / len(moves)
     second = (scores * weights[:, None]).T @ scores

@@ -216,31 +216,35 @@ def filtered_history(
     """
     where = "filtered_history"
     given = check_history(where, "returns", returns)
+    degrees = None if df is None else _check_df(where, df)
+    rates = None if volatility is None else _check_volatility(volatility)
+    estimates.need_scipy(where)
+    if len(given) < _MIN_DAYS:
+        raise ValueError(f"{where}: returns must have at least {_MIN_DAYS} days, got {len(given)}")
     history = given.double().cpu().numpy()
-    if len(history) < _MIN_DAYS:
-        raise ValueError(f"{where}: returns must have at least {_MIN_DAYS} days, got {len(history)}")
     still = np.ptp(np.quantile(history, (0.05, 0.95), axis=0), axis=0) == 0
     if still.any():
         raise ValueError(
             f"{where}: the price of every asset must move, got a constant price of asset "
             f"{int(still.nonzero()[0][0])} on 9 of 10 days; leave it out"
         )
-    alpha, beta = (
-        estimates.fit_volatility(history) if volatility is None else _check_volatility(volatility)
-    )
+    alpha, beta = estimates.fit_volatility(history) if rates is None else rates
     variance = estimates.filter_variance(history, alpha, beta)
     moves = history / np.sqrt(variance[:-1])
-    correlation = estimates.fit_correlation(moves, 6.0 if df is None else df)
+    correlation = estimates.fit_correlation(moves)
     check_covariance(where, torch.from_numpy(correlation))
-    df = estimates.fit_tails(moves / moves.std(0), correlation) if df is None else _check_df(where, df)
-    points = estimates.margin_points(df)
-    values = estimates.fit_margins(moves, points)
+    if degrees is None:
+        degrees = estimates.fit_tails(moves / moves.std(0), correlation)
+    points = estimates.margin_points(degrees)
+    values = torch.from_numpy(estimates.fit_margins(moves, points))
+    margins = splines.spline(torch.from_numpy(points).expand_as(values), values)
     mean = (history**2).mean(0)
-    rates = np.stack([(1 - alpha - beta) * mean, np.full_like(mean, alpha), np.full_like(mean, beta)])
-    margins = splines.spline(torch.from_numpy(points).expand(values.shape), torch.from_numpy(values))
-    cov, before, state = (torch.from_numpy(array).to(given) for array in (correlation, variance, rates))
-    data = {"volatility": state, "margins": margins.to(given)}
-    return Model(where, cov, _decode_filtered, _encode_filtered, df, data, given, before)
+    recursion = np.stack(
+        [(1 - alpha - beta) * mean, np.full_like(mean, alpha), np.full_like(mean, beta)]
+    )
+    state = {"volatility": torch.from_numpy(recursion).to(given), "margins": margins.to(given)}
+    cov, variances = (torch.from_numpy(array).to(given) for array in (correlation, variance))
+    return Model(where, cov, _decode_filtered, _encode_filtered, degrees, state, given, variances)
 
 
 def stack(data: Sequence[Data]) -> Data:
@@ -336,9 +340,10 @@ def _check_df(where: str, df: float) -> float:
 
 
 def _check_volatility(given: tuple[float, float]) -> tuple[float, float]:
-    alpha, beta = (check_number("filtered_history", "volatility", v, minimum=0.0) for v in given)
+    where, expected = "filtered_history", "volatility must be a pair (alpha, beta)"
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise TypeError(f"{where}: {expected}, got {given!r}")
+    alpha, beta = (check_number(where, "volatility", value, minimum=0.0) for value in given)
     if alpha + beta > 1:
-        raise ValueError(
-            f"filtered_history: volatility must have a sum of at most one, got {alpha:g} + {beta:g}"
-        )
+        raise ValueError(f"{where}: {expected}, both >= 0, with a sum of at most one, got {given}")
     return alpha, beta
