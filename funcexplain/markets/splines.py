@@ -81,10 +81,14 @@ def invert(table: Tensor, y: Tensor) -> Tensor:
 
 def _split(table: Tensor, row: int, given: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest place within the knots, and what the linear continuation adds to the result."""
-    knots, slopes = table[..., row, :], table[..., 2, :]
-    inside = torch.minimum(torch.maximum(given, knots[..., 0]), knots[..., -1])
-    slope = torch.where(given < knots[..., 0], slopes[..., 0], slopes[..., -1])
-    return inside, (given - inside) * (slope if row == 0 else 1 / slope)
+    first, last = table[..., row, 0], table[..., row, -1]
+    below, above = given < first, given > last
+    inside = torch.where(below, first, torch.where(above, last, given))
+    slope = torch.where(below, table[..., 2, 0], table[..., 2, -1])
+    # Not the difference to the place within: it is zero there, but the parts of its gradient, as large
+    # as the slope, would cancel only to rounding.
+    excess = torch.where(below, given - first, torch.where(above, given - last, 0.0))
+    return inside, excess * slope if row == 0 else excess / slope
 
 
 def _piece(table: Tensor, row: int, given: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
