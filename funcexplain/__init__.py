@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.prune import prune as prune
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
+    from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.networks.functional import functionalize as functionalize
@@ -93,6 +94,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
     "clusters": "clusters",
     "losses": "problems.losses",
+    "models": "markets.models",
     "penalties": "problems.penalties",
     "scenarios": "markets.scenarios",
     "targets": "problems.targets",

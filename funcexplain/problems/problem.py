@@ -66,6 +66,7 @@ class Problem(Unpicklable):
         rules: what stacks of the data must fulfill, as single values do.
         normal: the ``decode`` under which ``z`` is standard normal, if one is; see `law`.
         altered_by: the transform after which ``z`` no longer is.
+        returns: ``(z, args) -> returns`` behind the window, ``(D, A)``, of a scenario.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, the start of the search.
@@ -92,6 +93,7 @@ class Problem(Unpicklable):
     rules: tuple[Rule, ...] = ()
     normal: Map | None = None
     altered_by: str = ""
+    returns: Map | None = None
 
     def __deepcopy__(self, memo: Any) -> Problem:
         return replace(self, args=deepcopy(self.args, memo))
