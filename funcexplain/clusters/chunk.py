@@ -22,6 +22,7 @@ from funcexplain.clusters.folder import Folder
 from funcexplain.clusters.manifest import Manifest
 from funcexplain.clusters.recipes import Recipe, build_problem
 from funcexplain.clusters.scheduling import WorkerError
+from funcexplain.engine.closest import check_refinement, refine
 from funcexplain.engine.memory import reuse_blocks_of_dask
 from funcexplain.engine.rows import ROWS_PER_MODEL
 from funcexplain.engine.solve import solve
@@ -31,6 +32,8 @@ from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 
 WHERE = "clusters.solve"
+REFINEMENT = ("refinements", "norm", "groups")
+"""Settings of `closest`, which goes on from the hits; without refinements it does not."""
 _PROCESS = os.getpid()  # the one that imported this module
 
 
@@ -111,12 +114,19 @@ def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict
     if settings["rows"] == "samples":
         # Tried for the whole grid; a chunk of one model or of unusual rows may need another way.
         settings = settings | {"rows": "auto"}
+    steps = {name: value for name, value in settings.items() if name not in REFINEMENT}
+    refinement: dict[str, Any] = {name: settings[name] for name in REFINEMENT if name in settings}
     groups = [*by_model(problem.dims, problem.args, rows, ROWS_PER_MODEL)]
     parts: list[Any] = []
     for dims, args, some in groups:
         dim = RowDim("row", len(some), frozenset[str]().union(*(dim.varying for dim in dims)))
         selected = replace(problem, args=take_rows(dims, args, some), dims=(dim,))
-        parts.append(solve(selected, method, **settings))
+        part = solve(selected, method, **steps)
+        if refinement:
+            full = {"norm": "l2", "groups": "entries", **refinement}
+            limits = check_refinement(WHERE, selected, settings["atol"] or 0.0, **full)
+            part = refine(selected, part, limits)
+        parts.append(part)
     if len(parts) == 1:
         return parts[0]
     # Restore the order of the rows.

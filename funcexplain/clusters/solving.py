@@ -21,7 +21,14 @@ import torch
 
 from funcexplain.clusters.answers import ChunkedSolution
 from funcexplain.clusters.behavior import measure_behavior
-from funcexplain.clusters.chunk import WHERE, Task, make_method, solve_chunk, solve_rows_alone
+from funcexplain.clusters.chunk import (
+    REFINEMENT,
+    WHERE,
+    Task,
+    make_method,
+    solve_chunk,
+    solve_rows_alone,
+)
 from funcexplain.clusters.fingerprint import fingerprint
 from funcexplain.clusters.folder import Failures, Folder, check_accept, open_or_create
 from funcexplain.clusters.manifest import Manifest
@@ -101,6 +108,8 @@ def solve(
         callback: as in `fe.solve`; only its ``report`` is called, when chunks finish.
         settings: of `fe.solve`: ``max_steps``, ``atol``, ``keep``, ``patience``, ``rtol``, ``history``,
             ``rows``, ``compile``. Every recorded loss needs disk space; ``history=False`` saves it.
+            With ``refinements``, hits then approach the reference as in `closest`, also with its
+            ``norm`` and ``groups``.
 
     Returns:
         The solution, which reads its chunks on demand. After Ctrl-C, or if an executor breaks and cannot
@@ -288,13 +297,14 @@ def _note(folder: Folder, number: int, error: str) -> None:
 
 def _complete_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Complete the settings with the defaults of `fe.solve`; raises for others."""
-    unknown = sorted(given.keys() - {*_SETTINGS})
+    names = (*_SETTINGS, *REFINEMENT)
+    unknown = sorted(given.keys() - {*names})
     if unknown:
-        raise TypeError(
-            f"{WHERE}: settings must be among {', '.join(_SETTINGS)}, got {', '.join(unknown)}"
-        )
+        raise TypeError(f"{WHERE}: settings must be among {', '.join(names)}, got {', '.join(unknown)}")
     known = inspect.signature(solve_here).parameters
     every = {name: given.get(name, known[name].default) for name in _SETTINGS}
+    if given.get("refinements"):
+        every |= {name: given[name] for name in REFINEMENT if name in given}
     if every["compile"] == "auto":  # which `fe.solve` decides by time
         every["compile"] = False
     # Equal settings must have equal fingerprints, also if their types differ.

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "momentum": 0.0},
     "levenberg_marquardt": {"residual": "auto", "damping": 10.0},
 }
+_METHOD = "levenberg_marquardt"
+MARKETS = ("normal", "student_t", "filtered_history")
+"""Models of returns, by their names in `fe.models`."""
 LOSSES = ("auto", "cosine_distance", "cross_entropy", "js", "kl", "mae", "mse")
 
 
@@ -200,7 +203,9 @@ class QuestionConfig:
     concentration: float | None = entry(read_non_negative, None)
     loss: str = entry(one_of(*LOSSES), "auto")
     date: Dates = entry(_dates, "last")
-    search: str = entry(one_of("features", "scenario"), "features")
+    search: str = entry(one_of("auto", "scenario", "features"), "auto")
+    ahead: int | None = entry(integer_between(1), None)
+    market: str = entry(one_of("auto", *MARKETS), "auto")
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
     free: WindowPart = entry(_table(WindowPart), WindowPart())
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())
@@ -214,7 +219,9 @@ GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turn
 class MethodConfig:
     """How to search."""
 
-    name: str = entry(one_of(*METHODS), "adam")
+    name: str = entry(one_of(*METHODS), _METHOD)
+    answer: str = entry(one_of("closest", "first"), "closest")
+    few: str | None = entry(one_of("shocks", "assets", "days"), None)
     max_steps: int = entry(integer_between(0), 1000)
     atol: float = entry(read_non_negative, 1e-3)
     patience: int | None = entry(integer_between(1), None)
@@ -227,7 +234,9 @@ def _method(where: str, value: Any) -> MethodConfig:
     """Read ``[method]``, where the settings of the method are entries like the others."""
     if not isinstance(value, dict):
         raise bad_entry(where, "a table", value)
-    name = one_of(*METHODS)(key_path(where, "name"), value.get("name", "adam"))
+    # The method whose settings are given.
+    default = next((name for name in ("adam", "sgd") if METHODS[name].keys() & value), _METHOD)
+    name = one_of(*METHODS)(key_path(where, "name"), value.get("name", default))
     own = METHODS[name]
     common = [key for key in MethodConfig.__dataclass_fields__ if key != "settings"]
     for key in value:
@@ -236,7 +245,10 @@ def _method(where: str, value: Any) -> MethodConfig:
             raise ValueError(f"{key_path(where, key)}: unknown setting of {name}; {suggest(key, known)}")
     given = {key: _settings(key_path(where, key), value[key]) for key in own if key in value}
     rest = {key: value[key] for key in common if key in value}
-    return read_table(MethodConfig, where, {**rest, "settings": {**own, **given}})
+    method = read_table(MethodConfig, where, {**rest, "name": name, "settings": {**own, **given}})
+    if method.few is not None and method.answer == "first":
+        raise ValueError(f'{where}.few: needs answer = "closest", got "first"; leave one of them out')
+    return method
 
 
 @dataclass(frozen=True)
@@ -257,7 +269,7 @@ class Config:
     prices: PricesConfig = entry(_table(PricesConfig))
     question: QuestionConfig = entry(_table(QuestionConfig))
     features: FeaturesConfig = entry(_table(FeaturesConfig), FeaturesConfig())
-    method: MethodConfig = entry(_method, MethodConfig(settings=METHODS["adam"]))
+    method: MethodConfig = entry(_method, MethodConfig(settings=METHODS[_METHOD]))
     output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
@@ -339,9 +351,20 @@ def parse_config(table: dict[str, Any]) -> Config:
             f"question.shift: expected one asset, funded by all others, got {len(question.shift)}; use "
             "target for several"
         )
-    if question.search == "scenario" and (question.free.channels or question.frozen.channels):
+    channels = question.free.channels or question.frozen.channels
+    if question.search == "scenario" and channels:
         raise ValueError(
             "question.frozen: a scenario computes all channels from the same returns, so that channels "
             'cannot be frozen; freeze assets or days, or use search = "features"'
         )
-    return config
+    search = question.search
+    if search == "auto":  # single channels cannot move along a path of prices
+        search = "features" if channels else "scenario"
+    if search == "features":
+        for name, default in (("ahead", None), ("market", "auto")):
+            if getattr(question, name) != default:
+                raise ValueError(
+                    f"question.{name}: needs a scenario, in which all channels follow one path of "
+                    'prices, got search = "features"; leave one of them out'
+                )
+    return replace(config, question=replace(question, search=search))

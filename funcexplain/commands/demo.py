@@ -1,8 +1,8 @@
 """The demo: train a small allocator on real prices, then ask it for a portfolio that it does not hold.
 
-Features of the prices train a network, and the search shocks the returns behind the last real window
-until the network holds the target. The answer is printed as two tables and saved as a picture and a
-report. `run_demo`, read from top to bottom, shows the whole path.
+Features of the prices train a network, and the search shocks the returns of the days to come until the
+network holds the target. The answer, the likeliest such market found, is printed as two tables and saved
+as a picture and a report. `run_demo`, read from top to bottom, shows the whole path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from funcexplain.commands.history import History
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
 from funcexplain.commands.printing import (
     PrintLine,
+    agreement,
     changes_table,
+    met_sentence,
     prices_line,
     print_plain,
     weights_table,
@@ -32,14 +34,14 @@ from funcexplain.commands.question import Query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.covariances import sample
 from funcexplain.markets.features import CHANNELS, forward_returns, log_returns, windows
-from funcexplain.markets.paths import base_returns
+from funcexplain.markets.models import MIN_DAYS
 from funcexplain.markets.prices import Prices, load
 from funcexplain.reports.drawing import require_matplotlib
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT = 0.4
 ATOL = 1e-3
-COVARIANCE_DAYS = 500
+JITTER = 0.3  # sigmas
 
 
 def run_demo(
@@ -51,14 +53,15 @@ def run_demo(
     training_steps: int = 100,
     max_steps: int = 100,
     num_starts: int = 4,
+    ahead: int = 10,
     print_line: PrintLine = print_plain,
 ) -> fe.Solution:
     """Train, ask, answer, and save ``overview.png`` and ``report.html``.
 
-    The search is over shocks to the daily returns behind the window, in sigmas and correlated as in
-    the history, so that all channels agree with one path of prices. It runs from several jittered
-    starts. The answer is the hit (every weight within 0.001 of its target) with the smallest shocks, or
-    else the start with the lowest loss.
+    The search is over shocks to the daily returns of the days to come, as a model of returns estimated
+    from the history draws them, so that all channels agree with one path of prices. It runs from the
+    path without shocks and from several jittered starts, each to the closest hit (every weight within
+    0.001 of its target). The answer is the likeliest of these, or else the start with the lowest loss.
 
     Args:
         data: ``"ecb"``, ``"sp500"`` or the path of a csv file; see `load`.
@@ -69,6 +72,7 @@ def run_demo(
         training_steps: steps of training.
         max_steps: maximum number of steps of each search.
         num_starts: number of searches, at least 1.
+        ahead: trading days to come that are shocked.
         print_line: called with each line of output.
 
     Returns:
@@ -96,41 +100,53 @@ def run_demo(
     folder = make_folder(Path(out))
     with torch_threads(1):
         network, history = train_on(prices, seed, training_steps, print_line)
-        x0 = history.windows[-1].clone()
         with torch.no_grad():
-            today = network(x0[None])[0]
+            today = network(history.windows[-1:])[0]
         if not wanted:
             wanted = {assets[int(today.argmin())]: DEFAULT_WEIGHT}
         target = fill_target(wanted, today, assets)
         seeds = [seed * num_starts + start for start in range(num_starts)]
         date = history.ends[-1]
-        sentence = describe_question(QuestionConfig(target=dict(wanted)), [date])
+        sentence = describe_question(QuestionConfig(target=dict(wanted), ahead=ahead), [date])
         print_line("")
         print_line(sentence)
-        problem = _make_problem(network, target, history, seeds)
-        query = Query(problem, [len(history.windows) - 1], [date], seeds, today[None], sentence)
-        method = fe.levenberg_marquardt()
-        solutions = solve_or_raise(problem, method, "there is no report", max_steps=max_steps, atol=ATOL)
-        # Root mean square shock of each start, in daily sigmas.
-        size = fe.scenarios.shocks(solutions, problem).square().mean((-2, -1)).sqrt()
+        problem, market = _make_problem(network, target, history, seeds, ahead)
+        x0 = problem.args["reference"]
+        with torch.no_grad():
+            held = network(x0[None])
+        position = [len(history.windows) - 1]
+        query = Query(problem, position, [date], seeds, today[None], held, sentence, market, ahead)
+        solutions = solve_or_raise(
+            problem,
+            fe.levenberg_marquardt(),
+            "there is no report",
+            {"refinements": 40},
+            max_steps=max_steps,
+            atol=ATOL,
+        )
+        size = fe.scenarios.shocks(solutions, problem).flatten(1).norm(dim=1)
         for start, solution in enumerate(solutions):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
         report = write_report(folder, solutions, query, history, title=None, settings=settings)
 
-    outcome = make_outcome(solutions, {"rms_sigmas": size}, query)
+    outcome = make_outcome(solutions, {}, query)
     best = solutions[outcome.best[0]]
     columns = {"today": today, "target": target, "reached": best.weights}
     order = target.argsort(descending=True, stable=True).tolist()
-    days = history.window_days(-1)
-    for line in (
-        *weights_table(columns, assets, order),
-        *changes_table(x0, best.x, history.std, assets, CHANNELS, days),
-    ):
+    days, scale = history.window_days(-1, ahead), history.scale(-1)[1]
+    for line in weights_table(columns, assets, order):
         print_line(line)
-    verdict = "The network holds the target" if best.hit else "Not reached"
-    print_line("")
-    print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}.")
+    if outcome.met[0]:
+        print_line("")
+        print_line(met_sentence(query))
+    else:
+        for line in changes_table(x0, best.x, scale, assets, CHANNELS, days):
+            print_line(line)
+        verdict = "The network holds the target" if best.hit else "Not reached"
+        print_line("")
+        shared = agreement(outcome).replace(", ", "; starts ")
+        print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{shared}.")
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")
@@ -167,30 +183,36 @@ def train_on(
     network = train_allocator(known, future, seed=seed, num_steps=num_steps, callback=report)
     # The last days of all windows are the channels of every day.
     days = stack[:, :, -1].movedim(0, 1)
-    history = History(prices, CHANNELS, SPAN, stack, last_days, days, network.mean, network.std)
+    history = History(prices, CHANNELS, SPAN, stack, last_days, days)
     return network, history
 
 
 def _make_problem(
-    network: ConvAllocator, target: Tensor, history: History, seeds: list[int]
-) -> fe.Problem:
-    """The question from several jittered starts."""
+    network: ConvAllocator, target: Tensor, history: History, seeds: list[int], ahead: int
+) -> tuple[fe.Problem, str]:
+    """The question, from the path without shocks and from jittered starts; and its model of returns."""
     prices, x0 = history.prices, history.windows[-1]
-    returns = base_returns(prices, history.last_days[-1], LOOKBACK, SPAN).to(x0)
-    cov = sample(log_returns(prices)[-COVARIANCE_DAYS:])
-    # Shrunk a little towards equal variances, so that a short history is enough.
-    cov = 0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(len(cov))
+    returns = log_returns(prices).to(x0)
+    if len(returns) >= MIN_DAYS:
+        model = fe.models.filtered_history(returns)
+    else:
+        cov = sample(returns)
+        # Shrunk a little towards equal variances, so that a short history is enough.
+        model = fe.models.normal(0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(len(cov)))
     problem = fe.pipe(
         fe.problem(network, target, x0, loss=fe.losses.kl, assets=prices.assets),
-        fe.scenarios.scenario(returns, cov.to(x0)),
-        fe.jitter(0.05),
+        fe.scenarios.ahead(prices, ahead, model=model, span=SPAN),
+        fe.jitter(0.0),
     )
-    return fe.vmap(problem, seed=torch.tensor(seeds), name="start")
+    jitter = torch.full((len(seeds),), JITTER, dtype=x0.dtype)
+    jitter[0] = 0.0
+    seed = torch.tensor(seeds)
+    return fe.vmap(problem, seed=seed, jitter=jitter, name="start"), model.name
 
 
 def _describe_result(solution: fe.Solution, size: Tensor) -> str:
     """Largest miss, steps and size of the shocks."""
     return (
         f"largest miss {100 * float(solution.error):.2f} percentage points, "
-        f"{int(solution.num_steps)} steps, root mean square shock {float(size):.2f} sigmas a day"
+        f"{int(solution.num_steps)} steps, shocks of {float(size):.2f} sigmas together"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -13,8 +13,9 @@ from typing import Any
 import funcexplain as fe
 from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
-from funcexplain.commands.inputs import Inputs, load_inputs, solve_settings
+from funcexplain.commands.inputs import Inputs, load_inputs, refinement_settings, solve_settings
 from funcexplain.commands.toml import to_toml
+from funcexplain.engine.closest import check_refinement, refine
 from funcexplain.networks.network import deferred_interrupts
 from funcexplain.solutions.tables import require
 
@@ -68,6 +69,7 @@ def solve_shared(
             directory=directory,
             callback=callback,
             **solve_settings(method),
+            **refinement_settings(method),
         )
     except ValueError as error:
         raise ValueError(
@@ -77,11 +79,18 @@ def solve_shared(
     return solution
 
 
-def solve_or_raise(problem: fe.Problem, method: Any, consequence: str, **settings: Any) -> fe.Solution:
-    """Solve; after Ctrl-C, raise a KeyboardInterrupt that names the consequence."""
+def solve_or_raise(
+    problem: fe.Problem, method: Any, consequence: str, refinement: Mapping[str, Any], **settings: Any
+) -> fe.Solution:
+    """Solve, and refine the hits; after Ctrl-C, raise a KeyboardInterrupt that names the consequence."""
     with deferred_interrupts():
         solution = fe.solve(problem, method, **settings)
         _check_complete(solution, consequence)
+        if refinement:
+            full = {"norm": "l2", "groups": "entries", **refinement}
+            limits = check_refinement("method", problem, settings["atol"], **full)
+            solution = refine(problem, solution, limits)
+            _check_complete(solution, consequence)
     return solution
 
 

@@ -1,9 +1,12 @@
-"""A price history in windows: features, dates, and the scale of each channel."""
+"""A price history in windows: features, dates, and the scale of each channel.
+
+Whatever concerns a date is computed from the prices up to that date.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -29,8 +32,6 @@ class History:
         windows: all windows ``(N, C, L, A)``, in the network's dtype.
         last_days: rows of the prices at which they end, int64, ``(N,)``.
         days: channels of every day, float64, ``(C, days, A)``.
-        mean: of each channel, ``(C, 1, 1)``, in the network's dtype.
-        std: likewise.
     """
 
     prices: Prices
@@ -39,8 +40,6 @@ class History:
     windows: Tensor
     last_days: Tensor
     days: Tensor
-    mean: Tensor
-    std: Tensor
 
     @property
     def lookback(self) -> int:
@@ -57,10 +56,28 @@ class History:
         """The last day of each window."""
         return [str(day) for day in self.prices.dates[self.last_days.numpy()]]
 
-    def window_days(self, position: int) -> list[str]:
-        """The days of one window, oldest first."""
+    def window_days(self, position: int, ahead: int = 0) -> list[str]:
+        """The days of the window that ends some days after another, oldest first."""
         last = int(self.last_days[position])
-        return [str(day) for day in self.prices.dates[last + 1 - self.lookback : last + 1]]
+        known = [str(day) for day in self.prices.dates[last + 1 - self.lookback : last + 1]]
+        return [
+            *known[ahead:],
+            *(f"+{day}" for day in range(max(1, ahead + 1 - self.lookback), ahead + 1)),
+        ]
+
+    def until(self, position: int) -> Tensor:
+        """Channels of the days up to the last one of a window, ``(C, days, A)``."""
+        return self.days[:, : int(self.last_days[position]) - self.span + 1]
+
+    def scale(self, position: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel up to then, ``(C, 1, 1)``, as the network's."""
+        std, mean = torch.std_mean(self.until(position), dim=(1, 2), keepdim=True)
+        return mean.to(self.windows.dtype), std.to(self.windows.dtype)
+
+    def prices_until(self, position: int) -> Prices:
+        """The prices up to the last day of a window."""
+        end = int(self.last_days[position]) + 1
+        return replace(self.prices, values=self.prices.values[:end], dates=self.prices.dates[:end])
 
 
 def load_history(
@@ -82,10 +99,7 @@ def load_history(
     stack, last_days = windows(prices, config.lookback, config.span)
     days = features(log_returns(prices), config.span)[channels]
     stack = stack[:, channels].to(dtype)
-    std, mean = torch.std_mean(days, dim=(1, 2), keepdim=True)
-    return History(
-        prices, config.channels, config.span, stack, last_days, days, mean.to(dtype), std.to(dtype)
-    )
+    return History(prices, config.channels, config.span, stack, last_days, days)
 
 
 def select_prices(prices: Prices, market: PricesConfig) -> Prices:

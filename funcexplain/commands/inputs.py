@@ -19,6 +19,7 @@ from funcexplain.commands.question import Query, build_query, pin_dates
 
 # Losses recorded per search: enough for a curve, and few even if there are thousands of steps.
 _MAX_RECORDED_LOSSES = 250
+_REFINEMENTS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +55,12 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
     """
     history = load_history(config.prices, config.features, dtype)
     names = history.prices.assets
-    today = [[answer["today"].get(name) for name in names] for answer in summary["answers"]]
-    weights = torch.tensor(np.array(today, dtype=float), dtype=dtype)
-    query = build_query(config, None, history, weights)
+
+    def recorded(kind: str) -> Tensor:
+        rows = [[answer[kind].get(name) for name in names] for answer in summary["answers"]]
+        return torch.tensor(np.array(rows, dtype=float), dtype=dtype)
+
+    query = build_query(config, None, history, (recorded("today"), recorded("unshocked")))
     if query.dates != [answer.get("date") for answer in summary["answers"]]:
         raise ValueError("question.date: the dates changed since the run; run again, or restore them")
     return Inputs(pin_dates(config, history), None, history, query)
@@ -84,6 +88,16 @@ def make_method(method: MethodConfig) -> Any:
         return getattr(fe, method.name)(**method.settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method: {error}") from None
+
+
+def refinement_settings(method: MethodConfig) -> dict[str, Any]:
+    """Settings of `fe.closest` that go on from the hits; none if the first hit is the answer."""
+    if method.answer == "first":
+        return {}
+    if method.few is None:
+        return {"refinements": _REFINEMENTS}
+    groups = "entries" if method.few == "shocks" else method.few
+    return {"refinements": _REFINEMENTS, "norm": "l1", "groups": groups}
 
 
 def solve_settings(method: MethodConfig) -> dict[str, Any]:

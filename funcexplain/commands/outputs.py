@@ -22,6 +22,8 @@ from funcexplain.solutions.tables import columns_of, write_csv
 from funcexplain.solutions.writing import replaced
 
 _BLOCK = 4096  # rows read at a time from a solution that may be in files
+# A start found the same answer if its change points as much the same way and is as little larger.
+_SAME_COSINE, _SAME_SIZE = 0.95, 1.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +35,18 @@ class Outcome:
         metrics: measures by name, one number per row.
         hit: whether each row is a hit.
         best: for each date, the row of the hit with the smallest change, or else with the lowest loss.
+        size: change of each row: ``|z|`` of a scenario, else ``rms_sigmas``.
+        agree: for each date, how many starts found the answer: a hit of about its size and direction.
+        met: for each date, whether the network holds the target without any change.
     """
 
     solution: fe.Solution
     metrics: dict[str, Tensor]
     hit: Tensor
     best: list[int]
+    size: Tensor
+    agree: list[int]
+    met: list[bool]
 
     @property
     def num_hit_dates(self) -> int:
@@ -65,11 +73,26 @@ def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Qu
     hit, loss = (torch.as_tensor(t).flatten() for t in (solution.hit, solution.loss))
     starts = len(query.seeds)
     flat = {name: values.flatten().double() for name, values in metrics.items()}
-    size = flat["rms_sigmas"].nan_to_num(nan=torch.inf)
+    problem = query.problem
+    z = (fe.scenarios.shocks(solution, problem) if problem.law else solution.z).double()
+    z = z.reshape(len(hit), -1)
+    size = (z.norm(dim=1) if problem.law else flat["rms_sigmas"]).nan_to_num(nan=torch.inf)
     largest = size[size.isfinite()].max() if bool(size.isfinite().any()) else size.new_zeros(())
     rank = torch.where(hit, size, largest + 1.0 + loss.double())
     best = rank.nan_to_num(nan=torch.inf).view(-1, starts).argmin(dim=1)
-    return Outcome(solution, flat, hit, (best + torch.arange(len(best)) * starts).tolist())
+    rows = best + torch.arange(len(best)) * starts
+    moves = z if problem.law else solution.x.reshape(len(hit), -1).double() - _references(query, starts)
+    found = moves[rows].repeat_interleave(starts, 0)
+    cosine = torch.nn.functional.cosine_similarity(moves, found, dim=1)
+    near = hit & (cosine >= _SAME_COSINE) & (size <= _SAME_SIZE * size[rows].repeat_interleave(starts))
+    met = hit[rows] & (moves[rows] == 0.0).all(1)
+    agree = torch.where(met, 1, near.view(-1, starts).sum(1))
+    return Outcome(solution, flat, hit, rows.tolist(), size, agree.tolist(), met.tolist())
+
+
+def _references(query: Query, starts: int) -> Tensor:
+    """The reference window of every row, ``(rows, N)``."""
+    return query.references.flatten(1).double().repeat_interleave(starts, 0)
 
 
 def write_tables(folder: Path, outcome: Outcome, query: Query, assets: Sequence[str]) -> list[str]:
@@ -105,15 +128,15 @@ def write_picture(
         question.args["target"],
         best.weights,
         best.x,
-        history.windows[query.positions[-1]],
+        query.references[-1],
         rows.history,
-        scale=history.std,
+        scale=history.scale(query.positions[-1])[1],
         assets=history.prices.assets,
         channels=history.channels,
-        dates=history.window_days(query.positions[-1]),
+        dates=history.window_days(query.positions[-1], query.ahead),
         best=row - first,
         hit=rows.hit,
-        prices=_price_paths(history, query.positions[-1], best.x) if show_prices else None,
+        prices=_price_paths(history, query, -1, best, question) if show_prices else None,
         title=query.sentence,
     )
     with replaced("output", folder / PICTURE) as file:
@@ -135,17 +158,20 @@ def write_report(
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
-        x = (solution[index] if index else solution).x
-        return _price_paths(history, query.positions[date], x) if x.isfinite().all() else None
+        row = solution[index] if index else solution
+        question = query.problem[index] if index else query.problem
+        return _price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
 
-    solution.report(
-        folder / REPORT,
+    days = history.until(query.positions[-1]).to(history.windows.dtype)
+    fe.report(
+        solution,
         query.problem,
-        history=history.days.to(history.windows.dtype) if history.has_returns else None,
+        folder / REPORT,
+        history=days if history.has_returns else None,
         assets=history.prices.assets,
         channels=history.channels,
         dates=_dates_of_one_window(query, history),
-        scale=history.std,
+        scale=history.scale(query.positions[-1])[1],
         title=title or query.sentence,
         settings=settings,
         probe=probe,
@@ -154,16 +180,25 @@ def write_report(
     return REPORT
 
 
-def _price_paths(history: History, position: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Prices over the days of a window: the actual ones, and those that the returns of ``x`` imply."""
-    last = int(history.last_days[position])
-    actual = torch.as_tensor(history.prices.values[last - history.lookback : last + 1])
-    return actual, fe.scenarios.prices_of(x[0].double(), actual[0])
+def _price_paths(
+    history: History, query: Query, date: int, answer: fe.Solution, question: fe.Problem
+) -> tuple[Tensor, Tensor]:
+    """Prices of an answer and without it: over all shocked days of a scenario, else over the window."""
+    last = int(history.last_days[query.positions[date]])
+    values = torch.as_tensor(history.prices.values)
+    if question.law is None:
+        actual = values[last - history.lookback : last + 1]
+        return actual, fe.scenarios.prices_of(answer.x[0].double(), actual[0])
+    returns, base = fe.scenarios.returns_of(answer, question).double(), question.args["returns"].double()
+    first = values[last + query.ahead - len(returns)]
+    return fe.scenarios.prices_of(base, first), fe.scenarios.prices_of(returns, first)
 
 
 def _dates_of_one_window(query: Query, history: History) -> list[str] | None:
     """The days of the window, unless there are several dates."""
-    return history.window_days(query.positions[0]) if len(query.positions) == 1 else None
+    if len(query.positions) > 1:
+        return None
+    return history.window_days(query.positions[0], query.ahead)
 
 
 def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str, Any]:
@@ -178,10 +213,14 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
             "error": float(best.error),
             "num_steps": int(best.num_steps),
             "rms_sigmas": float(outcome.metrics["rms_sigmas"][row]),
+            "size": float(outcome.size[row]),
+            "starts_agree": outcome.agree[number],
+            "met_already": outcome.met[number],
             "weights": dict(zip(assets, best.weights.tolist(), strict=True)),
-            "today": dict(zip(assets, today.tolist(), strict=True)),
+            "today": dict(zip(assets, query.today[number].tolist(), strict=True)),
+            "unshocked": dict(zip(assets, query.held[number].tolist(), strict=True)),
         }
-        for day, row, best, today in zip(query.dates, outcome.best, rows, query.today, strict=True)
+        for number, (day, row, best) in enumerate(zip(query.dates, outcome.best, rows, strict=True))
     ]
     found = {
         "question": query.sentence,
@@ -189,6 +228,9 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
         "hits": int(outcome.hit.sum()),
         "dates": len(query.dates),
         "dates_hit": outcome.num_hit_dates,
+        "dates_met_already": sum(outcome.met),
+        "market": query.market,
+        "ahead": query.ahead,
         "answers": answers,
     }
     return as_json(found)

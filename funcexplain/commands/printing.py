@@ -69,7 +69,12 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     """The outcome of a run: a table for one date, counts for several."""
     searches, all_hits, hits = len(outcome.hit), int(outcome.hit.sum()), outcome.num_hit_dates
     if len(query.dates) > 1:
-        yield f"Reached on {hits} of {len(query.dates)} dates; {all_hits} of {searches} searches hit."
+        met = sum(outcome.met)
+        already = f", on {met} of them already" if met else ""
+        yield (
+            f"Reached on {hits} of {len(query.dates)} dates{already}; {all_hits} of {searches} searches "
+            "hit."
+        )
         return
     today, best = query.today[0], outcome.solution.flat(torch.tensor(outcome.best))[0]
     moved = (best.weights - today).abs().nan_to_num().argsort(descending=True, stable=True)
@@ -77,11 +82,28 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     yield from weights_table(columns, assets, moved[:_MAX_ASSETS].tolist())
     if len(assets) > _MAX_ASSETS:
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
+    yield ""
+    if outcome.met[0]:
+        yield met_sentence(query)
+        return
     size = float(outcome.metrics["rms_sigmas"][outcome.best[0]])
     verdict = "Reached" if hits else "Not reached"
-    yield ""
     yield (
         f"{verdict}: largest miss {100 * float(best.error):.2f} percentage points, after "
         f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
-        f"{all_hits} of {searches} starts hit."
+        f"{all_hits} of {searches} starts hit{agreement(outcome)}."
     )
+
+
+def met_sentence(query: Query) -> str:
+    """What is to say of a question that needs no change."""
+    if query.ahead:
+        return "The network will hold this without any shock; nothing has to happen."
+    return "The network holds this today; nothing has to change."
+
+
+def agreement(outcome: Outcome) -> str:
+    """How many starts found the answer, where several hit."""
+    if not outcome.hit[outcome.best[0]] or int(outcome.hit.sum()) < 2:
+        return ""
+    return f", {outcome.agree[0]} at this answer"

@@ -17,14 +17,11 @@ from funcexplain.commands.config import (
     Config,
     DateRange,
     QuestionConfig,
-    StartsConfig,
-    WindowPart,
 )
 from funcexplain.commands.history import History, days_between, positions, window_ending_on
 from funcexplain.commands.network import one_line
+from funcexplain.commands.space import make_space
 from funcexplain.engine.forward import weights_of
-from funcexplain.markets import covariances
-from funcexplain.markets.features import CHANNELS, features, log_returns
 from funcexplain.problems.criterion import Target
 
 
@@ -38,7 +35,10 @@ class Query:
         dates: last day of each of these windows.
         seeds: seed of each start.
         today: the network's weights on each date, ``(dates, A)``.
+        held: its weights at the reference windows: today's, or those ahead without shocks.
         sentence: the question in words.
+        market: model of returns, None for a search over features.
+        ahead: days to come that are shocked, 0 for those behind the windows.
     """
 
     problem: fe.Problem
@@ -46,11 +46,23 @@ class Query:
     dates: list[str]
     seeds: list[int]
     today: Tensor
+    held: Tensor
     sentence: str
+    market: str | None
+    ahead: int = 0
+
+    @property
+    def references(self) -> Tensor:
+        """The reference window of each date, ``(dates, C, L, A)``."""
+        reference = self.problem.args["reference"]
+        return reference if reference.ndim == 4 else reference[None]
 
 
 def build_query(
-    config: Config, network: nn.Module | None, history: History, recorded: Tensor | None = None
+    config: Config,
+    network: nn.Module | None,
+    history: History,
+    recorded: tuple[Tensor, Tensor] | None = None,
 ) -> Query:
     """Turn the question of a config into a problem.
 
@@ -58,7 +70,8 @@ def build_query(
         config: the config.
         network: the network, or None if only its weights at the dates are known.
         history: the windows.
-        recorded: these weights, ``(dates, A)``; the problem's are NaN at any other window.
+        recorded: these weights, of today and without shocks, ``(dates, A)`` each; the problem's are NaN
+            at any other window.
 
     Raises:
         ValueError: if a name, date or part does not exist, the target is out of reach, or the network
@@ -73,46 +86,55 @@ def build_query(
         )
     _check_names(question, history.prices.assets)
     windows, seeds = history.windows[chosen], torch.arange(starts.number) + starts.seed * starts.number
+    space = make_space(question, history, chosen)
     known: Any = network
     if network is not None:
-        today = evaluate_weights(network, windows, history)
+        today = held = evaluate_weights(network, windows, history)
+        if question.ahead:
+            held = evaluate_weights(network, space.x0, history)
     else:
         assert recorded is not None
-        if recorded.shape != (len(windows), windows.shape[-1]):
+        today, held = recorded
+        if today.shape != (len(windows), windows.shape[-1]):
             raise ValueError(
                 f"question.date: expected recorded weights of {len(windows)} dates, got "
-                f"{len(recorded)}; run again"
+                f"{len(today)}; run again"
             )
-        today, known = recorded, (_recorded_weights, {"window": windows[0], "weights": recorded[0]})
+        known = (_recorded_weights, {"window": space.x0[0], "weights": held[0]})
     parts = (question.target, question.shift, question.turnover)
     depends_on_today = any(part is not None for part in parts)  # and so on the date
     varying = today if depends_on_today else today[:1]
     targets = [_target(question, history, weights) for weights in varying]
-    mask, transforms, stacks = _search_space(question, starts, history, chosen)
+    stacks = space.stacks
     try:
         problem = fe.problem(
             known,
             targets[0],
-            windows[0],
+            space.x0[0],
             loss=_loss(question, targets[0]),
-            mask=mask,
+            mask=space.mask,
             seed=int(seeds[0]),
             assets=history.prices.assets,
         )
-        problem = fe.pipe(problem, *transforms)
+        problem = fe.pipe(problem, *space.transforms)
         if starts.number > 1:
-            problem = fe.vmap(problem, seed=seeds, name="start")
+            # The first start is the reference itself.
+            jitter = torch.full((starts.number,), starts.jitter, dtype=windows.dtype)
+            jitter[0] = 0.0
+            problem = fe.vmap(fe.jitter(0.0)(problem), seed=seeds, jitter=jitter, name="start")
         if len(chosen) > 1:
-            stacks |= {"x0": windows, "reference": windows}
             if len(targets) > 1:
                 stacks["target"] = targets
             if network is None:
-                stacks["params"] = {"window": windows, "weights": today}
+                stacks["params"] = {"window": space.x0, "weights": held}
             problem = fe.vmap(problem, name="date", **stacks)
     except ValueError as error:
         raise ValueError(f"question: {error}") from None
     dates = [history.ends[position] for position in chosen]
-    return Query(problem, chosen, dates, seeds.tolist(), today, describe_question(question, dates))
+    sentence = describe_question(question, dates)
+    return Query(
+        problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, question.ahead or 0
+    )
 
 
 def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -170,6 +192,10 @@ def describe_question(question: QuestionConfig, dates: list[str]) -> str:
     day = dates[0] if len(dates) == 1 else f"each of {len(dates)} days, {dates[0]} to {dates[-1]},"
     wanted = list(_phrases(question))
     phrase = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+    if question.ahead:
+        days = "day" if question.ahead == 1 else f"{question.ahead} trading days"
+        day = f"after {day}".rstrip(",")
+        return f"What would have to happen over the next {days} {day} for the network to hold {phrase}?"
     return f"What would the market of {day} have to look like for the network to hold {phrase}?"
 
 
@@ -260,75 +286,3 @@ def _loss(question: QuestionConfig, target: Target) -> Any:
     if name == "auto":
         name = "mse" if target.weights is None else "kl"
     return getattr(fe.losses, name)
-
-
-def _search_space(
-    question: QuestionConfig, starts: StartsConfig, history: History, chosen: list[int]
-) -> tuple[Tensor, list[Any], dict[str, Any]]:
-    """The free mask, the transforms that make the search space, and the stacks mapped over dates."""
-    x0 = history.windows[chosen[0]]
-    if question.search == "scenario":
-        mask, space, stacks = _scenario(question, history, chosen)
-    else:
-        mask = _free_mask(question, history, x0.shape)
-        space, stacks = [fe.standardize(history.mean, history.std)], {}
-    transforms = [*([] if bool(mask.all()) else [fe.freeze]), *space]
-    if starts.jitter > 0:
-        transforms.append(fe.jitter(starts.jitter))
-    if question.search == "features" and "volatility" in history.channels:
-        # Only volatility is bounded: it cannot be negative.
-        lowest = torch.full_like(history.mean, -torch.inf)
-        lowest[history.channels.index("volatility")] = 0.0
-        transforms.append(fe.clip(lowest, torch.inf))
-    return mask, transforms, stacks
-
-
-def _scenario(
-    question: QuestionConfig, history: History, chosen: list[int]
-) -> tuple[Tensor, list[Any], dict[str, Any]]:
-    prices, dtype = history.prices, history.windows.dtype
-    last_days = history.last_days[chosen]
-    returns = fe.scenarios.base_returns(prices, last_days, history.lookback, history.span).to(dtype)
-    try:
-        cov = getattr(covariances, question.covariance)(log_returns(prices)).to(dtype)
-        free = _free_mask(question, history, returns.shape[1:])
-        channels = [CHANNELS.index(name) for name in history.channels]
-        own: dict[str, Any] = {}
-        if history.channels != CHANNELS:
-            # Returns cannot be recovered from fewer channels: searches start at the actual ones.
-            own["features"] = lambda r: features(r, history.span)[channels]
-            own["inverse"] = lambda window, r: r
-        space = fe.scenarios.scenario(returns[0], cov, free=free, **own)
-    except ValueError as error:
-        raise ValueError(f"question.search: {error}") from None
-    mask = fe.scenarios.reached(free, history.lookback)[channels]
-    return mask, [space], {"returns": returns} if len(chosen) > 1 else {}
-
-
-def _free_mask(question: QuestionConfig, history: History, shape: torch.Size) -> Tensor:
-    """Mask ``([C,] days, A)``, True = free: in every part of ``free`` and in none of ``frozen``."""
-    mask = torch.ones(shape, dtype=torch.bool)
-    for free in _part_masks("question.free", question.free, history, mask):
-        mask &= free
-    for frozen in _part_masks("question.frozen", question.frozen, history, mask):
-        mask &= ~frozen
-    if not bool(mask.any()):
-        raise ValueError("question.frozen: no entry is free; free an asset, day or channel")
-    return mask
-
-
-def _part_masks(where: str, part: WindowPart, history: History, like: Tensor) -> Iterator[Tensor]:
-    if part.assets is not None:
-        yield _mark(like, -1, positions(f"{where}.assets", part.assets, history.prices.assets))
-    if part.channels is not None:
-        yield _mark(like, 0, positions(f"{where}.channels", part.channels, history.channels))
-    if part.last_days is not None:
-        days = like.shape[-2]
-        if part.last_days > days:
-            raise ValueError(f"{where}.last_days: expected at most {days}, got {part.last_days}")
-        yield _mark(like, -2, list(range(days - part.last_days, days)))
-
-
-def _mark(like: Tensor, dim: int, index: list[int]) -> Tensor:
-    """Mask that is True at positions along a dimension."""
-    return torch.zeros_like(like).index_fill_(dim, torch.tensor(index), True)

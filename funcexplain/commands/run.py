@@ -34,6 +34,7 @@ from funcexplain.commands.inputs import (
     load_inputs,
     load_recorded,
     make_method,
+    refinement_settings,
     solve_settings,
 )
 from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line, print_plain
@@ -85,6 +86,7 @@ def run_config(
                 query.problem,
                 make_method(method),
                 f"nothing is written to {str(folder)!r}",
+                refinement_settings(method),
                 callback=bar,
                 **solve_settings(method),
             )
@@ -235,12 +237,13 @@ def _write_report(folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
 
 def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
     history = inputs.history
-    days = history.days.to(history.windows.dtype)
+    last = inputs.query.positions[-1]
+    days = history.until(last).to(history.windows.dtype)
     return fe.evaluate(
         solution,
         inputs.query.problem,
         days if history.has_returns and days.shape[1] > history.lookback else None,
-        scale=history.std,
+        scale=history.scale(last)[1],
         atol=inputs.config.method.atol,
     )
 
@@ -253,6 +256,13 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
     print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
+    if inputs.query.market is None:
+        print_line("Market: each channel by itself; no path of prices need make such a window")
+    else:
+        print_line(f"Market: {inputs.query.market}, from the prices up to each date")
     print_line(inputs.query.sentence)
     dims = " x ".join(f"{dim.size} {dim.name}s" for dim in problem.dims) or "1 search"
-    print_line(f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}")
+    kind = "the first hit" if method.answer == "first" else "then towards the reference"
+    print_line(
+        f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}, {kind}"
+    )

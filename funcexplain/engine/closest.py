@@ -85,28 +85,51 @@ def closest(
         Minimization for Sparse Recovery, https://doi.org/10.1002/cpa.20303
     """
     check_search("closest", problem)
-    atol = check_number("closest", "atol", atol, minimum=0.0)
+    refinement = check_refinement("closest", problem, atol, refinements, norm, groups)
     check_count("closest", "max_steps", max_steps)
-    check_count("closest", "refinements", refinements)
     if chunk_size is not None:
         check_positive("closest", "chunk_size", chunk_size)
     if problem.dims:
         check_history("closest", problem, max_steps, "; pass fewer max_steps")
-    if norm not in ("l1", "l2"):
-        raise ValueError(f"closest: norm must be 'l1' or 'l2', got {norm!r}")
-    if norm == "l2" and not (isinstance(groups, str) and groups == "entries"):
-        raise ValueError("closest: groups have an effect with norm='l1' alone; pass it, too")
-    numbers = _number_groups(problem, groups) if 0 not in problem.shape else None
     first = _FirstHit(as_method("closest", levenberg_marquardt() if method is None else method))
     with deferred_interrupts() as hold:
-        found = solve(problem, first, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-        if not interrupted(found):
-            if norm == "l2":
-                sequential = SequentialQuadratic(atol)
-                found = approach(problem, found, sequential, refinements, chunk_size)
-            else:
-                found = reweight(problem, found, atol, refinements, chunk_size, groups=numbers)
-        return answer(hold, found)
+        found = solve(problem, first, max_steps=max_steps, atol=refinement.atol, chunk_size=chunk_size)
+        return answer(hold, refine(problem, found, refinement, chunk_size))
+
+
+class Refinement(NamedTuple):
+    """How an answer approaches the reference; see `closest`."""
+
+    atol: float
+    steps: int
+    norm: Norm
+    numbers: Tensor | None
+
+
+def check_refinement(
+    where: str, problem: Problem, atol: Any, refinements: Any, norm: Any, groups: Any
+) -> Refinement:
+    """Raise unless these are settings of `closest`."""
+    atol = check_number(where, "atol", atol, minimum=0.0)
+    steps = check_count(where, "refinements", refinements)
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"{where}: norm must be 'l1' or 'l2', got {norm!r}")
+    if norm == "l2" and not (isinstance(groups, str) and groups == "entries"):
+        raise ValueError(f"{where}: groups have an effect with norm='l1' alone; pass it, too")
+    numbers = _number_groups(problem, groups) if 0 not in problem.shape else None
+    return Refinement(atol, steps, norm, numbers)
+
+
+def refine(
+    problem: Problem, found: Solution, refinement: Refinement, chunk_size: int | None = None
+) -> Solution:
+    """Approach the reference from the hits of a search: the second half of `closest`."""
+    atol, steps, norm, numbers = refinement
+    if interrupted(found) or 0 in problem.shape:
+        return found
+    if norm == "l2":
+        return approach(problem, found, SequentialQuadratic(atol), steps, chunk_size)
+    return reweight(problem, found, atol, steps, chunk_size, groups=numbers)
 
 
 class _FirstHit(NamedTuple):

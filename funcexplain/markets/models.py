@@ -34,7 +34,7 @@ __all__ = ["Model", "filtered_history", "normal", "stack", "student_t"]
 Data = dict[str, Tensor]
 Path = Callable[[Tensor, Tensor, Data], Tensor]
 
-_MIN_DAYS = 250
+MIN_DAYS = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +219,8 @@ def filtered_history(
     degrees = None if df is None else _check_df(where, df)
     rates = None if volatility is None else _check_volatility(volatility)
     estimates.need_scipy(where)
-    if len(given) < _MIN_DAYS:
-        raise ValueError(f"{where}: returns must have at least {_MIN_DAYS} days, got {len(given)}")
+    if len(given) < MIN_DAYS:
+        raise ValueError(f"{where}: returns must have at least {MIN_DAYS} days, got {len(given)}")
     history = given.double().cpu().numpy()
     still = np.ptp(np.quantile(history, (0.05, 0.95), axis=0), axis=0) == 0
     if still.any():

@@ -41,7 +41,7 @@ from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_like, check_tensor
-from funcexplain.problems.grid import mapped_dims, take_rows
+from funcexplain.problems.grid import aligned, mapped_dims, take_rows
 from funcexplain.problems.law import check_law
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
@@ -189,7 +189,9 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
             f"{solution.shape}"
         )
     check_answer("shocks", solution, problem)
-    return solution.z
+    name = "factor" if "factor" in problem.args else "mixing"
+    free = aligned(problem.dims, problem.args, name, ndim=3).diagonal(dim1=-2, dim2=-1) != 0
+    return torch.where(free, solution.z, 0.0)  # noise of a start may be left where nothing is free
 
 
 def returns_of(solution: Solution, problem: Problem) -> Tensor:

@@ -32,7 +32,9 @@ def search_shocks(
 
     def encode(x: Tensor, args: Args) -> Tensor:
         path = args["returns"]
-        return model.encode(inverse(x, path), path, args)
+        z = model.encode(inverse(x, path), path, args)
+        # Exactly zero at the reference, where an inverse rounds.
+        return torch.where((x == args["reference"]).all(), 0.0, z)
 
     def returns(z: Tensor, args: Args) -> Tensor:
         return model.decode(z, args["returns"], args)

@@ -1,0 +1,160 @@
+"""The search space of a question: shocks to returns, past or to come, or the features themselves.
+
+Every date has a market of its own: covariance, volatility and scale are estimated from the prices up to
+that date, so that its answer is the same with the later prices or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import funcexplain as fe
+from funcexplain.commands.config import QuestionConfig, WindowPart
+from funcexplain.commands.history import History, positions
+from funcexplain.markets import covariances
+from funcexplain.markets.features import CHANNELS, features, log_returns
+from funcexplain.markets.models import MIN_DAYS
+
+# Dates for which a filtered history is estimated, each in about a second.
+_MANY_DATES = 50
+_DRIFT = 0.0
+
+
+class Space(NamedTuple):
+    """Where a question is searched.
+
+    Attributes:
+        x0: reference window of each date, ``(dates, C, L, A)``.
+        mask: entries of the window that may change.
+        transforms: of the first date's problem.
+        stacks: what is mapped over dates, by name.
+        market: the name of the model of returns, None for a search over features.
+    """
+
+    x0: Tensor
+    mask: Tensor
+    transforms: list[Any]
+    stacks: dict[str, Any]
+    market: str | None
+
+
+def make_space(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
+    """The search space of the windows at these positions.
+
+    Raises:
+        ValueError: if a name or part does not exist, or a model cannot be estimated.
+    """
+    if question.search == "features":
+        return _features(question, history, chosen)
+    try:
+        return _scenario(question, history, chosen)
+    except ValueError as error:
+        if str(error).startswith("question."):
+            raise
+        raise ValueError(f"question.market: {error}") from None
+
+
+def _features(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
+    """Each channel by itself, in sigmas; only volatility is bounded, since it cannot be negative."""
+    x0 = history.windows[chosen]
+    mask = free_mask(question, history, x0.shape[1:])
+    mean, std = (torch.stack(values) for values in zip(*map(history.scale, chosen), strict=True))
+    transforms = [*([] if bool(mask.all()) else [fe.freeze]), fe.standardize(mean[0], std[0])]
+    if "volatility" in history.channels:
+        lowest = torch.full_like(mean[0], -torch.inf)
+        lowest[history.channels.index("volatility")] = 0.0
+        transforms.append(fe.clip(lowest, torch.inf))
+    return Space(x0, mask, transforms, {"x0": x0, "reference": x0, "mean": mean, "std": std}, None)
+
+
+def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
+    """Shocks to the returns behind the windows, or to those of the days to come."""
+    dtype, last_days = history.windows.dtype, history.last_days[chosen]
+    num_days, ahead = history.lookback + history.span - 1, question.ahead or 0
+    if ahead > num_days:
+        raise ValueError(
+            f"question.ahead: expected at most lookback + span - 1 = {num_days} days, got {ahead}; a "
+            "window shows only as many"
+        )
+    base = fe.scenarios.base_returns(history.prices, last_days, history.lookback, history.span).to(dtype)
+    if ahead:
+        coming = base.new_full((len(chosen), ahead, base.shape[-1]), _DRIFT)
+        base = torch.cat([base[:, ahead:], coming], dim=1)
+    free = torch.zeros(base.shape[1:], dtype=torch.bool)
+    first = num_days - ahead if ahead else 0
+    free[first:] = free_mask(question, history, free[first:].shape)
+    channels = [CHANNELS.index(name) for name in history.channels]
+
+    def compute(returns: Tensor) -> Tensor:
+        return features(returns, history.span)[channels]
+
+    x0 = torch.stack([compute(returns) for returns in base]) if ahead else history.windows[chosen]
+    name = _market(question, history, chosen)
+    past = log_returns(history.prices).to(dtype)
+    models = [_model(name, question.covariance, past[:last]) for last in last_days.tolist()]
+    inverse: Any = None
+    if history.channels != CHANNELS:
+        # Returns cannot be recovered from fewer channels: searches start at the actual ones.
+        inverse = lambda window, returns: returns  # noqa: E731
+    own = {} if inverse is None else {"features": compute, "inverse": inverse}
+    if ahead:
+        prices = history.prices_until(chosen[0])
+        transform = fe.scenarios.ahead(
+            prices, ahead, drift=_DRIFT, model=models[0], free=free[first:], span=history.span, **own
+        )
+    else:
+        transform = fe.scenarios.scenario(base[0], models[0], free=free, **own)
+    mask = fe.scenarios.reached(free, history.lookback)[channels]
+    stacks: dict[str, Any] = {"x0": x0, "reference": x0, "returns": base}
+    if len(chosen) > 1:
+        stacks |= fe.models.stack([model.data(num_days, free=free, ahead=ahead) for model in models])
+    return Space(x0, mask, [*([] if bool(mask.all()) else [fe.freeze]), transform], stacks, name)
+
+
+def _market(question: QuestionConfig, history: History, chosen: list[int]) -> str:
+    """The model of returns: by default a filtered history, if there are prices and time enough."""
+    if question.market != "auto":
+        return question.market
+    enough = int(history.last_days[chosen].min()) >= MIN_DAYS
+    return "filtered_history" if enough and len(chosen) <= _MANY_DATES else "normal"
+
+
+def _model(name: str, covariance: str, past: Tensor) -> fe.models.Model:
+    """A model of returns, estimated from the returns up to a date."""
+    if name == "filtered_history":
+        return fe.models.filtered_history(past)
+    cov = getattr(covariances, covariance)(past)
+    return fe.models.normal(cov) if name == "normal" else fe.models.student_t(cov)
+
+
+def free_mask(question: QuestionConfig, history: History, shape: torch.Size) -> Tensor:
+    """Mask ``([C,] days, A)``, True = free: in every part of ``free`` and in none of ``frozen``."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    for free in _part_masks("question.free", question.free, history, mask):
+        mask &= free
+    for frozen in _part_masks("question.frozen", question.frozen, history, mask):
+        mask &= ~frozen
+    if not bool(mask.any()):
+        raise ValueError("question.frozen: no entry is free; free an asset, day or channel")
+    return mask
+
+
+def _part_masks(where: str, part: WindowPart, history: History, like: Tensor) -> Iterator[Tensor]:
+    if part.assets is not None:
+        yield _mark(like, -1, positions(f"{where}.assets", part.assets, history.prices.assets))
+    if part.channels is not None:
+        yield _mark(like, 0, positions(f"{where}.channels", part.channels, history.channels))
+    if part.last_days is not None:
+        days = like.shape[-2]
+        if part.last_days > days:
+            raise ValueError(f"{where}.last_days: expected at most {days}, got {part.last_days}")
+        yield _mark(like, -2, list(range(days - part.last_days, days)))
+
+
+def _mark(like: Tensor, dim: int, index: list[int]) -> Tensor:
+    """Mask that is True at positions along a dimension."""
+    return torch.zeros_like(like).index_fill_(dim, torch.tensor(index), True)
