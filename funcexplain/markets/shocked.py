@@ -29,13 +29,14 @@ def search_shocks(
     inverse: Inverse,
 ) -> Problem:
     """The problem, searched over the shocks of a model to a base path; all data come from ``args``."""
+    to_shocks, to_returns = model.encode, model.decode  # not the model, which holds its history
 
     def encode(x: Tensor, args: Args) -> Tensor:
         path = args["returns"]
-        return model.encode(inverse(x, path), path, args)
+        return to_shocks(inverse(x, path), path, args)
 
     def decode(z: Tensor, args: Args) -> Tensor:
-        return compute(model.decode(z, args["returns"], args))
+        return compute(to_returns(z, args["returns"], args))
 
     args = add_data(where, problem, returns=base, **data)
     _check_base(where, problem, base, compute)
