@@ -29,15 +29,16 @@ def search_shocks(
     inverse: Inverse,
 ) -> Problem:
     """The problem, searched over the shocks of a model to a base path; all data come from ``args``."""
+    to_shocks, to_returns = model.encode, model.decode  # not the model, which holds its history
 
     def encode(x: Tensor, args: Args) -> Tensor:
         path = args["returns"]
-        z = model.encode(inverse(x, path), path, args)
+        z = to_shocks(inverse(x, path), path, args)
         # Exactly zero at the reference, where an inverse rounds.
         return torch.where((x == args["reference"]).all(), 0.0, z)
 
     def returns(z: Tensor, args: Args) -> Tensor:
-        return model.decode(z, args["returns"], args)
+        return to_returns(z, args["returns"], args)
 
     def decode(z: Tensor, args: Args) -> Tensor:
         return compute(returns(z, args))

@@ -78,7 +78,7 @@ def report(name: str, stride: int) -> None:
     real = torch.stack([history[start : start + BLOCK] for start in blocks])
     print(f"\n{name}: {len(blocks)} blocks of {BLOCK} days, {history.shape[1]} assets\n")
     print(
-        "| model | density | PIT refused | joint KS p | kurtosis | squares | correlations | turbulence p |"
+        "| model | density | PIT refused | joint p | kurtosis | squares | correlations | turbulence p |"
     )
     print("|---|---|---|---|---|---|---|---|")
     reference, true = None, moments(real)
