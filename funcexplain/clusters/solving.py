@@ -91,8 +91,8 @@ def solve(
         retries: maximum number of retries per chunk.
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
-        timeout: maximum number of seconds for one attempt at a chunk, once its worker has built the
-            problem. An attempt that takes longer counts as one that raises, and its worker is killed if
+        timeout: maximum number of seconds for one attempt at a chunk, and for building the problem, which
+            each worker does once. An attempt that takes longer counts as one that raises, and its worker is killed if
             the executor was made here. Default: no limit; a chunk that takes 30 times the median is
             logged.
         accept: names of parts of the code that may differ from those of an existing directory, such as
@@ -211,7 +211,7 @@ def _run(
         retries,
         in_flight,
         timeout,
-        begun=lambda number: markers[number].exists(),
+        begun=lambda number: _time_of(markers[number]),
         answered=lambda number: _published(folder, number),
     )
     try:
@@ -251,6 +251,14 @@ def _run(
     if scheduler.given_up is not None:
         _logger.warning(f"given up: {scheduler.given_up}; call again for the rest")
     return failures
+
+
+def _time_of(marker: Path) -> float | None:
+    """When the present phase of an attempt began; None before it is in a worker."""
+    try:
+        return marker.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _check_file(folder: Folder, number: int) -> None:

@@ -98,6 +98,7 @@ def build_query(
             mask=mask,
             seed=int(seeds[0]),
             assets=history.prices.assets,
+            leverage=question.leverage,
         )
         problem = fe.pipe(problem, *transforms)
         if starts.number > 1:

@@ -190,14 +190,24 @@ def test_an_executor_of_the_caller_goes_on_until_all_workers_are_busy() -> None:
 def test_chunks_that_wait_in_a_queue_are_not_late() -> None:
     begun: set[int] = set()
 
-    def has_begun(number: int) -> bool:
-        known = number in begun
+    def phase(number: int) -> bool | None:
+        known = number in begun or None
         begun.add(5)
         return known
 
-    results, errors, _ = run_hanging(lambda: Hanging({5} - begun), timeout=0.02, begun=has_begun)
+    results, errors, _ = run_hanging(lambda: Hanging({5} - begun), timeout=0.02, begun=phase)
     assert (len(results), [*errors]) == (9, [5])
     assert begun == {5}
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_phase_of_a_chunk_may_take_as_long() -> None:
+    phases = iter(range(4))
+    results, errors, _ = run_hanging(
+        lambda: Hanging({5}), timeout=0.02, begun=lambda number: next(phases, 3)
+    )
+    assert (len(results), [*errors]) == (9, [5])
+    assert next(phases, None) is None
 
 
 @pytest.mark.usefixtures("quick")
