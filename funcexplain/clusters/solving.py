@@ -91,10 +91,10 @@ def solve(
         retries: maximum number of retries per chunk.
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
-        timeout: maximum number of seconds for one attempt at a chunk, and for building the problem, which
-            each worker does once. An attempt that takes longer counts as one that raises, and its worker is killed if
-            the executor was made here. Default: no limit; a chunk that takes 30 times the median is
-            logged.
+        timeout: maximum number of seconds for one attempt at a chunk, and for building the problem, once
+            in each worker. An attempt that takes longer counts as one that raises, and its worker is
+            killed if the executor was made here. Default: no limit; a chunk that takes 30 times the
+            median is logged.
         accept: names of parts of the code that may differ from those of an existing directory, such as
             ``"loss"`` or ``"versions.funcexplain"``, after a change that leaves its answers valid. The
             manifest records them; see ``solution.accepted``.

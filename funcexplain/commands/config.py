@@ -169,7 +169,7 @@ def _settings(where: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, the folder or installed package of it, and its weights."""
+    """The network: the function that makes it, the package or folder of that, and its weights."""
 
     factory: str | None = entry(_factory, None)
     arguments: dict[str, Any] | None = entry(_arguments, None)

@@ -1,4 +1,4 @@
-"""The paths in a config: relative to its own folder where it is written, to the current one where it is used."""
+"""The paths in a config: relative to its own folder when read, to the current one when used."""
 
 from __future__ import annotations
 

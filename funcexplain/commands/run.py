@@ -82,9 +82,7 @@ def run_config(
     config, files = _read_checked(path), [CONFIG]
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
-            raise ValueError(
-                f"{name}: only applies to shared searches; add --workers N or --dask ADDRESS"
-            )
+            raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model)
         folder = make_folder(Path(config.output.folder))
