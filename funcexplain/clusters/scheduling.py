@@ -21,6 +21,7 @@ from traceback import format_exception_only
 from typing import Any, NamedTuple
 
 from funcexplain.clusters.pools import ManagedExecutor
+from funcexplain.networks.network import raise_pending
 
 _MAX_ERROR_LENGTH = 4000  # characters
 _MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
@@ -91,6 +92,7 @@ class Scheduler:
         """Yield the result of every chunk, in the order in which they finish."""
         pending = iter(numbers)
         while self.given_up is None:
+            raise_pending()
             broken = self._fill(pending)
             if not self._in_flight and not broken:
                 return

@@ -174,7 +174,10 @@ def solve(
     del problem, fields
     folder = open_or_create(WHERE, directory, wanted, chunk_size, accept)
     task = pickle.dumps(Task(recipe, method, settings, folder.path, folder.manifest))
-    failures = _run(folder, task, ManagedExecutor(source), retries, in_flight, timeout, callback)
+    with deferred_interrupts() as hold:  # a press amid them could leave the locks of futures locked
+        failures, hold.answered = _run(
+            folder, task, ManagedExecutor(source), retries, in_flight, timeout, callback
+        )
     return ChunkedSolution(folder, failures)
 
 
@@ -186,8 +189,8 @@ def _run(
     in_flight: int | None,
     timeout: float | None,
     callback: Callback | None,
-) -> Failures:
-    """Solve missing chunks; returns the errors of chunks that failed, in this run or before."""
+) -> tuple[Failures, bool]:
+    """Solve missing chunks; returns the errors of all that failed, and whether Ctrl-C was pressed."""
     manifest, found = folder.manifest, Counter[int]()
     run, attempts, interrupted = secrets.token_hex(4), itertools.count(), False
     markers: dict[int, Path] = {}
@@ -250,7 +253,7 @@ def _run(
         raise KeyboardInterrupt  # which no row can say: all of them were answered
     if scheduler.given_up is not None:
         _logger.warning(f"given up: {scheduler.given_up}; call again for the rest")
-    return failures
+    return failures, interrupted
 
 
 def _time_of(marker: Path) -> float | None:

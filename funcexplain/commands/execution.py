@@ -68,21 +68,22 @@ def solve_shared(
         OSError: if it cannot be written.
     """
     method, kwargs = inputs.config.method, {"folder": str(Path.cwd()), "trust_model": trust_model}
-    try:
-        solution = fe.clusters.solve(
-            (build_problem_of_config, {"config": to_toml(inputs.config), **kwargs}),
-            (getattr(fe, method.name), method.settings),
-            executor=executor,
-            directory=directory,
-            timeout=timeout,
-            accept=accept,
-            callback=callback,
-            **solve_settings(method),
-        )
-    except ValueError as error:
-        text = str(error).replace("name another directory", "name another output.folder")
-        raise ValueError(_ACCEPT.sub(_as_flag, text)) from None
-    _check_complete(solution, "run the same command to resume")
+    with deferred_interrupts():
+        try:
+            solution = fe.clusters.solve(
+                (build_problem_of_config, {"config": to_toml(inputs.config), **kwargs}),
+                (getattr(fe, method.name), method.settings),
+                executor=executor,
+                directory=directory,
+                timeout=timeout,
+                accept=accept,
+                callback=callback,
+                **solve_settings(method),
+            )
+        except ValueError as error:
+            text = str(error).replace("name another directory", "name another output.folder")
+            raise ValueError(_ACCEPT.sub(_as_flag, text)) from None
+        _check_complete(solution, "run the same command to resume")
     return solution
 
 

@@ -28,7 +28,8 @@ from tests.helpers import assert_untouched, make_network, make_problem, make_tar
 
 NETWORK = make_network("mlp_tanh").train()  # a mode to put back
 TWIN = make_network("conv_no_norm")  # the original draws dropout from the global generator
-MODELS = models(2)  # made outside of operations: torch's own initialization does not survive a press
+POOL = ThreadPoolExecutor(1)
+MODELS = models(2)  # not in an operation: what torch and Python do alone does not survive a press
 GRID = fe.vmap(make_problem(NETWORK), x0=x0s(2), target=targets(2))
 FOLDER = Path(tempfile.gettempdir())
 
@@ -49,8 +50,8 @@ def nested() -> fe.Solution:
 
 
 def in_threads() -> fe.Solution:
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
-        fe.clusters.solve((build, {"rows": 4}), executor=pool, directory=folder, max_steps=2)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        fe.clusters.solve((build, {"rows": 4}), executor=POOL, directory=folder, max_steps=2)
         return fe.clusters.open(folder)[...]
 
 
