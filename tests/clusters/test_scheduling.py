@@ -241,7 +241,7 @@ def test_a_chunk_that_is_much_slower_than_others_is_logged(caplog: pytest.LogCap
     )  # fmt: skip
     scheduler._in_flight = Log()  # type: ignore[assignment]
     assert len(list(scheduler.run(range(10)))) == 10
-    assert caplog.text.count("chunk 2 has been running for 0 s, 30 times as long as the median") == 1
+    assert caplog.text.count("30 times as long as the median") == 1
 
 
 @pytest.mark.parametrize("lost", [False, True])
