@@ -18,7 +18,7 @@ from funcexplain.clusters.manifest import Acceptance, Manifest
 from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
-from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.solution import FIELDS, Solution, unflatten, without_copies
 from funcexplain.solutions.status import HITS, Status
 from funcexplain.solutions.tables import columns_of, index_columns, write_parquet
 
@@ -58,6 +58,8 @@ class ChunkedSolution(Solution):
     _cache: dict[int, dict[str, Tensor]]
 
     def __getattr__(self, name: str) -> Any:
+        if name == "z" and name not in self._manifest.fields:
+            name = "x"  # of a search over windows
         if name.startswith("_") or name not in self._manifest.fields:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         return self._all_rows(name)[name]
@@ -213,7 +215,8 @@ class ChunkedSolution(Solution):
 
     def _tensors(self) -> dict[str, Tensor]:
         # In one pass, so that a run in progress cannot add answers between two fields.
-        return self._all_rows(*self._manifest.fields)
+        found = self._all_rows(*self._manifest.fields)
+        return {name: found.get(name, found["x"]) for name in FIELDS}
 
     def _all_rows(self, *names: str) -> dict[str, Tensor]:
         """Read fields of all rows."""
@@ -256,7 +259,8 @@ class ChunkedSolution(Solution):
         found = self.flat(rows.flatten())
         if not names:
             return found[0]
-        tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in found._tensors().items()}
+        tensors = without_copies(found._tensors())
+        tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in tensors.items()}
         return Solution(**cast(Any, tensors), dims=names, exceptions=found.exceptions)
 
 
@@ -327,12 +331,7 @@ def _flatten(solution: Any) -> Any:
     return optree.tree_flatten_one_level(solution[...])[:3]
 
 
-def _unflatten(dims: Any, leaves: Any) -> Any:
-    values: list[Any] = [*leaves, dims]
-    return Solution(*values)
-
-
 # As a pytree, it is a solution in memory.
 optree.register_pytree_node(
-    cast(Any, ChunkedSolution), _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
+    cast(Any, ChunkedSolution), _flatten, unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
 )

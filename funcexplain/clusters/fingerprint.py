@@ -36,7 +36,7 @@ def fingerprint(problem: Problem, method: Any, settings: Mapping[str, Any]) -> F
     parts = {f"args.{name}": digest_of_tree(value) for name, value in sorted(problem.args.items())}
     parts["dims"] = ", ".join(f"{d.name}={d.size} ({'+'.join(sorted(d.varying))})" for d in problem.dims)
     for field in dataclasses.fields(problem):
-        if field.name not in ("args", "dims"):
+        if field.name not in ("args", "dims", "normal", "altered_by"):
             parts[field.name] = _shorten(describe_value(getattr(problem, field.name)))
     parts["method"] = _shorten(describe_value(method))
     parts |= {f"settings.{name}": _shorten(describe_value(v)) for name, v in sorted(settings.items())}

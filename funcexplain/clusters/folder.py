@@ -26,7 +26,7 @@ from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
 from funcexplain.solutions.files import are_errors
 from funcexplain.solutions.reading import MIB, opened, read_bytes
-from funcexplain.solutions.solution import FIELDS, Solution
+from funcexplain.solutions.solution import Solution
 from funcexplain.solutions.status import Status
 from funcexplain.solutions.writing import as_path, os_error, output_path, quote, replaced
 
@@ -61,12 +61,13 @@ class Folder(NamedTuple):
             notes["exceptions"] = {
                 str(row): text[:_MAX_TEXT] for row, text in solution.exceptions.items()
             }
-        write_archive(self.where, path, {name: getattr(solution, name) for name in FIELDS}, notes)
+        tensors = {name: getattr(solution, name) for name in self.manifest.fields}
+        write_archive(self.where, path, tensors, notes)
         with suppress(OSError):  # of an earlier attempt
             path.with_suffix(".error").unlink()
         return counts
 
-    def read(self, number: int, names: tuple[str, ...] = FIELDS) -> dict[str, Tensor]:
+    def read(self, number: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Read fields of a chunk.
 
         Raises:
@@ -104,7 +105,9 @@ class Folder(NamedTuple):
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
         for number in range(self.manifest.chunks):
             try:
-                found.update(self._read(number, FIELDS)[1])  # verifies all checksums
+                found.update(
+                    self._read(number, tuple(self.manifest.fields))[1]
+                )  # verifies all checksums
             except (OSError, ValueError):
                 yield number
 

@@ -94,9 +94,7 @@ class Manifest(NamedTuple):
         code, trailing = self.fields[name]
         return getattr(torch, code), (rows, *trailing)
 
-    def unanswered(
-        self, rows: int, status: Status, names: tuple[str, ...] = FIELDS
-    ) -> dict[str, Tensor]:
+    def unanswered(self, rows: int, status: Status, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Fields of rows without an answer."""
         tensors = {}
         for name in names:
@@ -141,8 +139,8 @@ def _is_sound(manifest: Manifest) -> bool:
     fields, dims, shape = manifest.fields, manifest.dims, manifest.shape
     sizes = (*shape, manifest.chunk_size - 1, *(size for _, own in fields.values() for size in own))
     return (
-        fields.keys() == {*FIELDS}
-        and fits(manifest.unanswered(0, Status.FAILED), ["row"])
+        fields.keys() | {"z"} == {*FIELDS}
+        and fits(manifest.unanswered(0, Status.FAILED, tuple(fields)), ["row"])
         and all(type(size) is int and size >= 0 for size in sizes)
         and len(dims) == len(shape) > 0
         and all(isinstance(text, str) for text in (*dims, *manifest.parts.values()))

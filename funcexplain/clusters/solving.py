@@ -33,7 +33,7 @@ from funcexplain.engine.solve import solve as solve_here
 from funcexplain.engine.trial import try_rows, why_not_samples
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_number, check_positive
-from funcexplain.problems.problem import Problem
+from funcexplain.problems.problem import Problem, identity
 from funcexplain.solutions.status import Status
 from funcexplain.solvers.optimizers import adam
 from funcexplain.solvers.state import Stopping
@@ -159,6 +159,9 @@ def solve(
         start = solution._tensors()
         for name in ("weights", "loss", "error"):
             dtypes[name] = start[name].dtype
+        fields["z"] = start["z"][None]
+    if problem.decode is identity:
+        del fields["z"]  # it is x
     share = -(-math.prod(problem.shape) // _CHUNKS)
     wanted = Manifest(
         parts=parts,
@@ -277,7 +280,7 @@ def _check_file(folder: Folder, number: int) -> None:
 def _published(folder: Folder, number: int) -> Counter[int] | None:
     """Rows per status of a chunk with a valid file, whose worker died after it wrote it; else None."""
     try:
-        folder.read(number)  # verifies all checksums: a damaged file is solved again
+        folder.read(number, tuple(folder.manifest.fields))  # verifies it: if damaged, it is solved again
         return folder.counts(number)
     except (OSError, ValueError):
         return None

@@ -16,7 +16,7 @@ from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.loop import iterate
 from funcexplain.solvers.state import Info, Method, State, Stopping
-from funcexplain.solvers.step import make_plain_step
+from funcexplain.solvers.step import make_plain_step, status_at_end
 
 _logger = logging.getLogger("funcexplain")
 
@@ -84,7 +84,8 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
         except KeyboardInterrupt:
             num_steps, code = state.num_steps, Status.INTERRUPTED
             _logger.warning(f"interrupted after {int(num_steps)} steps")
-    status = Status(int(state.status)) if code is None else code
+    ended = status_at_end(problem, stopping, state, args["target"])
+    status = Status(int(ended)) if code is None else code
     if meter:
         if status is not Status.INTERRUPTED:
             meter.add(1, int(status is Status.HIT))
@@ -92,6 +93,7 @@ def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution:
     recorded = losses_before[: int(num_steps) : every] if every else []
     return Solution(
         x=problem.decode(state.kept.z, args),
+        z=state.kept.z,
         weights=state.kept.weights,
         loss=state.kept.loss,
         history=torch.stack(recorded) if recorded else args["x0"].new_zeros(0),

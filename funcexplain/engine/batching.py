@@ -172,7 +172,8 @@ def make_batched(
         first = Iterate(state.kept.z, *(ours.to(theirs.dtype) for ours, theirs in pairs))
         state = state._replace(kept=first)
         # What rows share gets a place for each, in which a step can write.
-        return optree.tree_map(torch.Tensor.contiguous, state)
+        settled: Any = optree.tree_map(torch.Tensor.contiguous, state)
+        return settled
 
     functions = (grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs)
     layout = (samples, tuple(sorted(dims.items())))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from funcexplain.engine.execution import Execution
-from funcexplain.engine.solve import answer, check_history, search, solve
+from funcexplain.engine.reweighting import approach, interrupted, reweight
+from funcexplain.engine.solve import answer, check_history, solve
 from funcexplain.networks.network import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_search
-from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
-from funcexplain.solvers.gradient import where_rows
+from funcexplain.solvers.optimizers import as_method
 from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
-from funcexplain.solvers.state import Stopping
+from funcexplain.solvers.state import BoundMethod, Method, Objective, Stopping, ValueAndGrad
+
+Norm = Literal["l1", "l2"]
+_AXES = {"assets": -1, "days": -2, "periods": -2, "channels": -3}
 
 
 def closest(
@@ -28,12 +31,15 @@ def closest(
     max_steps: int = 100,
     refinements: int = 40,
     chunk_size: int | None = None,
+    norm: Norm = "l2",
+    groups: str | Tensor = "entries",
 ) -> Solution:
     """Find, for every row, a hit with as small a change from the reference as possible.
 
-    Minimizes ``mean((z - z_r)**2)`` where ``max |weights - target| <= atol``, in units of the search
-    space (sigmas after `standardize`; ``z_r`` is the reference there). A search as by `solve` finds a
-    hit; sequential quadratic programming then goes on from there. A row never moves further away.
+    Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where
+    ``max |weights - target| <= atol``, in units of the search space (sigmas after `standardize`; ``z_r``
+    is the reference there). A search as by `solve` finds a hit; sequential quadratic programming then
+    goes on from there. A row never moves further away.
 
     A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
     ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,
@@ -45,8 +51,14 @@ def closest(
         method: of the first search; default ``levenberg_marquardt()``.
         atol: the target is hit where ``max |weights - target| <= atol``.
         max_steps: maximum number of updates of the first search.
-        refinements: maximum number of steps towards the reference, each with one Jacobian.
+        refinements: maximum number of steps towards the reference, each with one Jacobian; with
+            ``norm="l1"``, of each of its rounds.
         chunk_size: as for `solve`.
+        norm: ``"l2"``, or ``"l1"`` for a small sum of absolute changes ``sum |z - z_r|``: few entries
+            change, and the others are bit-equal to the reference.
+        groups: with ``"l1"``, what is to change in few places: ``"entries"``, ``"assets"``, ``"days"``
+            (or ``"periods"``), ``"channels"``, or integers in the shape of the search space that number
+            each entry's group. Then the sum is over groups, of the Euclidean norm of each change.
 
     Returns:
         The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
@@ -55,7 +67,7 @@ def closest(
         closest hit so far.
 
     Raises:
-        TypeError, ValueError: as `solve` does.
+        TypeError, ValueError: as `solve` does, and for an unknown ``norm`` or ``groups``.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -68,7 +80,9 @@ def closest(
         S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
         https://doi.org/10.1007/BF00932858;
         S. Wachter, B. Mittelstadt, C. Russell (2017), Counterfactual Explanations without Opening the
-        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399
+        Black Box, on the closest possible world, https://arxiv.org/abs/1711.00399;
+        I. Daubechies, R. DeVore, M. Fornasier, S. Güntürk (2010), Iteratively Reweighted Least Squares
+        Minimization for Sparse Recovery, https://doi.org/10.1002/cpa.20303
     """
     check_search("closest", problem)
     atol = check_number("closest", "atol", atol, minimum=0.0)
@@ -78,39 +92,59 @@ def closest(
         check_positive("closest", "chunk_size", chunk_size)
     if problem.dims:
         check_history("closest", problem, max_steps, "; pass fewer max_steps")
-    method = levenberg_marquardt() if method is None else method
-    execution = Execution(refinements, chunk_size=chunk_size)
-    # The method itself ends its search: within this tolerance nothing is a hit.
-    sequential, stopping = SequentialQuadratic(atol), Stopping(atol=-1.0)
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"closest: norm must be 'l1' or 'l2', got {norm!r}")
+    if norm == "l2" and not (isinstance(groups, str) and groups == "entries"):
+        raise ValueError("closest: groups have an effect with norm='l1' alone; pass it, too")
+    numbers = _number_groups(problem, groups) if 0 not in problem.shape else None
+    first = _FirstHit(as_method("closest", levenberg_marquardt() if method is None else method))
     with deferred_interrupts() as hold:
-        found = solve(problem, method, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
-        if not (found.codes == int(Status.INTERRUPTED)).any():
-            start = _starting_at(problem, found.x)
-            found = _merge(found, search(start, sequential, stopping, execution), atol)
+        found = solve(problem, first, max_steps=max_steps, atol=atol, chunk_size=chunk_size)
+        if not interrupted(found):
+            if norm == "l2":
+                sequential = SequentialQuadratic(atol)
+                found = approach(problem, found, sequential, refinements, chunk_size)
+            else:
+                found = reweight(problem, found, atol, refinements, chunk_size, groups=numbers)
         return answer(hold, found)
 
 
-def _starting_at(problem: Problem, x: Tensor) -> Problem:
-    """The problem with a start for every row."""
-    dims = tuple(dim._replace(varying=dim.varying | {"x0"}) for dim in problem.dims)
-    return replace(
-        problem,
-        args={**problem.args, "x0": x},
-        dims=dims,
-        start=lambda args: problem.encode(args["x0"], args),
-    )
+class _FirstHit(NamedTuple):
+    """A method that penalties steer, but whose search ends at the first hit."""
+
+    method: Method
+
+    def bind(
+        self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
+    ) -> BoundMethod:
+        """Return the functions of one row's step."""
+        return self.method.bind(problem, stopping._replace(settles=False), gradient)
 
 
-def _merge(found: Solution, refined: Solution, atol: float) -> Solution:
-    """Of rows that hit the closest point, of others what was found."""
-    closer = found.hit & (refined.error <= atol)
-    names = ("x", "weights", "loss", "error")
-    pairs = ((getattr(refined, name), getattr(found, name)) for name in names)
-    fields: Any = {name: where_rows(closer, *pair) for name, pair in zip(names, pairs, strict=True)}
-    codes = torch.where(
-        closer & (refined.codes == int(Status.STALLED)), int(Status.CLOSEST), found.codes
-    )
-    codes = torch.where(refined.codes == int(Status.INTERRUPTED), refined.codes, codes)
-    status = codes if found.dims else Status(int(codes))
-    num_steps = found.num_steps + torch.where(found.hit, refined.num_steps, 0)
-    return replace(found, **fields, status=status, num_steps=num_steps)
+def _number_groups(problem: Problem, groups: Any) -> Tensor | None:
+    """The number of each entry's group in the search space; None if each entry is its own."""
+    row = problem[(0,) * len(problem.dims)] if problem.dims else problem
+    like = row.start(row.args)
+    if isinstance(groups, Tensor):
+        if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+            raise TypeError(f"closest: groups must hold integers, got {groups.dtype}")
+        if groups.shape != like.shape or bool((groups < 0).any()):
+            raise ValueError(
+                f"closest: groups must hold numbers >= 0 in the shape of the search space "
+                f"{tuple(like.shape)}, got {tuple(groups.shape)}"
+            )
+        return groups.to(like.device, torch.int64)
+    if not isinstance(groups, str) or groups not in ("entries", *_AXES):
+        raise ValueError(
+            f"closest: groups must be one of {['entries', *_AXES]} or a tensor of group numbers, "
+            f"got {groups!r}"
+        )
+    if groups == "entries":
+        return None
+    axis = _AXES[groups]
+    if like.ndim < -axis:
+        raise ValueError(
+            f"closest: groups must be an axis of the search space {tuple(like.shape)}, got {groups!r}"
+        )
+    numbers = torch.arange(like.shape[axis], device=like.device)
+    return numbers.view(-1, *[1] * (-axis - 1)).expand(like.shape)

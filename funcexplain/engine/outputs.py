@@ -9,21 +9,23 @@ from torch import Tensor
 
 from funcexplain.engine.alone import describe, status_of
 from funcexplain.problems.grid import varying_dims
-from funcexplain.problems.problem import Problem
-from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import Iterate, State
+from funcexplain.problems.problem import Problem, identity
+from funcexplain.solutions.solution import FIELDS, Solution, Status
+from funcexplain.solvers.state import Iterate, State, Stopping
+from funcexplain.solvers.step import status_at_end
 
 
 class Outputs:
     """Answers of all rows, preallocated; rows that never began are NaN and INTERRUPTED."""
 
-    def __init__(self, problem: Problem, max_steps: int, history_every: int) -> None:
+    def __init__(self, problem: Problem, stopping: Stopping, max_steps: int, history_every: int) -> None:
         x0, target = problem.args["x0"], problem.args["target"]
         total = math.prod(problem.shape)
-        self.problem, self.max_steps, self.every = problem, max_steps, max(1, history_every)
+        self.problem, self.stopping = problem, stopping
+        self.max_steps, self.every = max_steps, max(1, history_every)
         kept = math.ceil(max_steps / history_every) if history_every else 0
         own = problem.criterion.weights_like(target).shape[len(varying_dims(problem.dims, "target")) :]
-        self.x = x0.new_full((total, *x0.shape[-3:]), math.nan)
+        self.x = self.z = x0.new_full((total, *x0.shape[-3:]), math.nan)
         self.weights = target.new_full((total, *own), math.nan)
         self.loss = target.new_full((total,), math.nan)
         self.history = target.new_full((total, kept), math.nan)
@@ -33,7 +35,9 @@ class Outputs:
         self.exceptions: dict[int, str] = {}
 
     def set_dtypes(self, kept: Iterate) -> None:
-        """Give weights and losses the dtypes that the network's have, which may be other than x's."""
+        """Give weights and losses the dtypes of the network's, and the search point its own shape."""
+        if self.problem.decode is not identity:
+            self.z = self.x.new_full((len(self.x), *kept.z.shape), math.nan)
         self.weights = self.weights.to(kept.weights.dtype)
         for name in ("loss", "history", "error"):
             setattr(self, name, getattr(self, name).to(kept.loss.dtype))
@@ -56,17 +60,19 @@ class Outputs:
         steps = self.every * torch.arange(self.history.shape[1], device=rows.device)
         self.history[rows] = self.history[rows].masked_fill(steps >= num_steps[:, None], math.nan)
         self.x[rows] = x
+        self.z[rows] = state.kept.z
         self.weights[rows] = state.kept.weights.to(self.weights.dtype)
         self.loss[rows] = state.kept.loss.to(self.loss.dtype)
         error = self.problem.criterion.error(state.kept.weights, target, rows=1)
         self.error[rows] = error.to(self.error.dtype)
         self.num_steps[rows] = num_steps
         ended = self.has_ended(state)
-        self.status[rows] = torch.where(ended, state.status, int(Status.INTERRUPTED))
+        status = status_at_end(self.problem, self.stopping, state, target)
+        self.status[rows] = torch.where(ended, status, int(Status.INTERRUPTED))
 
     def write_solution(self, number: int, solution: Solution) -> None:
         """Write the answer of a row that was solved alone."""
-        for name in ("x", "weights", "loss", "num_steps", "error"):
+        for name in ("x", "z", "weights", "loss", "num_steps", "error"):
             getattr(self, name)[number] = getattr(solution, name)
         self.history[number] = math.nan
         self.history[number, : len(solution.history)] = solution.history
@@ -77,7 +83,7 @@ class Outputs:
 
     def clear(self, rows: Tensor) -> None:
         """Forget the answers of rows that will be solved again."""
-        for name in ("x", "weights", "loss", "history", "error"):
+        for name in ("x", "z", "weights", "loss", "history", "error"):
             getattr(self, name)[rows] = math.nan
         self.num_steps[rows], self.status[rows] = 0, int(Status.INTERRUPTED)
 
@@ -103,8 +109,7 @@ class Outputs:
     def solution(self) -> Solution:
         """Give the outputs the shape of the grid."""
         shape = self.problem.shape
-        names = ("x", "weights", "loss", "history", "num_steps", "status", "error")
-        outputs = {name: getattr(self, name) for name in names}
+        outputs = {name: getattr(self, name) for name in FIELDS if name != "z" or self.z is not self.x}
         fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
         dims = tuple(dim.name for dim in self.problem.dims)
         return Solution(**fields, dims=dims, exceptions=dict(sorted(self.exceptions.items())))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
+from funcexplain.engine.reweighting import interrupted, map_points, reweight
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_number
-from funcexplain.problems.problem import Args, Problem, check_search
+from funcexplain.problems.grid import RowDim, aligned, by_model, mapped_dims, take_rows
+from funcexplain.problems.problem import Args, Problem, check_search, identity
 from funcexplain.solutions.matching import check_answer
-from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.solution import Solution, Status
+from funcexplain.solvers.gradient import where_rows
 
-_BATCH_SIZE = 256  # windows in one call of the network
+_BATCH_SIZE = 1024  # windows that are made at once
+_STEPS = 40  # of each round in which values move
 
 
 def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Solution:
@@ -25,9 +29,11 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
     A search moves every entry that has a gradient, though few may matter. Pruning goes back from the
     answer: it tries every changed entry alone, and returns those that can be spared together, smallest
     error first (half of them, then half of those, where all are too many), until none can be returned.
-    The remaining set is minimal, though not the smallest of all, which no greedy search can promise.
-    Pruning works on the window itself: where `reparametrize` ties entries together, the pruned window
-    no longer keeps that tie.
+    The same starts again from a hit of few changes nearby, whose values differ from the answer's
+    (iteratively reweighted least squares); where fewer entries remain, that is the result. The remaining
+    set is minimal, though not the smallest of all, which no greedy search can promise.
+    Pruning works on the window itself. Where `reparametrize` or a scenario ties entries together, a
+    window with single entries returned is impossible, and pruning is refused.
 
     Args:
         solution: what `solve` found; rows that do not hit within ``atol`` are unchanged.
@@ -42,7 +48,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
 
     Raises:
         TypeError: if one of them has another type, or their dtypes or devices differ.
-        ValueError: if the rows, windows or weights of both differ, or ``atol`` is negative.
+        ValueError: if the rows, windows or weights of both differ, ``atol`` is negative, or entries are
+            tied together.
         KeyboardInterrupt: after Ctrl-C.
 
     Example:
@@ -64,41 +71,140 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         )
     check_answer("prune", solution, problem)
     atol = check_number("prune", "atol", atol, minimum=0.0)
-    x, weights, loss, error = (
-        t.clone() for t in (solution.x, solution.weights, solution.loss, solution.error)
-    )
+    _check_untied(problem, solution)
+    names, lead = ("x", "weights", "loss", "error"), len(problem.shape)
+    answers = {name: getattr(solution, name).clone() for name in names}
+    flat = {name: t.reshape(-1, *t.shape[lead:]) for name, t in answers.items()}
+    numbers = torch.arange(math.prod(problem.shape), device=solution.x.device)
     with deferred_interrupts(), torch.no_grad():
-        for row in product(*map(range, problem.shape)):
-            question = problem[row] if row else problem
-            pruned = _prune_row(question, x[row], atol)
-            if pruned is not None:
-                x[row] = pruned
-                _, (loss[row], weights[row]) = question.evaluate(pruned, question.args)
-                error[row] = question.criterion.error(weights[row], question.args["target"])
-    return replace(solution, x=x, weights=weights, loss=loss, error=error)
+        # The rows of one model at a time, so that they share its parameters.
+        for dims, args, rows in by_model(problem.dims, problem.args, numbers, 1):
+            if not len(rows):
+                continue
+            listed = _list_rows(replace(problem, dims=dims, args=args), rows)
+            hits = (_errors(listed, flat["x"][rows], torch.arange(len(rows)), atol) <= atol).nonzero()
+            hits = hits[:, 0]
+            if len(hits):
+                answer = [flat[name][rows[hits]] for name in names]
+                pruned = _prune_rows(_list_rows(listed, hits), answer, atol)
+                for name, values in zip(names, pruned, strict=True):
+                    flat[name][rows[hits]] = values
+    pruned = {name: flat[name].view_as(answers[name]) for name in names}
+    if problem.decode is identity:
+        return replace(solution, **pruned, z=pruned["x"])
+    moved = (pruned["x"] != solution.x).flatten(lead).any(-1)
+    z = where_rows(moved, map_points(problem.encode, problem, pruned["x"]), solution.z)
+    return replace(solution, **pruned, z=z)
 
 
-def _prune_row(question: Problem, x: Tensor, atol: float) -> Tensor | None:
-    """The window of one row with as few changes as possible, or None where it does not hit."""
-    reference, may = question.args["reference"].flatten(), _returnable(question.args)
-    errors = partial(_errors, question)
-    if not errors(x[None]) <= atol:
-        return None
-    now = x.flatten()
-    while True:
+def _check_untied(problem: Problem, solution: Solution) -> None:
+    """Raise if a window with half of its entries returned is not one of the search space."""
+    if problem.decode is identity or 0 in problem.shape:
+        return
+    x, lead = solution.x, len(problem.shape)
+    names = ("mask", "reference", "lower", "upper")
+    args = problem.args
+    data = {name: aligned(problem.dims, args, name, ndim=3) for name in names if name in args}
+    numbers = torch.arange(x[(0,) * lead].numel(), device=x.device).view(x.shape[lead:])
+    others = (numbers * math.sqrt(2.0)) % 1.0 < 0.5  # without a period
+    window = torch.where(others & _returnable(data), data["reference"], x)
+
+    def again(x: Tensor, args: Args) -> Tensor:
+        return problem.decode(problem.encode(x, args), args)
+
+    error = (map_points(again, problem, window) - window).abs()
+    tolerance = torch.finfo(x.dtype).eps ** 0.5 * (1.0 + window.abs())
+    if bool((error > tolerance).any()):
+        raise ValueError(
+            "prune: problem must be searched entry by entry, got one whose entries are tied together, "
+            'as by a scenario or reparametrize; closest(problem, norm="l1") finds few changes of what '
+            "is searched, such as shocks"
+        )
+
+
+def _list_rows(problem: Problem, rows: Tensor) -> Problem:
+    """These rows of a grid, by number, as a grid of one dimension."""
+    args = take_rows(problem.dims, problem.args, rows)
+    along = mapped_dims(problem.dims, args)
+    varying = frozenset(name for name, dim in along.items() if dim == 0)
+    return replace(problem, dims=(RowDim("row", len(rows), varying),), args=args)
+
+
+def _prune_rows(problem: Problem, answer: list[Tensor], atol: float) -> tuple[Tensor, ...]:
+    """Windows, weights, losses and errors of rows that hit, with few changes."""
+    fixed = _return_entries(problem, answer[0], atol)
+    moved = _return_entries(problem, _move_values(problem, answer, atol), atol)
+    reference = problem.args["reference"]
+    fewer = (moved != reference).flatten(1).sum(1) < (fixed != reference).flatten(1).sum(1)
+    x = where_rows(fewer, moved, fixed)
+    rows = torch.arange(len(x), device=x.device)
+    losses, weights = zip(
+        *(problem[row].evaluate(window, problem[row].args)[1] for row, window in enumerate(x)),
+        strict=True,
+    )
+    return x, torch.stack(weights), torch.stack(losses), _errors(problem, x, rows, None)
+
+
+def _move_values(problem: Problem, answer: list[Tensor], atol: float) -> Tensor:
+    """Windows that hit with few changes, of other values; what cannot be returned stays."""
+    x, weights, loss, error = answer
+    bounded = "lower" in problem.args
+
+    def clamp(z: Tensor, args: Args) -> Tensor:
+        return torch.where(args["mask"], z.clamp(args["lower"], args["upper"]), z)
+
+    windows = replace(
+        problem,
+        args={
+            **problem.args,
+            "reference": torch.where(_returnable(problem.args), problem.args["reference"], x),
+        },
+        dims=tuple(dim._replace(varying=dim.varying | {"reference"}) for dim in problem.dims),
+        decode=identity,
+        encode=identity,
+        project=clamp if bounded else identity,
+    )
+    num_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    status = torch.full_like(num_steps, int(Status.HIT))
+    history = loss.new_zeros(len(x), 0)
+    found = Solution(x, weights, loss, history, num_steps, status, error, dims=("row",))
+    found = reweight(windows, found, atol, _STEPS, None, few=True)
+    if interrupted(found):
+        raise KeyboardInterrupt
+    return found.x
+
+
+def _return_entries(problem: Problem, x: Tensor, atol: float) -> Tensor:
+    """Windows with entries returned to the reference until none can be, of rows that hit."""
+    now, count = x.flatten(1), len(x)
+    reference = problem.args["reference"].expand_as(x).flatten(1)
+    may = _returnable(problem.args).expand_as(x).flatten(1)
+
+    def errors(rows: Tensor, returned: Tensor) -> Tensor:
+        windows = torch.where(returned, reference[rows], now[rows])
+        return _errors(problem, windows.view(-1, *x.shape[1:]), rows, atol)
+
+    going = torch.arange(count, device=x.device)
+    while len(going):
         raise_pending()
-        changed = ((now != reference) & may).nonzero()[:, 0]
-        parts = [changed[:, None][i : i + _BATCH_SIZE] for i in range(0, len(changed), _BATCH_SIZE)]
-        errors_alone = [errors(_with_reference(now, reference, part, x)) for part in parts]
-        alone = torch.cat([x.new_zeros(0), *errors_alone])
-        spare = changed[alone.argsort()][: int((alone <= atol).sum())]
-        count = len(spare)
+        changed = (now[going] != reference[going]) & may[going]
+        alone = torch.full_like(now[going], torch.inf)
+        for part in changed.nonzero().split(_BATCH_SIZE):
+            single = torch.zeros(len(part), now.shape[1], dtype=torch.bool, device=x.device)
+            single.scatter_(1, part[:, 1:], True)
+            alone[part[:, 0], part[:, 1]] = errors(going[part[:, 0]], single)
+        rank, number = alone.argsort(1).argsort(1), (alone <= atol).sum(1)
         # By rounding, a window may hit in a batch and miss alone: then it stays as it is.
-        while count and not errors(_with_reference(now, reference, spare[None, :count], x)) <= atol:
-            count //= 2
-        if not count:
-            return now.view(x.shape)
-        now = _with_reference(now, reference, spare[None, :count], x).flatten()
+        undecided = number.nonzero()[:, 0]
+        while len(undecided):
+            returned = rank[undecided] < number[undecided, None]
+            missed = ~(errors(going[undecided], returned) <= atol)
+            number[undecided[missed]] //= 2
+            undecided = undecided[missed & (number[undecided] > 0)]
+        returned = rank < number[:, None]
+        now = now.index_copy(0, going, torch.where(returned, reference[going], now[going]))
+        going = going[number > 0]
+    return now.view_as(x)
 
 
 def _returnable(args: Args) -> Tensor:
@@ -106,16 +212,13 @@ def _returnable(args: Args) -> Tensor:
     reference, may = args["reference"], args["mask"]
     if "lower" in args:
         may = may & (reference >= args["lower"]) & (reference <= args["upper"])
-    return may.flatten()
+    return may
 
 
-def _errors(question: Problem, windows: Tensor) -> Tensor:
-    """How far each of several windows is from the target."""
-    weights = weights_of(question, windows, question.args, skip_errors=True)
-    return torch.func.vmap(question.criterion.error, (0, None))(weights, question.args["target"])
-
-
-def _with_reference(now: Tensor, reference: Tensor, entries: Tensor, x: Tensor) -> Tensor:
-    """One window per row of ``entries``, with those entries at their value in the reference."""
-    windows = now.repeat(len(entries), 1)
-    return windows.scatter(1, entries, reference[entries]).view(-1, *x.shape)
+def _errors(problem: Problem, windows: Tensor, rows: Tensor, atol: float | None) -> Tensor:
+    """How far each of several windows is from the target of its row."""
+    args = take_rows(problem.dims, problem.args, rows)
+    dims = mapped_dims(problem.dims, args)
+    weights = weights_of(problem, windows, args, dims, skip_errors=True)
+    error = partial(problem.criterion.error, atol=atol)
+    return torch.func.vmap(error, (0, dims["target"]))(weights, args["target"])

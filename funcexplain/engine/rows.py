@@ -74,7 +74,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     """Answer a grid of rows; all settings are checked already (`solve`)."""
     total, callback, size = math.prod(problem.shape), execution.callback, execution.chunk_size
     numbers = torch.arange(total, device=problem.args["x0"].device)
-    outputs = Outputs(problem, execution.max_steps, execution.history_every)
+    outputs = Outputs(problem, stopping, execution.max_steps, execution.history_every)
     meter = Meter(callback, total) if isinstance(callback, Reporter) else None
     few = total <= _FEW_ROWS and callback is None
     compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
@@ -359,7 +359,8 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
             except Exception:
                 alone.append(None)
     ours = outputs.weights[known]
-    if None not in alone and (not alone or agree(torch.stack(alone), ours, eps, rows=1)):
+    served = [theirs for theirs in alone if theirs is not None]
+    if len(served) == len(alone) and (not alone or agree(torch.stack(served), ours, eps, rows=1)):
         return known[:0]
     pairs = zip(alone, ours, strict=True)
     return known[[theirs is None or not agree(theirs, own, eps) for theirs, own in pairs]]

@@ -61,7 +61,10 @@ def solve(
         method: an optimizer, any ``(init, update)`` pair (see `as_optimizer`), `levenberg_marquardt`, or
             a `Method` of your own; default ``adam()``.
         max_steps: maximum number of updates per row, >= 0.
-        atol: the target is hit where ``max |weights - target| <= atol``; the search ends there.
+        atol: the target is hit where ``max |weights - target| <= atol``; the search ends there. With
+            penalties (`penalize`, `sparsify`) a hit has a price: the search goes on until its value no
+            longer falls (STALLED without penalties) or ``max_steps``, answers with the point of smallest
+            value, and is a HIT if the target is hit there.
         keep: the answer is the ``"last"`` evaluated point, or the ``"best"`` one in value. A hit is
             always kept, and a point that is not finite never.
         patience: also ends a search as STALLED when the best value has not improved by a factor of

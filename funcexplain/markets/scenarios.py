@@ -33,8 +33,9 @@ from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_callable, check_like, check_shape, check_tensor
 from funcexplain.problems.coordinates import reparametrize
-from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
-from funcexplain.problems.problem import Args, Map, Problem, check_problem
+from funcexplain.problems.grid import varying_dims
+from funcexplain.problems.law import drop_law
+from funcexplain.problems.problem import Args, Map, Problem, check_problem, identity
 from funcexplain.problems.transforms import Transform, add_data
 from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
@@ -147,16 +148,15 @@ def scenario(
         compute = features or _with_span(given, reference)
         args = add_data("scenario", problem, returns=given, factor=factor)
         _check_base(problem, given, compute)
-        return reparametrize(*_pair(compute, inverse or invert))(replace(problem, args=args))
+        changed = reparametrize(*_pair(compute, inverse or invert))(replace(problem, args=args))
+        changed = replace(changed, normal=changed.decode, altered_by="")
+        return drop_law(changed, changed, "clip") if problem.project is not identity else changed
 
     return transform
 
 
 def shocks(solution: Solution, problem: Problem) -> Tensor:
-    """Whitened shocks of an answer, in daily sigmas: the search points that decode to it.
-
-    If the lookback is shorter than the span, a window does not determine all of them; the result is then
-    the smallest shocks with the same window (see ``funcexplain.markets.paths.invert``).
+    """Whitened shocks of an answer, in daily sigmas: its search point.
 
     Args:
         solution: the answer of ``problem``, or of its rows.
@@ -181,23 +181,15 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
     """
     if not isinstance(solution, Solution):
         raise TypeError(f"shocks: solution must be a Solution, got {type(solution).__name__}")
-    args = check_problem("shocks", problem).args
-    if "factor" not in args:
+    if check_problem("shocks", problem).normal is None:
         raise ValueError("shocks: problem must have the transform scenario, got one without it")
-    num_rows = len(problem.shape)
-    if solution.x.shape[:-3] != problem.shape:
+    if solution.shape != problem.shape:
         raise ValueError(
             f"shocks: solution must answer the rows of problem {problem.shape}, got those of "
-            f"{tuple(solution.x.shape[:-3])}"
+            f"{solution.shape}"
         )
     check_answer("shocks", solution, problem)
-    if not num_rows:
-        return problem.encode(solution.x, args)
-    needed = {name: value for name, value in args.items() if name != "params"}
-    xs = solution.x.flatten(0, num_rows - 1)
-    rows = take_rows(problem.dims, needed, torch.arange(len(xs), device=xs.device))
-    in_dims = (0, mapped_dims(problem.dims, needed))
-    return torch.func.vmap(problem.encode, in_dims)(xs, rows).unflatten(0, problem.shape)
+    return solution.z
 
 
 def _pair(compute: Features, inverse: Inverse) -> tuple[Map, Map]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from funcexplain.problems import checks
 from funcexplain.problems.grid import Rule, aligned
+from funcexplain.problems.law import drop_law
 from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data
 
@@ -72,7 +73,8 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
             )
         args = add_data("standardize", problem, mean=center, std=sigma)
         rules = (*problem.rules, _STD_RULE)
-        return _change_variables(replace(problem, args=args, rules=rules), encode, decode)
+        changed = change_variables(replace(problem, args=args, rules=rules), encode, decode)
+        return drop_law(problem, changed, "standardize")
 
     return change_units
 
@@ -104,7 +106,8 @@ def reparametrize(encode: Callable[..., Tensor], decode: Callable[..., Tensor]) 
     encode_args, decode_args = _accept_args("encode", encode), _accept_args("decode", decode)
 
     def change_variable(problem: Problem) -> Problem:
-        changed = _change_variables(check_problem("reparametrize", problem), encode_args, decode_args)
+        changed = change_variables(check_problem("reparametrize", problem), encode_args, decode_args)
+        changed = drop_law(problem, changed, "reparametrize")
         if 0 in problem.shape:
             return changed  # no row to try it on
         args = changed[(0,) * len(problem.dims)].args
@@ -170,7 +173,7 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
             inside = x.clamp(args["lower"] + margin, args["upper"] - margin)
             return encode(torch.where(args["mask"] & (args["upper"] > args["lower"]), inside, x), args)
 
-        return replace(bounded, decode=decode, encode=encode, start=start)
+        return drop_law(problem, replace(bounded, decode=decode, encode=encode, start=start), "box")
 
     return add_box
 
@@ -226,12 +229,12 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
         def start(args: Args) -> Tensor:
             return clamp(inner_start(args), args)
 
-        return replace(bounded, decode=decode, project=project, start=start)
+        return drop_law(problem, replace(bounded, decode=decode, project=project, start=start), "clip")
 
     return add_clip
 
 
-def _change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
+def change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
     """Search over ``z``, where ``decode(z)`` is the search variable so far."""
     unconstrained = problem.project is identity
     return replace(

@@ -123,13 +123,14 @@ def map_rows(function: Callable[..., Any], *dims: int | dict[str, int | None]) -
 
     def mapped(*values: Any) -> Any:
         _load_rules()
-        parts: list[Any] = []
+        parts: Any = []
         for value, along in zip(values, dims, strict=True):
             names = (
                 [name for name, dim in along.items() if dim == 0] if isinstance(along, dict) else None
             )
             parts.append(value if names is None else {name: value[name] for name in names})
-        leaves, tree = optree.tree_flatten(parts)
+        found: Any = optree.tree_flatten(parts)
+        leaves, tree = found[:2]
         size = len(leaves[0])
         with torch.autograd.graph.disable_saved_tensors_hooks("torch.func.vmap supports no such hooks"):
             level = _functorch._vmap_increment_nesting(size, "error")
@@ -141,8 +142,8 @@ def map_rows(function: Callable[..., Any], *dims: int | dict[str, int | None]) -
                         values, optree.tree_unflatten(tree, rows), dims, strict=True
                     )
                 ]
-                found = function(*inside)
-                return optree.tree_map(lambda t: _functorch._remove_batch_dim(t, level, size, 0), found)
+                out = function(*inside)
+                return optree.tree_map(lambda t: _functorch._remove_batch_dim(t, level, size, 0), out)
             finally:
                 _functorch._vmap_decrement_nesting()
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import optree
 import torch
@@ -64,6 +64,8 @@ class Problem(Unpicklable):
         assets: names of the assets, if they have names.
         leverage: largest weight in absolute value that the network may hold, if that is known.
         rules: what stacks of the data must fulfill, as single values do.
+        normal: the ``decode`` under which ``z`` is standard normal, if one is; see `law`.
+        altered_by: the transform after which ``z`` no longer is.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
         start: ``args -> z``, the start of the search.
@@ -88,6 +90,8 @@ class Problem(Unpicklable):
     assets: tuple[str, ...] | None = None
     leverage: float | None = None
     rules: tuple[Rule, ...] = ()
+    normal: Map | None = None
+    altered_by: str = ""
 
     def __deepcopy__(self, memo: Any) -> Problem:
         return replace(self, args=deepcopy(self.args, memo))
@@ -96,6 +100,16 @@ class Problem(Unpicklable):
     def shape(self) -> tuple[int, ...]:
         """Sizes of the row dimensions, ``()`` for one question."""
         return tuple(dim.size for dim in self.dims)
+
+    @property
+    def law(self) -> Literal["normal"] | None:
+        """The law of the search point: ``"normal"`` if ``z`` is standard normal, as of a scenario.
+
+        Then ``|z|**2 / 2`` is minus the log-density of a market, up to a constant: the closest hit is
+        the likeliest market, and a probability of ``z`` is one of markets. None where there is no law:
+        for windows, and after a change of variables or bounds.
+        """
+        return "normal" if self.normal is not None and self.normal is self.decode else None
 
     def __getitem__(self, index: Any) -> Problem:
         """Select rows by an int (one row) or a slice for each leading row dimension.

@@ -8,8 +8,24 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.checks import check_name, check_strength
-from funcexplain.problems.problem import Args, Problem, check_problem, decode_costs, identity
+from funcexplain.problems.law import drop_law
+from funcexplain.problems.problem import Args, Map, Problem, check_problem, decode_costs, identity
 from funcexplain.problems.transforms import Transform, add_data, strength_rule
+
+
+def keep_unchanged(decode: Map, problem: Problem) -> Map:
+    """A map to windows whose entries are bit-equal to the reference where they equal its image.
+
+    A round trip through the units of a problem may change the last digit.
+    """
+
+    def exact(z: Tensor, args: Args) -> Tensor:
+        x = decode(z, args)
+        unchanged = x.detach() == problem.decode(problem.encode(args["reference"], args), args)
+        # Only the value is corrected.
+        return torch.where(unchanged, args["reference"] + (x - x.detach()), x)
+
+    return exact
 
 
 def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
@@ -72,25 +88,20 @@ def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
             moved = inner_project(u, args)
             return torch.where(moved == u, z, split(moved, args))
 
-        def decode(z: Tensor, args: Args) -> Tensor:
-            x = inner_decode(join(z, args), args)
-            unchanged = x.detach() == inner_decode(inner_encode(args["reference"], args), args)
-            # A round trip through units may change the last digit. Only the value is corrected.
-            return torch.where(unchanged, args["reference"] + (x - x.detach()), x)
-
         def cost(z: Tensor, args: Args) -> Tensor:
             # A mean over rise and fall halves the mean over entries.
             return args[name] * 2.0 * z.mean()
 
-        return replace(
+        changed = replace(
             problem,
             args=add_data("sparsify", problem, **{name: factor}),
-            decode=decode,
+            decode=keep_unchanged(lambda z, args: inner_decode(join(z, args), args), problem),
             encode=lambda x, args: split(inner_encode(x, args), args),
             start=lambda args: split(inner_start(args), args),
             project=project,
             costs=(*decode_costs(problem.costs, join), cost),
             rules=(*problem.rules, strength_rule(name)),
         )
+        return drop_law(problem, changed, "sparsify")
 
     return add_sparsity

@@ -26,6 +26,7 @@ from funcexplain.problems.checks import (
     check_strength,
 )
 from funcexplain.problems.grid import Rule
+from funcexplain.problems.law import keep_law
 from funcexplain.problems.penalties import Penalty
 from funcexplain.problems.problem import Args, Problem, check_problem
 
@@ -79,7 +80,7 @@ def freeze(problem: Problem) -> Problem:
     def decode(z: Tensor, args: Args) -> Tensor:
         return torch.where(args["mask"], inner(z, args), args["reference"])
 
-    return replace(problem, decode=decode)
+    return keep_law(problem, replace(problem, decode=decode))
 
 
 def zero_masked(problem: Problem) -> Problem:
@@ -114,7 +115,7 @@ def zero_masked(problem: Problem) -> Problem:
     def decode(z: Tensor, args: Args) -> Tensor:
         return inner(z, args) * args["mask"]
 
-    return replace(problem, decode=decode)
+    return keep_law(problem, replace(problem, decode=decode))
 
 
 def cast(*, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Transform:

@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
     tensors, notes = read_archive("load", path)
     dims: Any = notes.get("dims")
     errors = notes.get("exceptions", {})
-    if tensors.keys() != set(FIELDS) or not fits(tensors, dims) or not are_errors(errors):
+    if tensors.keys() | {"z"} != set(FIELDS) or not fits(tensors, dims) or not are_errors(errors):
         found = ", ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
         raise ValueError(
             f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got {found} with "
@@ -65,7 +65,7 @@ def fits(tensors: dict[str, Tensor], dims: Any) -> bool:
         own, count = tensor.ndim - len(dims), {"x": 3, "weights": 1, "history": 1}.get(name, 0)
         integers = tensor.dtype is torch.int64
         # The weights of a consensus have a dimension of models.
-        if own != count and (name, own) != ("weights", 2):
+        if own != count and name != "z" and (name, own) != ("weights", 2):
             return False
         if not (integers if name in ("num_steps", "status") else tensor.is_floating_point()):
             return False

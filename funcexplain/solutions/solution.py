@@ -21,7 +21,7 @@ from funcexplain.solutions.html import element, table
 from funcexplain.solutions.indexing import best_dims, best_rows, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.status import HITS, Status
-from funcexplain.solutions.tables import to_dataset, to_frame
+from funcexplain.solutions.tables import format_range, format_value, to_dataset, to_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.problem import Problem
 
 
-FIELDS = ("x", "weights", "loss", "history", "num_steps", "status", "error")
+FIELDS = ("x", "z", "weights", "loss", "history", "num_steps", "status", "error")
 """The fields that are tensors of rows."""
 
 
@@ -40,7 +40,7 @@ class Solution:
 
     For a grid, every field leads with the row dimensions: ``solution[i, j]`` picks rows as in a tensor,
     `isel` picks them by the names of dimensions, `best` picks the best along some, and iterating goes
-    along the first. An optree node: its leaves are the seven fields, as tensors.
+    along the first. An optree node: its leaves are the eight fields, as tensors.
 
     Attributes:
         x: window at which the search ended, shape ``(C, L, A)``, in the problem's dtype.
@@ -54,6 +54,7 @@ class Solution:
         dims: names of the row dimensions, outermost first; empty for one question.
         exceptions: errors of the network during the search, by the row's number in row-major order (one
             question is row 0).
+        z: point of the search space that decodes to ``x``; default ``x``, for a search over windows.
     """
 
     x: Tensor
@@ -65,6 +66,11 @@ class Solution:
     error: Tensor
     dims: tuple[str, ...] = ()
     exceptions: Mapping[int, str] = field(default_factory=dict)
+    z: Tensor = field(default_factory=lambda: cast(Any, None))  # no attribute of the class
+
+    def __post_init__(self) -> None:
+        if self.z is None:
+            object.__setattr__(self, "z", self.x)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +106,7 @@ class Solution:
             return f"{Status(int(self.status)).sentence}{missed}{failed}"
         total, misses = self.hit.numel(), self.error[~self.hit]
         text = f"{int(self.hit.sum())} of {total} rows hit their target."
-        text = f"{text} The others miss it by {_format_range(misses)}." if len(misses) else text
+        text = f"{text} The others miss it by {format_range(misses)}." if len(misses) else text
         if count := len(self.exceptions):
             row, error = next(iter(self.exceptions.items()))
             text += f" The network failed in {count} of {total}, first in row {row}: {error}."
@@ -119,7 +125,7 @@ class Solution:
             IndexError: if there is no such row or dimension.
             TypeError: for anything else.
         """
-        names, tensors = list(self.dims), self._tensors()
+        names, tensors = list(self.dims), without_copies(self._tensors())
         numbers = torch.arange(math.prod(self.shape), device="cpu").reshape(self.shape)
         for dim, item in reversed(list(enumerate(expand_index(index, self.dims)))):
             key = (*[slice(None)] * dim, item)
@@ -293,7 +299,7 @@ class Solution:
         notes = {"dims": list(self.dims), "labels": labels, "settings": dict(settings or {})}
         if self.exceptions:
             notes["exceptions"] = {str(row): error for row, error in self.exceptions.items()}
-        write_archive("save", path, self._tensors(), notes)
+        write_archive("save", path, without_copies(self._tensors()), notes)
 
     def report(self, path: str | os.PathLike[str], problem: Problem, **options: Any) -> Path:
         """Write the answer for readers. Deprecated: use ``fe.report(solution, problem, path)``.
@@ -327,7 +333,7 @@ class Solution:
     def __repr__(self) -> str:
         if not self.dims:
             names = ("status", "loss", "num_steps", "x")
-            texts = {name: _format_value(getattr(self, name)) for name in names}
+            texts = {name: format_value(getattr(self, name)) for name in names}
         else:
             sizes = ", ".join(f"{name}={size}" for name, size in zip(self.dims, self.shape, strict=True))
             counts = ", ".join(f"{status} {count}" for status, count in self._status_counts())
@@ -350,7 +356,8 @@ class Solution:
     def _take(self, rows: Tensor, dims: tuple[str, ...]) -> Self:
         """Pick rows by a tensor of row-major numbers, one dimension of it for each of ``dims``."""
         lead, total = len(self.dims), math.prod(self.shape)
-        tensors = {n: t.reshape(total, *t.shape[lead:])[rows] for n, t in self._tensors().items()}
+        tensors = without_copies(self._tensors())
+        tensors = {n: t.reshape(total, *t.shape[lead:])[rows] for n, t in tensors.items()}
         return self._build(tensors, dims, rows)
 
     def _build(self, tensors: dict[str, Tensor], dims: tuple[str, ...], rows: Tensor) -> Self:
@@ -364,37 +371,27 @@ class Solution:
         return type(self)(**tensors | single, exceptions=exceptions)
 
 
-def _format_range(misses: Tensor) -> str:
-    """The smallest and the largest of some numbers, NaN left out."""
-    known = misses[~misses.isnan()]
-    if not len(known):
-        return "unknown distances"
-    lower, upper = (f"{float(miss):.3g}" for miss in known.aminmax())
-    return lower if lower == upper else f"{lower} to {upper}"
-
-
-def _format_value(value: Any) -> str:
-    """A field in one line: the value of a scalar, else shape and dtype."""
-    if not isinstance(value, Tensor):
-        return str(value)
-    if value.ndim == 0:
-        return f"{value.item():.3g}" if value.is_floating_point() else str(value.item())
-    return f"{tuple(value.shape)} {value.dtype}"
+def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fields of a solution without ``z`` if it is ``x``, as in a search over windows."""
+    if tensors["z"] is tensors["x"]:
+        return {name: tensor for name, tensor in tensors.items() if name != "z"}
+    return tensors
 
 
 def _flatten(solution: Any) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:
     return list(solution._tensors().values()), solution.dims, FIELDS
 
 
-def _unflatten(dims: Any, leaves: Any) -> Any:
-    x, weights, loss, history, num_steps, status, error = leaves
+def unflatten(dims: Any, leaves: Any) -> Any:
+    """Make a solution of the leaves of a tree, which may hold anything."""
+    x, z, weights, loss, history, num_steps, status, error = leaves
     # A mapped tree may hold anything at its leaves; only a code becomes a status again.
     coded = isinstance(status, Tensor) and status.ndim == 0 and status.dtype is torch.int64
     if coded and int(status) in list(Status):
         status = Status(int(status))
-    return Solution(x, weights, loss, history, num_steps, status, error, dims)
+    return Solution(x, weights, loss, history, num_steps, status, error, dims, z=z)
 
 
 optree.register_pytree_node(
-    cast(Any, Solution), _flatten, _unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
+    cast(Any, Solution), _flatten, unflatten, namespace=optree.registry.__GLOBAL_NAMESPACE
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from funcexplain.solutions.labels import AXES
 from funcexplain.solutions.status import Status
@@ -164,3 +165,21 @@ def require(where: str, package: str, extra: str = "tables") -> Any:
         raise ImportError(
             f'{where}: needs {package}; install it with: pip install "funcexplain[{extra}]"'
         ) from error
+
+
+def format_range(misses: Tensor) -> str:
+    """The smallest and the largest of some numbers, NaN left out."""
+    known = misses[~misses.isnan()]
+    if not len(known):
+        return "unknown distances"
+    lower, upper = (f"{float(miss):.3g}" for miss in known.aminmax())
+    return lower if lower == upper else f"{lower} to {upper}"
+
+
+def format_value(value: Any) -> str:
+    """A field in one line: the value of a scalar, else shape and dtype."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    if value.ndim == 0:
+        return f"{value.item():.3g}" if value.is_floating_point() else str(value.item())
+    return f"{tuple(value.shape)} {value.dtype}"

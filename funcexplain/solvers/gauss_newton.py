@@ -47,6 +47,11 @@ _MINIMUM_DAMPING, _MAXIMUM_DAMPING = 1e-8, 1e12
 _MINIMUM_RATIO = 1e-4
 # A predicted reduction smaller than this fraction of the objective counts as zero.
 _MINIMUM_REDUCTION = 1e-12
+# Rounds in which values within bounds are found that a step would take out of them.
+_ROUNDS = 3
+
+# The residuals from the lower and the upper bound of each value, infinite where there is none.
+Gaps = tuple[Tensor, Tensor]
 
 
 class Linearization(NamedTuple):
@@ -156,12 +161,14 @@ class LevenbergMarquardt(NamedTuple):
         r, factor = (torch.where(accepts, new, old) for new, old in (residuals, factors))
         gram, merit_here = torch.where(accepts, gram, carried.gram), torch.where(accepts, merit, best)
         misfit = r.square().sum()
-        lam = damping * misfit / z.numel()
+        penalized = misfit + penalty.value if penalty else misfit
+        lam = damping * penalized / z.numel()
         if penalty or problem.project is not identity:
             none = torch.zeros_like(lam)
             terms = penalty or PenaltyTerms(none, none, none)
             model = Model(r, line.jacobian * factor[:, None], terms, lam)
-            following, grads, predicted, ends = _step(problem, args, z, model, merit_here)
+            gaps = _gaps(problem, line, args, self.residual, in_logs) if penalty else None
+            following, grads, predicted, ends = _step(problem, args, z, model, gaps, merit_here)
         else:
             y, predicted = solve_gram(gram.to(WIDE) * factor[:, None] * factor, r, lam, gram.dtype)
             step, grads = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype) @ line.jacobian
@@ -186,18 +193,26 @@ class LevenbergMarquardt(NamedTuple):
 
 
 def _step(
-    problem: Problem, args: Args, z: Tensor, model: Model, merit: Tensor
+    problem: Problem, args: Args, z: Tensor, model: Model, gaps: Gaps | None, merit: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The next point, the gradient, the predicted reduction, and whether it counts as zero."""
     undamped = model._replace(lam=torch.zeros_like(model.lam))
     point = z.flatten().to(WIDE)
     grads = undamped.gradient(torch.zeros_like(point))
+    if gaps is not None:
+        model = _reach_bounds(model, gaps)
     if problem.project is identity:
         following = (point + minimize_freely(model)).to(z.dtype).view(z.shape)
     else:
         project = partial(project_flat, problem, z, args)
         following = project(point + minimize_within(model, point, project)).view(z.shape)
-    predicted = undamped.decrease(grads, (following - z).flatten().to(WIDE))
+    step = (following - z).flatten().to(WIDE)
+    predicted = undamped.decrease(grads, step)
+    if gaps is not None:  # what the target measures costs nothing within its bounds
+        change = undamped.jacobian @ step
+        predicted = (
+            predicted + (undamped.r + change).square().sum() - beyond(gaps, change).square().sum()
+        )
     if problem.project is identity:
         ends = predicted <= _MINIMUM_REDUCTION * merit
     else:
@@ -311,6 +326,39 @@ def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
     curvature, (gradient, value) = torch.func.grad(summed, has_aux=True)(z)
     terms = (gradient.flatten(), curvature.flatten().clamp_min(0.0))
     return PenaltyTerms(value.to(WIDE), *(term.to(WIDE) for term in terms))
+
+
+def _gaps(problem: Problem, line: Linearization, args: Args, kind: Residual, in_logs: Tensor) -> Gaps:
+    """The residuals from the lower and the upper bounds of what is measured."""
+    measured = line.measured.to(WIDE)
+    bounds = [bound.flatten().to(WIDE) for bound in problem.criterion.bounds(args["target"])[:2]]
+    lower, upper = (
+        torch.where(bound.isinf(), -bound, residuals_of(measured, bound, kind, in_logs)[0])
+        for bound in bounds
+    )
+    return lower, upper
+
+
+def beyond(gaps: Gaps, change: Tensor) -> Tensor:
+    """How far outside of its bounds each value is after a change, signed."""
+    lower, upper = gaps
+    return (lower + change).clamp_max(0.0) + (upper + change).clamp_min(0.0)
+
+
+def _reach_bounds(model: Model, gaps: Gaps) -> Model:
+    """The model of the values that are outside of their bounds after its own step.
+
+    Others are free: a model of a value that is within its bounds would keep it where it is.
+    """
+    lower, upper = gaps
+    jacobian, outside, exact = model.jacobian, model.r, lower == upper
+    for _ in range(_ROUNDS):
+        below, above = outside < 0.0, outside > 0.0
+        r = torch.where(exact | below, lower, torch.where(above, upper, 0.0))
+        active = exact | below | above
+        model = model._replace(r=r, jacobian=jacobian * active[:, None])
+        outside = beyond(gaps, jacobian @ minimize_freely(model))
+    return model
 
 
 def residuals_of(

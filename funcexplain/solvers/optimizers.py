@@ -60,11 +60,11 @@ class Optimizer(NamedTuple):
 
         def advance(state: State, args: Args, at: Evaluation) -> Advance:
             updates, carried = _check_pair(self.update(at.slopes, state.optimizer, state.z))
-            if updates.shape != at.slopes.shape or updates.dtype != at.slopes.dtype:
+            (shape, dtype), (got, kind) = ((tuple(t.shape), t.dtype) for t in (at.slopes, updates))
+            if (shape, dtype) != (got, kind):
                 raise ValueError(
-                    "method: updates must have the shape and dtype of the search point "
-                    f"{tuple(at.slopes.shape)} {at.slopes.dtype}, got {tuple(updates.shape)} "
-                    f"{updates.dtype}"
+                    f"method: updates must have the shape and dtype of the search point {shape} "
+                    f"{dtype}, got {got} {kind}"
                 )
             z = problem.project(state.z + updates, args)
             return Advance(z, carried, at.value, state.kept.value, at.loss, at.slopes)
@@ -74,8 +74,7 @@ class Optimizer(NamedTuple):
             z, carried = _move(at.slopes, state.optimizer, state.z, **settings)
             return Advance(project(z, args), carried, at.value, state.kept.value, at.loss, at.slopes)
 
-        is_adam = getattr(self.update, "func", None) is _adam_update
-        project = problem.project
+        project, is_adam = problem.project, getattr(self.update, "func", None) is _adam_update
         if problem.dims and project is not identity:
             project = map_rows(project, 0, mapped_dims(problem.dims, problem.args))
         return BoundMethod(
@@ -192,11 +191,8 @@ def _move(
     mu = state.mu.lerp_(grads, 1.0 - b1)
     nu = state.nu.mul_(b2).addcmul_(grads, grads, value=1.0 - b2)
     root = nu.sqrt() if eps > 0.0 else (nu + torch.finfo(nu.dtype).tiny).sqrt_()
-    first, last = 0, 1
-    if is_readable(num_updates):
-        ends = num_updates.aminmax() if num_updates.ndim else (num_updates, num_updates)
-        first, last = map(int, ends)
     # Both corrections change the step size and eps, and no entry of a window.
+    first, last = map(int, num_updates.aminmax()) if is_readable(num_updates) else (0, 1)
     if first == last:
         root_correction = math.sqrt(1.0 - b2**first)
         step_size = lr * root_correction / (1.0 - b1**first)

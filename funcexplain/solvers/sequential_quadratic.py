@@ -115,9 +115,15 @@ class SequentialQuadraticState(NamedTuple):
 
 
 class SequentialQuadratic(NamedTuple):
-    """Approach the reference from a hit, without losing the target by more than ``atol``."""
+    """Approach the reference, without losing the target by more than ``atol``.
+
+    Attributes:
+        atol: tolerance of a hit.
+        from_hits: whether a row that does not begin at a hit ends at once.
+    """
 
     atol: float
+    from_hits: bool = True
 
     def bind(
         self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
@@ -201,13 +207,14 @@ class SequentialQuadratic(NamedTuple):
         kept = torch.where(closer, distance, carried.distance)
         best = carried.distance.to(z.dtype)
         # A trial that is no hit is no closer than the best one, and ends nothing.
-        failed = torch.where(first, torch.inf, best)
+        unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
+        failed = torch.where(first, unknown, best)
         return Advance(
             z=torch.where(ends, state.z, following),
             carried=SequentialQuadraticState(
                 *(z, line, in_logits),
                 Program(multipliers, decrease, rho, damping, corrects),
-                *(steps, changes, torch.where(first & ~usable, torch.inf, kept)),
+                *(steps, changes, torch.where(first & ~usable, unknown, kept)),
             ),
             value=torch.where(usable, distance.to(z.dtype), failed),
             best=best,

@@ -78,12 +78,17 @@ class Info(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """When a search ends, and which point it answers with; see `make_step`."""
+    """When a search ends, and which point it answers with; see `make_step`.
+
+    Attributes:
+        settles: whether a hit ends the search only where the value no longer falls, as with penalties.
+    """
 
     atol: float | None = None
     keep: Keep = "last"
     patience: int | None = None
     rtol: float = DEFAULT_RTOL
+    settles: bool = False
 
 
 class Evaluation(NamedTuple):

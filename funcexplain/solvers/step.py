@@ -117,11 +117,18 @@ def bind(
     stopping: Stopping,
     gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
 ) -> BoundMethod:
-    """Bind a method, which may be a user's own, to a problem."""
+    """Bind a method, which may be a user's own, to a problem; with penalties, a hit must settle."""
+    if settles(problem, stopping):
+        stopping = stopping._replace(settles=True, keep="best")
     bound = method.bind(problem, stopping, gradient)
     if not isinstance(bound, BoundMethod):
         raise TypeError(f"method: bind must return a BoundMethod, got {type(bound).__name__}")
     return bound
+
+
+def settles(problem: Problem, stopping: Stopping) -> bool:
+    """Whether a hit must settle: with penalties, the first hit is not the one of smallest value."""
+    return bool(problem.penalties or problem.costs) and (stopping.atol or 0.0) > 0.0
 
 
 def begin(bound: BoundMethod, args: Args) -> State:
@@ -171,12 +178,22 @@ def take(
             f"method: advance must keep the shape and dtype of z {tuple(state.z.shape)} "
             f"{state.z.dtype}, got {tuple(advanced.z.shape)} {advanced.z.dtype}"
         )
+    if bound.stopping.settles:  # then it is the best point that has to meet the target
+        known = bound.problem.criterion.error(state.kept.weights, args["target"], rows, atol)
+        error_kept = torch.where(advanced.value >= advanced.best, known, error)
+    else:
+        error_kept = error
     decide = decide_in_numbers if in_numbers else decide_in_tensors
-    return decide(bound.stopping, state, error, evaluation, advanced)
+    return decide(bound.stopping, state, error, error_kept, evaluation, advanced)
 
 
 def decide_in_tensors(
-    stopping: Stopping, state: State, error: Tensor, evaluation: Evaluation, advance: Advance
+    stopping: Stopping,
+    state: State,
+    error: Tensor,
+    error_kept: Tensor,
+    evaluation: Evaluation,
+    advance: Advance,
 ) -> tuple[State, Info]:
     """Keep a point where it should be kept, end the search where it ends, else move on.
 
@@ -184,6 +201,8 @@ def decide_in_tensors(
         stopping: when the search ends.
         state: of one row, or of a batch that leads with its rows.
         error: largest distance from the target.
+        error_kept: that of the point that has to meet it: this one, or the best so far where a hit
+            must settle.
         evaluation: of ``state.z``.
         advance: what the method makes of it.
 
@@ -200,7 +219,7 @@ def decide_in_tensors(
     grad_norm = _norm(advance.grads, rows)
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
     finite = value.isfinite()
-    hit = finite & (error <= (-1.0 if stopping.atol is None else stopping.atol))
+    hit = finite & (error_kept <= (-1.0 if stopping.atol is None else stopping.atol))
     trend = state.trend
     if isinstance(trend, Trend):
         improved = ~(value >= trend.minimum - stopping.rtol * trend.minimum.abs())
@@ -214,6 +233,8 @@ def decide_in_tensors(
             stalled = stalled & ~(advance.z != state.z).flatten(rows).any(-1)
         if isinstance(trend, Trend) and stopping.patience is not None:
             stalled = stalled | (trend.waited >= stopping.patience)
+        if stopping.settles:
+            hit = hit & stalled
         # The later line overrules the earlier.
         verdict = torch.where(stalled, int(Status.STALLED), status)
         verdict = torch.where(finite & grad_norm.isfinite(), verdict, int(Status.NONFINITE))
@@ -225,7 +246,7 @@ def decide_in_tensors(
     following = State(advance.z, advance.carried, here, status, state.num_steps + moves, trend)
     if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
         return following, info  # nothing is held, so skip the passes over memory
-    better = hit | (value < advance.best) if stopping.keep == "best" else True
+    better = (value < advance.best) | (hit & (not stopping.settles)) if stopping.keep == "best" else True
     replaces = going & ((finite & better) | advance.best.isnan())
     earlier = state.kept._replace(value=advance.best)
     kept = Iterate(*(where_rows(replaces, *pair) for pair in zip(here, earlier, strict=True)))
@@ -239,21 +260,27 @@ def _moves_on(atol: float, value: Tensor, norms: Tensor, error: Tensor) -> bool:
 
 
 def decide_in_numbers(
-    stopping: Stopping, state: State, error: Tensor, evaluation: Evaluation, advance: Advance
+    stopping: Stopping,
+    state: State,
+    error: Tensor,
+    error_kept: Tensor,
+    evaluation: Evaluation,
+    advance: Advance,
 ) -> tuple[State, Info]:
     """The same decisions with Python's ``if``, for one question that no transform maps.
 
     Every tensor operation costs microseconds, even on a scalar: those of `decide_in_tensors` would take
     a third of a step. A state that has ended must not be stepped again.
     """
-    atol, keep, patience, rtol = stopping
+    atol, keep, patience, rtol, settles = stopping
     value = advance.value
     grad_norm = _norm(advance.grads)
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
     slope, finite = float(grad_norm), math.isfinite(value)
     # In the tensor's own precision, as for many rows.
-    hit = finite and atol is not None and bool(error <= atol)
-    if (finite and (keep == "last" or hit or value < advance.best)) or advance.best.isnan():
+    hit = finite and atol is not None and bool(error_kept <= atol)
+    ends_here = hit and not settles
+    if (finite and (keep == "last" or ends_here or value < advance.best)) or advance.best.isnan():
         kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
     else:
         kept = state.kept._replace(value=advance.best)
@@ -262,17 +289,27 @@ def decide_in_numbers(
         improved = not value >= trend.minimum - rtol * trend.minimum.abs()
         trend = Trend(value, trend.waited * 0) if improved else trend._replace(waited=trend.waited + 1)
         patient = int(trend.waited) < patience
-    if hit:
+    goes_on = patient and (slope != 0.0 or not torch.equal(advance.z, state.z))
+    if hit and not (settles and goes_on):
         end = Status.HIT
     elif atol is not None and not (finite and math.isfinite(slope)):
         end = Status.NONFINITE
-    elif atol is None or (patient and (slope != 0.0 or not torch.equal(advance.z, state.z))):
+    elif atol is None or goes_on:
         z, carried = advance.z, advance.carried
         return State(z, carried, kept, state.status, state.num_steps + 1, trend), info
     else:
         end = Status.STALLED
     status = torch.full_like(state.status, int(end))
     return state._replace(kept=kept, status=status, trend=trend), info
+
+
+def status_at_end(problem: Problem, stopping: Stopping, state: State, target: Tensor) -> Tensor:
+    """Statuses of searches that are over: out of budget, a hit that had no time to settle is a hit."""
+    if not settles(problem, stopping) or stopping.atol is None:
+        return state.status
+    rows, atol = state.status.ndim, stopping.atol
+    hit = problem.criterion.error(state.kept.weights, target, rows, atol) <= atol
+    return torch.where(hit & (state.status == Status.MAX_STEPS), int(Status.HIT), state.status)
 
 
 def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -> Stopping:

@@ -158,7 +158,8 @@ def test_a_callback_may_keep_the_states_that_it_sees(rows: int | None) -> None:
     kept: list[Any] = []
 
     def keep(state: fe.State, info: fe.Info) -> None:
-        kept.append((state, optree.tree_map(torch.clone, state)))
+        copies: Any = optree.tree_map(torch.clone, state)  # type: ignore[arg-type]
+        kept.append((state, copies))
 
     fe.solve(problem if rows is None else fe.vmap(problem, x0=x0s(rows)), max_steps=4, callback=keep)
     assert len(kept) >= 4

@@ -248,7 +248,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_a_trial_is_remembered_for_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    trials, inner = list[torch.Size](), rows_module.try_rows
+    trials, inner = list[tuple[int, ...]](), rows_module.try_rows
 
     def counted(grid: fe.Problem, *args: Any) -> Any:
         trials.append(grid.shape)

@@ -91,7 +91,7 @@ def assert_same_path(
 ) -> State:
     """The law: all of the states are equal, until the search ends; returns the last one."""
     _, plain = make_plain_step(problem, method, stopping)
-    atol, keep, patience, rtol = stopping
+    atol, keep, patience, rtol, _ = stopping
     settings: Any = {} if patience is None else {"patience": patience, "rtol": rtol}
     init, step = make_step(problem, method, atol=atol, keep=keep, **settings)
     state = expected = init(problem.args)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import funcexplain as fe
 from tests.grids import F64
-from tests.helpers import assert_close, assert_gradient, make_problem, make_x0
+from tests.helpers import assert_close, assert_gradient, make_network, make_problem, make_x0
 
 
 def covariance(*lead: int, assets: int = 5) -> Tensor:
@@ -94,6 +94,28 @@ def test_they_follow_the_problem_to_other_dtypes_and_are_stored_by_name() -> Non
         assert found.x.dtype == torch.float32
         moved = [float(penalty(x, problem.args["reference"])) for x in found.x]
         assert moved == sorted(moved, reverse=True)
+
+
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "adam"])
+def test_the_path_of_a_goal_is_monotone_and_ends_at_the_constrained_optimum(method: str) -> None:
+    x0, network = make_x0(), make_network("mlp_tanh")
+    held = network(x0[None])[0].detach()
+    goal = fe.targets.at_least(int(held.argmin()), float(held.min()) + 0.1)
+    problem = fe.problem(network, goal, x0)
+    nearest = float((fe.closest(problem).x - x0).norm())
+    strengths: Any = {"l2": torch.logspace(1, -4, 6, dtype=F64)}
+    path = fe.vmap(fe.penalize(fe.penalties.l2, strength=1.0)(problem), **strengths)
+    exact = method == "levenberg_marquardt"
+    chosen: Any = fe.levenberg_marquardt() if exact else fe.adam(lr=0.02)
+    found = fe.solve(path, chosen, max_steps=60 if exact else 300, atol=1e-3)
+    moved = (found.x - x0).flatten(1).norm(dim=1)
+    assert (moved.diff() >= -1e-2 * nearest).all()
+    assert found.hit.tolist() == sorted(found.hit.tolist())
+    assert found.hit[-1]
+    if exact:
+        assert float(moved[found.hit].max()) <= 1.02 * nearest
+    short = fe.solve(path[5], chosen, max_steps=5, atol=1e-3)
+    assert short.hit == (short.error <= 1e-3)
 
 
 @pytest.mark.parametrize(

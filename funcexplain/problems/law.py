@@ -1,0 +1,34 @@
+"""The law of the search point: which transforms keep ``z`` standard normal, and which take that away.
+
+A scenario maps a standard normal ``z`` to returns. `Problem.law` says so as long as every change of
+``decode`` was one that keeps it: entries of the window that are held, say. After a change of variables
+or bounds, the market of ``z`` is another one, and after a transform that does not say, nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from funcexplain.problems.problem import Problem
+
+
+def keep_law(problem: Problem, changed: Problem) -> Problem:
+    """The changed problem, whose ``z`` has the law that it had before ``decode`` was wrapped."""
+    return replace(changed, normal=changed.decode) if problem.law else changed
+
+
+def drop_law(problem: Problem, changed: Problem, name: str) -> Problem:
+    """The changed problem, whose ``z`` has another law after the transform of this name."""
+    return replace(changed, altered_by=name) if problem.law else changed
+
+
+def check_law(where: str, problem: Problem) -> None:
+    """Raise unless the search point is standard normal."""
+    if problem.law is None:
+        reason = "a search over windows, which have none"
+        if problem.normal is not None:
+            reason = f"another law after {problem.altered_by or 'a transform of your own'}; leave it out"
+        raise ValueError(
+            f"{where}: problem must have a standard normal search point, as fe.scenarios.scenario or "
+            f"fe.scenarios.ahead makes, got {reason}"
+        )
