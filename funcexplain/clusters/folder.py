@@ -103,11 +103,10 @@ class Folder(NamedTuple):
 
     def missing(self, found: Counter[int]) -> Iterator[int]:
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
+        names = tuple(self.manifest.fields)
         for number in range(self.manifest.chunks):
             try:
-                found.update(
-                    self._read(number, tuple(self.manifest.fields))[1]
-                )  # verifies all checksums
+                found.update(self._read(number, names)[1])  # verifies all checksums
             except (OSError, ValueError):
                 yield number
 
