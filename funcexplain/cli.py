@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +31,9 @@ Check everything that a config names without solving it: keys, network, weights,
 target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
 """
 REPORT = """\
-Write the report of a run again, from the files in its folder and the prices that its config names. Start
-it in the folder in which the run was started. No code that the config names runs, unless --trust-config
-is given; the report leaves out and names the few measures that need the network.
+Write the report of a run again, from the files in its folder and the prices that its config names. No
+code that the config names runs, unless --trust-config is given; the report leaves out and names the few
+measures that need the network.
 """
 
 _MAX_MESSAGE = 2000  # characters
@@ -193,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
         help="build the network, which runs the code that the folder's config names; only if you trust "
         "its author",
     )
-    commands.choices["run"].set_defaults(settings=["trust_model", "workers", "dask", "quiet"])
+    commands.choices["run"].set_defaults(
+        settings=["trust_model", "workers", "dask", "timeout", "accept", "quiet"]
+    )
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
         "--workers",
@@ -206,6 +209,18 @@ def _parser() -> argparse.ArgumentParser:
         "--dask",
         metavar="tcp://HOST:PORT",
         help="share them among the workers of a Dask scheduler that see this folder",
+    )
+    commands.choices["run"].add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end and retry a chunk of shared searches after so many seconds (default: no limit)",
+    )
+    commands.choices["run"].add_argument(
+        "--accept",
+        metavar="NAMES",
+        help="resume shared searches although these parts of the code changed, such as network or "
+        "versions.torch,behavior; only if their answers remain valid",
     )
     return parser
 
@@ -220,6 +235,16 @@ def _workers(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, got {text!r}")
+    return seconds
 
 
 def _demo(arguments: argparse.Namespace) -> int:

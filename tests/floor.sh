@@ -23,6 +23,7 @@ FLOORS
 "$python" -m pytest -q -n 2 --dist loadfile -W ignore::DeprecationWarning \
     tests/test_versions.py tests/networks/test_functional.py tests/networks/test_recurrent.py \
     tests/networks/test_norms.py tests/networks/test_prepare.py tests/networks/test_opaque.py \
+    tests/networks/test_trial.py tests/solvers/test_jacobian.py tests/solvers/test_optimizers.py \
     tests/problems/test_consensus.py tests/problems/test_mapping.py tests/problems/test_targets.py \
     tests/problems/test_transforms.py tests/solutions tests/solvers/test_gauss_newton.py \
     tests/solvers/test_loop.py tests/solvers/test_method.py tests/engine/test_closest.py \

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_one_file_asks_for_versions(path: Path) -> None:
             assert not ast.unparse(node.args[0]).startswith("torch"), ast.unparse(node)
         assert not (isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES), ast.unparse(node)
         assert not (isinstance(node, ast.keyword) and node.arg in ARGUMENTS), ast.unparse(node)
+
+
+def test_no_newer_version_is_excluded() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [project["requires-python"], *project["dependencies"]]
+    wanted += [one for name, every in extras.items() if name != "docs" for one in every]
+    limited = [one for one in wanted if set("<~!") & set(one) or "==" in one]
+    assert limited == []
 
 
 def test_a_part_with_two_names_is_put_back() -> None:

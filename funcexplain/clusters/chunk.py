@@ -53,8 +53,9 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     Args:
         task: a pickled `Task`.
         number: number of the chunk.
-        attempt: path of a file that shows that the search has begun. Unique, so that executors that
-            cache results by arguments, as Dask can, do not return an earlier result.
+        attempt: path of a file whose time shows when the present phase has begun: building the problem,
+            then the search. Unique, so that executors that cache results by arguments, as Dask can, do
+            not return an earlier result.
 
     Raises:
         WorkerError: for any error, as text.
@@ -63,10 +64,9 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
         # A fork inherits the number of threads but not the threads, and would hang with more than one.
         torch.set_num_threads(1)
     try:
+        _mark(attempt)
         problem, method, settings, folder = _job(task)
-        with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
-            Path(attempt).parent.mkdir(parents=True, exist_ok=True)
-            Path(attempt).touch()
+        _mark(attempt)  # building is a phase of its own
         span = folder.manifest.span(number)
         rows = torch.arange(span.start, span.stop, device=problem.args["x0"].device)
         solution = solve_rows_alone(problem, rows, method, settings)
@@ -78,6 +78,13 @@ def solve_chunk(task: bytes, number: int, attempt: str) -> dict[int, int]:
     except BaseException as error:  # the caller's exceptions may not be picklable
         lines = traceback.format_exception_only(error), traceback.format_tb(error.__traceback__)
         raise WorkerError("".join(itertools.chain(*lines))) from None
+
+
+def _mark(attempt: str) -> None:
+    """Show that a phase of an attempt begins."""
+    with suppress(OSError):  # a full disk, or a folder that is not shared: publishing reports it
+        Path(attempt).parent.mkdir(parents=True, exist_ok=True)
+        Path(attempt).touch()
 
 
 @lru_cache(maxsize=1)  # a worker serves one run at a time; building may take seconds

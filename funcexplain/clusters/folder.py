@@ -24,8 +24,10 @@ from torch import Tensor
 from funcexplain.clusters.fingerprint import differences
 from funcexplain.clusters.manifest import FORMAT, Manifest, decode_manifest
 from funcexplain.solutions.archive import read_archive, read_notes, write_archive
+from funcexplain.solutions.files import are_errors
 from funcexplain.solutions.reading import MIB, opened, read_bytes
 from funcexplain.solutions.solution import Solution
+from funcexplain.solutions.status import Status
 from funcexplain.solutions.writing import as_path, os_error, output_path, quote, replaced
 
 _FILES_PER_FOLDER = 1000  # file systems slow down with more
@@ -73,9 +75,7 @@ class Folder(NamedTuple):
             ValueError: if its file is damaged, or belongs to another run or other rows.
             OSError: if it cannot be read.
         """
-        tensors, notes = read_archive(self.where, self._file(number), names)
-        self._counts(number, notes)
-        return tensors
+        return self._read(number, names)[0]
 
     def counts(self, number: int) -> Counter[int]:
         """Number of rows of a chunk per status, from its header; raises like `read`."""
@@ -92,8 +92,10 @@ class Folder(NamedTuple):
             found = read_notes(self.where, self._file(number)).get("exceptions", {})
         except FileNotFoundError:
             return {}
-        first = self.manifest.span(number).start
-        return {first + int(row): str(text) for row, text in found.items()}
+        span = self.manifest.span(number)
+        if not are_errors(found) or not all(int(row) < len(span) for row in found):
+            raise self._strange(number)
+        return {span.start + int(row): str(text) for row, text in found.items()}
 
     def marker(self, number: int, attempt: str) -> Path:
         """A file that shows that an attempt at a chunk has begun."""
@@ -101,10 +103,10 @@ class Folder(NamedTuple):
 
     def missing(self, found: Counter[int]) -> Iterator[int]:
         """Numbers of chunks without a valid file; adds the status counts of the others to ``found``."""
+        names = tuple(self.manifest.fields)
         for number in range(self.manifest.chunks):
             try:
-                notes = read_archive(self.where, self._file(number))[1]  # verifies all checksums
-                found.update(self._counts(number, notes))
+                found.update(self._read(number, names)[1])  # verifies all checksums
             except (OSError, ValueError):
                 yield number
 
@@ -140,6 +142,24 @@ class Folder(NamedTuple):
         folder = f"{number // _FILES_PER_FOLDER:06d}"
         return self.path / "chunks" / folder / f"{number:09d}.safetensors"
 
+    def _read(self, number: int, names: tuple[str, ...]) -> tuple[dict[str, Tensor], Counter[int]]:
+        """Fields of a chunk, as the manifest describes them, and the number of its rows per status."""
+        tensors, notes = read_archive(self.where, self._file(number), names)
+        counts, rows = self._counts(number, notes), len(self.manifest.span(number))
+        for name in names:
+            dtype, shape = self.manifest.kind(name, rows)
+            found = tensors.get(name)
+            if found is None or found.dtype is not dtype or found.shape != shape:
+                kind = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
+                raise ValueError(
+                    f"{self.where}: {quote(self._file(number))} must hold {name} as the manifest "
+                    f"describes it, {dtype} {shape}, got {kind}; solve again with this directory to "
+                    "replace it"
+                )
+        if "status" in names and Counter(tensors["status"].tolist()) != counts:
+            raise self._strange(number)
+        return tensors, counts
+
     def _counts(self, number: int, notes: dict[str, Any]) -> Counter[int]:
         """Number of rows of a chunk per status; raises if it belongs to another run or other rows."""
         span = self.manifest.span(number)
@@ -149,12 +169,17 @@ class Folder(NamedTuple):
             place = (chunk["run"], chunk["first_row"], counts.total())
         except (LookupError, ValueError, TypeError, AttributeError):
             place, counts = None, Counter()
-        if place != (self.manifest.key, span.start, len(span)):
-            raise ValueError(
-                f"{self.where}: {quote(self._file(number))} holds other rows, or those of another run; "
-                "solve again with this directory to replace it"
-            )
+        known = counts.keys() <= {*Status} and min(counts.values(), default=0) >= 0
+        if not known or place != (self.manifest.key, span.start, len(span)):
+            raise self._strange(number)
         return counts
+
+    def _strange(self, number: int) -> ValueError:
+        """The error for a file whose notes do not fit the run."""
+        return ValueError(
+            f"{self.where}: {quote(self._file(number))} holds other rows, or those of another run; "
+            "solve again with this directory to replace it"
+        )
 
 
 def open_or_create(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from funcexplain.clusters.behavior import Behavior, compare_behavior
 from funcexplain.clusters.fingerprint import Fingerprint, hash_fingerprint
+from funcexplain.solutions.files import fits
+from funcexplain.solutions.solution import FIELDS
 from funcexplain.solutions.status import Status
 
 FORMAT = 1
@@ -87,14 +89,18 @@ class Manifest(NamedTuple):
         """Row numbers of a chunk."""
         return range(number * self.chunk_size, min(self.rows, (number + 1) * self.chunk_size))
 
+    def kind(self, name: str, rows: int) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of a field of so many rows."""
+        code, trailing = self.fields[name]
+        return getattr(torch, code), (rows, *trailing)
+
     def unanswered(self, rows: int, status: Status, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Fields of rows without an answer."""
         tensors = {}
         for name in names:
-            code, trailing = self.fields[name]
-            dtype = getattr(torch, code)
+            dtype, shape = self.kind(name, rows)
             fill = math.nan if dtype.is_floating_point else 0
-            tensors[name] = torch.full((rows, *trailing), fill, dtype=dtype, device="cpu")
+            tensors[name] = torch.full(shape, fill, dtype=dtype, device="cpu")
         if "status" in tensors:
             tensors["status"].fill_(int(status))
         return tensors
@@ -122,9 +128,23 @@ def decode_manifest(content: bytes) -> Manifest | int | None:
             for changes, chunks in found.get("accepted", ())
         )
         later = (found.get("behavior", {}), found.get("run", ""), accepted)  # than the first format
-        return Manifest(found["parts"], dims, shape, found["chunk_size"], kinds, *later)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        manifest = Manifest(found["parts"], dims, shape, found["chunk_size"], kinds, *later)
+        return manifest if _is_sound(manifest) else None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Whether a manifest, whose checksum is not secret, describes a grid of solutions."""
+    fields, dims, shape = manifest.fields, manifest.dims, manifest.shape
+    sizes = (*shape, manifest.chunk_size - 1, *(size for _, own in fields.values() for size in own))
+    return (
+        fields.keys() | {"z"} == {*FIELDS}
+        and fits(manifest.unanswered(0, Status.FAILED, tuple(fields)), ["row"])
+        and all(type(size) is int and size >= 0 for size in sizes)
+        and len(dims) == len(shape) > 0
+        and all(isinstance(text, str) for text in (*dims, *manifest.parts.values()))
+    )
 
 
 def _checksum(entries: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from traceback import format_exception_only
 from typing import Any, NamedTuple
 
 from funcexplain.clusters.pools import ManagedExecutor
+from funcexplain.networks.network import raise_pending
 
 _MAX_ERROR_LENGTH = 4000  # characters
 _MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
@@ -54,8 +55,8 @@ class Scheduler:
         check: called when a worker reports that a chunk is done; raises OSError or ValueError if not.
         retries: maximum number of retries per chunk.
         in_flight: maximum number of chunks that are submitted and not finished.
-        timeout: maximum number of seconds of an attempt; None for no limit.
-        begun: whether a worker has begun with the last attempt at a chunk.
+        timeout: maximum number of seconds of a phase of an attempt; None for no limit.
+        begun: what identifies the phase of the last attempt at a chunk; None before its worker begins.
         answered: the result of a chunk that was finished although its attempt failed, or None.
     """
 
@@ -68,14 +69,14 @@ class Scheduler:
         in_flight: int | None,
         timeout: float | None = None,
         *,
-        begun: Callable[[int], bool] = lambda number: True,
+        begun: Callable[[int], Any] = lambda number: True,
         answered: Callable[[int], Any] = lambda number: None,
     ) -> None:
         self._executor, self._submit, self._check, self._retries = executor, submit, check, retries
         self._max_in_flight = in_flight or executor.in_flight
-        self._timeout, self._has_begun, self._answered = timeout, begun, answered
-        # When chunks in flight were seen to have begun, and how long finished ones took.
-        self._began: dict[Future[Any], float] = {}
+        self._timeout, self._phase, self._answered = timeout, begun, answered
+        # When phases of chunks in flight were seen to begin, and how long finished chunks took.
+        self._began: dict[Future[Any], tuple[float, Any]] = {}
         self._durations, self._looked = deque[float](maxlen=1000), time.monotonic()
         self._logged, self._stuck, self._waits = set[int](), list[Future[Any]](), False
         self._in_flight: dict[Future[Any], int] = {}
@@ -91,6 +92,7 @@ class Scheduler:
         """Yield the result of every chunk, in the order in which they finish."""
         pending = iter(numbers)
         while self.given_up is None:
+            raise_pending()
             broken = self._fill(pending)
             if not self._in_flight and not broken:
                 return
@@ -156,18 +158,22 @@ class Scheduler:
             return
         waiting = (item for item in self._in_flight.items() if item[0] not in self._began)
         for future, number in itertools.islice(waiting, 2 * (self._executor.workers or 64)):
-            if self._has_begun(number):
-                self._began[future] = now
+            if (phase := self._phase(number)) is not None:
+                self._began[future] = now, phase
         self._looked = now
-        slow = math.inf
+        limit = math.inf if self._timeout is None else self._timeout
         if self._timeout is None and len(self._durations) >= _FINISHED:
-            slow = max(_SLOW_SECONDS, _SLOW * statistics.median(self._durations))
+            limit = max(_SLOW_SECONDS, _SLOW * statistics.median(self._durations))
         late = []
-        for future, began in self._began.items():
+        for future, (began, phase) in self._began.items():
+            if now - began <= limit:
+                continue
             number = self._in_flight[future]
-            if self._timeout is not None and now - began > self._timeout:
+            if (present := self._phase(number)) != phase:
+                self._began[future] = now, present
+            elif self._timeout is not None:
                 late.append(future)
-            elif now - began > slow and number not in self._logged:
+            elif number not in self._logged:
                 self._logged.add(number)
                 _logger.warning(
                     f"chunk {number} has been running for {now - began:.0f} s, {_SLOW:.0f} times as "
@@ -234,7 +240,7 @@ class Scheduler:
         for future in finished:
             number, now = self._in_flight.pop(future), time.monotonic()
             # One that was never seen began after the last look.
-            self._durations.append(now - self._began.pop(future, self._looked))
+            self._durations.append(now - self._began.pop(future, (self._looked, None))[0])
             isolated = self._isolated == number
             error = self._error_of(future, number)
             if isinstance(error, BrokenExecutor):

@@ -98,10 +98,10 @@ def solve(
         retries: maximum number of retries per chunk.
         in_flight: maximum number of submitted chunks. Default: two per process, or 1024 if the number of
             processes is unknown.
-        timeout: maximum number of seconds for one attempt at a chunk, once its worker has built the
-            problem. An attempt that takes longer counts as one that raises, and its worker is killed if
-            the executor was made here. Default: no limit; a chunk that takes 30 times the median is
-            logged.
+        timeout: maximum number of seconds for one attempt at a chunk, and for building the problem, once
+            in each worker. An attempt that takes longer counts as one that raises, and its worker is
+            killed if the executor was made here. Default: no limit; a chunk that takes 30 times the
+            median is logged.
         accept: names of parts of the code that may differ from those of an existing directory, such as
             ``"loss"`` or ``"versions.funcexplain"``, after a change that leaves its answers valid. The
             manifest records them; see ``solution.accepted``.
@@ -186,7 +186,10 @@ def solve(
     del problem, fields
     folder = open_or_create(WHERE, directory, wanted, chunk_size, accept)
     task = pickle.dumps(Task(recipe, method, settings, folder.path, folder.manifest))
-    failures = _run(folder, task, ManagedExecutor(source), retries, in_flight, timeout, callback)
+    with deferred_interrupts() as hold:  # a press amid them could leave the locks of futures locked
+        failures, hold.answered = _run(
+            folder, task, ManagedExecutor(source), retries, in_flight, timeout, callback
+        )
     return ChunkedSolution(folder, failures)
 
 
@@ -198,8 +201,8 @@ def _run(
     in_flight: int | None,
     timeout: float | None,
     callback: Callback | None,
-) -> Failures:
-    """Solve missing chunks; returns the errors of chunks that failed, in this run or before."""
+) -> tuple[Failures, bool]:
+    """Solve missing chunks; returns the errors of all that failed, and whether Ctrl-C was pressed."""
     manifest, found = folder.manifest, Counter[int]()
     run, attempts, interrupted = secrets.token_hex(4), itertools.count(), False
     markers: dict[int, Path] = {}
@@ -223,7 +226,7 @@ def _run(
         retries,
         in_flight,
         timeout,
-        begun=lambda number: markers[number].exists(),
+        begun=lambda number: _time_of(markers[number]),
         answered=lambda number: _published(folder, number),
     )
     try:
@@ -262,7 +265,15 @@ def _run(
         raise KeyboardInterrupt  # which no row can say: all of them were answered
     if scheduler.given_up is not None:
         _logger.warning(f"given up: {scheduler.given_up}; call again for the rest")
-    return failures
+    return failures, interrupted
+
+
+def _time_of(marker: Path) -> float | None:
+    """When the present phase of an attempt began; None before it is in a worker."""
+    try:
+        return marker.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _check_file(folder: Folder, number: int) -> None:
@@ -278,9 +289,7 @@ def _check_file(folder: Folder, number: int) -> None:
 def _published(folder: Folder, number: int) -> Counter[int] | None:
     """Rows per status of a chunk with a valid file, whose worker died after it wrote it; else None."""
     try:
-        folder.read(
-            number, tuple(folder.manifest.fields)
-        )  # verifies all checksums: a damaged file is solved again
+        folder.read(number, tuple(folder.manifest.fields))  # verifies it: if damaged, it is solved again
         return folder.counts(number)
     except (OSError, ValueError):
         return None

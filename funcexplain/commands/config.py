@@ -2,11 +2,13 @@
 
 This module checks each entry separately: known key, right type, within bounds. Whether the entries fit
 together, and fit the network and the prices, is checked when those are loaded. torch is not imported, so
-that a mistyped key is reported at once. All paths are relative to the current folder.
+that a mistyped key is reported at once. Paths are as they are written there, relative to
+the config's folder; `commands.paths` makes them relative to the current one.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -151,6 +153,15 @@ class StartsConfig:
     seed: int = entry(integer_between(0, 2**32 - 1), 0)
 
 
+def _leverage(where: str, value: Any) -> float:
+    """A positive number; ``inf`` assumes nothing."""
+    if value == math.inf:
+        return math.inf
+    if read_non_negative(where, value) == 0.0:
+        raise bad_entry(where, "a number > 0, or inf", value)
+    return float(value)
+
+
 def _settings(where: str, value: Any) -> Any:
     """A setting of a method: a number, text or a list of them. The method checks its value."""
     for item in value if isinstance(value, list) else [value]:
@@ -161,12 +172,13 @@ def _settings(where: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, the installed package that it is in, and its weights."""
+    """The network: the function that makes it, the package or folder of that, and its weights."""
 
     factory: str | None = entry(_factory, None)
     arguments: dict[str, Any] | None = entry(_arguments, None)
     weights: str | None = entry(read_text, None)
     package: str | None = entry(_package, None)
+    folder: str = entry(read_text, ".")
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,7 @@ class QuestionConfig:
     shift: dict[str, float] | None = entry(read_amounts, None)
     turnover: float | None = entry(read_non_negative, None)
     concentration: float | None = entry(read_non_negative, None)
+    leverage: float | None = entry(_leverage, None)
     loss: str = entry(one_of(*LOSSES), "auto")
     date: Dates = entry(_dates, "last")
     search: str = entry(one_of("auto", "scenario", "features"), "auto")

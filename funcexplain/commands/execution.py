@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -20,6 +20,7 @@ from funcexplain.networks.network import deferred_interrupts
 from funcexplain.solutions.tables import require
 
 _CONNECT_TIMEOUT = "10 s"
+_ACCEPT = re.compile(r"accept=\[(.*?)\]")
 _chdir_lock = Lock()  # threads of a worker share the current folder of its process
 
 
@@ -51,7 +52,14 @@ def build_problem_of_config(config: str, folder: str, trust_model: bool) -> fe.P
 
 
 def solve_shared(
-    inputs: Inputs, executor: ExecutorSource, directory: Path, *, trust_model: bool, callback: Any
+    inputs: Inputs,
+    executor: ExecutorSource,
+    directory: Path,
+    *,
+    trust_model: bool,
+    timeout: float | None,
+    accept: Collection[str],
+    callback: Any,
 ) -> fe.clusters.ChunkedSolution:
     """Solve the searches of a config with an executor; answers in the directory are reused.
 
@@ -61,22 +69,29 @@ def solve_shared(
         OSError: if it cannot be written.
     """
     method, kwargs = inputs.config.method, {"folder": str(Path.cwd()), "trust_model": trust_model}
-    try:
-        solution = fe.clusters.solve(
-            (build_problem_of_config, {"config": to_toml(inputs.config), **kwargs}),
-            (getattr(fe, method.name), method.settings),
-            executor=executor,
-            directory=directory,
-            callback=callback,
-            **solve_settings(method),
-            **refinement_settings(method),
-        )
-    except ValueError as error:
-        raise ValueError(
-            str(error).replace("name another directory", "name another output.folder")
-        ) from None
-    _check_complete(solution, "run the same command to resume")
+    with deferred_interrupts():
+        try:
+            solution = fe.clusters.solve(
+                (build_problem_of_config, {"config": to_toml(inputs.config), **kwargs}),
+                (getattr(fe, method.name), method.settings),
+                executor=executor,
+                directory=directory,
+                timeout=timeout,
+                accept=accept,
+                callback=callback,
+                **solve_settings(method),
+                **refinement_settings(method),
+            )
+        except ValueError as error:
+            text = str(error).replace("name another directory", "name another output.folder")
+            raise ValueError(_ACCEPT.sub(_as_flag, text)) from None
+        _check_complete(solution, "run the same command to resume")
     return solution
+
+
+def _as_flag(accept: re.Match[str]) -> str:
+    """The argument of `fe.clusters.solve`, as a flag of the command."""
+    return "--accept " + accept[1].replace("'", "").replace(", ", ",")
 
 
 def solve_or_raise(

@@ -4,7 +4,7 @@ A config is code: its factory is imported and called with its arguments. So that
 config cannot call anything at all, such as ``os:system``, a factory is one of
 
 - a class of ``torch.nn.Module``,
-- a function of a module in the current folder,
+- a function of a module in the config's folder, or in the one that it names as ``network.folder``,
 - a function of the installed package that the config names as ``network.package``.
 
 What counts is where a function was defined, not the module through which it is reached. A module is
@@ -35,7 +35,7 @@ def check_module(name: str, function: str, package: str | None, folder: Path) ->
         name: of the module.
         function: the name in it.
         package: the package that the config names.
-        folder: where the command runs.
+        folder: the folder of the config, or the one that it names.
     """
     _check_package(package)
     if "__main__" in name.split("."):
@@ -77,7 +77,7 @@ def _foreign(factory: str, module: str) -> ValueError:
     if not _is_standard(module) and top not in _NO_NETWORKS:
         remedy = f'if you trust it, add package = "{top}" to [network]'
     return ValueError(
-        f"network.factory: {factory} must be a function of a module in the current folder, or a class "
+        f"network.factory: {factory} must be a function of a module in the config's folder, or a class "
         f"of torch.nn.Module, got one of {module!r}; {remedy}"
     )
 

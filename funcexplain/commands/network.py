@@ -43,8 +43,8 @@ def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Modu
     """
     if config.factory is None:
         return _load_exported(config.weights or "", trust_model)
-    with fixed_seed(), importable(os.getcwd()):
-        network = _make(config.factory, config.arguments or {}, config.package)
+    with fixed_seed(), importable(os.path.abspath(config.folder)):
+        network = _make(config.factory, config)
     if config.weights is not None:
         _load_weights(network, config.weights, config.factory)
     return network.eval()
@@ -58,8 +58,9 @@ def one_line(error: BaseException | str) -> str:
     return ": ".join(filter(None, (kind, words)))
 
 
-def _make(factory: str, arguments: Mapping[str, Any], package: str | None) -> nn.Module:
-    where, folder = "network.factory", Path.cwd()
+def _make(factory: str, config: NetworkConfig) -> nn.Module:
+    where, arguments = "network.factory", config.arguments or {}
+    package, folder = config.package, Path(config.folder)
     name, _, function = factory.partition(":")
     check_module(name, function, package, folder)
     try:
@@ -69,8 +70,8 @@ def _make(factory: str, arguments: Mapping[str, Any], package: str | None) -> nn
         absent = getattr(error, "name", None)  # the factory's module, or one that it imports
         if missing and absent and f"{name}.".startswith(f"{absent}."):
             raise ValueError(
-                f"{where}: no module {absent!r}, neither installed nor in the current folder; run "
-                "from the folder that contains it, or install it"
+                f"{where}: no module {absent!r}, neither installed nor in the config's folder; put "
+                "it there, name its folder as network.folder, or install it"
             ) from None
         remedy = "install that" if missing else "--debug shows where"
         raise ValueError(f"{where}: importing {name!r} raised {one_line(error)}; {remedy}") from error

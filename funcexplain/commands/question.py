@@ -115,6 +115,7 @@ def build_query(
             mask=space.mask,
             seed=int(seeds[0]),
             assets=history.prices.assets,
+            leverage=question.leverage,
         )
         problem = fe.pipe(problem, *space.transforms)
         if starts.number > 1:

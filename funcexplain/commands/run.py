@@ -6,6 +6,7 @@ ValueError, TypeError, OSError or ImportError whose message names the remedy.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from funcexplain.commands.inputs import (
     refinement_settings,
     solve_settings,
 )
+from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line, print_plain
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
@@ -52,6 +54,8 @@ def run_config(
     *,
     workers: int | None = None,
     dask: str | None = None,
+    timeout: float | None = None,
+    accept: str | None = None,
     trust_model: bool = False,
     quiet: bool = False,
     print_line: PrintLine = print_plain,
@@ -62,6 +66,9 @@ def run_config(
         path: the config file.
         workers: processes of this machine that share the searches. Default: only this process.
         dask: address of a Dask scheduler whose workers share them.
+        timeout: maximum number of seconds for a chunk of searches in a worker; see `fe.clusters.solve`.
+        accept: names of parts of the code, separated by commas, that may differ from those of the
+            answers to resume; likewise.
         trust_model: whether a ``.pt2`` file may run its code.
         quiet: whether to hide the progress.
         print_line: called with each line of output.
@@ -74,6 +81,9 @@ def run_config(
             the next call resumes.
     """
     config, files = _read_checked(path), [CONFIG]
+    for name, value in {"--timeout": timeout, "--accept": accept}.items():
+        if value is not None and workers is None and dask is None:
+            raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model)
         folder = make_folder(Path(config.output.folder))
@@ -92,7 +102,13 @@ def run_config(
             )
         else:
             solution = solve_shared(
-                inputs, executor, folder / ANSWERS, trust_model=trust_model, callback=bar
+                inputs,
+                executor,
+                folder / ANSWERS,
+                trust_model=trust_model,
+                timeout=timeout,
+                accept=accept.split(",") if accept else (),
+                callback=bar,
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
@@ -103,17 +119,18 @@ def run_config(
             errors = solution.exceptions.items()
             failures = [fe.clusters.Failure(range(row, row + 1), error) for row, error in errors]
         with fresh_folder(folder) as fresh:
-            (fresh / CONFIG).write_text(to_toml(inputs.config), encoding="utf-8")
+            written = rebase(inputs.config, os.curdir, folder)
+            (fresh / CONFIG).write_text(to_toml(written), encoding="utf-8")
             if isinstance(solution, fe.clusters.ChunkedSolution):
                 files.append(ANSWERS)
             else:
-                settings = {"config": _settings(inputs), "dates": query.dates}
+                settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
             files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             if config.output.report:
-                files.append(_write_report(fresh, inputs, solution))
+                files.append(_write_report(fresh, folder, inputs, solution))
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
@@ -183,7 +200,7 @@ def rewrite_report(
     """
     folder = Path(folder)
     before = read_summary(folder)
-    config, shared = read_config(folder / CONFIG), ANSWERS in before["files"]
+    config, shared = _read(folder / CONFIG), ANSWERS in before["files"]
     solution = fe.clusters.open(folder / ANSWERS) if shared else fe.load(folder / SOLUTION)
     with torch_threads(config.method.threads):
         if trust_config:
@@ -198,7 +215,7 @@ def rewrite_report(
                 "run again, or restore the original"
             )
         with fresh_folder(make_folder(folder)) as fresh:
-            name = _write_report(fresh, inputs, solution)
+            name = _write_report(fresh, folder, inputs, solution)
             names = dict.fromkeys([*before["files"], name])
             replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
@@ -211,26 +228,32 @@ def rewrite_report(
     return {"exit_code": HIT, "folder": str(folder), "files": [name], "left_out": left_out}
 
 
+def _read(path: str | Path) -> Config:
+    """Read a config, with paths relative to the current folder."""
+    return rebase(read_config(path), os.path.dirname(path), os.curdir)
+
+
 def _read_checked(path: str | Path) -> Config:
     """Read a config, and check that matplotlib is installed if it is needed."""
-    config = read_config(path)
+    config = _read(path)
     if config.output.picture or config.output.report:
         require_matplotlib()
     return config
 
 
-def _settings(inputs: Inputs) -> Any:
-    return outputs.as_json(to_plain(inputs.config))
+def _settings(inputs: Inputs, folder: Path) -> Any:
+    """The config as in a folder, whatever the current one is."""
+    return outputs.as_json(to_plain(rebase(inputs.config, os.curdir, folder)))
 
 
-def _write_report(folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
+def _write_report(fresh: Path, folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
     return outputs.write_report(
-        folder,
+        fresh,
         solution,
         inputs.query,
         inputs.history,
         title=inputs.config.output.title,
-        settings=_settings(inputs),
+        settings=_settings(inputs, folder),
         probe=inputs.network is not None,
     )
 

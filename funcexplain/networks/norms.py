@@ -9,7 +9,7 @@ of one. Group, layer and RMS normalization read the layout correctly and need no
 Batch normalization with fixed statistics is a scale and a shift of every channel; written explicitly it
 avoids that kernel and its cost.
 
-The kernel of ``parametrizations.weight_norm`` is correct but has no batching rule: mapped over stacked
+The kernel of ``weight_norm`` is correct but has no batching rule: mapped over stacked
 parameters it runs one model at a time.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class _ContiguousCotangent(torch.autograd.Function):
@@ -81,9 +82,20 @@ def explicit_weight_norm(module: nn.Module) -> nn.Module:
     """Write ``weight_norm`` as ``g * v / |v|``."""
     kept: Any = module.dim  # -1: one norm for the whole tensor
 
-    def forward(weight_g: Tensor, weight_v: Tensor) -> Tensor:
-        others = [dim for dim in range(weight_v.ndim) if dim != kept]
-        return weight_v * (weight_g / torch.linalg.vector_norm(weight_v, dim=others, keepdim=kept >= 0))
-
-    module.forward = forward
+    module.forward = lambda weight_g, weight_v: _normalized(weight_g, weight_v, kept)
     return module
+
+
+class ExplicitWeightNorm(WeightNorm):
+    """The hook of ``nn.utils.weight_norm``, the older way, likewise."""
+
+    def compute_weight(self, module: nn.Module) -> Tensor:
+        """The weight of a module, from the parameters in its place."""
+        g, v = (getattr(module, self.name + end) for end in ("_g", "_v"))
+        return _normalized(g, v, self.dim)
+
+
+def _normalized(g: Tensor, v: Tensor, kept: int) -> Tensor:
+    others = [dim for dim in range(v.ndim) if dim != kept]
+    # torch takes the norm over no dimension as that over all.
+    return v * (g / (torch.linalg.vector_norm(v, dim=others, keepdim=kept >= 0) if others else v.abs()))

@@ -23,12 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.weight_norm import WeightNorm
 
 from funcexplain.networks.attention import explicit_attention, plain_encoder, plain_encoder_layer
 from funcexplain.networks.convex_layers import exact_or_opaque
 from funcexplain.networks.deepdow_layers import OpaqueRows, differentiable_zoom, mapped_root
 from funcexplain.networks.foreign import Foreign, is_foreign
-from funcexplain.networks.norms import affine_batch_norm, contiguous_cotangents, explicit_weight_norm
+from funcexplain.networks.norms import (
+    ExplicitWeightNorm,
+    affine_batch_norm,
+    contiguous_cotangents,
+    explicit_weight_norm,
+)
 from funcexplain.networks.objects import attributes, clone_tensor, setter
 from funcexplain.networks.plain import overrides_mode
 from funcexplain.networks.recurrent import explicit_cell, fold_recurrent
@@ -279,6 +285,9 @@ def _twin(part: nn.Module, train: bool) -> nn.Module:
     twin.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
     twin.__dict__["_compiled_call_impl"] = None  # bound to the caller's module
     object.__setattr__(twin, "training", train)
+    for number, hook in twin._forward_pre_hooks.items():
+        if type(hook) is WeightNorm:
+            twin._forward_pre_hooks[number] = ExplicitWeightNorm(hook.name, hook.dim)
     if isinstance(part, LazyModuleMixin):
         _end_laziness(twin)
     return twin

@@ -230,7 +230,7 @@ def encode_goals(
     """Goals ``(K, A + 3)`` of one kind, from their coefficients ``(K, A)``."""
     like, count = portfolio.like, len(coefficients)
     columns = [
-        (c.to(like) if isinstance(c, Tensor) else like.new_tensor(c)).expand(count)[:, None]
+        (c.to(like) if isinstance(c, Tensor) else like.new_full((), c)).expand(count)[:, None]
         for c in (float(kind), lower, upper)
     ]
     return torch.cat([coefficients.to(like), *columns], dim=1)

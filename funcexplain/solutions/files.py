@@ -11,6 +11,8 @@ from torch import Tensor
 from funcexplain.solutions.archive import read_archive, read_notes
 from funcexplain.solutions.solution import FIELDS, Solution, Status
 
+_MAX_DIGITS = 18  # of the number of a row
+
 
 def load(path: str | os.PathLike[str]) -> Solution:
     """Read a solution that ``solution.save(path)`` wrote, bit for bit.
@@ -41,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
     tensors, notes = read_archive("load", path)
     dims: Any = notes.get("dims")
     errors = notes.get("exceptions", {})
-    if tensors.keys() | {"z"} != set(FIELDS) or not _fits(tensors, dims) or not _are_errors(errors):
+    if tensors.keys() | {"z"} != set(FIELDS) or not fits(tensors, dims) or not are_errors(errors):
         found = ", ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
         raise ValueError(
             f"load: {str(path)!r} must hold the fields of a solution {sorted(FIELDS)}, got {found} with "
@@ -54,7 +56,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
     return Solution(**values, dims=tuple(dims), exceptions=exceptions)
 
 
-def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
+def fits(tensors: dict[str, Tensor], dims: Any) -> bool:
     """Whether all fields are of their kind and lead with the same rows, and every status is valid."""
     if not isinstance(dims, list) or not all(isinstance(name, str) for name in dims):
         return False
@@ -71,9 +73,10 @@ def _fits(tensors: dict[str, Tensor], dims: Any) -> bool:
     return lead and len(rows) == len(dims) and {*tensors["status"].flatten().tolist()} <= {*Status}
 
 
-def _are_errors(errors: Any) -> bool:
+def are_errors(errors: Any) -> bool:
     """Whether a note holds errors by the numbers of their rows."""
-    return isinstance(errors, dict) and all(row.isdecimal() for row in errors)
+    rows = errors if isinstance(errors, dict) else ("not a number",)
+    return all(row.isdecimal() and len(row) <= _MAX_DIGITS for row in rows)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class SequentialQuadratic(NamedTuple):
         typical = (point - reference).norm() / mean_norm.clamp_min(torch.finfo(WIDE).tiny)
         saturated = program.multipliers.abs().amax() >= 0.99 * program.rho
         grows = accepts & saturated & (violates > 0.5 * violated)
-        rho = torch.where(grows, _PRICE_GROWTH, 1.0) * program.rho
+        rho = torch.where(grows, _PRICE_GROWTH * program.rho, program.rho)
         rho = torch.where(first, _PRICE * typical, rho)
         damping = torch.where(accepts, _relax(program.damping, ratio), program.damping)
         raised = (_RAISE * program.damping).clamp_min(_DAMPING)

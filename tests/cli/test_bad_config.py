@@ -118,7 +118,7 @@ def test_entries_that_contradict_each_other(
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("nowhere:make", "no module 'nowhere', neither installed nor in the current folder"),
+        ("nowhere:make", "no module 'nowhere', neither installed nor in the config's folder"),
         ("torch.nowhere:make", "no module 'torch.nowhere'"),
         ("broken:make", "importing 'broken' raised SyntaxError"),
         ("needy:make", "importing 'needy' raised ModuleNotFoundError: No module named 'not_there'"),

@@ -70,6 +70,8 @@ def test_defaults_are_those_of_the_demo() -> None:
         ("question", {"date": {"evry": 2}}, "question.date.evry: unknown key; did you mean 'every'?"),
         ("question", {"date": []}, "a list of dates, none twice"),
         ("question", {"group": {"assets": ["EUR"]}}, "give either weight, or at_least and at_most"),
+        ("question", {"leverage": 0}, "question.leverage: expected a number > 0, or inf, got 0"),
+        ("question", {"leverage": float("nan")}, "question.leverage: expected a number >= 0, got nan"),
         (
             "question",
             {"shift": {"EUR": 0.1, "JPY": 0.1}},

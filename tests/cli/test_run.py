@@ -294,3 +294,14 @@ def test_an_error_at_a_start_names_its_row(
     method = {"starts": {"number": 3, "jitter": 40.0}}
     assert main(["run", write(folder, table(module, network=network, method=method))]) == 2
     assert "too far; solve: at the start window of row (0,)" in capsys.readouterr().err
+
+
+def test_leverage(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, module = place
+    question = {"target": None, "at_least": {"OIL": 1.5}}
+    few = {"max_steps": 2, "starts": {"number": 1}}
+    for leverage, code in ((None, 2), (1.2, 2), (2, 1), (float("inf"), 1)):
+        whole = table(module, question={**question, "leverage": leverage}, method=few)
+        assert main(["run", write(folder, whole), "--quiet"]) == code
+        assert ("target must be feasible" in capsys.readouterr().err) == (code == 2)
+    assert main(["report", "out"]) == 0

@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 
 import funcexplain as fe
 from funcexplain.cli import main
+from funcexplain.commands import run as commands
 from tests.cli.workplace import furnish, table, write
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +176,16 @@ def test_another_question_raises(place: tuple[Path, str], capsys: pytest.Capture
         (["--workers", "two"], "--workers: expected an integer of at least 1, got 'two'"),
         (["--dask", "nowhere"], "--dask: expected an address such as tcp://127.0.0.1:8786"),
         (["--dask", "tcp://127.0.0.1:1", "--workers", "2"], "not allowed with"),
+        (
+            ["--timeout", "60"],
+            "--timeout: only searches that are shared have it; add --workers or --dask",
+        ),
+        (["--accept", "loss"], "--accept: only searches that are shared have it"),
+        (["--workers", "1", "--accept", "args.x0"], "accept must name parts of the code"),
+        *(
+            (["--workers", "1", "--timeout", text], f"a number of seconds > 0, got '{text}'")
+            for text in ("0", "nan", "inf", "soon")
+        ),
     ],
     ids=" ".join,
 )
@@ -182,6 +196,49 @@ def test_bad_executors(
     assert main(["run", config(folder, module), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a thread of this process be the worker."""
+
+    @contextmanager
+    def executor(*_: Any) -> Iterator[ThreadPoolExecutor]:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+
+    monkeypatch.setattr(commands, "search_executor", executor)
+
+
+def test_a_change_that_is_accepted(
+    place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    in_a_thread(monkeypatch)
+    words = ["run", config(folder, module), "--quiet", "--workers", "1"]
+    assert main(words) == 0
+    monkeypatch.setattr(fe, "__version__", "0.0.9")
+    assert main(words) == 2
+    remedy = "if its answers remain valid, --accept versions.funcexplain goes on with them"
+    assert remedy in capsys.readouterr().err
+    assert main([*words, "--accept", "question.date"]) == 2
+    assert main([*words, "--accept", "versions.funcexplain,loss"]) == 0
+    (record,) = fe.clusters.open(folder / "out" / "answers").accepted
+    assert record.changes == {"versions.funcexplain": ("0.1.0", "0.0.9")}
+
+
+def test_a_chunk_may_take_so_long(place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, module = place
+    in_a_thread(monkeypatch)
+    path, given, solve = config(folder, module), list[Any](), fe.clusters.solve
+
+    def recorded(*args: Any, **settings: Any) -> Any:
+        given.append(settings["timeout"])
+        return solve(*args, **settings)
+
+    monkeypatch.setattr(fe.clusters, "solve", recorded)
+    assert main(["run", path, "--quiet", "--workers", "1", "--timeout", "90"]) == 0
+    assert main(["run", path, "--quiet", "--workers", "1"]) == 0
+    assert given == [90.0, None]
 
 
 def test_dask_that_is_not_installed(

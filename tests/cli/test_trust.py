@@ -104,7 +104,7 @@ def test_the_standard_library_is_refused_before_it_is_imported(module: str, fact
 )
 def test_functions_of_what_this_package_builds_on_are_refused(module: str, factory: str) -> None:
     del module
-    with pytest.raises(ValueError, match=r"must be a function of a module in the current folder"):
+    with pytest.raises(ValueError, match=r"must be a function of a module in the config's folder"):
         load_network(NetworkConfig(factory))
     with pytest.raises(ValueError, match=r"network.package: expected an installed package"):
         load_network(NetworkConfig(factory, package=factory.partition(":")[0]))

@@ -365,3 +365,15 @@ def test_workers_that_do_not_share_the_directory(here: Solve, monkeypatch: pytes
 
     monkeypatch.setattr(Folder, "publish", elsewhere)
     assert "workers must share the directory" in here(retries=0).failures[0].error
+
+
+def test_a_build_that_hangs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            solution = fe.clusters.solve(
+                builds.held, executor=pool, directory=tmp_path / "run", timeout=0.1, retries=0
+            )
+        finally:
+            builds.RELEASED.set()
+    (failure,) = solution.failures
+    assert failure.error == "TimeoutError: no answer within 0.1 s"

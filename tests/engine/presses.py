@@ -28,6 +28,8 @@ from tests.helpers import assert_untouched, make_network, make_problem, make_tar
 
 NETWORK = make_network("mlp_tanh").train()  # a mode to put back
 TWIN = make_network("conv_no_norm")  # the original draws dropout from the global generator
+POOL = ThreadPoolExecutor(1)
+MODELS = models(2)  # not in an operation: what torch and Python do alone does not survive a press
 GRID = fe.vmap(make_problem(NETWORK), x0=x0s(2), target=targets(2))
 FOLDER = Path(tempfile.gettempdir())
 
@@ -48,8 +50,8 @@ def nested() -> fe.Solution:
 
 
 def in_threads() -> fe.Solution:
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
-        fe.clusters.solve((build, {"rows": 4}), executor=pool, directory=folder, max_steps=2)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        fe.clusters.solve((build, {"rows": 4}), executor=POOL, directory=folder, max_steps=2)
         return fe.clusters.open(folder)[...]
 
 
@@ -65,7 +67,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "problem": lambda: make_problem(NETWORK),
     "goals": lambda: fe.problem(NETWORK, fe.targets.shift(0, 0.1), make_x0()),
     "vmap": lambda: fe.vmap(GRID[0], target=[fe.targets.at_least(0, 0.3), fe.targets.at_most(1, 0.2)]),
-    "consensus": lambda: fe.consensus(fe.vmap(GRID[0], params=models(2))),
+    "consensus": lambda: fe.consensus(fe.vmap(GRID[0], params=MODELS)),
     "one question": lambda: fe.solve(GRID[0], max_steps=3),
     "grid": search(),
     "check": search(check=True),

@@ -14,7 +14,6 @@ from funcexplain.networks.stand_ins import replacement_of
 from tests.helpers import (
     NETWORKS,
     assert_close,
-    assert_same,
     assert_untouched,
     make_network,
     make_target,
@@ -93,17 +92,29 @@ def test_forward_hooks_run_and_backward_hooks_do_not() -> None:
     assert seen == ["before", "after"] * 2
 
 
-def test_old_style_weight_norm_stays_on_the_copy() -> None:
+def old_weight_norm(name: str = "weight", dim: int | None = 0) -> nn.Sequential:
     layer = nn.Linear(60, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated since torch 2.1
-        torch.nn.utils.weight_norm(layer)
-    network = nn.Sequential(nn.Flatten(), layer, nn.Softmax(-1)).double()
+        torch.nn.utils.weight_norm(layer, name, dim)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Flatten(), layer, nn.Softmax(-1)).double()
+
+
+@pytest.mark.parametrize(("name", "dim"), [("weight", 0), ("weight", 1), ("weight", None), ("bias", 0)])
+def test_old_style_weight_norm_stays_on_the_copy(name: str, dim: int | None) -> None:
+    network = old_weight_norm(name, dim)
     expected = network(make_x0()[None])[0].detach()
-    weight = layer.weight
+    before = getattr(network[1], name)
     apply, p = fe.functionalize(network)
-    assert_same(apply(p, make_x0()), expected)
-    assert layer.weight is weight
+    torch.testing.assert_close(apply(p, make_x0()), expected)
+    assert getattr(network[1], name) is before
+
+
+def test_old_style_weight_norm_is_mapped_at_once() -> None:
+    networks = [old_weight_norm() for _ in range(2)]
+    apply, p = fe.stack(networks)  # torch's own kernel would warn of a loop
+    mapped = torch.func.vmap(apply, (0, None))(p, make_x0())
+    torch.testing.assert_close(mapped, torch.cat([network(make_x0()[None]) for network in networks]))
 
 
 class DoubledNorm(nn.BatchNorm2d):

@@ -32,7 +32,7 @@ def question(**changes: Any) -> fe.Problem:
     layers = torch.nn.Flatten(), torch.nn.Linear(36, 2), torch.nn.Softmax(-1)
     network = torch.nn.Sequential(*layers).double()
     with torch.no_grad():
-        network[1].weight *= 20.0
+        network[1].weight.mul_(20.0)  # type: ignore[operator]
     target = fe.targets.at_least(0, 0.7)
     return fe.problem(network, target, features(RETURNS, span=SPAN), **changes)
 

@@ -71,7 +71,7 @@ every_method = pytest.mark.parametrize("name", params(METHODS))
 def test_a_row_is_as_alone(name: str) -> None:
     grid = fe.vmap(fe.vmap(fe.freeze(make_problem()), x0=x0s(3)), target=targets(2))
     solution = assert_rows_equal_alone(
-        grid, METHODS[name], within=(1e-8, 1e-10), max_steps=25, atol=0.02, chunk_size=4
+        grid, METHODS[name], within=(1e-7, 1e-9), max_steps=25, atol=0.02, chunk_size=4
     )
     assert (solution.num_steps > 0).all()
 
