@@ -7,7 +7,7 @@ The measures themselves are pure functions of one row, in `validity`, `proximity
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,9 @@ from funcexplain.engine.forward import weights_of
 from funcexplain.markets.turbulence import day_turbulence
 from funcexplain.measures import plausibility, proximity, stability, validity
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
+from funcexplain.measures.paths import Paths, known_days, paths_of
 from funcexplain.measures.plausibility import Past
+from funcexplain.measures.rarity import KINDS, Layout, Record, judge, log10_chance, read
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
@@ -33,13 +35,36 @@ from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
+_WORST = "worst "  # begins the names of what is known of the worst statistic
+
+
+class _Market:
+    """A history that shows each row the days up to its date alone, read once for each date."""
+
+    def __init__(self, history: Tensor, lookback: int) -> None:
+        self.history, self.lookback = history.double(), lookback
+        self.records: dict[Layout, Record] = {}
+        self.pasts: dict[int, Past] = {}
+        self.ends: dict[int, int] = {}  # by row: days up to its date
+
+    def past(self, end: int) -> Past:
+        """The summary of the first days, or of all if these are too few."""
+        if end not in self.pasts:
+            self.pasts[end] = plausibility.summarize(self.history[:, :end], self.lookback)
+        return self.pasts[end]
+
+    def record(self, layout: Layout) -> Record:
+        """All real paths of some days."""
+        if layout not in self.records:
+            self.records[layout] = read(self.history[0], layout)
+        return self.records[layout]
 
 
 class _Settings(NamedTuple):
     """Checked arguments of `evaluate`."""
 
     problem: Problem
-    past: Past | None
+    market: _Market | None
     scale: Tensor | None
     tolerance: float
     nearest: int
@@ -130,7 +155,7 @@ def evaluate(
     check_memory("evaluate", "draws", draws, num_bytes, x0.device)
     settings = _Settings(
         problem=problem,
-        past=None if history is None else _checked_past(history, x0),
+        market=None if history is None else _checked_market(history, x0),
         scale=None if scale is None else _checked_scale(scale, x0),
         tolerance=check_number("evaluate", "tolerance", tolerance, minimum=0.0),
         nearest=check_positive("evaluate", "nearest", nearest),
@@ -153,29 +178,44 @@ def evaluate(
         if dims and _in_sigmas(settings):
             top = min(top, x0.shape[-3:].numel())
             values |= _measure_starts(settings, solution, dims, top, chunk_size)
-    return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
+    worst = {name.removeprefix(_WORST): v for name, v in values.items() if name.startswith(_WORST)}
+    measures = {name: values[name] for name in DESCRIPTIONS if name in values}
+    return Metrics(measures, solution.dims, worst)
 
 
 def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
     problem, x, weights = settings.problem, solution.x, solution.weights
     args, in_dims = take_rows(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
-    sigma = _sigma(settings, args)
+    market, ends, dated = settings.market, list[int](), dict[str, Tensor]()
+    paths = paths_of(problem, x, args)
+    if market is not None:
+        dates = _dates(settings, args, paths.free)
+        ends = [end for end, _ in dates]
+        market.ends |= dict(zip(rows.tolist(), ends, strict=True))
+        dated = {"mad": torch.stack([market.past(end).mad for end in ends])}
+    sigma = _sigma(settings, args, ends)
 
     # The reference of all rows is one window if nothing that the network sees varies.
     shared = all(in_dims[name] is None for name in ("reference", "params", "seed"))
     references = args["reference"].expand(1 if shared else len(x), *x.shape[1:])
     today = weights_of(problem, references, args, in_dims).expand_as(weights)
 
-    def measure_row(x: Tensor, weights: Tensor, today: Tensor, sigma: Tensor, args: Args) -> Measured:
+    def measure_row(
+        x: Tensor, weights: Tensor, today: Tensor, sigma: Tensor, dated: Measured, args: Args
+    ) -> Measured:
         measured = _validity(problem, weights, today, args["target"])
-        measured |= _proximity(settings, x.double() - args["reference"].double(), sigma)
-        if settings.past is not None:
-            measured |= _plausibility(settings.past, x.double(), sigma, settings.nearest)
-        return measured
+        return measured | _proximity(settings, x.double() - args["reference"].double(), sigma, **dated)
 
-    row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, in_dims)
-    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, args)
+    row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, 0, in_dims)
+    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, dated, args)
+    if market is not None:
+        sigmas = sigma.expand(len(x), *sigma.shape[-3:])
+        values |= _by_date(ends, lambda end, part: _plausibility(settings, end, x[part], sigmas[part]))
+        keys = [(known, free) for (_, known), free in zip(dates, paths.free, strict=True)]
+        values |= _by_date(keys, lambda key, part: _rarity(market, paths, key, part))
+    if paths.shocks is not None:
+        values["log10_chance"] = log10_chance(paths.shocks)
     errors = _errors(problem)
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
@@ -203,7 +243,9 @@ def _validity(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) 
     }
 
 
-def _proximity(settings: _Settings, change: Tensor, sigma: Tensor) -> Measured:
+def _proximity(
+    settings: _Settings, change: Tensor, sigma: Tensor, mad: Tensor | None = None
+) -> Measured:
     """Measures of `proximity` for one row."""
     in_sigmas = proximity.in_units(change, sigma)
     # Without sigmas, a tolerance has no unit.
@@ -219,28 +261,75 @@ def _proximity(settings: _Settings, change: Tensor, sigma: Tensor) -> Measured:
         measured[f"{axis}_touched"] = proximity.touched(in_sigmas, tolerance, axis)
     if _in_sigmas(settings):
         measured["rms_sigmas"] = proximity.rms(in_sigmas)
-    if settings.past is not None:
-        measured["mad_distance"] = proximity.mad_distance(change, settings.past.mad)
+    if mad is not None:
+        measured["mad_distance"] = proximity.mad_distance(change, mad)
     return measured
 
 
-def _plausibility(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
-    """Measures of `plausibility` for one row."""
-    days = day_turbulence(x[0], past.usual)
-    facts = plausibility.stylized_facts(x[0])
-    gaps = facts - past.facts
-    return {
-        "turbulence": days[-1],
-        "turbulence_percentile": plausibility.percentile(days[-1], past.turbulence),
-        "window_turbulence": days.mean(),
-        "window_turbulence_percentile": plausibility.percentile(days.mean(), past.window_turbulence),
-        "nearest_windows": plausibility.nearest_windows(x, past, sigma, nearest),
-        "in_range": plausibility.in_range(x, past.lower, past.upper),
-        "volatility_ratio": facts[0] / past.facts[0],
-        "correlation_gap": gaps[1],
-        "kurtosis_gap": gaps[2],
-        "autocorrelation_gap": gaps[3],
+def _plausibility(settings: _Settings, end: int, x: Tensor, sigma: Tensor) -> Measured:
+    """Measures of `plausibility` for rows of one date."""
+    assert settings.market is not None
+    past = settings.market.past(end)
+
+    def measure(x: Tensor, sigma: Tensor) -> Measured:
+        facts = plausibility.stylized_facts(x[0])
+        gaps = facts - past.facts
+        return {
+            "turbulence": day_turbulence(x[0, -1], past.usual),
+            "nearest_windows": plausibility.nearest_windows(x, past, sigma, settings.nearest),
+            "in_range": plausibility.in_range(x, past.lower, past.upper),
+            "volatility_ratio": facts[0] / past.facts[0],
+            "correlation_gap": gaps[1],
+            "kurtosis_gap": gaps[2],
+            "autocorrelation_gap": gaps[3],
+        }
+
+    return torch.func.vmap(measure)(x.double(), sigma)
+
+
+def _rarity(market: _Market, paths: Paths, key: tuple[int, int], part: Tensor) -> Measured:
+    """Measures of `rarity` for rows of one date, and of the real paths behind them."""
+    known, free = key
+    record = market.record(Layout(paths.answer.shape[1], market.lookback, free))
+    answer, today = (judge(record, path[part], known) for path in (paths.answer, paths.reference))
+    values = {"rarity": answer.share, "rarity_today": today.share}
+    families = {
+        "move": ("rise", "fall"),
+        "joint": ("joint",),
+        "volatility": ("volatility", "calm"),
+        "correlation": ("correlation", "dispersion"),
     }
+    for name, kinds in families.items():
+        columns = [place for place, each in enumerate(answer.statistics) if each.kind in kinds]
+        values[f"{name}_tail"] = 10 ** answer.tails[:, columns].amin(1)
+    worst = answer.tails.argmin(1, keepdim=True)
+    labels = [(KINDS.index(kind), days, asset) for kind, days, asset in answer.statistics]
+    chosen = torch.tensor(labels, device=worst.device)[worst[:, 0]]
+    details = dict(zip(("kind", "days", "asset"), chosen.unbind(1), strict=True))
+    details["value"], details["today"] = (each.values.gather(1, worst)[:, 0] for each in (answer, today))
+    details["tail"] = answer.tails.gather(1, worst)[:, 0]
+    details["paths"] = answer.paths
+    return values | {_WORST + name: value for name, value in details.items()}
+
+
+def _by_date(keys: list[Any], measure: Callable[[Any, Tensor], Measured]) -> Measured:
+    """Measure the rows of each key together."""
+    parts: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        parts.setdefault(key, []).append(row)
+    found = [measure(key, torch.tensor(part)) for key, part in parts.items()]
+    order = torch.tensor([row for part in parts.values() for row in part]).argsort()
+    return {name: torch.cat([each[name] for each in found])[order] for name in found[0]}
+
+
+def _dates(settings: _Settings, args: Args, free: list[int]) -> list[tuple[int, int]]:
+    """Days of history that each row may know, see `known_days`."""
+    assert settings.market is not None
+    history, references = settings.market.history, args["reference"]
+    if varying_dims(settings.problem.dims, "reference"):
+        return [known_days(history, *row) for row in zip(references, free, strict=True)]
+    known = {count: known_days(history, references, count) for count in set(free)}
+    return [known[count] for count in free]
 
 
 def _measure_starts(
@@ -265,9 +354,9 @@ def _measure_starts(
     for part in groups.split(max(1, chunk_size // groups.shape[1])):
         rows = part.flatten()
         args = take_rows(problem.dims, problem.args, rows)
-        changes = proximity.in_units(
-            solution.flat(rows).x.double() - args["reference"].double(), _sigma(settings, args)
-        )
+        ends = [settings.market.ends[row] for row in rows.tolist()] if settings.market else []
+        changes = solution.flat(rows).x.double() - args["reference"].double()
+        changes = proximity.in_units(changes, _sigma(settings, args, ends))
         measured = torch.func.vmap(measure_group)(changes.reshape(*part.shape, -1))
         for name, value in measured.items():
             values.setdefault(name, value.new_empty(total))[rows] = value.flatten()
@@ -291,16 +380,16 @@ def _errors(problem: Problem) -> stability.Errors:
 
 def _in_sigmas(settings: _Settings) -> bool:
     """Whether the size of a sigma is known."""
-    return settings.scale is not None or settings.past is not None or "std" in settings.problem.args
+    return settings.scale is not None or settings.market is not None or "std" in settings.problem.args
 
 
-def _sigma(settings: _Settings, args: Args) -> Tensor:
+def _sigma(settings: _Settings, args: Args, ends: Sequence[int]) -> Tensor:
     """One sigma of the entries of x, leading with ``(B,)`` if it varies by row; 1 if unknown."""
     x0 = args["x0"]
     if settings.scale is not None:
         return settings.scale
-    if settings.past is not None:
-        return settings.past.sigma
+    if settings.market is not None:
+        return torch.stack([settings.market.past(end).sigma for end in ends])
     if "std" not in args:
         return torch.ones(1, 1, 1, dtype=torch.float64, device=x0.device)
     std = args["std"].double()
@@ -322,8 +411,8 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     return sorted({names.index(name) for name in wanted})
 
 
-def _checked_past(history: Any, x0: Tensor) -> Past:
-    """The summary of a checked history."""
+def _checked_market(history: Any, x0: Tensor) -> _Market:
+    """A checked history."""
     days = check_tensor("evaluate", "history", history).to(x0.device)
     channels, lookback, assets = x0.shape[-3:]
     fits = days.ndim == 3 and days.shape[::2] == (channels, assets)
@@ -332,7 +421,7 @@ def _checked_past(history: Any, x0: Tensor) -> Past:
             f"evaluate: history must have shape ({channels}, days, {assets}) with more than {lookback} "
             f"days, the channels and assets of x, got {tuple(days.shape)}"
         )
-    return plausibility.summarize(days, lookback)
+    return _Market(days, lookback)
 
 
 def _checked_scale(scale: Any, x0: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 `summarize` reads a history once; the measures are pure functions of one window and that summary. The
 first channel must hold returns. A window is compared with windows of the same length: the kurtosis of 20
-days is not that of 20 years. How unusual a day is, is measured by `funcexplain.markets.turbulence`.
+days is not that of 20 years. How rare its path is, is measured by `rarity`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.markets.covariances import sample
-from funcexplain.markets.turbulence import Whitening, day_turbulence, whitening
+from funcexplain.markets.turbulence import Whitening, whitening
 
 _BLOCK = 1 << 22  # numbers in a block of windows, 32 MB
 
@@ -31,8 +31,6 @@ class Past:
         lower: 1 % quantile of each channel and asset, ``(C, 1, A)``.
         upper: 99 % quantile, ``(C, 1, A)``.
         usual: mean and covariance of the returns; NaN unless there are more days than assets.
-        turbulence: `day_turbulence` of every day, ``(days,)``.
-        window_turbulence: its mean over every window, ``(N,)`` with ``N = days - L + 1``.
         facts: mean of `stylized_facts` over all windows, ``(4,)``.
     """
 
@@ -43,8 +41,6 @@ class Past:
     lower: Tensor
     upper: Tensor
     usual: Whitening
-    turbulence: Tensor
-    window_turbulence: Tensor
     facts: Tensor
 
 
@@ -60,8 +56,8 @@ def summarize(history: Tensor, lookback: int) -> Past:
 
     Example:
         >>> past = summarize(torch.arange(12.0).view(1, 6, 2), lookback=3)
-        >>> past.sigma.flatten(), past.window_turbulence.shape
-        (tensor([3.6056], dtype=torch.float64), torch.Size([4]))
+        >>> past.sigma.flatten()
+        tensor([3.6056], dtype=torch.float64)
     """
     days = history.double()
     returns = days[0]
@@ -73,7 +69,6 @@ def summarize(history: Tensor, lookback: int) -> Past:
     if len(returns) <= returns.shape[1]:
         # Too few days to estimate a covariance: how unusual a day is remains unknown.
         usual = usual._replace(mean=torch.full_like(usual.mean, torch.nan))
-    daily = day_turbulence(returns, usual)
     facts = [torch.func.vmap(stylized_facts)(part[:, 0]) for part in _windows(days[:1], lookback)]
     return Past(
         days=days,
@@ -83,27 +78,8 @@ def summarize(history: Tensor, lookback: int) -> Past:
         lower=lower,
         upper=upper,
         usual=usual,
-        turbulence=daily,
-        window_turbulence=daily.unfold(0, lookback, 1).mean(1),
         facts=torch.cat(facts).nanmean(0),
     )
-
-
-def percentile(value: Tensor, values: Tensor) -> Tensor:
-    """Share of the history's values that are at most a value, ``mean(values <= value)``.
-
-    Args:
-        value: scalar.
-        values: values of the history, ``(N,)``.
-
-    Returns:
-        Scalar in ``[0, 1]``; NaN for NaN.
-
-    Example:
-        >>> percentile(torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        tensor(0.5000, dtype=torch.float64)
-    """
-    return torch.where(value.isnan(), torch.nan, (values <= value).double().mean())
 
 
 def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
@@ -137,7 +113,9 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
         flat = part.flatten(1)
         # Without |point|**2, the same for all.
         squares.append(flat.square().sum(1) - 2.0 * (flat @ point))
-    nearest = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
+    nearest = (
+        torch.cat(squares).topk(min(k, past.days.shape[1] - past.lookback + 1), largest=False).indices
+    )
     # The product is inexact for close windows: it only finds them, distances are computed again.
     days = nearest[:, None] + torch.arange(past.lookback, device=x.device)
     change = (past.days[:, days].movedim(1, 0) - x) / sigma

@@ -1,9 +1,9 @@
 """How rare a path of returns is: the worst of what a person would look at, against real paths.
 
-Each statistic of a path (the moves of every asset over spans of days, the joint move of all assets, volatility
-and correlation) is ranked among the same statistic of all real paths before it. Its worst rank alone would
-flag nearly every path, since there are hundreds of statistics. So it is compared in turn with the worst
-ranks of real paths, each judged by the history before it: among real paths, a share of 5 % is at most 5 %.
+Each statistic of a path (the moves of every asset over spans of days, the joint move of all assets,
+volatility and correlation) is ranked among the same statistic of all real paths before it. There are
+hundreds, so that the worst rank of nearly every real path is extreme. It is compared in turn with the
+worst ranks of real paths, each judged by the history before it: of these, 5 % have a share of 5 %.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from funcexplain.measures.plausibility import stylized_facts
 from funcexplain.problems.checks import check_like, check_positive
 
 MARKET = -1
-"""The asset of a statistic that is the mean of all assets."""
+"""The asset of a statistic that is of all assets: of their mean, if it is a move."""
 
 _TAIL_INDEX = 4.0  # beyond history, a tail falls like the fourth power, steeper than most assets' third
 _GROWTH = (
@@ -32,7 +32,8 @@ _MIN_SCORES = 10  # real paths that a share is measured by
 
 MOVES = ("rise", "fall")
 FACTS = ("volatility", "correlation", "calm", "dispersion")
-"""Kinds of statistics; the last two facts are low volatility and low correlation."""
+KINDS = (*MOVES, *FACTS, "joint")
+"""Kinds of statistics; calm is a low volatility, and dispersion a low correlation."""
 
 
 class Statistic(NamedTuple):
@@ -42,21 +43,22 @@ class Statistic(NamedTuple):
         kind: ``"rise"``, ``"fall"``, ``"joint"``, ``"volatility"``, ``"calm"``, ``"correlation"`` or
             ``"dispersion"``; the larger its value, the more extreme.
         days: days of the span.
-        asset: number of the asset, `MARKET` for the mean of all, None for what is not of one asset.
+        asset: number of the asset, or `MARKET`.
     """
 
     kind: str
     days: int
-    asset: int | None = None
+    asset: int = MARKET
 
 
 class Rarity(NamedTuple):
     """How rare paths are, with the leading dimensions of the paths.
 
     Attributes:
-        share: share of the earlier real paths whose worst statistic ranked as high; NaN if history is short.
-        tails: of each statistic, log10 of the share of real paths with a value as large, ``(..., K)``: from
-            ranks up to the largest, beyond it continued by a power law.
+        share: share of real paths, in the later half of history, whose worst statistic ranked as high;
+            NaN if there are fewer than ten.
+        tails: of each statistic, log10 of the share of real paths with a value as large, ``(..., K)``:
+            from ranks up to the largest value, beyond it continued by a power law.
         values: of each statistic, ``(..., K)``; moves are log returns.
         paths: number of real paths that each statistic is ranked among.
         scores: number of real paths behind ``share``.
@@ -87,7 +89,7 @@ class Layout(NamedTuple):
     @property
     def spans(self) -> list[int]:
         """Lengths of the spans that moves are measured over, in days."""
-        return sorted({span for span in (1, 5, self.lookback, self.free) if span <= self.days})
+        return sorted({span for span in (1, self.lookback, self.free) if span <= self.days})
 
     def statistics(self, num_assets: int) -> tuple[Statistic, ...]:
         """What the statistics of a path measure, in the order of their values."""
@@ -127,10 +129,10 @@ def rarity(
 ) -> Rarity:
     """Judge paths of returns by the history before them.
 
-    The statistics of a path, over spans of 1, 5, ``lookback`` and ``free`` days that touch the free
-    ones: the largest rise and fall of every asset and of their mean, the largest joint move (Mahalanobis
-    distance of the cumulative returns), and over the last ``lookback`` days volatility and correlation, both
-    high and low. See `Rarity` for what is made of them.
+    The statistics of a path, over spans of 1, ``lookback`` and ``free`` days that touch the free ones:
+    the largest rise and fall of every asset and of their mean, and the largest joint move (Mahalanobis
+    distance of the cumulative returns); over the last ``lookback`` days volatility and correlation, both
+    high and low.
 
     Args:
         paths: daily log returns, ``(..., D, A)``.
@@ -139,12 +141,12 @@ def rarity(
         free: number of last days that differ from what happened. Default: ``D``.
 
     Returns:
-        The shares, with the leading dimensions of ``paths``. NaN where a path is not finite, or the history is
-        shorter than two paths and twice the number of assets.
+        The shares, with the leading dimensions of ``paths``. NaN where a path is not finite, or the
+        history is shorter than two paths or twice the number of assets.
 
     Raises:
-        TypeError: if an argument is not a floating tensor, dtypes differ, or a number is not an int.
-        ValueError: if shapes do not fit, or a number of days is not in 1 ... D.
+        TypeError: if paths or history are not floating tensors of one dtype, or a number is not an int.
+        ValueError: if shapes do not fit, a value is not finite, or a number of days is not in 1 ... D.
 
     Example:
         >>> history = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
@@ -152,7 +154,7 @@ def rarity(
         >>> found.share < 0.05
         tensor([False,  True])
         >>> found.statistics[int(found.tails[1].argmin())]
-        Statistic(kind='rise', days=10, asset=-1)
+        Statistic(kind='joint', days=10, asset=-1)
 
     References:
         M. Kritzman, Y. Li (2010), Skulls, Financial Turbulence, and Risk Management,
@@ -176,8 +178,8 @@ def rarity(
             raise ValueError(f"rarity: {name} must be in 1 ... {days}, the days of paths, got {value}")
     record = read(history, Layout(days, **numbers))
     found = judge(record, paths.reshape(-1, *paths.shape[-2:]), len(history))
-    parts = (part.reshape(*paths.shape[:-2], *part.shape[1:]) for part in found[:-1])
-    return Rarity(*parts, found.statistics)
+    shaped = [part.reshape(*paths.shape[:-2], *part.shape[1:]) for part in found[:-1]]
+    return Rarity(*shaped, statistics=found.statistics)
 
 
 def read(history: Tensor, layout: Layout) -> Record:
@@ -187,9 +189,9 @@ def read(history: Tensor, layout: Layout) -> Record:
     if len(returns) < _shortest(layout, returns):
         return Record(layout, returns, empty, empty, empty)
     values = _values(layout, returns)
-    # Paths overlap: every fourth of their length is enough. Counted from the first day, so that days added
-    # at the end change nothing before.
-    first = torch.arange(0, len(values), -(-layout.days // 4), device=returns.device)
+    # Paths overlap: one in half their length is enough. Counted from the first day, so that days added at
+    # the end change nothing before.
+    first = torch.arange(0, len(values), -(-layout.days // 2), device=returns.device)
     before = first + layout.days - layout.free
     scores, ends, start = [empty], [first[:0]], _shortest(layout, returns)
     while start < len(returns):
@@ -234,7 +236,9 @@ def judge(record: Record, paths: Tensor, known: int) -> Rarity:
     counts = torch.stack([(real >= value).sum(0) for value in values])
     tails = _tails(values, counts, total, real.amax(0), real.mean(0))
     tails = torch.where(paths.isfinite().flatten(1).all(1)[:, None], tails, torch.nan)
-    scores, worst = record.scores[record.ends <= known], tails.amin(1)
+    # With less than half the history behind them, paths set records that are none today.
+    fair = (record.ends <= known) & (2 * record.ends >= known)
+    scores, worst = record.scores[fair], tails.amin(1)
     share = (1 + (scores <= worst[:, None]).sum(1)) / (1.0 + len(scores))
     share = torch.where(worst.isnan() | (len(scores) < _MIN_SCORES), torch.nan, share.double())
     return Rarity(share, tails, values, total, torch.full_like(total, len(scores)), statistics)
@@ -243,9 +247,9 @@ def judge(record: Record, paths: Tensor, known: int) -> Rarity:
 def log10_chance(shocks: Tensor, free: int = 1) -> Tensor:
     """Base-10 logarithm of the chance of standard normal shocks as large, ``log10 P(chi_n >= |z|)``.
 
-    With ``free`` the number of free shocks, it is the chance of a draw as far from zero in any direction. With
-    one, of a draw as far along the direction of ``z``: for the smallest shocks that reach a target, about
-    twice the chance of the target, as in the first-order reliability method.
+    With ``free`` the number of free shocks, it is the chance of a draw as far from zero in any direction.
+    With one, it is that of a draw as far along the direction of ``z``, either way: for the smallest shocks
+    that reach a target about twice the chance of the target, as in the first-order reliability method.
 
     Args:
         shocks: ``z``, ``(..., D, A)``; zero where frozen.
