@@ -142,6 +142,7 @@ def write_report(
         folder / REPORT,
         query.problem,
         history=history.days.to(history.windows.dtype) if history.has_returns else None,
+        history_dates=history.prices.dates[history.span :] if history.has_returns else None,
         assets=history.prices.assets,
         channels=history.channels,
         dates=_dates_of_one_window(query, history),

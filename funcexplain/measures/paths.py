@@ -22,7 +22,7 @@ class Paths(NamedTuple):
     Attributes:
         answer: returns behind the answer, ``(B, D, A)``.
         reference: returns behind the reference, ``(B, D, A)``.
-        free: number of last days, of which the first and any others may move, for each row.
+        free: number of last days from the first one on that may move, for each row.
         shocks: standard normal shocks of the answer, ``(B, D, A)``; None where there are none.
     """
 
@@ -53,7 +53,9 @@ def paths_of(problem: Problem, x: Tensor, args: Args) -> Paths:
         if _same(base[:, -x.shape[2] :], reference) and _same(moved[:, -x.shape[2] :], x[:, 0]):
             free = (factor.diagonal(dim1=-2, dim2=-1) != 0).any(-1).expand(rows, base.shape[1])
             return Paths(moved, base, _last(free), shocks)
-    return Paths(x[:, 0], reference, _last(entry("mask", 3)[:, 0].any(-1)), None)
+    # A mask that `freeze` does not apply keeps nothing.
+    free = (entry("mask", 3) | (x != entry("reference", 3))).any(-1).any(1)
+    return Paths(x[:, 0], reference, _last(free), None)
 
 
 def known_days(history: Tensor, reference: Tensor, free: int) -> tuple[int, int]:
