@@ -61,9 +61,9 @@ class Metrics(Mapping[str, Tensor]):
     Attributes:
         measures: tensors of the rows' shape, by name.
         dims: names of the row dimensions, outermost first; none for one question.
-        worst: the worst statistic behind ``rarity``, of the rows' shape: its ``kind`` (a place in
-            `funcexplain.measures.rarity.KINDS`), ``days`` and ``asset``, ``value`` and ``tail``, those of
-            ``today``, and the number of real ``paths``. Empty without a history.
+        worst: of the worst statistic behind ``rarity``, of the rows' shape: its ``kind``, a place in
+            ``funcexplain.measures.rarity.KINDS``, ``days`` and ``asset``, ``value`` and ``tail``, the
+            value ``today``, and the number of real ``paths``. Empty without a history.
 
     Example:
         >>> import torch

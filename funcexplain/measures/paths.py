@@ -1,8 +1,8 @@
 """The path of returns behind an answer, and the days of history that its question may know.
 
-A question about a past date must not see later prices. Its date is where the history holds the reference
-window; where days are still to come, and the reference holds none of their prices, where it holds the days
-before them.
+A question about a past date must not see later prices. Its date is the last day of the reference window
+in the history. If the history does not hold the window, since its free days are still to come, it is the
+last day before these.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Paths(NamedTuple):
 def paths_of(problem: Problem, x: Tensor, args: Args) -> Paths:
     """The paths behind answers ``(B, C, L, A)`` with the rows' args, as from `take_rows`.
 
-    In a scenario it is that of all shocked days; else, and where its last days are not the window's first
-    channel, that channel.
+    In a scenario the path has all shocked days. Elsewhere, and in a scenario whose last returns are not
+    the first channel of the window, it is that channel.
     """
     rows, dims = len(x), mapped_dims(problem.dims, args)
 

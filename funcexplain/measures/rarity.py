@@ -109,7 +109,7 @@ class Record:
         layout: days of a path.
         returns: the history, ``(T, A)``.
         values: statistics of the paths, but joint moves, ``(N, K - H)`` with ``N = T - D + 1``.
-        scores: worst tail of some of the paths, each judged by the history before its free days, ``(S,)``.
+        scores: worst tail of some paths, each judged by the history before its free days, ``(S,)``.
         ends: days of history up to the last day of these paths, ``(S,)``.
     """
 
@@ -167,8 +167,8 @@ def rarity(
     paths = check_like("rarity", "paths", paths, history, "history")
     if paths.ndim < 2 or paths.shape[-1] != history.shape[1] or paths.shape[-2] < 1:
         raise ValueError(
-            f"rarity: paths must have shape (..., days, {history.shape[1]}), one column for each asset of "
-            f"history, got {tuple(paths.shape)}"
+            f"rarity: paths must have shape (..., days, {history.shape[1]}), one column for each asset "
+            f"of history, got {tuple(paths.shape)}"
         )
     days = paths.shape[-2]
     numbers = {}
@@ -178,8 +178,10 @@ def rarity(
             raise ValueError(f"rarity: {name} must be in 1 ... {days}, the days of paths, got {value}")
     record = read(history, Layout(days, **numbers))
     found = judge(record, paths.reshape(-1, *paths.shape[-2:]), len(history))
-    shaped = [part.reshape(*paths.shape[:-2], *part.shape[1:]) for part in found[:-1]]
-    return Rarity(*shaped, statistics=found.statistics)
+    share, tails, values, count, scores = (
+        part.reshape((*paths.shape[:-2], *part.shape[1:])) for part in found[:-1]
+    )
+    return Rarity(share, tails, values, count, scores, found.statistics)
 
 
 def read(history: Tensor, layout: Layout) -> Record:
@@ -189,8 +191,8 @@ def read(history: Tensor, layout: Layout) -> Record:
     if len(returns) < _shortest(layout, returns):
         return Record(layout, returns, empty, empty, empty)
     values = _values(layout, returns)
-    # Paths overlap: one in half their length is enough. Counted from the first day, so that days added at
-    # the end change nothing before.
+    # Paths overlap: one in half their length is enough. They are counted from the first day, so that
+    # days added at the end change nothing before.
     first = torch.arange(0, len(values), -(-layout.days // 2), device=returns.device)
     before = first + layout.days - layout.free
     scores, ends, start = [empty], [first[:0]], _shortest(layout, returns)
@@ -236,20 +238,20 @@ def judge(record: Record, paths: Tensor, known: int) -> Rarity:
     counts = torch.stack([(real >= value).sum(0) for value in values])
     tails = _tails(values, counts, total, real.amax(0), real.mean(0))
     tails = torch.where(paths.isfinite().flatten(1).all(1)[:, None], tails, torch.nan)
-    # With less than half the history behind them, paths set records that are none today.
+    # A path with less than half as much history behind it sets records more often.
     fair = (record.ends <= known) & (2 * record.ends >= known)
     scores, worst = record.scores[fair], tails.amin(1)
-    share = (1 + (scores <= worst[:, None]).sum(1)) / (1.0 + len(scores))
-    share = torch.where(worst.isnan() | (len(scores) < _MIN_SCORES), torch.nan, share.double())
+    share = (1 + (scores <= worst[:, None]).sum(1)).double() / (1 + len(scores))
+    share = torch.where(worst.isnan() | (len(scores) < _MIN_SCORES), torch.nan, share)
     return Rarity(share, tails, values, total, torch.full_like(total, len(scores)), statistics)
 
 
 def log10_chance(shocks: Tensor, free: int = 1) -> Tensor:
     """Base-10 logarithm of the chance of standard normal shocks as large, ``log10 P(chi_n >= |z|)``.
 
-    With ``free`` the number of free shocks, it is the chance of a draw as far from zero in any direction.
-    With one, it is that of a draw as far along the direction of ``z``, either way: for the smallest shocks
-    that reach a target about twice the chance of the target, as in the first-order reliability method.
+    With ``free`` the number of free shocks, a draw is as far from zero in any direction. With one, it is
+    as far along the direction of ``z``, either way: for the smallest shocks that reach a target, this is
+    about twice the chance of the target, as in the first-order reliability method.
 
     Args:
         shocks: ``z``, ``(..., D, A)``; zero where frozen.
@@ -324,6 +326,6 @@ def _largest(layout: Layout, moves: Tensor, span: int) -> Tensor:
 
 def _tails(values: Tensor, counts: Tensor, totals: Tensor, highest: Tensor, mean: Tensor) -> Tensor:
     """``log10`` of the share of real values as large, continued by a power law beyond the highest."""
-    share = (1.0 + counts) / (1.0 + totals[:, None])
+    share = (1 + counts).double() / (1 + totals[:, None])
     beyond = _TAIL_INDEX * ((values - mean) / (highest - mean)).log10()
     return share.log10() - torch.where(values > highest, beyond, 0.0)

@@ -17,8 +17,10 @@ NEAR = 0.02
 
 
 class Precedents(NamedTuple):
-    """Real windows up to the date of a question: those that hold the target, nearest to the reference
-    first, then the others, nearest to the target first.
+    """Real windows up to the date of a question.
+
+    First those that hold the target, the nearest to the reference first; then the others, the nearest to
+    the target first.
 
     Attributes:
         days: days of history up to the last one of each, ``(k,)``.

@@ -118,8 +118,8 @@ def report(
         if history is None or len(history_dates) != history.shape[1]:
             days = "no history" if history is None else f"{history.shape[1]} days"
             raise ValueError(
-                f"report: history_dates must be one for each day of history, got {len(history_dates)} for "
-                f"{days}"
+                "report: history_dates must be one for each day of history, got "
+                f"{len(history_dates)} for {days}"
             )
     labels = _complete_labels(names, window)
     prices_at = None if prices is None else _price_paths(prices, solution)
@@ -131,7 +131,7 @@ def report(
     found = None
     if probe and history is not None:
         best = problem[order[0]] if order[0] else problem
-        found = precedents(best, history, torch.as_tensor(rows[0].sigma), atol=ATOL)
+        found = precedents(best, history, torch.tensor(rows[0].sigma), atol=ATOL)
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),

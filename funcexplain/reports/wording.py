@@ -18,7 +18,10 @@ MAX_NAMED = 3
 """Maximum number of assets or goals that a question names; the others are counted."""
 
 RARE, UNUSUAL = 0.1, 0.25
-"""An answer is called so if at most this share of real paths was as extreme, or its chance is smaller."""
+"""An answer is called so if at most this share of real paths was as extreme."""
+
+RARE_CHANCE, UNUSUAL_CHANCE = 0.01, 0.1
+"""An answer is called so if the chance of its shocks is at most this."""
 
 IN_RANGE = 0.9
 """Minimum share of entries within the history's range for a window to be called ordinary."""
@@ -99,13 +102,14 @@ def reached(
 def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Precedents | None) -> str:
     """How unusual an answer is: the worst of its rarity, its chance and its precedents.
 
-    - Beyond history: rare, with a statistic beyond that of every real path; or with a chance below one in
-      the number of real paths, and no real window holds the target
-    - Rare, Unusual: the share of real paths as extreme, or the chance of its shocks, is at most `RARE` or
-      `UNUSUAL`. Unusual at least, if no real window comes near the target, or less than `IN_RANGE` of the
-      entries are within the history's range
-    - Ordinary: nothing of this
-    - Unknown: neither is known
+    - Beyond history: rare, with a statistic beyond that of every real path; or a chance below one in the
+      number of real paths, while no real window holds the target
+    - Rare, Unusual: the share of real paths as extreme is at most `RARE` or `UNUSUAL`, or the chance of
+      the shocks at most `RARE_CHANCE` or `UNUSUAL_CHANCE`
+    - Unusual, too, if no real window comes near the target, or less than `IN_RANGE` of the entries are
+      within the history's range
+    - Ordinary: none of these
+    - Unknown: neither share nor chance is known
 
     Args:
         measured: measures by name.
@@ -116,23 +120,19 @@ def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Prec
         The grade.
 
     Example:
-        >>> grade({"rarity": 0.5}, {}, None), grade({"rarity": 0.5, "log10_chance": -1.5}, {}, None)
+        >>> grade({"rarity": 0.5}, {}, None), grade({"rarity": 0.5, "log10_chance": -2.5}, {}, None)
         ('Ordinary', 'Rare')
     """
-    chance = 10 ** measured.get("log10_chance", math.nan)
-    known = [share for share in (measured.get("rarity", math.nan), chance) if not math.isnan(share)]
-    if not known:
+    share, chance = measured.get("rarity", math.nan), 10 ** measured.get("log10_chance", math.nan)
+    if math.isnan(share) and math.isnan(chance):
         return "Unknown"
-    least, paths = min(known), worst.get("paths", math.nan)
-    record = measured.get("rarity", math.nan) <= RARE and _as_extreme(worst) == 0
-    if record or (chance * (paths + 1) < 1 and found is not None and not found.held):
+    unheard_of = chance * (worst.get("paths", math.nan) + 1) < 1 and found is not None and not found.held
+    if unheard_of or (share <= RARE and _as_extreme(worst) == 0):
         return "Beyond history"
-    if least <= RARE:
+    if share <= RARE or chance <= RARE_CHANCE:
         return "Rare"
-    far = found is not None and not found.near
-    return (
-        "Unusual" if least <= UNUSUAL or far or measured.get("in_range", 1.0) < IN_RANGE else "Ordinary"
-    )
+    far = (found is not None and not found.near) or measured.get("in_range", 1.0) < IN_RANGE
+    return "Unusual" if far or share <= UNUSUAL or chance <= UNUSUAL_CHANCE else "Ordinary"
 
 
 def unusual(
@@ -194,9 +194,8 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
         ...          "paths": 399}
         >>> print(statistic(worst, ["EUR"]))
         EUR falls by 9.5% within 20 days (actually: 2.0%), as much as in 3 of 399 real paths.
-        >>> print(statistic(worst | {"kind": 6, "value": 9.0, "tail": -3.0}, ["EUR"]))
-        All assets move together by 9.0 sigmas within 20 days (actually: 0.0), more than in any of 399 real
-        paths.
+        >>> statistic(worst | {"kind": 6, "value": 9.0, "tail": -3.0}, ["EUR"])
+        'All assets move together by 9.0 sigmas within 20 days (actually: 0.0), farther than in any ...'
     """
     kind, days, asset = KINDS[int(worst["kind"])], int(worst["days"]), int(worst["asset"])
     if math.isinf(worst["value"]):
@@ -253,7 +252,7 @@ def format_chance(log10: float) -> str:
 
 
 def _as_extreme(worst: Mapping[str, float]) -> int | None:
-    """Number of real paths whose value of the worst statistic was as extreme; None if that is unknown."""
+    """Number of real paths whose value of the worst statistic was as extreme; None if unknown."""
     if not worst or math.isnan(worst["tail"]):
         return None
     return max(0, round(10 ** worst["tail"] * (worst["paths"] + 1)) - 1)
