@@ -7,19 +7,18 @@ The measures themselves are pure functions of one row, in `validity`, `proximity
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
-from funcexplain.markets.turbulence import day_turbulence
-from funcexplain.measures import plausibility, proximity, stability, validity
+from funcexplain.measures import proximity, stability, validity
+from funcexplain.measures.market import WORST, Market, measure_dated
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
-from funcexplain.measures.paths import Paths, known_days, paths_of
-from funcexplain.measures.plausibility import Past
-from funcexplain.measures.rarity import KINDS, Layout, Record, judge, log10_chance, read
+from funcexplain.measures.paths import paths_of
+from funcexplain.measures.rarity import log10_chance
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
@@ -35,36 +34,13 @@ from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
 
 Measured = dict[str, Tensor]
-_WORST = "worst "  # begins the names of what is known of the worst statistic
-
-
-class _Market:
-    """A history that shows each row the days up to its date alone, read once for each date."""
-
-    def __init__(self, history: Tensor, lookback: int) -> None:
-        self.history, self.lookback = history.double(), lookback
-        self.records: dict[Layout, Record] = {}
-        self.pasts: dict[int, Past] = {}
-        self.ends: dict[int, int] = {}  # by row: days up to its date
-
-    def past(self, end: int) -> Past:
-        """The summary of the first days, or of all if these are too few."""
-        if end not in self.pasts:
-            self.pasts[end] = plausibility.summarize(self.history[:, :end], self.lookback)
-        return self.pasts[end]
-
-    def record(self, layout: Layout) -> Record:
-        """All real paths of some days."""
-        if layout not in self.records:
-            self.records[layout] = read(self.history[0], layout)
-        return self.records[layout]
 
 
 class _Settings(NamedTuple):
     """Checked arguments of `evaluate`."""
 
     problem: Problem
-    market: _Market | None
+    market: Market | None
     scale: Tensor | None
     tolerance: float
     nearest: int
@@ -101,7 +77,8 @@ def evaluate(
         solution: what `solve` found.
         problem: the question or grid that it answers.
         history: of the market (`Solution.history` holds losses): features of every day,
-            ``(C, days, A)``, as windows have them; the first channel must hold returns.
+            ``(C, days, A)``, as windows have them; the first channel must hold returns. A row whose
+            reference is one of its windows sees the days up to that window alone.
         scale: one sigma, a number or a tensor that broadcasts to x, such as ``(C, 1, 1)``. Default: the
             standard deviation of each channel of the history, else the ``std`` of `standardize`.
         tolerance: changes above this number of sigmas count; without sigmas, any change does.
@@ -178,7 +155,7 @@ def evaluate(
         if dims and _in_sigmas(settings):
             top = min(top, x0.shape[-3:].numel())
             values |= _measure_starts(settings, solution, dims, top, chunk_size)
-    worst = {name.removeprefix(_WORST): v for name, v in values.items() if name.startswith(_WORST)}
+    worst = {name.removeprefix(WORST): v for name, v in values.items() if name.startswith(WORST)}
     measures = {name: values[name] for name in DESCRIPTIONS if name in values}
     return Metrics(measures, solution.dims, worst)
 
@@ -190,7 +167,7 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     market, ends, dated = settings.market, list[int](), dict[str, Tensor]()
     paths = paths_of(problem, x, args)
     if market is not None:
-        dates = _dates(settings, args, paths.free)
+        dates = market.dates(problem, args, paths.free)
         ends = [end for end, _ in dates]
         market.ends |= dict(zip(rows.tolist(), ends, strict=True))
         dated = {"mad": torch.stack([market.past(end).mad for end in ends])}
@@ -210,10 +187,7 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, 0, in_dims)
     values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, dated, args)
     if market is not None:
-        sigmas = sigma.expand(len(x), *sigma.shape[-3:])
-        values |= _by_date(ends, lambda end, part: _plausibility(settings, end, x[part], sigmas[part]))
-        keys = [(known, free) for (_, known), free in zip(dates, paths.free, strict=True)]
-        values |= _by_date(keys, lambda key, part: _rarity(market, paths, key, part))
+        values |= measure_dated(market, x, paths, dates, settings.scale, settings.nearest)
     if paths.shocks is not None:
         values["log10_chance"] = log10_chance(paths.shocks)
     errors = _errors(problem)
@@ -264,72 +238,6 @@ def _proximity(
     if mad is not None:
         measured["mad_distance"] = proximity.mad_distance(change, mad)
     return measured
-
-
-def _plausibility(settings: _Settings, end: int, x: Tensor, sigma: Tensor) -> Measured:
-    """Measures of `plausibility` for rows of one date."""
-    assert settings.market is not None
-    past = settings.market.past(end)
-
-    def measure(x: Tensor, sigma: Tensor) -> Measured:
-        facts = plausibility.stylized_facts(x[0])
-        gaps = facts - past.facts
-        return {
-            "turbulence": day_turbulence(x[0, -1], past.usual),
-            "nearest_windows": plausibility.nearest_windows(x, past, sigma, settings.nearest),
-            "in_range": plausibility.in_range(x, past.lower, past.upper),
-            "volatility_ratio": facts[0] / past.facts[0],
-            "correlation_gap": gaps[1],
-            "kurtosis_gap": gaps[2],
-            "autocorrelation_gap": gaps[3],
-        }
-
-    return torch.func.vmap(measure)(x.double(), sigma)
-
-
-def _rarity(market: _Market, paths: Paths, key: tuple[int, int], part: Tensor) -> Measured:
-    """Measures of `rarity` for rows of one date, and of the real paths behind them."""
-    known, free = key
-    record = market.record(Layout(paths.answer.shape[1], market.lookback, free))
-    answer, today = (judge(record, path[part], known) for path in (paths.answer, paths.reference))
-    values = {"rarity": answer.share, "rarity_today": today.share}
-    families = {
-        "move": ("rise", "fall"),
-        "joint": ("joint",),
-        "volatility": ("volatility", "calm"),
-        "correlation": ("correlation", "dispersion"),
-    }
-    for name, kinds in families.items():
-        columns = [place for place, each in enumerate(answer.statistics) if each.kind in kinds]
-        values[f"{name}_tail"] = 10 ** answer.tails[:, columns].amin(1)
-    worst = answer.tails.argmin(1, keepdim=True)
-    labels = [(KINDS.index(kind), days, asset) for kind, days, asset in answer.statistics]
-    chosen = torch.tensor(labels, device=worst.device)[worst[:, 0]]
-    details = dict(zip(("kind", "days", "asset"), chosen.unbind(1), strict=True))
-    details["value"], details["today"] = (each.values.gather(1, worst)[:, 0] for each in (answer, today))
-    details["tail"] = answer.tails.gather(1, worst)[:, 0]
-    details["paths"] = answer.paths
-    return values | {_WORST + name: value for name, value in details.items()}
-
-
-def _by_date(keys: list[Any], measure: Callable[[Any, Tensor], Measured]) -> Measured:
-    """Measure the rows of each key together."""
-    parts: dict[Any, list[int]] = {}
-    for row, key in enumerate(keys):
-        parts.setdefault(key, []).append(row)
-    found = [measure(key, torch.tensor(part)) for key, part in parts.items()]
-    order = torch.tensor([row for part in parts.values() for row in part]).argsort()
-    return {name: torch.cat([each[name] for each in found])[order] for name in found[0]}
-
-
-def _dates(settings: _Settings, args: Args, free: list[int]) -> list[tuple[int, int]]:
-    """Days of history that each row may know, see `known_days`."""
-    assert settings.market is not None
-    history, references = settings.market.history, args["reference"]
-    if varying_dims(settings.problem.dims, "reference"):
-        return [known_days(history, *row) for row in zip(references, free, strict=True)]
-    known = {count: known_days(history, references, count) for count in set(free)}
-    return [known[count] for count in free]
 
 
 def _measure_starts(
@@ -411,7 +319,7 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     return sorted({names.index(name) for name in wanted})
 
 
-def _checked_market(history: Any, x0: Tensor) -> _Market:
+def _checked_market(history: Any, x0: Tensor) -> Market:
     """A checked history."""
     days = check_tensor("evaluate", "history", history).to(x0.device)
     channels, lookback, assets = x0.shape[-3:]
@@ -421,7 +329,7 @@ def _checked_market(history: Any, x0: Tensor) -> _Market:
             f"evaluate: history must have shape ({channels}, days, {assets}) with more than {lookback} "
             f"days, the channels and assets of x, got {tuple(days.shape)}"
         )
-    return _Market(days, lookback)
+    return Market(days, lookback)
 
 
 def _checked_scale(scale: Any, x0: Tensor) -> Tensor:

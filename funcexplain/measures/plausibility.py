@@ -44,12 +44,13 @@ class Past:
     facts: Tensor
 
 
-def summarize(history: Tensor, lookback: int) -> Past:
+def summarize(history: Tensor, lookback: int, facts: Tensor | None = None) -> Past:
     """Read a history once for all measures.
 
     Args:
         history: features of every day, ``(C, days, A)``, at least two days and one window long.
         lookback: days of a window, ``L``.
+        facts: of its windows and any later ones, if `facts_of_windows` are known.
 
     Returns:
         The summary.
@@ -69,7 +70,7 @@ def summarize(history: Tensor, lookback: int) -> Past:
     if len(returns) <= returns.shape[1]:
         # Too few days to estimate a covariance: how unusual a day is remains unknown.
         usual = usual._replace(mean=torch.full_like(usual.mean, torch.nan))
-    facts = [torch.func.vmap(stylized_facts)(part[:, 0]) for part in _windows(days[:1], lookback)]
+    facts = facts_of_windows(days, lookback) if facts is None else facts
     return Past(
         days=days,
         lookback=lookback,
@@ -78,8 +79,14 @@ def summarize(history: Tensor, lookback: int) -> Past:
         lower=lower,
         upper=upper,
         usual=usual,
-        facts=torch.cat(facts).nanmean(0),
+        facts=facts[: len(returns) - lookback + 1].nanmean(0),
     )
+
+
+def facts_of_windows(history: Tensor, lookback: int) -> Tensor:
+    """`stylized_facts` of every window of a history ``(C, days, A)``, ``(N, 4)``."""
+    facts = torch.func.vmap(stylized_facts)
+    return torch.cat([facts(part[:, 0]) for part in _windows(history[:1], lookback)])
 
 
 def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
@@ -172,7 +179,9 @@ def stylized_facts(returns: Tensor) -> Tensor:
     scaled = torch.where(moves, deviations / total.sqrt(), 0.0)  # unit vectors, or zero
     # The square of a sum of unit vectors counts every pair twice, and each vector once.
     pairs = (scaled.sum(1).square().sum() - moving) / (moving * (moving - 1))
-    kurtosis = (length * scaled.pow(4).sum(0) - 3.0).where(moves, torch.zeros_like(total)).sum() / moving
+    kurtosis = (length * scaled.square().square().sum(0) - 3.0).where(
+        moves, torch.zeros_like(total)
+    ).sum() / moving
     lagged = (scaled[:-1] * scaled[1:]).sum() / moving
     volatility = (total / (length - 1)).sum().div(count).sqrt() if length > 1 else total[0] * torch.nan
     return torch.stack([volatility, pairs, kurtosis, lagged])
