@@ -59,7 +59,10 @@ def test_impossible_paths_are_rare(name: str) -> None:
     paths = [real.clone() for _ in range(5)]
     paths[0][-4, 0] = 1.3 * history[:, 0].min()  # a fall beyond history
     paths[1][-20:, 0] = 1.3 * month[:, 0].min() / 20  # a trend
-    paths[2][:19, 0] = -0.28 / 19 if name == "ecb" else -0.8 / 19  # a fall in the days before the window
+    total = (
+        math.log(0.72) if name == "ecb" else 1.3 * float(history[:, 0].unfold(0, 39, 1).sum(-1).min())
+    )
+    paths[2][:19, 0] = total / 19  # a fall in the days before the window
     paths[3][-20:] += 1.3 * month.mean(1).abs().max() / 20  # all assets trend together
     paths[4][-20:] = 6 * sigma * 20**0.5 / 20
     found = judge(record(name), torch.stack([*paths, real]), len(history))
