@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.evaluate import evaluate as evaluate
+    from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -75,6 +76,7 @@ _NAMES = {
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "measures.evaluate": ("evaluate",),
+    "measures.rarity": ("rarity",),
     "reports.report": ("report",),
     "solutions.files": ("load",),
     "solutions.solution": ("Solution",),

@@ -163,11 +163,13 @@ def write_report(
         return _price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
 
     days = history.until(query.positions[-1]).to(history.windows.dtype)
+    known = history.prices.dates[history.span : history.span + days.shape[1]]
     fe.report(
         solution,
         query.problem,
         folder / REPORT,
         history=days if history.has_returns else None,
+        history_dates=known if history.has_returns else None,
         assets=history.prices.assets,
         channels=history.channels,
         dates=_dates_of_one_window(query, history),

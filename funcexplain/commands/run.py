@@ -259,14 +259,15 @@ def _write_report(fresh: Path, folder: Path, inputs: Inputs, solution: fe.Soluti
 
 
 def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
-    history = inputs.history
-    last = inputs.query.positions[-1]
+    """Measure the answers, each by the history up to its date."""
+    history, last = inputs.history, inputs.query.positions[-1]
     days = history.until(last).to(history.windows.dtype)
+    known = history.has_returns and days.shape[1] > history.lookback
     return fe.evaluate(
         solution,
         inputs.query.problem,
-        days if history.has_returns and days.shape[1] > history.lookback else None,
-        scale=history.scale(last)[1],
+        days if known else None,
+        scale=None if known else history.scale(last)[1],
         atol=inputs.config.method.atol,
     )
 

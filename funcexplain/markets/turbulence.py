@@ -65,13 +65,17 @@ def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
         >>> day_turbulence(torch.tensor([[3.0, 3.0], [3.0, 2.0]]).double(), usual)
         tensor([9.0000,    inf], dtype=torch.float64)
     """
-    moved = returns - usual.mean
-    squares = (moved @ usual.whiten).square()
+    distance = squared_distance(returns - usual.mean, usual)
     # Where nothing ever moved, a day without moves is not turbulent.
-    distance = squares.mean(-1) if squares.shape[-1] else squares.sum(-1)
+    return distance / max(1, usual.whiten.shape[1])
+
+
+def squared_distance(moved: Tensor, usual: Whitening) -> Tensor:
+    """Squared Mahalanobis distance of moves from zero, ``(..., A)`` to ``(...)``; infinite as above."""
+    distance = (moved @ usual.whiten).square().sum(-1)
     if usual.null.shape[1] == 0:
         return distance
-    rounding = _OFF_RANGE**2 * squares.sum(-1).clamp_min(1.0)
+    rounding = _OFF_RANGE**2 * distance.clamp_min(1.0)
     return torch.where((moved @ usual.null).square().sum(-1) > rounding, torch.inf, distance)
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
-from funcexplain.markets.turbulence import day_turbulence
-from funcexplain.measures import plausibility, proximity, stability, validity
+from funcexplain.measures import proximity, stability, validity
+from funcexplain.measures.market import WORST, Market, measure_dated
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
-from funcexplain.measures.plausibility import Past
+from funcexplain.measures.paths import paths_of
+from funcexplain.measures.rarity import log10_chance
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
@@ -39,7 +40,7 @@ class _Settings(NamedTuple):
     """Checked arguments of `evaluate`."""
 
     problem: Problem
-    past: Past | None
+    market: Market | None
     scale: Tensor | None
     tolerance: float
     nearest: int
@@ -76,7 +77,8 @@ def evaluate(
         solution: what `solve` found.
         problem: the question or grid that it answers.
         history: of the market (`Solution.history` holds losses): features of every day,
-            ``(C, days, A)``, as windows have them; the first channel must hold returns.
+            ``(C, days, A)``, as windows have them; the first channel must hold returns. A row whose
+            reference is one of its windows sees the days up to that window alone.
         scale: one sigma, a number or a tensor that broadcasts to x, such as ``(C, 1, 1)``. Default: the
             standard deviation of each channel of the history, else the ``std`` of `standardize`.
         tolerance: changes above this number of sigmas count; without sigmas, any change does.
@@ -130,7 +132,7 @@ def evaluate(
     check_memory("evaluate", "draws", draws, num_bytes, x0.device)
     settings = _Settings(
         problem=problem,
-        past=None if history is None else _checked_past(history, x0),
+        market=None if history is None else _checked_market(history, x0),
         scale=None if scale is None else _checked_scale(scale, x0),
         tolerance=check_number("evaluate", "tolerance", tolerance, minimum=0.0),
         nearest=check_positive("evaluate", "nearest", nearest),
@@ -153,29 +155,41 @@ def evaluate(
         if dims and _in_sigmas(settings):
             top = min(top, x0.shape[-3:].numel())
             values |= _measure_starts(settings, solution, dims, top, chunk_size)
-    return Metrics({name: values[name] for name in DESCRIPTIONS if name in values}, solution.dims)
+    worst = {name.removeprefix(WORST): v for name, v in values.items() if name.startswith(WORST)}
+    measures = {name: values[name] for name in DESCRIPTIONS if name in values}
+    return Metrics(measures, solution.dims, worst)
 
 
 def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Measured:
     """All measures of single rows, each ``(B,)``."""
     problem, x, weights = settings.problem, solution.x, solution.weights
     args, in_dims = take_rows(problem.dims, problem.args, rows), mapped_dims(problem.dims, problem.args)
-    sigma = _sigma(settings, args)
+    market, ends, dated = settings.market, list[int](), dict[str, Tensor]()
+    paths = paths_of(problem, x, args, solution.z)
+    if market is not None:
+        dates = market.dates(problem, args, paths.free)
+        ends = [end for end, _ in dates]
+        market.ends |= dict(zip(rows.tolist(), ends, strict=True))
+        dated = {"mad": torch.stack([market.past(end).mad for end in ends])}
+    sigma = _sigma(settings, args, ends)
 
     # The reference of all rows is one window if nothing that the network sees varies.
     shared = all(in_dims[name] is None for name in ("reference", "params", "seed"))
     references = args["reference"].expand(1 if shared else len(x), *x.shape[1:])
     today = weights_of(problem, references, args, in_dims).expand_as(weights)
 
-    def measure_row(x: Tensor, weights: Tensor, today: Tensor, sigma: Tensor, args: Args) -> Measured:
+    def measure_row(
+        x: Tensor, weights: Tensor, today: Tensor, sigma: Tensor, dated: Measured, args: Args
+    ) -> Measured:
         measured = _validity(problem, weights, today, args["target"])
-        measured |= _proximity(settings, x.double() - args["reference"].double(), sigma)
-        if settings.past is not None:
-            measured |= _plausibility(settings.past, x.double(), sigma, settings.nearest)
-        return measured
+        return measured | _proximity(settings, x.double() - args["reference"].double(), sigma, **dated)
 
-    row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, in_dims)
-    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, args)
+    row_dims = (0, 0, 0, 0 if sigma.ndim > 3 else None, 0, in_dims)
+    values = torch.func.vmap(measure_row, in_dims=row_dims)(x, weights, today, sigma, dated, args)
+    if market is not None:
+        values |= measure_dated(market, x, paths, dates, settings.scale, settings.nearest)
+    if paths.shocks is not None:
+        values["log10_chance"] = log10_chance(paths.shocks)
     errors = _errors(problem)
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)
@@ -203,7 +217,9 @@ def _validity(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) 
     }
 
 
-def _proximity(settings: _Settings, change: Tensor, sigma: Tensor) -> Measured:
+def _proximity(
+    settings: _Settings, change: Tensor, sigma: Tensor, mad: Tensor | None = None
+) -> Measured:
     """Measures of `proximity` for one row."""
     in_sigmas = proximity.in_units(change, sigma)
     # Without sigmas, a tolerance has no unit.
@@ -219,28 +235,9 @@ def _proximity(settings: _Settings, change: Tensor, sigma: Tensor) -> Measured:
         measured[f"{axis}_touched"] = proximity.touched(in_sigmas, tolerance, axis)
     if _in_sigmas(settings):
         measured["rms_sigmas"] = proximity.rms(in_sigmas)
-    if settings.past is not None:
-        measured["mad_distance"] = proximity.mad_distance(change, settings.past.mad)
+    if mad is not None:
+        measured["mad_distance"] = proximity.mad_distance(change, mad)
     return measured
-
-
-def _plausibility(past: Past, x: Tensor, sigma: Tensor, nearest: int) -> Measured:
-    """Measures of `plausibility` for one row."""
-    days = day_turbulence(x[0], past.usual)
-    facts = plausibility.stylized_facts(x[0])
-    gaps = facts - past.facts
-    return {
-        "turbulence": days[-1],
-        "turbulence_percentile": plausibility.percentile(days[-1], past.turbulence),
-        "window_turbulence": days.mean(),
-        "window_turbulence_percentile": plausibility.percentile(days.mean(), past.window_turbulence),
-        "nearest_windows": plausibility.nearest_windows(x, past, sigma, nearest),
-        "in_range": plausibility.in_range(x, past.lower, past.upper),
-        "volatility_ratio": facts[0] / past.facts[0],
-        "correlation_gap": gaps[1],
-        "kurtosis_gap": gaps[2],
-        "autocorrelation_gap": gaps[3],
-    }
 
 
 def _measure_starts(
@@ -265,9 +262,9 @@ def _measure_starts(
     for part in groups.split(max(1, chunk_size // groups.shape[1])):
         rows = part.flatten()
         args = take_rows(problem.dims, problem.args, rows)
-        changes = proximity.in_units(
-            solution.flat(rows).x.double() - args["reference"].double(), _sigma(settings, args)
-        )
+        ends = [settings.market.ends[row] for row in rows.tolist()] if settings.market else []
+        changes = solution.flat(rows).x.double() - args["reference"].double()
+        changes = proximity.in_units(changes, _sigma(settings, args, ends))
         measured = torch.func.vmap(measure_group)(changes.reshape(*part.shape, -1))
         for name, value in measured.items():
             values.setdefault(name, value.new_empty(total))[rows] = value.flatten()
@@ -291,16 +288,16 @@ def _errors(problem: Problem) -> stability.Errors:
 
 def _in_sigmas(settings: _Settings) -> bool:
     """Whether the size of a sigma is known."""
-    return settings.scale is not None or settings.past is not None or "std" in settings.problem.args
+    return settings.scale is not None or settings.market is not None or "std" in settings.problem.args
 
 
-def _sigma(settings: _Settings, args: Args) -> Tensor:
+def _sigma(settings: _Settings, args: Args, ends: Sequence[int]) -> Tensor:
     """One sigma of the entries of x, leading with ``(B,)`` if it varies by row; 1 if unknown."""
     x0 = args["x0"]
     if settings.scale is not None:
         return settings.scale
-    if settings.past is not None:
-        return settings.past.sigma
+    if settings.market is not None:
+        return torch.stack([settings.market.past(end).sigma for end in ends])
     if "std" not in args:
         return torch.ones(1, 1, 1, dtype=torch.float64, device=x0.device)
     std = args["std"].double()
@@ -322,8 +319,8 @@ def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list
     return sorted({names.index(name) for name in wanted})
 
 
-def _checked_past(history: Any, x0: Tensor) -> Past:
-    """The summary of a checked history."""
+def _checked_market(history: Any, x0: Tensor) -> Market:
+    """A checked history."""
     days = check_tensor("evaluate", "history", history).to(x0.device)
     channels, lookback, assets = x0.shape[-3:]
     fits = days.ndim == 3 and days.shape[::2] == (channels, assets)
@@ -332,7 +329,7 @@ def _checked_past(history: Any, x0: Tensor) -> Past:
             f"evaluate: history must have shape ({channels}, days, {assets}) with more than {lookback} "
             f"days, the channels and assets of x, got {tuple(days.shape)}"
         )
-    return plausibility.summarize(days, lookback)
+    return Market(days, lookback)
 
 
 def _checked_scale(scale: Any, x0: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -29,10 +29,14 @@ DESCRIPTIONS = {
     "days_touched": "number of days with a change",
     "channels_touched": "number of channels with a change",
     "gini": "concentration of the change: 0 all entries alike, near 1 few entries carry it",
+    "rarity": "share of real paths that were as extreme in their worst statistic when they happened",
+    "rarity_today": "the same for the real path behind the reference",
+    "move_tail": "share of real paths with a move as large, for the most extreme move of an asset",
+    "joint_tail": "share of real paths with a joint move as far from the usual",
+    "volatility_tail": "share of real windows with a volatility as high, or as low",
+    "correlation_tail": "share of real windows with a correlation as high, or as low",
+    "log10_chance": "log10 of the chance of standard normal shocks as large along their direction",
     "turbulence": "how unusual the last day's returns are; 1 is the average of the history",
-    "turbulence_percentile": "share of the history's days that are not more turbulent than the last",
-    "window_turbulence": "how unusual the returns of the window's days are on average",
-    "window_turbulence_percentile": "share of the history's windows that are not more turbulent",
     "nearest_windows": "mean distance to the nearest windows of the history, sigmas per entry",
     "in_range": "share of entries within the history's 1 to 99 % range; 0.98 is usual",
     "volatility_ratio": "volatility of the returns, as a multiple of the history's",
@@ -57,6 +61,9 @@ class Metrics(Mapping[str, Tensor]):
     Attributes:
         measures: tensors of the rows' shape, by name.
         dims: names of the row dimensions, outermost first; none for one question.
+        worst: of the worst statistic behind ``rarity``, of the rows' shape: its ``kind``, a place in
+            ``funcexplain.measures.rarity.KINDS``, ``days`` and ``asset``, ``value`` and ``tail``, the
+            value ``today``, and the number of real ``paths``. Empty without a history.
 
     Example:
         >>> import torch
@@ -66,6 +73,7 @@ class Metrics(Mapping[str, Tensor]):
 
     measures: dict[str, Tensor]
     dims: tuple[str, ...] = ()
+    worst: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 `summarize` reads a history once; the measures are pure functions of one window and that summary. The
 first channel must hold returns. A window is compared with windows of the same length: the kurtosis of 20
-days is not that of 20 years. How unusual a day is, is measured by `funcexplain.markets.turbulence`.
+days is not that of 20 years. How rare its path is, is measured by `rarity`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.markets.covariances import sample
-from funcexplain.markets.turbulence import Whitening, day_turbulence, whitening
+from funcexplain.markets.turbulence import Whitening, whitening
 
 _BLOCK = 1 << 22  # numbers in a block of windows, 32 MB
 
@@ -31,8 +31,6 @@ class Past:
         lower: 1 % quantile of each channel and asset, ``(C, 1, A)``.
         upper: 99 % quantile, ``(C, 1, A)``.
         usual: mean and covariance of the returns; NaN unless there are more days than assets.
-        turbulence: `day_turbulence` of every day, ``(days,)``.
-        window_turbulence: its mean over every window, ``(N,)`` with ``N = days - L + 1``.
         facts: mean of `stylized_facts` over all windows, ``(4,)``.
     """
 
@@ -43,25 +41,24 @@ class Past:
     lower: Tensor
     upper: Tensor
     usual: Whitening
-    turbulence: Tensor
-    window_turbulence: Tensor
     facts: Tensor
 
 
-def summarize(history: Tensor, lookback: int) -> Past:
+def summarize(history: Tensor, lookback: int, facts: Tensor | None = None) -> Past:
     """Read a history once for all measures.
 
     Args:
         history: features of every day, ``(C, days, A)``, at least two days and one window long.
         lookback: days of a window, ``L``.
+        facts: of its windows and any later ones, if `facts_of_windows` are known.
 
     Returns:
         The summary.
 
     Example:
         >>> past = summarize(torch.arange(12.0).view(1, 6, 2), lookback=3)
-        >>> past.sigma.flatten(), past.window_turbulence.shape
-        (tensor([3.6056], dtype=torch.float64), torch.Size([4]))
+        >>> past.sigma.flatten()
+        tensor([3.6056], dtype=torch.float64)
     """
     days = history.double()
     returns = days[0]
@@ -73,8 +70,7 @@ def summarize(history: Tensor, lookback: int) -> Past:
     if len(returns) <= returns.shape[1]:
         # Too few days to estimate a covariance: how unusual a day is remains unknown.
         usual = usual._replace(mean=torch.full_like(usual.mean, torch.nan))
-    daily = day_turbulence(returns, usual)
-    facts = [torch.func.vmap(stylized_facts)(part[:, 0]) for part in _windows(days[:1], lookback)]
+    facts = facts_of_windows(days, lookback) if facts is None else facts
     return Past(
         days=days,
         lookback=lookback,
@@ -83,27 +79,14 @@ def summarize(history: Tensor, lookback: int) -> Past:
         lower=lower,
         upper=upper,
         usual=usual,
-        turbulence=daily,
-        window_turbulence=daily.unfold(0, lookback, 1).mean(1),
-        facts=torch.cat(facts).nanmean(0),
+        facts=facts[: len(returns) - lookback + 1].nanmean(0),
     )
 
 
-def percentile(value: Tensor, values: Tensor) -> Tensor:
-    """Share of the history's values that are at most a value, ``mean(values <= value)``.
-
-    Args:
-        value: scalar.
-        values: values of the history, ``(N,)``.
-
-    Returns:
-        Scalar in ``[0, 1]``; NaN for NaN.
-
-    Example:
-        >>> percentile(torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        tensor(0.5000, dtype=torch.float64)
-    """
-    return torch.where(value.isnan(), torch.nan, (values <= value).double().mean())
+def facts_of_windows(history: Tensor, lookback: int) -> Tensor:
+    """`stylized_facts` of every window of a history ``(C, days, A)``, ``(N, 4)``."""
+    facts = torch.func.vmap(stylized_facts)
+    return torch.cat([facts(part[:, 0]) for part in _windows(history[:1], lookback)])
 
 
 def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
@@ -137,7 +120,9 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
         flat = part.flatten(1)
         # Without |point|**2, the same for all.
         squares.append(flat.square().sum(1) - 2.0 * (flat @ point))
-    nearest = torch.cat(squares).topk(min(k, len(past.window_turbulence)), largest=False).indices
+    nearest = (
+        torch.cat(squares).topk(min(k, past.days.shape[1] - past.lookback + 1), largest=False).indices
+    )
     # The product is inexact for close windows: it only finds them, distances are computed again.
     days = nearest[:, None] + torch.arange(past.lookback, device=x.device)
     change = (past.days[:, days].movedim(1, 0) - x) / sigma
@@ -194,7 +179,9 @@ def stylized_facts(returns: Tensor) -> Tensor:
     scaled = torch.where(moves, deviations / total.sqrt(), 0.0)  # unit vectors, or zero
     # The square of a sum of unit vectors counts every pair twice, and each vector once.
     pairs = (scaled.sum(1).square().sum() - moving) / (moving * (moving - 1))
-    kurtosis = (length * scaled.pow(4).sum(0) - 3.0).where(moves, torch.zeros_like(total)).sum() / moving
+    kurtosis = (length * scaled.square().square().sum(0) - 3.0).where(
+        moves, torch.zeros_like(total)
+    ).sum() / moving
     lagged = (scaled[:-1] * scaled[1:]).sum() / moving
     volatility = (total / (length - 1)).sum().div(count).sqrt() if length > 1 else total[0] * torch.nan
     return torch.stack([volatility, pairs, kurtosis, lagged])

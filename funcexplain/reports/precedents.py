@@ -1,4 +1,4 @@
-"""The real windows of the history whose allocation is closest to a target, as a baseline."""
+"""The real windows of the history that come nearest to a target, as a baseline."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
+from funcexplain.measures.paths import known_days, paths_of
 from funcexplain.problems.problem import Problem
 from funcexplain.problems.stacks import windows
 
+NEAR = 0.02
+"""Maximum error of a window that comes near the target: two percentage points."""
+
 
 class Precedents(NamedTuple):
-    """Real windows, the nearest to the target first.
+    """Real windows up to the date of a question.
+
+    First those that hold the target, the nearest to the reference first; then the others, the nearest to
+    the target first.
 
     Attributes:
-        days_ago: days from the end of the history to the last day of each, ``(k,)``.
+        days: days of history up to the last one of each, ``(k,)``.
         error: its error at each, as `Solution.error`, ``(k,)``.
         change: root mean square distance of each from the reference, in sigmas, ``(k,)``.
-        total: number of windows in the history.
+        held: number of windows that hold the target within ``atol``.
+        near: number of windows with an error of at most `NEAR`, or ``atol`` if that is more.
+        total: number of windows.
+        known: days of history up to the date.
     """
 
-    days_ago: Tensor
+    days: Tensor
     error: Tensor
     change: Tensor
+    held: int
+    near: int
     total: int
+    known: int
 
 
-def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: int = 3) -> Precedents:
-    """Evaluate the network at every window of the history, and keep the nearest to the target.
+def precedents(
+    problem: Problem, history: Tensor, scale: float | Tensor, count: int = 3, atol: float = 1e-3
+) -> Precedents:
+    """Evaluate the network at every window of the history up to the question's date.
 
     Args:
         problem: one question.
-        history: features of every day, ``(C, days, A)``.
+        history: features of every day, ``(C, days, A)``; the date is where it holds the reference.
         scale: one sigma.
         count: number of windows to keep.
+        atol: maximum error of a window that holds the target.
 
     Returns:
         At most ``count`` windows; those where the network fails or is not finite come last.
@@ -43,17 +59,30 @@ def precedents(problem: Problem, history: Tensor, scale: float | Tensor, count: 
     Example:
         >>> import torch, funcexplain as fe
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
-        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.full((1, 1, 2), 0.5))
         >>> history = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [1.0, 0.0]]])
-        >>> precedents(p, history, 1.0, count=2).days_ago
-        tensor([2, 0])
+        >>> precedents(p, history, 1.0, count=2).days
+        tensor([1, 3])
     """
-    args = problem.args
-    stack = windows(history.to(args["x0"]), args["x0"].shape[-2])
-
+    args, lookback = problem.args, problem.args["x0"].shape[-2]
+    history = history.to(args["x0"])
+    known = date_of(problem, history)
+    stack = windows(history[:, :known], lookback)
     weights = weights_of(problem, stack, args, skip_errors=True)
     errors = torch.func.vmap(problem.criterion.error, (0, None))(weights, args["target"])
     errors = errors.nan_to_num(nan=torch.inf)
-    nearest = errors.argsort(stable=True)[:count]
-    change = ((stack[nearest] - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
-    return Precedents(len(stack) - 1 - nearest, errors[nearest], change, len(stack))
+    changes = ((stack - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
+    holds = errors <= atol
+    # Stable sorts: by error, then the windows that hold the target by their distance, before the others.
+    order = errors.argsort(stable=True)
+    order = order[torch.where(holds, changes, torch.inf)[order].argsort(stable=True)][:count]
+    near = int((errors <= max(NEAR, atol)).sum())
+    return Precedents(
+        order + lookback, errors[order], changes[order], int(holds.sum()), near, len(stack), known
+    )
+
+
+def date_of(problem: Problem, history: Tensor) -> int:
+    """Days of a history up to the date of a question."""
+    reference = problem.args["reference"]
+    return known_days(history, reference, paths_of(problem, reference[None], problem.args).free[0])[0]

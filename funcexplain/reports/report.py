@@ -25,7 +25,7 @@ from funcexplain.reports.details import Labels, Row, changes_table, row_pictures
 from funcexplain.reports.drawing import as_array, require_matplotlib
 from funcexplain.reports.overview import best_first, format_number, format_quantiles, overview
 from funcexplain.reports.page import page, picture
-from funcexplain.reports.precedents import Precedents, precedents
+from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.solutions.archive import versions
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.labels import check_labels
@@ -50,6 +50,7 @@ def report(
     path: str | os.PathLike[str],
     *,
     history: Tensor | None = None,
+    history_dates: Iterable[object] | None = None,
     assets: Sequence[str] | None = None,
     channels: Sequence[str] | None = None,
     dates: Iterable[object] | None = None,
@@ -73,6 +74,7 @@ def report(
         path: the file, such as ``"report.html"``.
         history: market history: features of every day, ``(C, days, A)``, which show how unusual the
             answer is; as in `evaluate`, like ``scale`` and ``models``.
+        history_dates: its days, by which real windows are named.
         assets: ``A`` names. Default: those of the problem.
         channels: ``C`` names.
         dates: ``L`` days of the window.
@@ -111,16 +113,30 @@ def report(
     metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
+    if history_dates is not None:
+        history_dates = list(history_dates)
+        if history is None or len(history_dates) != history.shape[1]:
+            days = "no history" if history is None else f"{history.shape[1]} days"
+            raise ValueError(
+                "report: history_dates must be one for each day of history, got "
+                f"{len(history_dates)} for {days}"
+            )
     labels = _complete_labels(names, window)
     prices_at = None if prices is None else _price_paths(prices, solution)
-    sigma, unit = _sigma(problem, history, scale)
     order = best_first(solution, metrics)
-    rows = [select_row(solution, problem, index, sigma, unit) for index in order[:DETAILED_ROWS]]
+    rows = [
+        select_row(solution, problem, index, *_sigma(problem, index, history, scale))
+        for index in order[:DETAILED_ROWS]
+    ]
+    found = None
+    if probe and history is not None:
+        best = problem[order[0]] if order[0] else problem
+        found = precedents(best, history, torch.tensor(rows[0].sigma), atol=ATOL)
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),
         element("p", _question(rows[0], labels, solution), class_="lead"),
-        _verdict(solution, metrics, order[0], probe),
+        _verdict(solution, metrics, order[0], probe, found, labels.assets),
         *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
     for row, index in zip(rows, order, strict=False):
@@ -132,9 +148,8 @@ def report(
     if not solution.dims:
         ax = plots.plot_history(solution.history)
         content.append(picture(ax, "Loss at each step of the search, on a logarithmic scale."))
-    if probe and history is not None and history.shape[1] >= window[-2]:
-        best = problem[order[0]] if order[0] else problem
-        content += _history_section(precedents(best, history, 1.0 if sigma is None else sigma), unit)
+    if found is not None:
+        content += _history_section(found, history_dates, rows[0].unit)
     content += [
         element("h2", "Measures"),
         _measures_table(metrics, order[0]),
@@ -156,15 +171,25 @@ def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str
     return f"{text} This is the question of the best of {rows} rows ({row.name}), shown first."
 
 
-def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...], probe: bool) -> Html:
+def _verdict(
+    solution: Solution,
+    metrics: Metrics,
+    index: tuple[int, ...],
+    probe: bool,
+    found: Precedents | None,
+    assets: Sequence[str],
+) -> Html:
     """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
     best = solution[index] if index else solution
-    measured = {name: float(value[index]) for name, value in metrics.items()}
+    measured, worst = (
+        {name: float(value[index]) for name, value in values.items()}
+        for values in (metrics, metrics.worst)
+    )
     cards = [
         wording.reached(
             Status(int(best.status)), float(best.error), measured, *best.exceptions.values()
         ),
-        wording.unusual(measured),
+        wording.unusual(measured, worst, found, assets=assets, hit=Status(int(best.status)).is_hit),
         wording.stable(measured, NOISE, ATOL, probed=probe),
     ]
     if solution.dims:
@@ -179,19 +204,20 @@ def _verdict(solution: Solution, metrics: Metrics, index: tuple[int, ...], probe
     return element("div", *boxes, class_="cards")
 
 
-def _history_section(found: Precedents, unit: str) -> list[Html]:
-    """The real windows nearest to the target, to compare the answer with."""
-    text = (
-        f"Of {found.total} real windows the nearest to the target misses it by "
-        f"{100 * float(found.error[0]):.2f} percentage points."
-    )
+def _history_section(found: Precedents, dates: Sequence[object] | None, unit: str) -> list[Html]:
+    """The real windows that hold the target or come nearest to it, to compare the answer with."""
+
+    def name(day: int) -> str:
+        before = f"{found.known - day} days before" if day < found.known else "the day of the question"
+        return before if dates is None else str(dates[day - 1])
+
     lines = [
-        (f"{int(days)} days", f"{100 * float(error):.2f} points", f"{float(change):.2f}")
-        for days, error, change in zip(*found[:3], strict=True)
+        (name(int(day)), f"{100 * float(error):.2f} points", f"{float(change):.2f}")
+        for day, error, change in zip(*found[:3], strict=True)
     ]
-    heads = ("ends before the history's last day", "misses the target by", f"distance, {unit}")
-    title = element("h2", "What history offers")
-    return [title, element("p", text), table(heads, lines, numbers=(0, 1, 2))]
+    heads = ("ends on", "misses the target by", f"distance, {unit}")
+    text = element("p", f"{wording.precedent(found)} The nearest of them:")
+    return [element("h2", "What history offers"), text, table(heads, lines, numbers=(1, 2))]
 
 
 def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
@@ -240,12 +266,15 @@ def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any
         raise type(error)(str(error).replace("evaluate", "report", 1)) from None
 
 
-def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
-    """One sigma, as in `evaluate`, and its unit; None for each row's own."""
+def _sigma(
+    problem: Problem, index: tuple[int, ...], history: Tensor | None, scale: Any
+) -> tuple[Tensor | None, str]:
+    """One sigma of a row, as in `evaluate`, and its unit; None for each row's own."""
     if scale is not None:
         return torch.as_tensor(scale, device="cpu"), "standard deviations"
     if history is not None:
-        return history.double().flatten(1).std(1)[:, None, None], "standard deviations"
+        days = history[:, : date_of(problem[index] if index else problem, history)]
+        return days.double().flatten(1).std(1)[:, None, None], "standard deviations"
     return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 

@@ -8,15 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from funcexplain.measures.rarity import KINDS
 from funcexplain.problems.criterion import LINEAR, TURNOVER
 from funcexplain.reports.drawing import Array
+from funcexplain.reports.precedents import NEAR, Precedents
 from funcexplain.solutions.status import Status
 
 MAX_NAMED = 3
 """Maximum number of assets or goals that a question names; the others are counted."""
 
-RARE, UNUSUAL = 0.95, 0.75
-"""A window is called so if at least this share of the history's windows is not more turbulent."""
+RARE, UNUSUAL = 0.1, 0.25
+"""An answer is called so if at most this share of real paths was as extreme."""
+
+RARE_CHANCE, UNUSUAL_CHANCE = 0.01, 0.1
+"""An answer is called so if the chance of its shocks is at most this."""
 
 IN_RANGE = 0.9
 """Minimum share of entries within the history's range for a window to be called ordinary."""
@@ -94,39 +99,163 @@ def reached(
     return Judgement("Is the target reached?", head, text, "bad")
 
 
-def unusual(measured: Mapping[str, float]) -> Judgement:
-    """How unusual the market of the answer would be.
+def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Precedents | None) -> str:
+    """How unusual an answer is: the worst of its rarity, its chance and its precedents.
+
+    - Beyond history: rare, with a statistic beyond that of every real path; or a chance below one in the
+      number of real paths, while no real window holds the target
+    - Rare, Unusual: the share of real paths as extreme is at most `RARE` or `UNUSUAL`, or the chance of
+      the shocks at most `RARE_CHANCE` or `UNUSUAL_CHANCE`
+    - Unusual, too, if no real window comes near the target, or less than `IN_RANGE` of the entries are
+      within the history's range
+    - Ordinary: none of these
+    - Unknown: neither share nor chance is known
+
+    Args:
+        measured: measures by name.
+        worst: of the worst statistic, see `Metrics.worst`.
+        found: precedents of the target.
+
+    Returns:
+        The grade.
+
+    Example:
+        >>> grade({"rarity": 0.5}, {}, None), grade({"rarity": 0.5, "log10_chance": -2.5}, {}, None)
+        ('Ordinary', 'Rare')
+    """
+    share, chance = measured.get("rarity", math.nan), 10 ** measured.get("log10_chance", math.nan)
+    if math.isnan(share) and math.isnan(chance):
+        return "Unknown"
+    unheard_of = chance * (worst.get("paths", math.nan) + 1) < 1 and found is not None and not found.held
+    if unheard_of or (share <= RARE and _as_extreme(worst) == 0):
+        return "Beyond history"
+    if share <= RARE or chance <= RARE_CHANCE:
+        return "Rare"
+    far = (found is not None and not found.near) or measured.get("in_range", 1.0) < IN_RANGE
+    return "Unusual" if far or share <= UNUSUAL or chance <= UNUSUAL_CHANCE else "Ordinary"
+
+
+def unusual(
+    measured: Mapping[str, float],
+    worst: Mapping[str, float] | None = None,
+    found: Precedents | None = None,
+    *,
+    assets: Sequence[str] = (),
+    hit: bool = True,
+) -> Judgement:
+    """How unusual the market of an answer would be; an answer that misses the target has no grade.
 
     Example:
         >>> unusual({"rms_sigmas": 0.4}).head
         'Moved by 0.4 sigmas'
     """
     about = "How unusual would it be?"
-    moved = measured.get("rms_sigmas", math.nan)
-    size = "" if math.isnan(moved) else f"The root mean square change is {moved:.2g} sigmas."
-    share = measured.get("window_turbulence_percentile")
-    if share is None:
-        missing = "How unusual that is cannot be judged without a market history."
-        head = "Unknown" if math.isnan(moved) else f"Moved by {moved:.2g} sigmas"
-        return Judgement(about, head, f"{size} {missing}".strip(), "open")
-    compared = "How turbulent it would be is unknown."
-    if not math.isnan(share):
-        compared = (
-            f"{_percent(share)} of historical windows were no more turbulent on average, and "
-            f"{_percent(measured['turbulence_percentile'])} of days no more than the last one here."
+    if not hit:
+        return Judgement(about, "Not graded", "The target is not reached at this market.", "open")
+    worst = worst or {}
+    head, parts = grade(measured, worst, found), []
+    if worst and not math.isnan(worst["tail"]):
+        parts.append(statistic(worst, assets))
+    if not math.isnan(share := measured.get("rarity", math.nan)):
+        today = measured.get("rarity_today", math.nan)
+        parts.append(
+            f"In the worst of such statistics {_percent(share)} of real paths were as extreme when they "
+            f"happened (as the actual one: {_percent(today)})."
         )
-    if math.isinf(measured.get("window_turbulence", 0.0)):
-        compared += " Assets that always moved together move apart, or one that never moved moves."
-    text = (
-        f"{compared} {_percent(measured['in_range'])} of the entries are within the history's 1 to 99% "
-        f"range; 98% is usual. {size}"
-    )
-    grades = (("Beyond history", 1.0), ("Rare", RARE), ("Unusual", UNUSUAL), ("Ordinary", -1.0))
-    head = next((name for name, minimum in grades if share >= minimum), "Unknown")
-    if head == "Ordinary" and measured["in_range"] < IN_RANGE:
-        head = "Unusual"  # calm days may still hold values outside of the range
-    mood = {"Ordinary": "good", "Unusual": "good", "Unknown": "open"}.get(head, "bad")
-    return Judgement(about, head, text, mood)
+    elif "rarity" in measured:
+        parts.append("How rare its path is remains unknown: the history up to its date is too short.")
+    if not math.isnan(chance := measured.get("log10_chance", math.nan)):
+        parts.append(
+            f"Normal shocks as large along their direction have a chance of {format_chance(chance)}."
+        )
+    if found is not None:
+        parts.append(precedent(found))
+    if "in_range" in measured:
+        parts.append(
+            f"{_percent(measured['in_range'])} of the entries are within the history's 1 to 99% range; "
+            "98% is usual."
+        )
+    moved = measured.get("rms_sigmas", math.nan)
+    if not math.isnan(moved):
+        parts.append(f"The root mean square change is {moved:.2g} sigmas.")
+    if "rarity" not in measured:
+        parts.append("How unusual the path is cannot be judged without a market history.")
+        if head == "Unknown" and not math.isnan(moved):
+            head = f"Moved by {moved:.2g} sigmas"
+    mood = {"Ordinary": "good", "Unusual": "good", "Rare": "bad", "Beyond history": "bad"}
+    return Judgement(about, head, " ".join(parts), mood.get(head, "open"))
+
+
+def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
+    """The worst statistic of an answer in a sentence, with that of the actual path.
+
+    Example:
+        >>> worst = {"kind": 1, "days": 20, "asset": 0, "value": 0.1, "today": 0.02, "tail": -2.0,
+        ...          "paths": 399}
+        >>> print(statistic(worst, ["EUR"]))
+        EUR falls by 9.5% within 20 days (actually: 2.0%), as much as in 3 of 399 real paths.
+        >>> statistic(worst | {"kind": 6, "value": 9.0, "tail": -3.0}, ["EUR"])
+        'All assets move together by 9.0 sigmas within 20 days (actually: 0.0), farther than in any ...'
+    """
+    kind, days, asset = KINDS[int(worst["kind"])], int(worst["days"]), int(worst["asset"])
+    if math.isinf(worst["value"]):
+        return "Assets that always moved together move apart, or one that never moved moves."
+    sign = {"calm": -1, "dispersion": -1}.get(kind, 1)
+    name = "The mean of all assets" if asset < 0 else assets[asset]
+    within = f"within {days} days" if days > 1 else "in a day"
+    text, show, high, low = {
+        "rise": (f"{name} rises by {{}} {within}", lambda v: _percent(math.expm1(v)), "much", "more"),
+        "fall": (f"{name} falls by {{}} {within}", lambda v: _percent(-math.expm1(-v)), "much", "more"),
+        "joint": (
+            f"All assets move together by {{}} sigmas {within}",
+            "{:.1f}".format,
+            "far",
+            "farther",
+        ),
+        "volatility": (f"The volatility {within} is {{}} a day", _percent, "high", "higher"),
+        "calm": (f"The volatility {within} is {{}} a day", _percent, "low", "lower"),
+        "correlation": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "high", "higher"),
+        "dispersion": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "low", "lower"),
+    }[kind]
+    value, today = (show(sign * worst[which]) for which in ("value", "today"))
+    count, paths = _as_extreme(worst), int(worst["paths"])
+    compared = f"as {high} as in {count:,} of" if count else f"{low} than in any of"
+    return f"{text.format(value)} (actually: {today}), {compared} {paths:,} real paths."
+
+
+def precedent(found: Precedents) -> str:
+    """How many real windows hold a target, or come near it.
+
+    Example:
+        >>> from torch import tensor
+        >>> precedent(Precedents(tensor([9]), tensor([0.031]), tensor([1.0]), 0, 0, 3900, 3919))
+        'None of 3,900 real windows comes within 2 percentage points of the target.'
+    """
+    if found.held:
+        return f"{found.held:,} of {found.total:,} real windows hold the target."
+    points = f"within {100 * NEAR:g} percentage points of the target"
+    if found.near:
+        return f"None of {found.total:,} real windows holds the target; {found.near:,} come {points}."
+    return f"None of {found.total:,} real windows comes {points}."
+
+
+def format_chance(log10: float) -> str:
+    """A chance given by its base-10 logarithm.
+
+    Example:
+        >>> format_chance(math.log10(0.25)), format_chance(-4.0), format_chance(-9.3)
+        ('25.0%', '1 in 10,000', '1 in 10^9.3')
+    """
+    if log10 > -2.0:
+        return f"{100 * 10**log10:.1f}%"
+    return f"1 in {10**-log10:,.0f}" if log10 > -7.0 else f"1 in 10^{-log10:.1f}"
+
+
+def _as_extreme(worst: Mapping[str, float]) -> int | None:
+    """Number of real paths whose value of the worst statistic was as extreme; None if unknown."""
+    if not worst or math.isnan(worst["tail"]):
+        return None
+    return max(0, round(10 ** worst["tail"] * (worst["paths"] + 1)) - 1)
 
 
 def stable(

@@ -178,7 +178,7 @@ def test_a_report_runs_no_code_of_the_config(
     shown = capsys.readouterr().out
     assert "noise error, invalidation, the real windows nearest to the target are left out" in shown
     after = page.read_text()
-    for kept in ("How unusual would it be?", "gap closed", "window turbulence percentile"):
+    for kept in ("How unusual would it be?", "gap closed", "<td>rarity</td>"):
         assert before.count(kept) == after.count(kept) > 0
     for left_out in ("What history offers", "<td>invalidation</td>", "<td>noise error</td>"):
         assert left_out in before

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import funcexplain as fe
+from funcexplain.measures.rarity import KINDS
 from funcexplain.reports.details import select_row
-from funcexplain.reports.wording import question, reached, stable, unusual
+from funcexplain.reports.precedents import Precedents
+from funcexplain.reports.wording import question, reached, stable, statistic, unusual
 from tests.helpers import make_problem
 
 NAMES = ["EUR", "USD", "GBP", "JPY", "CHF"]
@@ -48,22 +51,51 @@ def test_goals_are_put_into_words(target: Any, text: str) -> None:
     assert text in question(row.today, row.target, NAMES)
 
 
+WORST = {"kind": 1, "days": 20, "asset": 0, "value": 0.1, "today": 0.02, "tail": -2.0, "paths": 999}
+RECORD = WORST | {"tail": -3.5}
+
+
+def found(held: int, near: int) -> Precedents:
+    one = torch.ones(1)
+    return Precedents(one.long(), one, one, held=held, near=near, total=999, known=999)
+
+
 @pytest.mark.parametrize(
-    ("share", "head"),
+    ("rarity", "log10_chance", "worst", "precedents", "head"),
     [
-        (1.0, "Beyond history"),
-        (0.96, "Rare"),
-        (0.8, "Unusual"),
-        (0.3, "Ordinary"),
-        (math.nan, "Unknown"),
+        (0.01, math.nan, RECORD, None, "Beyond history"),
+        (0.01, math.nan, WORST, None, "Rare"),
+        (0.2, math.nan, RECORD, None, "Unusual"),
+        (0.9, math.nan, WORST, None, "Ordinary"),
+        (0.9, math.nan, WORST, found(0, 3), "Ordinary"),
+        (0.9, math.nan, WORST, found(0, 0), "Unusual"),
+        (0.9, -2.0, WORST, found(0, 3), "Rare"),
+        (0.9, -4.0, WORST, found(0, 3), "Beyond history"),
+        (0.9, -4.0, WORST, found(2, 3), "Rare"),
+        (0.9, -14.0, WORST, None, "Rare"),
+        (math.nan, -0.2, {}, None, "Ordinary"),
+        (math.nan, math.nan, WORST, found(3, 3), "Unknown"),
     ],
 )
-def test_verdicts_grade_by_history(share: float, head: str) -> None:
-    measured = {"window_turbulence_percentile": share, "turbulence_percentile": 0.5, "in_range": 0.98}
-    assert unusual(measured).head == head
-    # Whoever leaves the range of single values is not ordinary, however calm.
-    beyond = unusual(measured | {"in_range": 0.5}).head
+def test_an_answer_is_as_unusual_as_the_worst_of_its_sides(
+    rarity: float, log10_chance: float, worst: Any, precedents: Precedents | None, head: str
+) -> None:
+    measured = {"rarity": rarity, "log10_chance": log10_chance, "in_range": 0.98}
+    assert unusual(measured, worst, precedents, assets=NAMES).head == head
+    # A market that leaves the range of single values is not ordinary, however calm it is.
+    beyond = unusual(measured | {"in_range": 0.5}, worst, precedents, assets=NAMES).head
     assert beyond == ("Unusual" if head == "Ordinary" else head)
+    missed = unusual(measured, worst, precedents, assets=NAMES, hit=False)
+    assert missed.head == "Not graded"
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_the_worst_statistic_is_put_into_words(kind: int) -> None:
+    text = statistic(WORST | {"kind": kind}, NAMES)
+    assert "9 of 999 real paths" in text
+    assert "than in any of 999 real paths" in statistic(RECORD | {"kind": kind}, NAMES)
+    assert ("EUR" in text) == (KINDS[kind] in ("rise", "fall"))
+    assert "inf" not in statistic(RECORD | {"kind": kind, "value": math.inf}, NAMES)
 
 
 def test_unknown_measures_are_reported_as_such() -> None:
