@@ -164,8 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--target",
         metavar="EUR=0.4,CHF=20%",
-        help="target weights; the other assets keep today's proportions (default: 40%% in the asset "
-        "with the smallest weight)",
+        help="minimum weights (default: 20%% in the largest position below 5%%)",
     )
     demo.add_argument("--seed", type=_seed, default=0, help="seed of network and starts (default: 0)")
     demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")

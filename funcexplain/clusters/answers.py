@@ -18,7 +18,7 @@ from funcexplain.clusters.manifest import Acceptance, Manifest
 from funcexplain.problems.grid import RowDim, row_numbers
 from funcexplain.solutions.indexing import best_dims, drops_dim, expand_index
 from funcexplain.solutions.labels import check_labels
-from funcexplain.solutions.solution import FIELDS, Solution, unflatten, without_copies
+from funcexplain.solutions.solution import FIELDS, Solution, unflatten, with_search_point, without_copies
 from funcexplain.solutions.status import HITS, Status
 from funcexplain.solutions.tables import columns_of, index_columns, write_parquet
 
@@ -97,7 +97,7 @@ class ChunkedSolution(Solution):
         for number, tensors in self._chunks(*self._manifest.fields):
             first, found = self._manifest.span(number).start, self._folder.exceptions(number)
             exceptions = {row - first: error for row, error in found.items()}
-            yield Solution(**cast(Any, tensors), dims=("row",), exceptions=exceptions)
+            yield Solution(**with_search_point(tensors), dims=("row",), exceptions=exceptions)
 
     def flat(self, rows: Tensor) -> Solution:  # type: ignore[override]  # returns rows in memory
         """Select rows by their numbers in row-major order; reads only their chunks.
@@ -131,7 +131,9 @@ class ChunkedSolution(Solution):
                 errors = self._folder.exceptions(number)
                 pairs = zip(places.tolist(), rows[places].tolist(), strict=True)
                 exceptions |= {place: errors[row] for place, row in pairs if row in errors}
-        return Solution(**cast(Any, tensors), dims=("row",), exceptions=dict(sorted(exceptions.items())))
+        return Solution(
+            **with_search_point(tensors), dims=("row",), exceptions=dict(sorted(exceptions.items()))
+        )
 
     def __getitem__(self, index: Any) -> Solution:  # type: ignore[override]
         items = expand_index(index, self.dims)
@@ -261,7 +263,7 @@ class ChunkedSolution(Solution):
             return found[0]
         tensors = without_copies(found._tensors())
         tensors = {n: t.reshape(*rows.shape, *t.shape[1:]) for n, t in tensors.items()}
-        return Solution(**cast(Any, tensors), dims=names, exceptions=found.exceptions)
+        return Solution(**with_search_point(tensors), dims=names, exceptions=found.exceptions)
 
 
 def _may_have_raised(status: Tensor) -> Tensor:

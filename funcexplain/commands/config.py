@@ -149,7 +149,7 @@ class StartsConfig:
     """Where searches start: at the window plus seeded noise, in sigmas."""
 
     number: int = entry(integer_between(1, 10**5), 4)
-    jitter: float = entry(read_non_negative, 0.05)
+    jitter: float = entry(read_non_negative, 0.3)
     seed: int = entry(integer_between(0, 2**32 - 1), 0)
 
 

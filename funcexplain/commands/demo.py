@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.commands.allocation import check_wanted, fill_target
+from funcexplain.commands.allocation import check_wanted
 from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
@@ -36,10 +36,11 @@ from funcexplain.markets.covariances import sample
 from funcexplain.markets.features import CHANNELS, forward_returns, log_returns, windows
 from funcexplain.markets.models import MIN_DAYS
 from funcexplain.markets.prices import Prices, load
+from funcexplain.problems.criterion import Target
 from funcexplain.reports.drawing import require_matplotlib
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
-DEFAULT_WEIGHT = 0.4
+DEFAULT_WEIGHT, SMALL = 0.2, 0.05
 ATOL = 1e-3
 JITTER = 0.3  # sigmas
 
@@ -60,13 +61,13 @@ def run_demo(
 
     The search is over shocks to the daily returns of the days to come, as a model of returns estimated
     from the history draws them, so that all channels agree with one path of prices. It runs from the
-    path without shocks and from several jittered starts, each to the closest hit (every weight within
-    0.001 of its target). The answer is the likeliest of these, or else the start with the lowest loss.
+    path without shocks and from several jittered starts, each to the closest hit (no weight more than
+    0.001 below its minimum). The answer is the likeliest of these, or else the start of lowest loss.
 
     Args:
         data: ``"ecb"``, ``"sp500"`` or the path of a csv file; see `load`.
-        wanted: weights by asset, each in [0, 1], summing to at most 1; the other assets share the rest
-            in today's proportions. Default: 0.4 for the asset with the smallest weight.
+        wanted: minimum weights by asset, each in [0, 1], summing to at most 1. Default: 0.2 of the
+            largest position below 5 %.
         seed: seed of the network and the starts, >= 0.
         out: folder for the picture and the report; made if missing.
         training_steps: steps of training.
@@ -103,11 +104,13 @@ def run_demo(
         with torch.no_grad():
             today = network(history.windows[-1:])[0]
         if not wanted:
-            wanted = {assets[int(today.argmin())]: DEFAULT_WEIGHT}
-        target = fill_target(wanted, today, assets)
+            small = torch.where(today < SMALL, today, 0.0)
+            wanted = {assets[int(small.argmax())]: DEFAULT_WEIGHT}
+        goals = [fe.targets.at_least(*pair) for pair in wanted.items()]
+        target = goals[0] if len(goals) == 1 else fe.targets.all_of(*goals)
         seeds = [seed * num_starts + start for start in range(num_starts)]
         date = history.ends[-1]
-        sentence = describe_question(QuestionConfig(target=dict(wanted), ahead=ahead), [date])
+        sentence = describe_question(QuestionConfig(at_least=dict(wanted), ahead=ahead), [date])
         print_line("")
         print_line(sentence)
         problem, market = _make_problem(network, target, history, seeds, ahead)
@@ -132,8 +135,8 @@ def run_demo(
 
     outcome = make_outcome(solutions, {}, query)
     best = solutions[outcome.best[0]]
-    columns = {"today": today, "target": target, "reached": best.weights}
-    order = target.argsort(descending=True, stable=True).tolist()
+    columns = {"today": today, "reached": best.weights}
+    order = (best.weights - today).abs().argsort(descending=True, stable=True).tolist()
     days, scale = history.window_days(-1, ahead), history.scale(-1)[1]
     for line in weights_table(columns, assets, order):
         print_line(line)
@@ -145,8 +148,8 @@ def run_demo(
             print_line(line)
         verdict = "The network holds the target" if best.hit else "Not reached"
         print_line("")
-        shared = agreement(outcome).replace(", ", "; starts ")
-        print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{shared}.")
+        found = agreement(outcome).replace(" found", " starts found")
+        print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")
@@ -188,7 +191,7 @@ def train_on(
 
 
 def _make_problem(
-    network: ConvAllocator, target: Tensor, history: History, seeds: list[int], ahead: int
+    network: ConvAllocator, target: Target, history: History, seeds: list[int], ahead: int
 ) -> tuple[fe.Problem, str]:
     """The question, from the path without shocks and from jittered starts; and its model of returns."""
     prices, x0 = history.prices, history.windows[-1]
@@ -200,7 +203,7 @@ def _make_problem(
         # Shrunk a little towards equal variances, so that a short history is enough.
         model = fe.models.normal(0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(len(cov)))
     problem = fe.pipe(
-        fe.problem(network, target, x0, loss=fe.losses.kl, assets=prices.assets),
+        fe.problem(network, target, x0, assets=prices.assets),
         fe.scenarios.ahead(prices, ahead, model=model, span=SPAN),
         fe.jitter(0.0),
     )

@@ -103,7 +103,7 @@ def met_sentence(query: Query) -> str:
 
 
 def agreement(outcome: Outcome) -> str:
-    """How many starts found the answer, where several hit."""
-    if not outcome.hit[outcome.best[0]] or int(outcome.hit.sum()) < 2:
+    """How many starts found the answer, if it is a hit."""
+    if not outcome.hit[outcome.best[0]]:
         return ""
-    return f", {outcome.agree[0]} at this answer"
+    return f"; {outcome.agree[0]} of {len(outcome.hit)} found this answer"

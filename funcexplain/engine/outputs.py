@@ -109,7 +109,9 @@ class Outputs:
     def solution(self) -> Solution:
         """Give the outputs the shape of the grid."""
         shape = self.problem.shape
-        outputs = {name: getattr(self, name) for name in FIELDS if name != "z" or self.z is not self.x}
+        outputs = {name: getattr(self, name) for name in FIELDS}
         fields = {name: t.reshape(*shape, *t.shape[1:]) for name, t in outputs.items()}
+        if self.z is self.x:
+            fields["z"] = fields["x"]
         dims = tuple(dim.name for dim in self.problem.dims)
         return Solution(**fields, dims=dims, exceptions=dict(sorted(self.exceptions.items())))

@@ -167,7 +167,7 @@ def _move_values(problem: Problem, answer: list[Tensor], atol: float) -> Tensor:
     num_steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     status = torch.full_like(num_steps, int(Status.HIT))
     history = loss.new_zeros(len(x), 0)
-    found = Solution(x, weights, loss, history, num_steps, status, error, dims=("row",))
+    found = Solution(x, weights, loss, history, num_steps, status, error, dims=("row",), z=x)
     found = reweight(windows, found, atol, _STEPS, None, few=True)
     if interrupted(found):
         raise KeyboardInterrupt

@@ -36,6 +36,9 @@ from funcexplain.solutions.solution import Solution
 Measured = dict[str, Tensor]
 
 
+_STARTS = {"x0", "seed", "jitter"}  # what varies between starts of one question
+
+
 class _Settings(NamedTuple):
     """Checked arguments of `evaluate`."""
 
@@ -83,7 +86,7 @@ def evaluate(
             standard deviation of each channel of the history, else the ``std`` of `standardize`.
         tolerance: changes above this number of sigmas count; without sigmas, any change does.
         along: names of the dimensions of starts, along which diversity, spread and agreement are
-            measured. Default: those along which only ``x0`` or ``seed`` vary.
+            measured. Default: those along which only ``x0``, ``seed`` or ``jitter`` vary.
         models: parameters of other models, stacked as by `stack`, evaluated at each answer.
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
@@ -310,7 +313,7 @@ def _sigma(settings: _Settings, args: Args, ends: Sequence[int]) -> Tensor:
 def _dims_of_starts(problem: Problem, along: str | Sequence[str] | None) -> list[int]:
     """The dimensions along which starts are compared."""
     if along is None:
-        return [place for place, dim in enumerate(problem.dims) if dim.varying <= {"x0", "seed"}]
+        return [place for place, dim in enumerate(problem.dims) if dim.varying <= _STARTS]
     names = [dim.name for dim in problem.dims]
     wanted = [along] if isinstance(along, str) or not isinstance(along, Iterable) else list(along)
     unknown = [name for name in wanted if name not in names]

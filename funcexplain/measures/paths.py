@@ -35,8 +35,9 @@ class Paths(NamedTuple):
 def paths_of(problem: Problem, x: Tensor, args: Args, z: Tensor | None = None) -> Paths:
     """The paths behind answers ``(B, C, L, A)`` with the rows' args, as from `take_rows`.
 
-    Their search points ``z`` may be left out for references. In a scenario the path has all shocked days. Elsewhere, and in a scenario whose last returns are not
-    the first channel of the window, it is that channel.
+    Their search points ``z`` may be left out for references. In a scenario the path has all shocked
+    days. Elsewhere, and in a scenario whose last returns are not the first channel of the window, it is
+    that channel.
     """
     rows, dims = len(x), mapped_dims(problem.dims, args)
 

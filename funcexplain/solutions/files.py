@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.solutions.archive import read_archive, read_notes
-from funcexplain.solutions.solution import FIELDS, Solution, Status
+from funcexplain.solutions.solution import FIELDS, Solution, Status, with_search_point
 
 _MAX_DIGITS = 18  # of the number of a row
 
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Solution:
     if not dims:
         values["status"] = Status(int(tensors["status"]))
     exceptions = {int(row): str(error) for row, error in errors.items()}
-    return Solution(**values, dims=tuple(dims), exceptions=exceptions)
+    return Solution(**with_search_point(values), dims=tuple(dims), exceptions=exceptions)
 
 
 def fits(tensors: dict[str, Tensor], dims: Any) -> bool:

@@ -54,7 +54,7 @@ class Solution:
         dims: names of the row dimensions, outermost first; empty for one question.
         exceptions: errors of the network during the search, by the row's number in row-major order (one
             question is row 0).
-        z: point of the search space that decodes to ``x``; default ``x``, for a search over windows.
+        z: point of the search space that decodes to ``x``: the same tensor in a search over windows.
     """
 
     x: Tensor
@@ -66,11 +66,7 @@ class Solution:
     error: Tensor
     dims: tuple[str, ...] = ()
     exceptions: Mapping[int, str] = field(default_factory=dict)
-    z: Tensor = field(default_factory=lambda: cast(Any, None))  # no attribute of the class
-
-    def __post_init__(self) -> None:
-        if self.z is None:
-            object.__setattr__(self, "z", self.x)
+    z: Tensor = field(kw_only=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -365,10 +361,15 @@ class Solution:
         old = enumerate(rows.flatten().tolist() if self.exceptions else ())
         exceptions = {new: self.exceptions[row] for new, row in old if row in self.exceptions}
         if dims:
-            return type(self)(**tensors, dims=dims, exceptions=exceptions)
+            return type(self)(**with_search_point(tensors), dims=dims, exceptions=exceptions)
         history = tensors["history"]
         single: Any = {"status": Status(int(tensors["status"])), "history": history[~history.isnan()]}
-        return type(self)(**tensors | single, exceptions=exceptions)
+        return type(self)(**with_search_point(tensors) | single, exceptions=exceptions)
+
+
+def with_search_point(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a solution with ``z``, which is ``x`` where it was left out."""
+    return {"z": tensors["x"], **tensors}
 
 
 def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

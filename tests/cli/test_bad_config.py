@@ -91,8 +91,14 @@ def test_prices(
         ({"question": {"date": "2025-01-01"}}, "no window ends on 2025-01-01; the trading day before"),
         ({"question": {"date": {"start": "2030-01-01"}}}, "no window ends between start and end"),
         ({"question": {"frozen": {"assets": ["TIN"]}}}, "question.frozen.assets: there is no 'TIN'"),
-        ({"question": {"frozen": {"last_days": 4}}}, "question.frozen: no entry is free"),
-        ({"question": {"free": {"last_days": 5}}}, "question.free.last_days: expected at most 4, got 5"),
+        (
+            {"question": {"search": "features", "frozen": {"last_days": 4}}},
+            "question.frozen: no entry is free",
+        ),
+        (
+            {"question": {"search": "features", "free": {"last_days": 5}}},
+            "question.free.last_days: expected at most 4, got 5",
+        ),
         ({"features": {"lookback": 5}}, "the network does not map windows of 3 channels"),
         ({"features": {"channels": ["return"]}}, "the network does not map windows of 1 channels"),
         ({"features": {"channels": ["returns"]}}, "no 'returns' in the data; did you mean 'return'?"),

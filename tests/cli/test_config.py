@@ -40,8 +40,9 @@ def with_entry(table: str, **entries: Any) -> dict[str, Any]:
 
 def test_defaults_are_those_of_the_demo() -> None:
     config = parse_config(LEAST)
-    assert config.method.name == "adam"
-    assert config.method.settings == {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03}
+    assert config.method.name == "levenberg_marquardt"
+    assert (config.method.answer, config.question.search) == ("closest", "scenario")
+    assert config.method.settings == {"residual": "auto", "damping": 10.0}
     assert (config.features.lookback, config.features.span, config.method.atol) == (20, 20, 1e-3)
     assert config.question.date == "last"
 
@@ -83,7 +84,11 @@ def test_defaults_are_those_of_the_demo() -> None:
             "channels cannot be frozen",
         ),
         ("method", {"name": "adm"}, "unknown value 'adm'; did you mean 'adam'?"),
-        ("method", {"learning_rate": 0.1}, "method.learning_rate: unknown setting of adam; choose"),
+        (
+            "method",
+            {"learning_rate": 0.1},
+            "method.learning_rate: unknown setting of levenberg_marquardt; choose",
+        ),
         ("method", {"name": "sgd", "betas": [0.9, 0.9]}, "method.betas: unknown setting of sgd"),
         ("method", {"starts": {"number": 0}}, "method.starts.number: expected an integer in 1"),
         ("method", {"starts": 3}, "method.starts: expected a table, got 3"),

@@ -130,7 +130,7 @@ def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
         "network": {"factory": f"{module}:make", "weights": "w.safetensors"},
         "prices": {"file": "market.csv"},
         "features": {"lookback": 4, "span": 5},
-        "question": {"target": {"OIL": 0.5}},
+        "question": {"target": {"OIL": 0.6}},
         "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 2}},
         "output": {"folder": "out", "picture": False, "report": False},
     }

