@@ -150,7 +150,7 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
     argv = ["demo", "--data", str(market), "--target", "OIL=50%", "--seed", "1", "--out", str(out)]
     assert main(argv) == 0
     shown = capsys.readouterr().out
-    assert "for the network to hold 50% OIL?" in shown
+    assert "for the network to hold at least 50% OIL?" in shown
     assert "The network holds the target" in shown
     assert shown.rstrip().endswith(f"Picture: {out / 'overview.png'}")
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
@@ -163,18 +163,19 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     solution = run_demo(out=tmp_path, print_line=lines.append)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
-    assert solution.status is fe.Status.HIT
+    assert solution.status is fe.Status.CLOSEST
+    assert solution.z.norm() < 4.0  # a market that may well happen
     assert (solution.x[2] >= 0).all()  # no negative volatility
 
     text = "\n".join(lines)
     start = next(index for index, line in enumerate(lines) if "Weights" in line)
     table = [line.split() for line in lines[start + 1 : start + 17]]
-    assert table[0][2] == "40.00%"
+    assert {row[0]: row[2] for row in table}["SGD"] == "19.90%"  # at least 20 %, within 0.1 points
     columns = np.array([[float(cell.rstrip("%")) for cell in row[1:]] for row in table])
     np.testing.assert_allclose(columns.sum(axis=0), 100.0, atol=0.1)
-    assert np.abs(columns[:, 1] - columns[:, 2]).max() <= 0.11  # the weights are rounded to 0.01
     assert text.count("  start ") == 4
-    assert text.count("2026-10-") >= 8
+    assert "4 of 4 starts found this answer" in text
+    assert text.count("+10 ") >= 1
 
 
 @pytest.mark.usefixtures("rough_pictures")
@@ -189,11 +190,12 @@ def test_seed_determines_the_demo(market: Path) -> None:
 
 @pytest.mark.usefixtures("rough_pictures")
 def test_demo_answers_a_target_that_already_holds(market: Path) -> None:
-    """A target that is met, or almost met, at the start needs few steps."""
+    """Nothing has to happen, and nothing is said to change."""
     lines: list[str] = []
-    run_demo(market, out=market.parent, print_line=lines.append, **QUICK)
-    rows = [line.split() for line in lines if line.startswith(("GOLD", "OIL"))]
-    named = {row[0]: float(row[1].rstrip("%")) / 100 for row in rows}
-    solution = run_demo(market, named, out=market.parent, print_line=lines.append, **QUICK)
-    assert solution.status is fe.Status.HIT
-    assert solution.num_steps < 20
+    solution = run_demo(market, {"OIL": 0.01}, out=market.parent, print_line=lines.append, **QUICK)
+    assert solution.hit
+    assert solution.num_steps == 0
+    assert not solution.z.any()
+    text = "\n".join(lines)
+    assert "The network will hold this without any shock; nothing has to happen." in text
+    assert "Largest changes" not in text

@@ -41,7 +41,7 @@ from funcexplain.engine.trial import try_rows, why_not_samples
 from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_callable, check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, identity
-from funcexplain.solutions.status import Status
+from funcexplain.solutions.status import HITS, Status
 from funcexplain.solvers.optimizers import adam
 from funcexplain.solvers.state import Stopping
 
@@ -233,7 +233,7 @@ def _run(
         try:
             folder.clean()
             todo = list(folder.missing(found))
-            meter.begin(manifest.chunk_size, found.total(), found[Status.HIT])
+            meter.begin(manifest.chunk_size, found.total(), sum(found[code] for code in HITS))
             for number, counts, error in scheduler.run(todo):
                 failures.pop(number, None)
                 end(number)
@@ -241,7 +241,7 @@ def _run(
                     failures[number] = error
                     counts = {int(Status.FAILED): len(manifest.span(number))}
                     _note(folder, number, error)
-                meter.add(sum(counts.values()), counts.get(int(Status.HIT), 0))
+                meter.add(sum(counts.values()), sum(counts.get(int(code), 0) for code in HITS))
         except KeyboardInterrupt:
             interrupted = True
             _logger.warning(

@@ -235,7 +235,7 @@ class MethodConfig:
     name: str = entry(one_of(*METHODS), _METHOD)
     answer: str = entry(one_of("closest", "first"), "closest")
     few: str | None = entry(one_of("shocks", "assets", "days"), None)
-    max_steps: int = entry(integer_between(0), 1000)
+    max_steps: int = entry(integer_between(0), 100)
     atol: float = entry(read_non_negative, 1e-3)
     patience: int | None = entry(integer_between(1), None)
     starts: StartsConfig = entry(_table(StartsConfig), StartsConfig())
@@ -258,6 +258,8 @@ def _method(where: str, value: Any) -> MethodConfig:
             raise ValueError(f"{key_path(where, key)}: unknown setting of {name}; {suggest(key, known)}")
     given = {key: _settings(key_path(where, key), value[key]) for key in own if key in value}
     rest = {key: value[key] for key in common if key in value}
+    if name != _METHOD:  # which takes a tenth of the steps
+        rest = {"max_steps": 1000, **rest}
     method = read_table(MethodConfig, where, {**rest, "name": name, "settings": {**own, **given}})
     if method.few is not None and method.answer == "first":
         raise ValueError(f'{where}.few: needs answer = "closest", got "first"; leave one of them out')
@@ -302,7 +304,7 @@ def read_config(path: str | Path) -> Config:
         ...     question.target = {EUR = 0.4}
         ... ''')
         >>> read_config(path).method.max_steps
-        1000
+        100
     """
     path = Path(path)
     if not os.path.exists(path):

@@ -106,6 +106,7 @@ def solve_settings(method: MethodConfig) -> dict[str, Any]:
         "max_steps": method.max_steps,
         "atol": method.atol,
         "keep": "best",
+        "compile": "auto" if method.name == "adam" else False,
         "patience": method.patience,
         "history": max(1, -(-method.max_steps // _MAX_RECORDED_LOSSES)),
     }

@@ -192,7 +192,9 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
     if market is not None:
         values |= measure_dated(market, x, paths, dates, settings.scale, settings.nearest)
     if paths.shocks is not None:
-        values["log10_chance"] = log10_chance(paths.shocks)
+        known = paths.shocks.isfinite()
+        chance = log10_chance(torch.where(known, paths.shocks, 0.0))
+        values["log10_chance"] = torch.where(known.flatten(1).all(1), chance, torch.nan)
     errors = _errors(problem)
     if len(settings.seeds) and _in_sigmas(settings):
         noisy = stability.errors_under_noise(errors, x, args, settings.noise * sigma, settings.seeds)

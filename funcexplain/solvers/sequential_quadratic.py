@@ -203,7 +203,7 @@ class SequentialQuadratic(NamedTuple):
         residual = torch.where(taken == 0.0, 0.0, residual)  # what a bound holds may have any slope
         met = torch.where(accepts, usable, carried.distance <= slope.square().mean() * (1.0 + 1e-12))
         ends = ~corrects & met & (residual.norm() <= _STATIONARY * slope.norm())
-        ends = ends | ~(following != z).any()
+        ends = ends | ~(following != z).any() | (usable & (distance == 0.0))
         kept = torch.where(closer, distance, carried.distance)
         best = carried.distance.to(z.dtype)
         # A trial that is no hit is no closer than the best one, and ends nothing.
