@@ -130,8 +130,7 @@ def solve_rows_alone(problem: Problem, rows: Tensor, method: Any, settings: dict
         selected = replace(problem, args=take_rows(dims, args, some), dims=(dim,))
         part = solve(selected, method, **steps)
         if refinement:
-            full = {"norm": "l2", "groups": "entries", **refinement}
-            limits = check_refinement(WHERE, selected, settings["atol"] or 0.0, **full)
+            limits = check_refinement(WHERE, selected, settings["atol"] or 0.0, **refinement)
             part = refine(selected, part, limits)
         parts.append(part)
     if len(parts) == 1:

@@ -20,6 +20,7 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History
+from funcexplain.commands.inputs import REFINEMENTS
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
 from funcexplain.commands.printing import (
     PrintLine,
@@ -30,7 +31,7 @@ from funcexplain.commands.printing import (
     print_plain,
     weights_table,
 )
-from funcexplain.commands.question import Query, describe_question
+from funcexplain.commands.question import Query, describe_question, map_starts
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.covariances import sample
 from funcexplain.markets.features import CHANNELS, forward_returns, log_returns, windows
@@ -123,7 +124,7 @@ def run_demo(
             problem,
             fe.levenberg_marquardt(),
             "there is no report",
-            {"refinements": 40},
+            {"refinements": REFINEMENTS},
             max_steps=max_steps,
             atol=ATOL,
         )
@@ -205,12 +206,8 @@ def _make_problem(
     problem = fe.pipe(
         fe.problem(network, target, x0, assets=prices.assets),
         fe.scenarios.ahead(prices, ahead, model=model, span=SPAN),
-        fe.jitter(0.0),
     )
-    jitter = torch.full((len(seeds),), JITTER, dtype=x0.dtype)
-    jitter[0] = 0.0
-    seed = torch.tensor(seeds)
-    return fe.vmap(problem, seed=seed, jitter=jitter, name="start"), model.name
+    return map_starts(problem, torch.tensor(seeds), JITTER), model.name
 
 
 def _describe_result(solution: fe.Solution, size: Tensor) -> str:

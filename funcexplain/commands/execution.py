@@ -102,8 +102,7 @@ def solve_or_raise(
         solution = fe.solve(problem, method, **settings)
         _check_complete(solution, consequence)
         if refinement:
-            full = {"norm": "l2", "groups": "entries", **refinement}
-            limits = check_refinement("method", problem, settings["atol"], **full)
+            limits = check_refinement("method", problem, settings["atol"], **refinement)
             solution = refine(problem, solution, limits)
             _check_complete(solution, consequence)
     return solution

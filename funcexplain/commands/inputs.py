@@ -19,7 +19,7 @@ from funcexplain.commands.question import Query, build_query, pin_dates
 
 # Losses recorded per search: enough for a curve, and few even if there are thousands of steps.
 _MAX_RECORDED_LOSSES = 250
-_REFINEMENTS = 40
+REFINEMENTS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +95,9 @@ def refinement_settings(method: MethodConfig) -> dict[str, Any]:
     if method.answer == "first":
         return {}
     if method.few is None:
-        return {"refinements": _REFINEMENTS}
+        return {"refinements": REFINEMENTS}
     groups = "entries" if method.few == "shocks" else method.few
-    return {"refinements": _REFINEMENTS, "norm": "l1", "groups": groups}
+    return {"refinements": REFINEMENTS, "norm": "l1", "groups": groups}
 
 
 def solve_settings(method: MethodConfig) -> dict[str, Any]:

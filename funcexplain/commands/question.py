@@ -119,11 +119,7 @@ def build_query(
         )
         problem = fe.pipe(problem, *space.transforms)
         if starts.number > 1:
-            # The first start is the reference itself.
-            scale = torch.tensor(starts.jitter, dtype=torch.float64)
-            jitter = scale.to(windows.dtype).repeat(starts.number)
-            jitter[0] = 0.0
-            problem = fe.vmap(fe.jitter(0.0)(problem), seed=seeds, jitter=jitter, name="start")
+            problem = map_starts(problem, seeds, starts.jitter)
         if len(chosen) > 1:
             if len(targets) > 1:
                 stacks["target"] = targets
@@ -137,6 +133,14 @@ def build_query(
     return Query(
         problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, question.ahead or 0
     )
+
+
+def map_starts(problem: fe.Problem, seeds: Tensor, scale: float) -> fe.Problem:
+    """Map a question over starts: the reference itself, then with noise of these seeds and scale."""
+    noise = torch.tensor(scale, dtype=torch.float64)
+    jitter = noise.to(problem.args["x0"].dtype).repeat(len(seeds))
+    jitter[0] = 0.0
+    return fe.vmap(fe.jitter(0.0)(problem), seed=seeds, jitter=jitter, name="start")
 
 
 def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:

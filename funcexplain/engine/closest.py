@@ -107,7 +107,7 @@ class Refinement(NamedTuple):
 
 
 def check_refinement(
-    where: str, problem: Problem, atol: Any, refinements: Any, norm: Any, groups: Any
+    where: str, problem: Problem, atol: Any, refinements: Any, norm: Any = "l2", groups: Any = "entries"
 ) -> Refinement:
     """Raise unless these are settings of `closest`."""
     atol = check_number(where, "atol", atol, minimum=0.0)

@@ -13,11 +13,13 @@ Models are in `models`, starts and distances from history in `starts` and `turbu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from funcexplain.engine.reweighting import map_points
 from funcexplain.markets.ahead import ahead as ahead
 from funcexplain.markets.features import features as market_features
 from funcexplain.markets.masks import factors as factors
@@ -41,7 +43,7 @@ from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_like, check_tensor
-from funcexplain.problems.grid import aligned, mapped_dims, take_rows
+from funcexplain.problems.grid import aligned
 from funcexplain.problems.law import check_law
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
@@ -220,13 +222,9 @@ def returns_of(solution: Solution, problem: Problem) -> Tensor:
     z = shocks(solution, problem)
     check_law("returns_of", problem)
     assert problem.returns is not None
-    if not problem.dims:
-        return problem.returns(z, problem.args)
-    args = {name: value for name, value in problem.args.items() if name != "params"}
-    points = z.flatten(0, len(problem.dims) - 1)
-    rows = take_rows(problem.dims, args, torch.arange(len(points), device=z.device))
-    in_dims = (0, mapped_dims(problem.dims, args))
-    return torch.func.vmap(problem.returns, in_dims)(points, rows).unflatten(0, problem.shape)
+    # Parameters would be copied for every row, and no path needs them.
+    data = {name: value for name, value in problem.args.items() if name != "params"}
+    return map_points(problem.returns, replace(problem, args=data), z)
 
 
 def _with_span(returns: Tensor, reference: Tensor) -> Features:
