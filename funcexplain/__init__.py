@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
+    from funcexplain.measures.agreement import agreement as agreement
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
@@ -79,6 +80,7 @@ _NAMES = {
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "measures.agreement": ("agreement",),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),

@@ -97,17 +97,9 @@ def trial_key(grid: Problem, method: Method, stopping: Stopping, how: Rows) -> A
         for leaf in tensors_of(value):
             version = leaf._version if name == "params" and not leaf.is_inference() else 0
             entries.append((name, along > 0, leaf.shape[along:], leaf.dtype, leaf.device, version))
-    functions = (
-        grid.loss,
-        grid.start,
-        grid.decode,
-        grid.project,
-        grid.penalties,
-        grid.costs,
-        grid.nearby,
-    )
+    functions = (grid.loss, grid.start, grid.decode, grid.nearby, grid.project)
     settings = (method, stopping, how, defaults(grid.args["x0"].device))
-    key = (functions, grid.criterion, settings, tuple(entries))
+    key = (functions, grid.penalties, grid.costs, grid.criterion, settings, tuple(entries))
     try:
         hash(key)
     except TypeError:
@@ -183,10 +175,8 @@ def make_batched(
         settled: Any = optree.tree_map(torch.Tensor.contiguous, state)
         return settled
 
-    functions = (
-        *(grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs),
-        grid.nearby,
-    )
+    functions = (grid.apply, grid.loss, grid.decode, grid.nearby, grid.project)
+    parts = (*functions, grid.penalties, grid.costs, grid.criterion)
     layout = (samples, tuple(sorted(dims.items())))
     return Batched(
         init=begin_all,
@@ -196,7 +186,7 @@ def make_batched(
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,
         evaluate=evaluate,
-        origin=Origin((*functions, grid.criterion), method, bound.stopping, layout),
+        origin=Origin(parts, method, bound.stopping, layout),
     )
 
 

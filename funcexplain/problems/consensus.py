@@ -1,7 +1,7 @@
 """One question to several models: `consensus` asks for a window at which all of them hold the target.
 
-Several weights for one window, of models here and of noises in `smoothing`, are computed in one call where
-that gives what single calls give (`choose_way`), and compared with the target one by one.
+Several weights for one window, of models here and of noises in `smoothing`, are computed in one call
+where that gives what single calls give (`choose_way`).
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _join(problems: Sequence[Any]) -> Problem:
 
     target = torch.stack([p.args["target"] for p in problems], dim=-1 - first.criterion.ndim)
     args = {**first.args, "params": models, "target": target}
-    apply = choose_way("consensus", [joined], models, first_window(first), zip(applies, models))
+    alone = zip(applies, models, strict=True)
+    apply = choose_way("consensus", [joined], models, first_window(first), alone)
     return replace(first, apply=apply, loss=mean_loss(first.loss), args=args)
 
 

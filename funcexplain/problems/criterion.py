@@ -58,8 +58,8 @@ class Criterion(NamedTuple):
     def error(self, weights: Tensor, target: Tensor, rows: int = 0, atol: float | None = None) -> Tensor:
         """Maximum distance between the measured and the nearest values, for each row.
 
-        Of several weights, the ``level`` quantile of the distances of each: with ``k = ceil(level * M)``,
-        the ``k``-th smallest.
+        Of several weights, the ``level`` quantile of the distances: with ``k = ceil(level * M)``, the
+        ``k``-th smallest.
 
         Args:
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.

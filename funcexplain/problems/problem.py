@@ -38,7 +38,6 @@ Map = Callable[[Tensor, Args], Tensor]
 
 def identity(point: Tensor, args: Args) -> Tensor:
     """The identity map: the search is over ``x`` itself."""
-    del args
     return point
 
 

@@ -1,11 +1,11 @@
-"""Answers that survive noise: `smooth` averages the network over noise, `robust` asks for a share of hits.
+"""Answers that survive noise: `smooth` averages the network, `robust` asks for a share of hits.
 
     points = z, z + scale * n, z - scale * n, ...       antithetic pairs, the same in every step and row
     x  --decode-->  windows  --apply-->  weights of each  --mean, or one target for each-->
 
-The noise is of the search point. In a scenario that is of the path, so that the channels of a noisy window
-agree; frozen entries, bounds and whatever else `decode` keeps are kept in every noisy window. The law of
-``z`` stays.
+The noise is of the search point. In a scenario that is of the path, so that the channels of a noisy
+window agree; what `decode` keeps, such as frozen entries and bounds, every noisy window keeps. The law
+of ``z`` stays.
 """
 
 from __future__ import annotations
@@ -147,6 +147,15 @@ def robust(
         return replace(problem, criterion=problem.criterion._replace(level=level))
 
     return ask
+
+
+def check_without_noise(where: str, problem: Problem) -> None:
+    """Raise if the network is called under noise, which entries that are held would lack."""
+    if problem.nearby is not None:
+        raise ValueError(
+            f"{where}: problem must be without noise, got one after fe.smooth or fe.robust; "
+            "leave that out"
+        )
 
 
 class Nearby(Unpicklable):
