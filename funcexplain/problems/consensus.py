@@ -60,7 +60,7 @@ def consensus(problem: Problem | Sequence[Problem]) -> Problem:
     """
     if isinstance(problem, list | tuple):
         return _join(problem)
-    check_problem("consensus", problem)
+    problem = check_problem("consensus", problem)
     along = varying_dims(problem.dims, "params")
     if len(along) > 1:
         raise ValueError("consensus: params must vary along one row dimension, got several")

@@ -16,12 +16,15 @@ from tests.helpers import assert_close
 
 METHODS = [fe.adam(lr=0.05), fe.levenberg_marquardt()]
 AT_LEAST = fe.targets.at_least(0, 0.5)
+WRONG: Any = "0.1"
 
 
 def make_network(seed: int = 0, *, linear: bool = False) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        parts = [nn.Linear(24, 4)] if linear else [nn.Linear(24, 12), nn.Tanh(), nn.Linear(12, 4)]
+        parts: list[Any] = (
+            [nn.Linear(24, 4)] if linear else [nn.Linear(24, 12), nn.Tanh(), nn.Linear(12, 4)]
+        )
         parts[-1].weight.data *= 2.0  # any target can be reached
         end = [] if linear else [nn.Softmax(-1)]
         return nn.Sequential(nn.Flatten(), *parts, *end).double()
@@ -45,8 +48,9 @@ def make_scenario() -> fe.Problem:
     x0 = features(returns, span=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Flatten(), nn.Linear(x0.numel(), 4), nn.Softmax(-1)).double()
-        network[1].weight.data *= 20.0
+        linear = nn.Linear(x0.numel(), 4)
+        linear.weight.data *= 20.0
+    network = nn.Sequential(nn.Flatten(), linear, nn.Softmax(-1)).double()
     problem = fe.problem(network, AT_LEAST, x0)
     cov = 1e-4 * torch.eye(4, dtype=torch.float64)
     return fe.scenarios.scenario(returns, cov)(problem)
@@ -246,11 +250,11 @@ def test_gradients_are_checked_under_noise() -> None:
     ("call", "error", "message"),
     [
         (lambda: fe.smooth(scale=-0.1), ValueError, "scale must be finite and >= 0"),
-        (lambda: fe.smooth(scale="0.1"), TypeError, "scale must be a number"),
+        (lambda: fe.smooth(scale=WRONG), TypeError, "scale must be a number"),
         (lambda: fe.smooth(scale=0.1, draws=3), ValueError, "draws must be even.*pass 4"),
         (lambda: fe.smooth(scale=0.1, draws=0), ValueError, "draws must be"),
         (lambda: fe.smooth(scale=0.1, seed=-1), ValueError, "seed must be"),
-        (lambda: fe.smooth(scale=0.1)(3), TypeError, "smooth: problem must be a Problem"),
+        (lambda: fe.smooth(scale=0.1)(WRONG), TypeError, "smooth: problem must be a Problem"),
         (
             lambda: fe.pipe(make_problem(), *[fe.smooth(scale=0.1)] * 2),
             ValueError,
