@@ -38,8 +38,9 @@ def smooth(*, scale: float, draws: int = 16, seed: int = 0) -> Transform:
     """Ask about the mean of the network's weights under noise: a randomized smoothing of the network.
 
     ``w(z) = mean_d network(decode(z + scale * n_d))`` with standard normal ``n``, in antithetic pairs
-    ``n, -n`` and the same for every step and row. An answer of a network's fine structure, which
-    ordinary noise would undo, is none of its mean. The noise is in the units of the search space at this
+    ``n, -n`` and the same for every step and row. The mean smooths out fine structure of the network
+    that ordinary noise undoes. Where the mean just holds the target, about half of the noises may miss
+    it; `robust` asks for a share of them. The noise is in the units of the search space at this
     point of the pipe: sigmas after `standardize`, daily sigmas of the shocks in a scenario.
 
     A solution's ``weights``, ``loss`` and ``error`` are those of the mean. The network's own at ``x``
