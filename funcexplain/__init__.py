@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
+    from funcexplain.measures.agreement import agreement as agreement
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
@@ -29,15 +30,17 @@ if TYPE_CHECKING:
     from funcexplain.problems import losses as losses
     from funcexplain.problems import penalties as penalties
     from funcexplain.problems import targets as targets
+    from funcexplain.problems.consensus import consensus as consensus
     from funcexplain.problems.coordinates import box as box
     from funcexplain.problems.coordinates import clip as clip
     from funcexplain.problems.coordinates import reparametrize as reparametrize
     from funcexplain.problems.coordinates import standardize as standardize
-    from funcexplain.problems.mapping import consensus as consensus
     from funcexplain.problems.mapping import vmap as vmap
     from funcexplain.problems.problem import Problem as Problem
     from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
+    from funcexplain.problems.smoothing import robust as robust
+    from funcexplain.problems.smoothing import smooth as smooth
     from funcexplain.problems.sparsity import sparsify as sparsify
     from funcexplain.problems.stacks import asset_masks as asset_masks
     from funcexplain.problems.stacks import one_hot_targets as one_hot_targets
@@ -70,11 +73,14 @@ _NAMES = {
     "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
-    "problems.mapping": ("consensus", "vmap"),
+    "problems.consensus": ("consensus",),
+    "problems.mapping": ("vmap",),
     "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.smoothing": ("robust", "smooth"),
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "measures.agreement": ("agreement",),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),

@@ -13,6 +13,7 @@ from funcexplain.engine.solve import answer, check_history, solve
 from funcexplain.networks.network import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.problem import Problem, check_search
+from funcexplain.problems.smoothing import check_without_noise
 from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.optimizers import as_method
@@ -116,6 +117,8 @@ def check_refinement(
         raise ValueError(f"{where}: norm must be 'l1' or 'l2', got {norm!r}")
     if norm == "l2" and not (isinstance(groups, str) and groups == "entries"):
         raise ValueError(f"{where}: groups have an effect with norm='l1' alone; pass it, too")
+    if norm == "l1":
+        check_without_noise(f"{where}, norm='l1'", problem)
     numbers = _number_groups(problem, groups) if 0 not in problem.shape else None
     return Refinement(atol, steps, norm, numbers)
 
