@@ -41,8 +41,8 @@ from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_like, check_tensor
-from funcexplain.problems.grid import aligned, mapped_dims, take_rows
-from funcexplain.problems.law import check_law
+from funcexplain.problems.grid import mapped_dims, take_rows
+from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
 from funcexplain.solutions.matching import check_answer
@@ -189,8 +189,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
             f"{solution.shape}"
         )
     check_answer("shocks", solution, problem)
-    name = "factor" if "factor" in problem.args else "mixing"
-    free = aligned(problem.dims, problem.args, name, ndim=3).diagonal(dim1=-2, dim2=-1) != 0
+    free = free_shocks(problem)
     return torch.where(free, solution.z, 0.0)  # noise of a start may be left where nothing is free
 
 
