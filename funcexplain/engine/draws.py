@@ -62,8 +62,8 @@ def sample(
 
     Returns:
         A solution with the row dimension ``draw``; all draws hit. ``mixing`` has the diagnostics: see
-        ``rhat`` and ``effective_sample_size`` before you trust the draws. `evaluate` and `report` take it
-        with the question. After Ctrl-C, the hits so far, the last one INTERRUPTED.
+        ``rhat`` and ``effective_sample_size`` before you trust the draws. `evaluate` and `report` take
+        it with the question. After Ctrl-C, the hits so far, the last one INTERRUPTED.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -76,7 +76,8 @@ def sample(
         >>> base, cov = torch.zeros(1, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1)).double()
         >>> p = fe.problem(network, fe.targets.at_least(0, 0.99), base[None])
-        >>> p = fe.scenarios.scenario(base, cov, features=lambda r: r[None], inverse=lambda x, r: x[0])(p)
+        >>> window, path = lambda r: r[None], lambda x, r: x[0]    # the network sees the returns
+        >>> p = fe.scenarios.scenario(base, cov, features=window, inverse=path)(p)
         >>> draws = fe.sample(p, 100)
         >>> bool(draws.hit.all()), bool((draws.z[:, 0, 0] - draws.z[:, 0, 1] > 4.4).all())
         (True, True)
@@ -92,8 +93,8 @@ def sample(
     num_chains = check_positive("sample", "num_chains", num_chains)
     if num_draws < num_chains:
         raise ValueError(
-            f"sample: num_draws must be at least num_chains, one draw for each chain, got {num_draws} for "
-            f"{num_chains}; pass fewer num_chains"
+            f"sample: num_draws must be at least num_chains, one draw for each chain, got {num_draws} "
+            f"for {num_chains}; pass fewer num_chains"
         )
     raise_repeated()
     event, key = Event(problem, atol, chunk_size), fold_in(problem.args["seed"], seed)

@@ -61,10 +61,8 @@ def subset(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Est
 def auto(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Estimate]:
     """Plain draws where the event is frequent or levels find no way to it, else subset simulation."""
     reached, share, rises = pilot(event, atol, budget, seed)
-    used = event.num_forwards
-    found = (
-        f"a pilot of {used} forward passes put the chance {'near' if reached else 'below'} {share:.1g}"
-    )
+    used, where = event.num_forwards, "near" if reached else "below"
+    found = f"a pilot of {used} forward passes put the chance {where} {share:.1g}"
     if (reached and share >= _OFTEN) or not rises:
         why = "often enough to count plain draws" if rises else "and found no way to the target"
         chosen, name = monte_carlo(event, atol, max(1, budget - used), fold_in(seed, 2)), "monte_carlo"
@@ -116,7 +114,7 @@ METHODS: dict[str, Callable[[Event, float, int, Tensor], Iterator[Estimate]]] = 
 
 
 def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> tuple[bool, float, bool]:
-    """A small subset simulation: whether it reached the event, the chance so far, whether levels fall."""
+    """A small subset simulation: whether it reached the event, the chance, and whether levels fall."""
     allowed = _PILOT_SHARE * budget
     share, rises = 1.0, True
     for level in climb(event, atol, max(20, min(_PILOT, int(0.1 * allowed))), fold_in(seed, 1)):

@@ -121,7 +121,7 @@ def check_event(where: str, problem: Any, atol: Any, seed: Any, chunk_size: Any)
     lower, upper, _ = problem.criterion.bounds(problem.args["target"])
     if atol == 0.0 and bool((lower == upper).any()):
         raise ValueError(
-            f"{where}: atol must be > 0 for a target that fixes a weight, which has the probability zero, "
-            "got 0; pass atol=1e-3, or a target with room, such as fe.targets.at_least(0, 0.3)"
+            f"{where}: atol must be > 0 for a target that fixes a weight, which has the probability "
+            "zero, got 0; pass atol=1e-3, or a target with room, such as fe.targets.at_least(0, 0.3)"
         )
     return atol

@@ -55,15 +55,16 @@ def probability(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if the search point has no law, for an unknown method, or a target that fixes a weight
-            with ``atol=0``, which has the probability zero.
+        ValueError: if the search point has no law, for an unknown method, or a target that fixes a
+            weight with ``atol=0``, which has the probability zero.
 
     Example:
         >>> import torch, funcexplain as fe
         >>> base, cov = torch.zeros(1, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1)).double()
         >>> p = fe.problem(network, fe.targets.at_least(0, 0.9), base[None])
-        >>> p = fe.scenarios.scenario(base, cov, features=lambda r: r[None], inverse=lambda x, r: x[0])(p)
+        >>> window, path = lambda r: r[None], lambda x, r: x[0]    # the network sees the returns
+        >>> p = fe.scenarios.scenario(base, cov, features=window, inverse=path)(p)
         >>> found = fe.probability(p, atol=0.0)     # w_0 >= 0.9 where z_0 - z_1 >= log(9)
         >>> bool(found.lower < 0.0601 < found.upper)
         True
@@ -101,8 +102,9 @@ def _estimate(
         if stopped:
             raise KeyboardInterrupt
         with forwards_only(row):
-            for known in METHODS[method](event, atol, num_samples, fold_in(row.args["seed"], seed)):
-                pass
+            key = fold_in(row.args["seed"], seed)
+            for estimate in METHODS[method](event, atol, num_samples, key):
+                known = estimate
     except KeyboardInterrupt:
         known = known._replace(status=Status.INTERRUPTED)
     if event.num_unknown and known.status is not Status.INTERRUPTED:

@@ -12,8 +12,9 @@ from funcexplain.solutions.solution import Solution
 
 
 class Mixing(NamedTuple):
-    """How well Markov chains mixed, over summary quantities: the size of the shocks and their direction,
-    the error, and each asset's mean shock.
+    """How well Markov chains mixed.
+
+    Over summary quantities: the size of the shocks, their direction, the error, each asset's mean shock.
 
     Attributes:
         acceptance: share of moves that were made.

@@ -23,7 +23,7 @@ _SENTENCES = {
         "Nearly all markets miss the target by the same amount, so that no path leads there; "
         "the probability is below the upper bound."
     ),
-    Status.MAX_STEPS: "No market met the target within num_samples; its probability is below the upper bound.",
+    Status.MAX_STEPS: "No market met the target within num_samples; see the upper bound.",
     Status.NONFINITE: "The network has no weights in some markets; these count as misses.",
     Status.INTERRUPTED: "The estimate was interrupted; this is what was known.",
 }
@@ -164,7 +164,8 @@ def _unflatten(texts: Any, leaves: Any) -> Any:
     if coded and int(status) in list(Status):
         status = Status(int(status))
     methods, reasons, dims = texts
-    return Probability(*tensors, status, methods, reasons, dims)
+    fields: Any = dict(zip(_FIELDS, (*tensors, status), strict=True))
+    return Probability(**fields, methods=methods, reasons=reasons, dims=dims)
 
 
 optree.register_pytree_node(
