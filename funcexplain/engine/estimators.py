@@ -22,6 +22,9 @@ _ZERO = -math.log(0.05)  # no hit in n draws: the chance is below 3 / n in 95 of
 _BATCH = 4096  # points drawn at once
 # The pilot: points of a level, and the share of all forward passes that it may take.
 _PILOT, _PILOT_SHARE = 500, 0.25
+# Levels, of a tenth each, that the estimate may need beyond those of the pilot, and the share of the
+# budget that is used where it needs more.
+_MARGIN, _OVERDRAWN = 0.5, 1.35
 _OFTEN = 0.03  # from this chance on, plain draws need no more forward passes than levels
 # Importance sampling: searches for closest points, the share of draws around today, and how far apart
 # points are that count as two.
@@ -114,7 +117,7 @@ METHODS: dict[str, Callable[[Event, float, int, Tensor], Iterator[Estimate]]] = 
 
 
 def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> tuple[bool, float, bool]:
-    """A small subset simulation: whether it reached the event, the chance, and whether levels fall."""
+    """A small subset simulation: whether it reached the event, a guess at the chance, whether levels fall."""
     allowed = _PILOT_SHARE * budget
     share, rises = 1.0, True
     for level in climb(event, atol, max(20, min(_PILOT, int(0.1 * allowed))), fold_in(seed, 1)):
@@ -123,12 +126,12 @@ def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> tuple[bool, f
             return True, share, True
         if event.num_forwards >= allowed:
             break
-    return False, share, rises
+    return False, share**2, rises  # the event is rarer
 
 
 def points_of_a_level(budget: int, share: float) -> int:
     """How many points of a level use the budget up where the chance is near ``share``."""
-    levels = math.ceil(0.3 + math.log(max(share, 1e-300)) / math.log(SHARE))
+    levels = math.ceil(_MARGIN + math.log(max(share, 1e-300)) / math.log(SHARE))
     return max(20, int(budget / (1.0 + (1.0 - SHARE) * (max(1, levels) - 1))))
 
 
@@ -146,7 +149,7 @@ def _levels(event: Event, atol: float, budget: int, seed: Tensor, share: float) 
             status = Status.STALLED if stuck else Status.MAX_STEPS
             known = Estimate(upper=known.upper, status=status)
         yield known._replace(levels=tuple(levels))
-        if event.num_forwards + (1.0 - SHARE) * count > 1.1 * budget:
+        if event.num_forwards + (1.0 - SHARE) * count > _OVERDRAWN * budget:
             return
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
 from funcexplain.networks.checks import is_out_of_memory
-from funcexplain.networks.network import SEED, Network, bound, raise_pending
+from funcexplain.networks.network import SEED, Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.problems.checks import check_count, check_number, check_positive
+from funcexplain.problems.grid import map_rows
 from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_search
 
@@ -42,16 +42,17 @@ class Event:
         self.like = problem.args["x0"].new_zeros(len(self._places))
         self.num_forwards = self.num_unknown = 0
         self._chunk_size = chunk_size or _BATCH_SIZE
-        self._error = partial(problem.criterion.error, atol=atol)
-        self._joint: bool | None = None  # whether the samples of a batch are independent
+        self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
+        self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
+        target = problem.args["target"]
+        self._error = map_rows(lambda w: problem.criterion.error(w, target, atol=atol), 0)
 
     def __call__(self, points: Tensor) -> Tensor:
         """Errors of points ``(B, n)``."""
         parts = []
         for part in points.split(self._chunk_size):
             raise_pending()
-            weights = self.weights(self.windows(self.search_points(part)))
-            parts.append(torch.func.vmap(self._error, (0, None))(weights, self.problem.args["target"]))
+            parts.append(self._error(self.weights(self.windows(self.search_points(part)))))
         errors = torch.cat(parts).nan_to_num(nan=math.inf)
         self.num_forwards += len(points)
         self.num_unknown += int(errors.isinf().sum())
@@ -69,35 +70,43 @@ class Event:
 
     def windows(self, z: Tensor) -> Tensor:
         """Windows of search points."""
-        return torch.func.vmap(self.problem.decode, (0, None))(z, self.problem.args)
+        return self._decode(z)
 
     def weights(self, windows: Tensor) -> Tensor:
-        """The network's weights, by its own sample dimension if samples are independent."""
+        """The network's weights: by its own sample dimension, or mapped, where that was right before."""
+        if self._ways is None:
+            self._ways = self._choose_ways(windows)
+        if windows.isfinite().all():
+            for way in self._ways:
+                try:
+                    return way(windows)
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+        return self._alone(windows)
+
+    def _choose_ways(self, windows: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """Ways that give some windows, all together, the weights that each has alone."""
         problem, args = self.problem, self.problem.args
         apply: Any = problem.apply
-        if self._joint is None:
-            self._joint = isinstance(apply, Network) and SEED not in args["params"]
-            if self._joint:
-                spread = windows[[0, len(windows) // 2, -1]]
-                alone = weights_of(problem, spread, args, skip_errors=True)
-                together = self._samples(windows)
-                self._joint = together is not None and agree(
-                    together[[0, len(windows) // 2, -1]], alone, coarsest_eps(args)
-                )
-        together = self._samples(windows) if self._joint else None
-        return weights_of(problem, windows, args, skip_errors=True) if together is None else together
+        params = set_seed(args["params"], args["seed"])
+        ways: list[Callable[[Tensor], Tensor]] = [map_rows(lambda x: apply(params, x), 0)]
+        if isinstance(apply, Network) and SEED not in params:
+            ways.insert(0, lambda xs: apply.samples(params, xs))
+        finite = windows[windows.flatten(1).isfinite().all(1)]
+        if not len(finite):
+            return []
+        chosen = [0, len(finite) // 2, -1]
+        alone, right = self._alone(finite[chosen]), []
+        for way in ways:
+            with suppress(Exception):
+                if agree(way(finite)[chosen], alone, coarsest_eps(args)):
+                    right.append(way)
+        return right
 
-    def _samples(self, windows: Tensor) -> Tensor | None:
-        """Weights of a batch; None where the network refuses it."""
-        if not windows.isfinite().all():
-            return None
-        apply: Any = self.problem.apply
-        try:
-            return apply.samples(self.problem.args["params"], windows)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return None
+    def _alone(self, windows: Tensor) -> Tensor:
+        """Weights that are checked at every call; NaN where the network raises."""
+        return weights_of(self.problem, windows, self.problem.args, skip_errors=True)
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def probability(
             with ``|log p|`` only. ``"importance"``: draws around the closest points that a search finds;
             precise where it finds all regions that matter, and it needs a gradient. ``"monte_carlo"``:
             plain draws. ``"auto"``: plain draws or levels, by a pilot; ``reason`` gives why.
-        num_samples: number of windows of each row at which the network is called, to about a tenth.
+        num_samples: about as many windows of each row at which the network is called; up to a third
+            more where a pilot misjudged the number of levels.
         atol: the target is hit where ``max |weights - target| <= atol``, as everywhere; zero for bounds
             to the letter.
         seed: seed of the draws, with ``args["seed"]`` of the row: ``fe.vmap(problem, seed=...)`` repeats
