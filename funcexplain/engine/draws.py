@@ -30,7 +30,7 @@ from funcexplain.solutions.draws import Draws, Mixing
 from funcexplain.solutions.solution import Solution, Status
 
 # Chains mix well enough where R-hat is at most this, and the effective sample this share of the draws.
-_RHAT, _EFFECTIVE = 1.05, 0.5
+_RHAT, _EFFECTIVE = 1.1, 0.5
 _FIRST_MOVES = 4
 _PASSES = 10  # at most: 2**10 times the first moves
 

@@ -117,7 +117,7 @@ METHODS: dict[str, Callable[[Event, float, int, Tensor], Iterator[Estimate]]] = 
 
 
 def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> tuple[bool, float, bool]:
-    """A small subset simulation: whether it reached the event, a guess at the chance, whether levels fall."""
+    """Whether a small subset simulation reached the event, its chance, and whether levels fell."""
     allowed = _PILOT_SHARE * budget
     share, rises = 1.0, True
     for level in climb(event, atol, max(20, min(_PILOT, int(0.1 * allowed))), fold_in(seed, 1)):
