@@ -19,8 +19,8 @@ SURFACE = """
     asset_masks box cast check_gradient clip closest clusters consensus evaluate explain freeze
     functionalize gradient_wrt_input jitter levenberg_marquardt load losses make_step models
     one_hot_targets opaque penalize penalties pipe probability problem progress prune rarity
-    register_rule reparametrize report run sample scenarios sgd solve sparsify stack standardize starts targets vmap windows
-    zero_masked
+    register_rule reparametrize report run sample scenarios sgd solve sparsify stack standardize
+    starts targets vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = [

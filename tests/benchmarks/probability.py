@@ -17,6 +17,7 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.commands.demo import train_on
 from funcexplain.engine.event import Event, forwards_only
+from funcexplain.engine.probability import Method
 from funcexplain.markets.features import windows
 from funcexplain.markets.prices import load
 from funcexplain.networks.noise import normal
@@ -30,9 +31,9 @@ def half_space(num_dims: int, exponent: int) -> fe.Problem:
     """A linear network in one asset; its weight exceeds ``beta`` with the chance ``10**-exponent``."""
     beta = -float(torch.special.ndtri(torch.tensor(10.0**-exponent, dtype=F64)))
     base = torch.zeros(num_dims, 1, dtype=F64)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(num_dims, 1, bias=False)).double()
-    with torch.no_grad():
-        network[1].weight.fill_(num_dims**-0.5)
+    linear = torch.nn.Linear(num_dims, 1, bias=False)
+    torch.nn.init.constant_(linear.weight, num_dims**-0.5)
+    network = torch.nn.Sequential(torch.nn.Flatten(), linear).double()
     problem = fe.problem(network, fe.targets.at_least(0, beta), base[None], leverage=math.inf)
     cov = torch.eye(1, dtype=F64)
     return fe.scenarios.scenario(base, cov, features=lambda r: r[None], inverse=lambda x, r: x[0])(
@@ -40,7 +41,7 @@ def half_space(num_dims: int, exponent: int) -> fe.Problem:
     )
 
 
-def linear(method: str, num_samples: int, num_seeds: int, dims: Iterable[int]) -> None:
+def linear(method: Method, num_samples: int, num_seeds: int, dims: Iterable[int]) -> None:
     """Bias, spread and coverage over seeds."""
     print(f"\n{method}, {num_samples} forward passes, {num_seeds} seeds")
     print("dims      p   mean/p     cv   told   in 3 errors   in interval")
