@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from funcexplain import clusters as clusters
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
     from funcexplain.engine.closest import closest as closest
+    from funcexplain.engine.draws import sample as sample
+    from funcexplain.engine.probability import probability as probability
     from funcexplain.engine.progress import Progress as Progress
     from funcexplain.engine.progress import progress as progress
     from funcexplain.engine.prune import prune as prune
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import zero_masked as zero_masked
     from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
+    from funcexplain.solutions.probability import Probability as Probability
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solutions.status import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
@@ -85,6 +88,7 @@ _NAMES = {
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),
     "solutions.files": ("load",),
+    "solutions.probability": ("Probability",),
     "solutions.solution": ("Solution",),
     "solutions.status": ("Status",),
     "solvers.check": ("GradientCheck", "check_gradient"),
@@ -92,6 +96,8 @@ _NAMES = {
     "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
+    "engine.draws": ("sample",),
+    "engine.probability": ("probability",),
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
     "engine.solve": ("explain", "solve"),

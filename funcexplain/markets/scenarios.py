@@ -41,11 +41,11 @@ from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
 from funcexplain.problems.checks import check_like, check_tensor
-from funcexplain.problems.grid import aligned, mapped_dims, take_rows
-from funcexplain.problems.law import check_law
+from funcexplain.problems.grid import mapped_dims, take_rows
+from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
-from funcexplain.solutions.matching import check_answer
+from funcexplain.solutions.matching import check_answer, repeat_for_draws
 from funcexplain.solutions.solution import Solution
 
 __all__ = [
@@ -183,14 +183,14 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
         raise TypeError(f"shocks: solution must be a Solution, got {type(solution).__name__}")
     if check_problem("shocks", problem).normal is None:
         raise ValueError("shocks: problem must have the transform scenario, got one without it")
+    problem = repeat_for_draws(solution, problem)
     if solution.shape != problem.shape:
         raise ValueError(
             f"shocks: solution must answer the rows of problem {problem.shape}, got those of "
             f"{solution.shape}"
         )
     check_answer("shocks", solution, problem)
-    name = "factor" if "factor" in problem.args else "mixing"
-    free = aligned(problem.dims, problem.args, name, ndim=3).diagonal(dim1=-2, dim2=-1) != 0
+    free = free_shocks(problem)
     return torch.where(free, solution.z, 0.0)  # noise of a start may be left where nothing is free
 
 
@@ -219,6 +219,7 @@ def returns_of(solution: Solution, problem: Problem) -> Tensor:
     """
     z = shocks(solution, problem)
     check_law("returns_of", problem)
+    problem = repeat_for_draws(solution, problem)
     assert problem.returns is not None
     if not problem.dims:
         return problem.returns(z, problem.args)

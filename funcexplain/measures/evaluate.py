@@ -122,7 +122,7 @@ def evaluate(
         R. Guidotti (2022), Counterfactual Explanations and How to Find Them: Literature Review and
         Benchmarking, https://doi.org/10.1007/s10618-022-00831-6
     """
-    check_answer("evaluate", solution, problem)
+    problem = check_answer("evaluate", solution, problem)
     if 0 in problem.shape:
         raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
     x0 = problem.args["x0"]

@@ -29,6 +29,7 @@ from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.solutions.archive import versions
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.labels import check_labels
+from funcexplain.solutions.matching import repeat_for_draws
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
@@ -110,6 +111,8 @@ def report(
     check_regular("report", file_path, name="a file in it")
     setting_lines = _setting_lines(settings)
     draws = DRAWS if probe else 0
+    if isinstance(solution, Solution) and isinstance(problem, Problem):
+        problem = repeat_for_draws(solution, problem)
     metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
