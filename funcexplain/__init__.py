@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
+    from funcexplain.measures.attribution import Attribution as Attribution
+    from funcexplain.measures.attribution import attribute as attribute
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
@@ -75,6 +77,7 @@ _NAMES = {
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "measures.attribution": ("Attribution", "attribute"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),
