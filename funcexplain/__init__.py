@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from funcexplain.engine.progress import Progress as Progress
     from funcexplain.engine.progress import progress as progress
     from funcexplain.engine.prune import prune as prune
+    from funcexplain.engine.reach import Reach as Reach
+    from funcexplain.engine.reach import reach as reach
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
@@ -91,6 +93,7 @@ _NAMES = {
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
+    "engine.reach": ("Reach", "reach"),
     "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),
     "solvers.step": ("make_step",),
