@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.prune import prune as prune
     from funcexplain.engine.reach import Reach as Reach
     from funcexplain.engine.reach import reach as reach
+    from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
@@ -94,6 +95,7 @@ _NAMES = {
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
     "engine.reach": ("Reach", "reach"),
+    "engine.shadow": ("shadow_prices",),
     "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),
     "solvers.step": ("make_step",),

@@ -19,8 +19,8 @@ SURFACE = """
     as_optimizer asset_masks attribute box cast check_gradient clip closest clusters consensus
     evaluate explain freeze functionalize gradient_wrt_input jitter levenberg_marquardt load losses
     make_step models one_hot_targets opaque penalize penalties pipe problem progress prune rarity
-    reach register_rule reparametrize report run scenarios sgd solve sparsify stack standardize
-    starts targets vmap windows zero_masked
+    reach register_rule reparametrize report run scenarios sgd shadow_prices solve sparsify stack
+    standardize starts targets vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = [
