@@ -307,11 +307,11 @@ def _volatility(returns: Tensor) -> Tensor:
     return (weights @ returns.square() / weights.sum()).sqrt()
 
 
-def _date(name: str, value: Any) -> np.datetime64:
-    """A day."""
+def _date(name: str, value: Any) -> Any:
+    """A day, ``datetime64[D]``."""
     if not isinstance(value, str | date | np.datetime64):
         raise TypeError(f"replay: {name} must be a date, such as '2020-03-02', got {value!r}")
     try:
-        return np.datetime64(value, "D")
+        return np.datetime64(str(value), "D")
     except ValueError:
         raise ValueError(f"replay: {name} must be a date, such as '2020-03-02', got {value!r}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -187,6 +188,11 @@ def _take(problem: Problem, rows: Tensor, *, params: bool = True) -> tuple[Args,
     return take_rows(problem.dims, args, rows), mapped_dims(problem.dims, args)
 
 
+def _take_from(problem: Problem, batch: Tensor, places: Tensor) -> tuple[Args, Along]:
+    """The data of rows by their places in a batch of rows."""
+    return _take(problem, batch[places])
+
+
 def _search_points(problem: Problem, windows: list[Tensor], end: Any) -> list[Tensor]:
     """The search points of the windows at both ends; raises for windows that have none."""
     args, along = _take(problem, torch.arange(len(windows[0]), device=windows[0].device), params=False)
@@ -207,9 +213,9 @@ def _search_points(problem: Problem, windows: list[Tensor], end: Any) -> list[Te
     return points
 
 
-def _line(problem: Problem, path: str, points: list[Tensor]) -> Path:
+def _line(problem: Problem, path: str, points: list[Tensor], batch: Tensor) -> Path:
     """Windows and their derivatives along straight lines, in the window or in the search point."""
-    start, change = points[0], points[1] - points[0]
+    start, change = points[0][batch], (points[1] - points[0])[batch]
 
     def windows(times: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         moves = change[rows]
@@ -217,10 +223,11 @@ def _line(problem: Problem, path: str, points: list[Tensor]) -> Path:
         here = start[rows] + times * moves
         if path == "x":
             return here, moves
-        args, along = _take(problem, rows, params=False)
+        args, along = _take(problem, batch[rows], params=False)
 
         def move(z: Tensor, dz: Tensor, args: Args) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(lambda z: problem.decode(z, args), (z,), (dz,))
+            x, dx = torch.func.jvp(lambda z: problem.decode(z, args), (z,), (dz,))[:2]
+            return x, dx
 
         return torch.func.vmap(move, (0, 0, along))(here, moves, args)
 
@@ -240,13 +247,13 @@ def _by_gradients(
     size = _weights_like(problem).numel() * windows[0][0].numel()
     found = []
     for batch in rows.split(max(1, _NUMBERS // size)):
-        line = _line(problem, path, [each[batch] for each in points])
-        paths = Paths(problem, line, lambda row, batch=batch: _take(problem, batch[row]))
+        line = _line(problem, path, points, batch)
+        paths = Paths(problem, line, partial(_take_from, problem, batch))
         ends = [each[batch] for each in windows]
         if path == "z":  # the decoded points, to the bit
             ends = [line(rows.new_full((len(batch),), t), rows[: len(batch)])[0] for t in (0, 1)]
         before, after = (paths.weights(each, rows[: len(batch)]) for each in ends)
-        parts, _ = integrate(paths, before, after, tolerance, max(max_nodes, NODES))
+        parts = integrate(paths, before, after, tolerance, max(max_nodes, NODES))
         found.append((parts, after - before))
     parts, change = (torch.cat(each) for each in zip(*found, strict=True))
     return parts, change

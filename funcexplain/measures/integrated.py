@@ -110,16 +110,14 @@ class Paths(NamedTuple):
         )
 
 
-def integrate(
-    paths: Paths, before: Tensor, after: Tensor, tolerance: float, max_nodes: int
-) -> tuple[Tensor, Tensor]:
+def integrate(paths: Paths, before: Tensor, after: Tensor, tolerance: float, max_nodes: int) -> Tensor:
     """Split the changes from ``before`` to ``after``, ``(R, K)``, over the entries of windows.
 
     Panels are bisected until the sum of their errors is at most ``tolerance`` times the largest change
     of a weight, or ``max_nodes`` are used.
 
     Returns:
-        Parts ``(R, K, N)``, and an upper bound of their error, ``(R,)``.
+        Parts ``(R, K, N)``.
     """
     count = len(before)
     zero = before.new_zeros(count)
@@ -135,7 +133,7 @@ def integrate(
         split &= panels.end - panels.start > _SHORTEST
         if not split.any():
             parts = panels.parts.new_zeros(count, *panels.parts.shape[1:])
-            return parts.index_add(0, panels.row, panels.parts), total
+            return parts.index_add(0, panels.row, panels.parts)
         halves = paths.bisect(Panels(*(field[split] for field in panels)))
         panels = Panels(
             *(torch.cat([old[~split], new]) for old, new in zip(panels, halves, strict=True))

@@ -27,8 +27,8 @@ from tests.markets import market
 F64 = torch.float64
 
 
-def linear() -> nn.Module:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, ASSETS).to(F64))
+def linear() -> Any:
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, ASSETS).to(F64))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(ASSETS, SIZE, dtype=F64, generator=generator))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.measures import attribution
 from tests.helpers import ASSETS, NETWORKS, SHAPE, SIZE, make_network, make_problem, make_target, make_x0
 from tests.markets import market
 
@@ -87,7 +88,7 @@ def test_parts_of_every_network_add_up(name: str) -> None:
 
 
 def saturated() -> tuple[nn.Module, Tensor, Tensor]:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, ASSETS).to(F64), nn.Softmax(-1))
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, ASSETS).to(F64), nn.Softmax(-1))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         network[1].weight.copy_(5.0 * torch.randn(ASSETS, SIZE, dtype=F64, generator=generator))
@@ -187,7 +188,7 @@ def test_rows_are_as_alone() -> None:
     models = [evaluated("mlp_tanh"), evaluated("mlp_tanh")]
     with torch.no_grad():
         for parameter in models[1].parameters():
-            parameter *= 1.5
+            parameter.mul_(1.5)
     grid = fe.vmap(question(network), x0=starts, reference=starts)
     grid = fe.vmap(grid, params=fe.stack(models)[1])
     for settings in ({}, {"path": "z"}, {"method": "shapley", "groups": "days"}):
@@ -278,3 +279,18 @@ def test_a_grid_without_rows_and_another_problem_s_answer_are_refused() -> None:
         fe.attribute(problem(), end=answer)
     with pytest.raises(TypeError, match="attribute: problem must be a Problem"):
         fe.attribute(3, end=make_x0())  # type: ignore[arg-type]
+
+
+def test_rows_in_several_batches_are_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attribution, "_NUMBERS", 1)
+    cubed = fe.reparametrize(
+        lambda x, args: (x / args["std"]).asinh(), lambda z, args: args["std"] * z.sinh()
+    )
+    problem = fe.pipe(question(evaluated("mlp_tanh")), fe.standardize(0.0, 1.0), cubed)
+    std = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    grid, (start, end) = fe.vmap(problem, std=std), ends()
+    found = fe.attribute(grid, start, end, path="z")
+    for row in range(3):
+        alone = fe.attribute(grid[row], start, end, path="z")
+        torch.testing.assert_close(found.values[row], alone.values, rtol=0, atol=1e-13)
+    assert (found.values[0] - found.values[2]).abs().max() > 1e-6
