@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from funcexplain.engine.progress import Progress as Progress
     from funcexplain.engine.progress import progress as progress
     from funcexplain.engine.prune import prune as prune
+    from funcexplain.engine.reach import Reach as Reach
+    from funcexplain.engine.reach import reach as reach
+    from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.agreement import agreement as agreement
+    from funcexplain.measures.attribution import Attribution as Attribution
+    from funcexplain.measures.attribution import attribute as attribute
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
@@ -84,6 +89,7 @@ _NAMES = {
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "measures.agreement": ("agreement",),
+    "measures.attribution": ("Attribution", "attribute"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),
@@ -100,6 +106,8 @@ _NAMES = {
     "engine.probability": ("probability",),
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
+    "engine.reach": ("Reach", "reach"),
+    "engine.shadow": ("shadow_prices",),
     "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),
     "solvers.step": ("make_step",),

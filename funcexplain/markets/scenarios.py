@@ -5,7 +5,8 @@
 All channels of a window are functions of one path of prices. Searched separately, they contradict each
 other; here the search moves the path, so that they agree by construction: prices stay positive,
 volatilities non-negative, and the assets move together according to a model of returns. `scenario`
-asks about the past, the days behind a window; `ahead` about the days to come.
+asks about the past, the days behind a window; `ahead` about the days to come. `shocked` and `replay`
+give scenarios, and `outcome` the weights that the network holds in them.
 
 Models are in `models`, starts and distances from history in `starts` and `turbulence`, covariances in
 `covariances`.
@@ -40,6 +41,10 @@ from funcexplain.markets.starts import bootstrap as bootstrap
 from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
+from funcexplain.markets.whatif import Outcome as Outcome
+from funcexplain.markets.whatif import outcome as outcome
+from funcexplain.markets.whatif import replay as replay
+from funcexplain.markets.whatif import shocked as shocked
 from funcexplain.problems.checks import check_like, check_tensor
 from funcexplain.problems.grid import mapped_dims, take_rows
 from funcexplain.problems.law import check_law, free_shocks
@@ -50,16 +55,20 @@ from funcexplain.solutions.solution import Solution
 
 __all__ = [
     "Nearest",
+    "Outcome",
     "ahead",
     "base_returns",
     "bootstrap",
     "factors",
     "nearest_dates",
+    "outcome",
     "prices_of",
     "reached",
+    "replay",
     "returns_of",
     "scenario",
     "shock_mask",
+    "shocked",
     "shocks",
     "turbulence",
     "turbulence_of",
