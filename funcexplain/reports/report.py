@@ -39,7 +39,7 @@ DETAILED_ROWS = 3
 NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
 """Settings with which `evaluate` measures stability; the report lists them."""
 
-LEFT_OUT = ("noise error", "invalidation", "the real windows nearest to the target")
+LEFT_OUT = ("noise error", "invalidation", "held under noise", "the real windows nearest to the target")
 """What a report without ``probe`` leaves out."""
 
 Paths = tuple[np.ndarray, np.ndarray]

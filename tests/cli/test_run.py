@@ -129,7 +129,7 @@ def test_the_days_to_come_and_their_probability(
     assert main(["run", path]) == 0
     assert "Probability over the next 3 trading days: " in capsys.readouterr().out
     assert main(["report", "out"]) == 0
-    with pytest.raises(ValueError, match="question.how_likely: needs ahead"):
+    with pytest.raises(ValueError, match=r"question\.how_likely: needs ahead"):
         parse_config(table(module, network=network, question={**asked, "ahead": None}))
 
 
