@@ -128,7 +128,8 @@ def build_query(
         problem = fe.pipe(problem, *space.transforms)
         if starts.number > 1:
             # The first start is the reference itself.
-            jitter = torch.full((starts.number,), starts.jitter, dtype=windows.dtype)
+            scale = torch.tensor(starts.jitter, dtype=torch.float64)
+            jitter = scale.to(windows.dtype).repeat(starts.number)
             jitter[0] = 0.0
             problem = fe.vmap(fe.jitter(0.0)(problem), seed=seeds, jitter=jitter, name="start")
         if len(chosen) > 1:

@@ -7,6 +7,7 @@ that date, so that its answer is the same with the later prices or without.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -116,11 +117,12 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
 
 
 def _market(question: QuestionConfig, history: History, chosen: list[int]) -> str:
-    """The model of returns: by default a filtered history, if there are prices and time enough."""
+    """The model of returns: by default a filtered history, where prices, time and scipy allow one."""
     if question.market != "auto":
         return question.market
     enough = int(history.last_days[chosen].min()) >= MIN_DAYS
-    return "filtered_history" if enough and len(chosen) <= _MANY_DATES else "normal"
+    possible = enough and len(chosen) <= _MANY_DATES and find_spec("scipy") is not None
+    return "filtered_history" if possible else "normal"
 
 
 def _model(name: str, covariance: str, past: Tensor) -> fe.models.Model:

@@ -84,7 +84,8 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
             if not len(rows):
                 continue
             listed = _list_rows(replace(problem, dims=dims, args=args), rows)
-            hits = (_errors(listed, flat["x"][rows], torch.arange(len(rows)), atol) <= atol).nonzero()
+            own = torch.arange(len(rows), device=rows.device)
+            hits = (_errors(listed, flat["x"][rows], own, atol) <= atol).nonzero()
             hits = hits[:, 0]
             if len(hits):
                 answer = [flat[name][rows[hits]] for name in names]

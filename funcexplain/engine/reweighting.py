@@ -84,7 +84,8 @@ def reweight(
         The hits with the changes of the last round.
     """
     first, lead = _sizes(problem, found.z, groups), len(problem.shape)
-    tilt = 1.0 + _TILT * torch.linspace(0.0, 1.0, first[(0,) * lead].numel()).to(first)
+    count = first[(0,) * lead].numel()
+    tilt = 1.0 + _TILT * torch.linspace(0.0, 1.0, count, device=first.device).to(first)
     for power, factor in (*(_FEW if few else _SUM), (1.0 if few else 0.5, None)):
         sizes = _sizes(problem, found.z, groups)
         typical = first if few else _largest(sizes, lead)

@@ -59,7 +59,7 @@ def radial_table(num_free: int, df: float) -> Tensor:
         (tensor([0., 0.], dtype=torch.float64), True)
     """
     if num_free == 0 or math.isinf(df):
-        identity = torch.arange(_RADIAL_KNOTS, dtype=torch.float64)
+        identity = torch.arange(_RADIAL_KNOTS, dtype=torch.float64, device="cpu")
         return spline(identity, identity, torch.ones_like(identity))
     from scipy import special
 

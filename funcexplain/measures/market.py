@@ -124,6 +124,7 @@ def _by_date(keys: list[Any], measure: Callable[[Any, Tensor], Measured]) -> Mea
     parts: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):
         parts.setdefault(key, []).append(row)
-    found = [measure(key, torch.tensor(part)) for key, part in parts.items()]
-    order = torch.tensor([row for part in parts.values() for row in part]).argsort()
+    found = [measure(key, torch.tensor(part, device="cpu")) for key, part in parts.items()]
+    order = torch.tensor([row for part in parts.values() for row in part], device="cpu")
+    order = order.argsort()
     return {name: torch.cat([each[name] for each in found])[order] for name in found[0]}

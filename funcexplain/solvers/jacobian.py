@@ -156,7 +156,7 @@ def column_jacobian(
     pulled, reached = pull(effect)
     gradients = torch.where(reached == 0.0, 0.0, pulled / reached)
     if checks:
-        pulled, reached = pull(torch.arange(count).to(w).square().cos())
+        pulled, reached = pull(torch.arange(count, device=w.device).to(w).square().cos())
         error = (pulled - reached * gradients).flatten(rows).abs().amax(-1)
         scale = pulled.flatten(rows).abs().amax(-1)
         # A window that is not finite shows nothing.
@@ -201,7 +201,8 @@ def _pull_back(
             jacobian = pull(directions, batched=True)
             if maps is None and is_readable(jacobian):
                 # Not of equal parts: the weights of a portfolio sum to one, whatever it depends on.
-                parts = torch.arange(len(directions)).to(measured).cos().view(-1, *[1] * measured.ndim)
+                numbers = torch.arange(len(directions), device=measured.device)
+                parts = numbers.to(measured).cos().view(-1, *[1] * measured.ndim)
                 combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)
                 maps = agree(combined, pull((parts * directions).sum(0)))
             if maps is not False:
