@@ -13,13 +13,21 @@ if TYPE_CHECKING:
     from funcexplain import clusters as clusters
     from funcexplain.compat import gradient_wrt_input as gradient_wrt_input
     from funcexplain.engine.closest import closest as closest
+    from funcexplain.engine.draws import sample as sample
+    from funcexplain.engine.probability import probability as probability
     from funcexplain.engine.progress import Progress as Progress
     from funcexplain.engine.progress import progress as progress
     from funcexplain.engine.prune import prune as prune
+    from funcexplain.engine.reach import Reach as Reach
+    from funcexplain.engine.reach import reach as reach
+    from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
+    from funcexplain.measures.agreement import agreement as agreement
+    from funcexplain.measures.attribution import Attribution as Attribution
+    from funcexplain.measures.attribution import attribute as attribute
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.networks.functional import functionalize as functionalize
@@ -29,15 +37,17 @@ if TYPE_CHECKING:
     from funcexplain.problems import losses as losses
     from funcexplain.problems import penalties as penalties
     from funcexplain.problems import targets as targets
+    from funcexplain.problems.consensus import consensus as consensus
     from funcexplain.problems.coordinates import box as box
     from funcexplain.problems.coordinates import clip as clip
     from funcexplain.problems.coordinates import reparametrize as reparametrize
     from funcexplain.problems.coordinates import standardize as standardize
-    from funcexplain.problems.mapping import consensus as consensus
     from funcexplain.problems.mapping import vmap as vmap
     from funcexplain.problems.problem import Problem as Problem
     from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
+    from funcexplain.problems.smoothing import robust as robust
+    from funcexplain.problems.smoothing import smooth as smooth
     from funcexplain.problems.sparsity import sparsify as sparsify
     from funcexplain.problems.stacks import asset_masks as asset_masks
     from funcexplain.problems.stacks import one_hot_targets as one_hot_targets
@@ -50,6 +60,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import zero_masked as zero_masked
     from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
+    from funcexplain.solutions.probability import Probability as Probability
     from funcexplain.solutions.solution import Solution as Solution
     from funcexplain.solutions.status import Status as Status
     from funcexplain.solvers.check import GradientCheck as GradientCheck
@@ -70,15 +81,20 @@ _NAMES = {
     "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
-    "problems.mapping": ("consensus", "vmap"),
+    "problems.consensus": ("consensus",),
+    "problems.mapping": ("vmap",),
     "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.smoothing": ("robust", "smooth"),
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "measures.agreement": ("agreement",),
+    "measures.attribution": ("Attribution", "attribute"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
     "reports.report": ("report",),
     "solutions.files": ("load",),
+    "solutions.probability": ("Probability",),
     "solutions.solution": ("Solution",),
     "solutions.status": ("Status",),
     "solvers.check": ("GradientCheck", "check_gradient"),
@@ -86,8 +102,12 @@ _NAMES = {
     "solvers.gauss_newton": ("levenberg_marquardt",),
     "solvers.loop": ("run",),
     "solvers.optimizers": ("Optimizer", "adam", "as_optimizer", "sgd"),
+    "engine.draws": ("sample",),
+    "engine.probability": ("probability",),
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
+    "engine.reach": ("Reach", "reach"),
+    "engine.shadow": ("shadow_prices",),
     "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),
     "solvers.step": ("make_step",),

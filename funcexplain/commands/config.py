@@ -219,6 +219,7 @@ class QuestionConfig:
     search: str = entry(one_of("auto", "scenario", "features"), "auto")
     ahead: int | None = entry(integer_between(1), None)
     market: str = entry(one_of("auto", *MARKETS), "auto")
+    how_likely: bool = entry(read_flag, False)
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
     free: WindowPart = entry(_table(WindowPart), WindowPart())
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())
@@ -371,6 +372,11 @@ def parse_config(table: dict[str, Any]) -> Config:
         raise ValueError(
             "question.frozen: a scenario computes all channels from the same returns, so that channels "
             'cannot be frozen; freeze assets or days, or use search = "features"'
+        )
+    if question.how_likely and question.ahead is None:
+        raise ValueError(
+            "question.how_likely: needs ahead, the number of days to come: what has happened has no "
+            "probability; add ahead = 10, or leave how_likely out"
         )
     search = question.search
     if search == "auto":  # single channels cannot move along a path of prices

@@ -26,6 +26,7 @@ from funcexplain.commands.printing import (
     PrintLine,
     agreement,
     changes_table,
+    likelihood_sentence,
     met_sentence,
     prices_line,
     print_plain,
@@ -151,6 +152,8 @@ def run_demo(
         print_line("")
         found = agreement(outcome).replace(" found", " starts found")
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
+    with torch_threads(1):
+        print_line(likelihood_sentence(fe.probability(query.from_reference, atol=ATOL), ahead))
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")

@@ -238,6 +238,13 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
     return as_json(found)
 
 
+def describe_chance(chance: fe.Probability) -> dict[str, Any]:
+    """The probability of one question as JSON values."""
+    names = ("estimate", "standard_error", "lower", "upper")
+    found = {name: float(getattr(chance, name)) for name in names}
+    return as_json({**found, "status": fe.Status(int(chance.status)).name, "method": str(chance.method)})
+
+
 def as_json(value: Any) -> Any:
     """Convert a value to JSON types: dates become text, numbers that are not finite None."""
     if isinstance(value, Mapping):

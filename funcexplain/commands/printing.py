@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import funcexplain as fe
 from funcexplain.commands.folder import WEIGHTS
 from funcexplain.commands.outputs import Outcome
 from funcexplain.commands.question import Query
@@ -93,6 +95,35 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
         f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
         f"{all_hits} of {searches} starts hit{agreement(outcome)}."
     )
+
+
+def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
+    """How likely one target is over the days to come, as far as its estimate says.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> from funcexplain.markets.features import windows
+        >>> prices = (0.01 * torch.randn(300, 2)).cumsum(0).exp()
+        >>> layers = torch.nn.Flatten(), torch.nn.Linear(60, 2), torch.nn.Softmax(-1)
+        >>> network = torch.nn.Sequential(*layers)
+        >>> p = fe.problem(network, fe.targets.at_least(0, 0.01), windows(prices, 10, 5)[0][-1])
+        >>> p = fe.scenarios.ahead(prices, days=3, span=5)(p)
+        >>> likelihood_sentence(fe.probability(p, num_samples=1000), 3)
+        'Probability over the next 3 trading days: 100% ...'
+    """
+    lower, upper = (_format_chance(float(bound)) for bound in (chance.lower, chance.upper))
+    estimate = float(chance.estimate)
+    period = f"over the next {'trading day' if ahead == 1 else f'{ahead} trading days'}"
+    if not math.isfinite(estimate) or estimate <= 0.0:
+        return f"Probability {period}: below {upper}; it never happened among the markets drawn."
+    often = f", about once in {1 / estimate:,.0f} such periods" if estimate < 0.3 else ""
+    if estimate < 1e-6:
+        often = ", less than once in a million such periods"
+    return f"Probability {period}: {_format_chance(estimate)} (95% interval {lower} to {upper}){often}."
+
+
+def _format_chance(chance: float) -> str:
+    return f"{100 * chance:.2g}%" if chance >= 1e-3 or chance <= 0.0 else f"{chance:.1e}"
 
 
 def met_sentence(query: Query) -> str:

@@ -52,6 +52,14 @@ class Query:
     ahead: int = 0
 
     @property
+    def from_reference(self) -> fe.Problem:
+        """The questions without their starts: one row for each date, or one question."""
+        problem = self.problem
+        if problem.dims and problem.dims[-1].name == "start":
+            return problem[(*[slice(None)] * (len(problem.dims) - 1), 0)]
+        return problem
+
+    @property
     def references(self) -> Tensor:
         """The reference window of each date, ``(dates, C, L, A)``."""
         reference = self.problem.args["reference"]

@@ -39,7 +39,13 @@ from funcexplain.commands.inputs import (
     solve_settings,
 )
 from funcexplain.commands.paths import rebase
-from funcexplain.commands.printing import PrintLine, outcome_lines, prices_line, print_plain
+from funcexplain.commands.printing import (
+    PrintLine,
+    likelihood_sentence,
+    outcome_lines,
+    prices_line,
+    print_plain,
+)
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.report import LEFT_OUT
@@ -113,6 +119,11 @@ def run_config(
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
         summary = outputs.summarize(outcome, query, history.prices.assets)
+        chance = None
+        if config.question.how_likely:
+            chance = fe.probability(query.from_reference, atol=config.method.atol)
+            for row, answer in enumerate(summary["answers"]):
+                answer["probability"] = outputs.describe_chance(chance[row] if chance.dims else chance)
         if isinstance(solution, fe.clusters.ChunkedSolution):
             failures = solution.failures
         else:
@@ -145,6 +156,8 @@ def run_config(
             replace_files(folder, fresh, summary)
     for line in outcome_lines(outcome, query, history.prices.assets):
         print_line(line)
+    if chance is not None and not chance.dims:
+        print_line(likelihood_sentence(chance, query.ahead))
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
         print_line(f"{which} failed: {error.splitlines()[0]}")

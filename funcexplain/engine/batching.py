@@ -97,9 +97,9 @@ def trial_key(grid: Problem, method: Method, stopping: Stopping, how: Rows) -> A
         for leaf in tensors_of(value):
             version = leaf._version if name == "params" and not leaf.is_inference() else 0
             entries.append((name, along > 0, leaf.shape[along:], leaf.dtype, leaf.device, version))
-    functions = (grid.loss, grid.start, grid.decode, grid.project, grid.penalties, grid.costs)
+    functions = (grid.loss, grid.start, grid.decode, grid.nearby, grid.project)
     settings = (method, stopping, how, defaults(grid.args["x0"].device))
-    key = (functions, grid.criterion, settings, tuple(entries))
+    key = (functions, grid.penalties, grid.costs, grid.criterion, settings, tuple(entries))
     try:
         hash(key)
     except TypeError:
@@ -175,7 +175,8 @@ def make_batched(
         settled: Any = optree.tree_map(torch.Tensor.contiguous, state)
         return settled
 
-    functions = (grid.apply, grid.loss, grid.decode, grid.project, grid.penalties, grid.costs)
+    functions = (grid.apply, grid.loss, grid.decode, grid.nearby, grid.project)
+    parts = (*functions, grid.penalties, grid.costs, grid.criterion)
     layout = (samples, tuple(sorted(dims.items())))
     return Batched(
         init=begin_all,
@@ -185,7 +186,7 @@ def make_batched(
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,
         evaluate=evaluate,
-        origin=Origin((*functions, grid.criterion), method, bound.stopping, layout),
+        origin=Origin(parts, method, bound.stopping, layout),
     )
 
 
@@ -204,7 +205,7 @@ def _decode_rows(grid: Problem, dims: dict[str, int | None]) -> Callable[[Tensor
 
 def _batched_objective(grid: Problem, dims: dict[str, int | None], score: Score) -> Objective:
     """From search points to ``(value, (loss, weights))``, one of each per row."""
-    decode = _decode_rows(grid, dims)
+    windows = _decode_rows(grid, dims) if grid.nearby is None else map_rows(grid.windows, 0, dims)
     costs = [map_rows(cost, 0, dims) for cost in grid.costs]
     target_ndim = grid.args["target"].ndim - len(varying_dims(grid.dims, "target"))
 
@@ -213,7 +214,7 @@ def _batched_objective(grid: Problem, dims: dict[str, int | None], score: Score)
         if dims["target"] is None:
             target = target.expand(len(z), *[-1] * target_ndim)
         weights_like = grid.criterion.weights_like(target)
-        value, aux = where_finite(decode(z, args), weights_like, lambda x: score(x, args), rows=1)
+        value, aux = where_finite(windows(z, args), weights_like, lambda x: score(x, args), rows=1)
         return sum((cost(z, args) for cost in costs), start=value), aux
 
     return objective

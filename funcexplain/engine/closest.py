@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from funcexplain.engine.reweighting import approach, interrupted, reweight
 from funcexplain.engine.solve import answer, check_history, solve
 from funcexplain.networks.network import deferred_interrupts
 from funcexplain.problems.checks import check_count, check_number, check_positive
+from funcexplain.problems.groups import number_groups
 from funcexplain.problems.problem import Problem, check_search
+from funcexplain.problems.smoothing import check_without_noise
 from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.gauss_newton import levenberg_marquardt
 from funcexplain.solvers.optimizers import as_method
@@ -20,7 +21,6 @@ from funcexplain.solvers.sequential_quadratic import SequentialQuadratic
 from funcexplain.solvers.state import BoundMethod, Method, Objective, Stopping, ValueAndGrad
 
 Norm = Literal["l1", "l2"]
-_AXES = {"assets": -1, "days": -2, "periods": -2, "channels": -3}
 
 
 def closest(
@@ -116,8 +116,13 @@ def check_refinement(
         raise ValueError(f"{where}: norm must be 'l1' or 'l2', got {norm!r}")
     if norm == "l2" and not (isinstance(groups, str) and groups == "entries"):
         raise ValueError(f"{where}: groups have an effect with norm='l1' alone; pass it, too")
-    numbers = _number_groups(problem, groups) if 0 not in problem.shape else None
-    return Refinement(atol, steps, norm, numbers)
+    if norm == "l1":
+        check_without_noise(f"{where}, norm='l1'", problem)
+    if 0 in problem.shape:
+        return Refinement(atol, steps, norm, None)
+    row = problem[(0,) * len(problem.dims)]
+    like = row.start(row.args)
+    return Refinement(atol, steps, norm, number_groups(where, groups, like, "the search space"))
 
 
 def refine(
@@ -142,32 +147,3 @@ class _FirstHit(NamedTuple):
     ) -> BoundMethod:
         """Return the functions of one row's step."""
         return self.method.bind(problem, stopping._replace(settles=False), gradient)
-
-
-def _number_groups(problem: Problem, groups: Any) -> Tensor | None:
-    """The number of each entry's group in the search space; None if each entry is its own."""
-    row = problem[(0,) * len(problem.dims)] if problem.dims else problem
-    like = row.start(row.args)
-    if isinstance(groups, Tensor):
-        if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-            raise TypeError(f"closest: groups must hold integers, got {groups.dtype}")
-        if groups.shape != like.shape or bool((groups < 0).any()):
-            raise ValueError(
-                f"closest: groups must hold numbers >= 0 in the shape of the search space "
-                f"{tuple(like.shape)}, got {tuple(groups.shape)}"
-            )
-        return groups.to(like.device, torch.int64)
-    if not isinstance(groups, str) or groups not in ("entries", *_AXES):
-        raise ValueError(
-            f"closest: groups must be one of {['entries', *_AXES]} or a tensor of group numbers, "
-            f"got {groups!r}"
-        )
-    if groups == "entries":
-        return None
-    axis = _AXES[groups]
-    if like.ndim < -axis:
-        raise ValueError(
-            f"closest: groups must be an axis of the search space {tuple(like.shape)}, got {groups!r}"
-        )
-    numbers = torch.arange(like.shape[axis], device=like.device)
-    return numbers.view(-1, *[1] * (-axis - 1)).expand(like.shape)

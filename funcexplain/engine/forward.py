@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -101,16 +101,35 @@ def _at(
     shape = like.shape if along["target"] is None else like.shape[1:]
     if not places:
         return like.new_empty(0, *shape)
+
+    def mapped() -> Tensor:
+        over = (0, along["params"], along["seed"])
+        call = torch.func.vmap(weights, over, chunk_size=_BATCH_SIZE)
+        return call(windows[numbers], take("params", numbers), take("seed", numbers))
+
+    return held_against_alone(alone, [mapped], places, coarsest_eps(args))
+
+
+def held_against_alone(
+    alone: Callable[[int], Tensor], ways: Iterable[Callable[[], Tensor]], places: list[int], eps: float
+) -> Tensor:
+    """What many windows give in a batch, if it is what the first, the middle and the last give alone.
+
+    Args:
+        alone: from the number of a window to its result.
+        ways: of evaluating all in a batch; the first that raises nothing and agrees is used. If there is
+            none, all windows are evaluated alone.
+        places: numbers of the windows, at least one.
+        eps: of the coarsest dtype.
+    """
     held = {number: alone(number) for number in {places[0], places[len(places) // 2], places[-1]}}
-    if len(places) > 1:
-        mapped = torch.func.vmap(weights, (0, along["params"], along["seed"]), chunk_size=_BATCH_SIZE)
+    for way in ways if len(places) > 1 else ():
         try:
-            found = mapped(windows[numbers], take("params", numbers), take("seed", numbers))
+            found = way()
         except Exception as error:  # of any type: what is wrong with a window alone raises below, too
             if is_out_of_memory(error):
                 raise
         else:
-            eps = coarsest_eps(args)
             if all(agree(found[places.index(number)], one, eps) for number, one in held.items()):
                 return found
     return torch.stack([held[number] if number in held else alone(number) for number in places])

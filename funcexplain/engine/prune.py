@@ -15,6 +15,7 @@ from funcexplain.networks.network import deferred_interrupts, raise_pending
 from funcexplain.problems.checks import check_number
 from funcexplain.problems.grid import RowDim, aligned, by_model, mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem, check_search, identity
+from funcexplain.problems.smoothing import check_without_noise
 from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solvers.gradient import where_rows
@@ -71,6 +72,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         )
     check_answer("prune", solution, problem)
     atol = check_number("prune", "atol", atol, minimum=0.0)
+    check_without_noise("prune", problem)
     _check_untied(problem, solution)
     names, lead = ("x", "weights", "loss", "error"), len(problem.shape)
     answers = {name: getattr(solution, name).clone() for name in names}

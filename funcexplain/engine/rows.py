@@ -262,11 +262,11 @@ def check_starts(grid: Problem, rows: Tensor, weights: Callable[[Tensor, Args], 
     """
     dims = mapped_dims(grid.dims, grid.args)
     begin = map_rows(grid.start, dims)
-    decode = map_rows(grid.decode, 0, dims)
+    see = map_rows(grid.windows, 0, dims)
     for part in rows.split(_TOGETHER if weights else 1):
         raise_pending()
         args = take_rows(grid.dims, grid.args, part)
-        windows = decode(begin(args), args)
+        windows = see(begin(args), args)
         if not windows.isfinite().all():
             continue  # which the network never sees; the search meets the others
         try:
@@ -332,7 +332,7 @@ def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Te
         for part in known[sizes.argsort()].split(_TOGETHER) if len(known) else ():
             args = take_rows(grid.dims, grid.args, part)
             try:
-                weights = batched.weights(outputs.x[part], args)
+                weights = batched.weights(_windows_seen(grid, outputs, part), args)
             except Exception:  # such a batch fails, which says nothing of these answers
                 return True
             if not agree(weights, outputs.weights[part], eps, rows=1):
@@ -355,7 +355,8 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
                 taken = take_rows(grid.dims, needed, number[None])
                 one = {n: tree_map(_first, t) if dims[n] == 0 else t for n, t in taken.items()}
             try:
-                alone.append(apply(set_seed(one["params"], one["seed"]), outputs.x[number]))
+                (window,) = _windows_seen(grid, outputs, number[None])
+                alone.append(apply(set_seed(one["params"], one["seed"]), window))
             except Exception:
                 alone.append(None)
     ours = outputs.weights[known]
@@ -364,6 +365,14 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
         return known[:0]
     pairs = zip(alone, ours, strict=True)
     return known[[theirs is None or not agree(theirs, own, eps) for theirs, own in pairs]]
+
+
+def _windows_seen(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
+    """The windows of which the network gave the weights of some answers."""
+    if grid.nearby is None:
+        return outputs.x[rows]
+    args = take_rows(grid.dims, grid.args, rows)
+    return map_rows(grid.windows, 0, mapped_dims(grid.dims, grid.args))(outputs.z[rows], args)
 
 
 def _first(t: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 All channels of a window are functions of one path of prices. Searched separately, they contradict each
 other; here the search moves the path, so that they agree by construction: prices stay positive,
 volatilities non-negative, and the assets move together according to a model of returns. `scenario`
-asks about the past, the days behind a window; `ahead` about the days to come.
+asks about the past, the days behind a window; `ahead` about the days to come. `shocked` and `replay`
+give scenarios, and `outcome` the weights that the network holds in them.
 
 Models are in `models`, starts and distances from history in `starts` and `turbulence`, covariances in
 `covariances`.
@@ -42,26 +43,33 @@ from funcexplain.markets.starts import bootstrap as bootstrap
 from funcexplain.markets.starts import nearest_dates as nearest_dates
 from funcexplain.markets.turbulence import turbulence as turbulence
 from funcexplain.markets.turbulence import turbulence_of as turbulence_of
+from funcexplain.markets.whatif import Outcome as Outcome
+from funcexplain.markets.whatif import outcome as outcome
+from funcexplain.markets.whatif import replay as replay
+from funcexplain.markets.whatif import shocked as shocked
 from funcexplain.problems.checks import check_like, check_tensor
-from funcexplain.problems.grid import aligned
-from funcexplain.problems.law import check_law
+from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
-from funcexplain.solutions.matching import check_answer
+from funcexplain.solutions.matching import check_answer, repeat_for_draws
 from funcexplain.solutions.solution import Solution
 
 __all__ = [
     "Nearest",
+    "Outcome",
     "ahead",
     "base_returns",
     "bootstrap",
     "factors",
     "nearest_dates",
+    "outcome",
     "prices_of",
     "reached",
+    "replay",
     "returns_of",
     "scenario",
     "shock_mask",
+    "shocked",
     "shocks",
     "turbulence",
     "turbulence_of",
@@ -185,14 +193,14 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
         raise TypeError(f"shocks: solution must be a Solution, got {type(solution).__name__}")
     if check_problem("shocks", problem).normal is None:
         raise ValueError("shocks: problem must have the transform scenario, got one without it")
+    problem = repeat_for_draws(solution, problem)
     if solution.shape != problem.shape:
         raise ValueError(
             f"shocks: solution must answer the rows of problem {problem.shape}, got those of "
             f"{solution.shape}"
         )
     check_answer("shocks", solution, problem)
-    name = "factor" if "factor" in problem.args else "mixing"
-    free = aligned(problem.dims, problem.args, name, ndim=3).diagonal(dim1=-2, dim2=-1) != 0
+    free = free_shocks(problem)
     return torch.where(free, solution.z, 0.0)  # noise of a start may be left where nothing is free
 
 
@@ -221,6 +229,7 @@ def returns_of(solution: Solution, problem: Problem) -> Tensor:
     """
     z = shocks(solution, problem)
     check_law("returns_of", problem)
+    problem = repeat_for_draws(solution, problem)
     assert problem.returns is not None
     # Parameters would be copied for every row, and no path needs them.
     data = {name: value for name, value in problem.args.items() if name != "params"}

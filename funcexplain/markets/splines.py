@@ -94,7 +94,8 @@ def _split(table: Tensor, row: int, given: Tensor) -> tuple[Tensor, Tensor]:
 def _piece(table: Tensor, row: int, given: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Point, value and slope at both ends of each place's piece."""
     # Counted, since torch.searchsorted does not broadcast; tables are short.
-    index = (given.unsqueeze(-1) >= table[..., row, 1:-1]).sum(-1)[..., None, None]
+    above = given.unsqueeze(-1) >= table[..., row, 1:-1]
+    index = above.float().sum(-1).long()[..., None, None]  # a sum of bools first copies them as int64
     table, index = table.expand(*given.shape, *table.shape[-2:]), index.expand(*given.shape, 3, 1)
     ends = (table.gather(-1, index + side).squeeze(-1).unbind(-1) for side in (0, 1))
     return tuple(ends)  # type: ignore[return-value]

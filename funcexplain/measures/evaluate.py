@@ -90,7 +90,8 @@ def evaluate(
         models: parameters of other models, stacked as by `stack`, evaluated at each answer.
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
-        noise: standard deviation, in sigmas, of the noise added to free entries.
+        noise: standard deviation, in sigmas, of the noise added to free entries. Measures such as
+            ``held_0.1`` and ``today_moves_0.1`` have their own, which is of the path in a scenario.
         draws: number of noisy windows per row; 0 for none. One that the network refuses is a miss.
         seed: seed of the noise; torch's global generator is not used.
         nearest: number of nearest windows to average over.
@@ -121,7 +122,7 @@ def evaluate(
         R. Guidotti (2022), Counterfactual Explanations and How to Find Them: Literature Review and
         Benchmarking, https://doi.org/10.1007/s10618-022-00831-6
     """
-    check_answer("evaluate", solution, problem)
+    problem = check_answer("evaluate", solution, problem)
     if 0 in problem.shape:
         raise ValueError(f"evaluate: expected at least one row, got a grid of {problem.shape}")
     x0 = problem.args["x0"]
@@ -129,7 +130,7 @@ def evaluate(
     if first + draws >= 1 << 63:
         raise ValueError(f"evaluate: seed must be below 2**63 / draws, got {seed} and {draws} draws")
     if models is not None:
-        stability.check_models(problem, models)
+        stability.check_models("evaluate", problem, models)
     chunk_size = check_positive("evaluate", "chunk_size", chunk_size)
     num_bytes = 8 * int(draws) * min(math.prod(problem.shape), chunk_size)
     check_memory("evaluate", "draws", draws, num_bytes, x0.device)
@@ -201,11 +202,29 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
         values["noise_error"] = noisy.mean(0)
         # NaN counts as a miss, also where the network raises.
         values["invalidation"] = 1.0 - (noisy <= settings.atol).double().mean(0)
+    if len(settings.seeds) and (problem.law or _in_sigmas(settings)):
+        values |= _under_noise(settings, solution, args, in_dims, sigma)
     if settings.models is not None:
         others = stability.errors_of_models(errors, x, args, settings.models)
         values["ensemble_error"] = others.mean(0)
         values["ensemble_hit"] = (others <= settings.atol).double().mean(0)
     return values
+
+
+def _under_noise(
+    settings: _Settings, solution: Solution, args: Args, in_dims: dict[str, int | None], sigma: Tensor
+) -> Measured:
+    """Measures of `stability.under_noise`; the noise is of the path in a scenario."""
+    problem, points = settings.problem, solution.z if settings.problem.law else solution.x
+    reference = args["reference"].expand(len(points), *solution.x.shape[1:])
+    if problem.law:
+        data = {name: value for name, value in args.items() if name != "params"}
+        along = {name: in_dims[name] for name in data} | {"reference": 0}
+        data["reference"] = reference
+        reference = torch.func.vmap(problem.encode, (0, along))(reference, data)
+    scale = None if problem.law else sigma
+    seeds, atol = settings.seeds, settings.atol
+    return stability.under_noise(problem, (points, reference), args, scale, seeds, atol)
 
 
 def _validity(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> Measured:

@@ -48,6 +48,12 @@ DESCRIPTIONS = {
     "agreement": "overlap of the largest changes with those from other starts, 0 to 1",
     "noise_error": "mean over noise of the largest deviation from the target",
     "invalidation": "share of noisy windows at which the target is missed",
+    "held_0.05": "share of draws of noise of 0.05 sigmas under which the target holds",
+    "held_0.1": "share of draws of noise of 0.1 sigmas under which the target holds",
+    "held_0.25": "share of draws of noise of 0.25 sigmas under which the target holds",
+    "today_moves_0.05": "mean largest change of today's weights under noise of 0.05 sigmas",
+    "today_moves_0.1": "mean largest change of today's weights under noise of 0.1 sigmas",
+    "today_moves_0.25": "mean largest change of today's weights under noise of 0.25 sigmas",
     "ensemble_error": "mean over models of the largest deviation from the target",
     "ensemble_hit": "share of models that hit the target at this window",
 }

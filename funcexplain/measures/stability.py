@@ -3,7 +3,8 @@
 `diversity`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of
 one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
 `errors_under_noise` and `errors_of_models` evaluate the network again, by a function ``errors`` as
-`Errors`, at the windows ``x`` of the rows, ``(B, C, L, A)``, with their data ``args``.
+`Errors`, at the windows ``x`` of the rows, ``(B, C, L, A)``, with their data ``args``; `under_noise`
+estimates the chance that the target holds under ordinary noise.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import optree
 import torch
 from torch import Tensor
 
+from funcexplain.engine.forward import weights_of
 from funcexplain.networks.noise import normal
 from funcexplain.networks.verify import verify
+from funcexplain.problems.grid import mapped_dims
 from funcexplain.problems.problem import Args, Problem
 
 _PAIRS = 1 << 20  # compared at a time
+NOISES = (0.05, 0.1, 0.25)
+"""Standard deviations of ordinary noise, in sigmas."""
 
 Errors = Callable[..., Tensor]
 """``(windows (B, C, L, A), args, shared) -> (B,)``: largest deviation from the target of each window.
@@ -143,6 +148,61 @@ def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, see
     return torch.stack(drawn)
 
 
+def under_noise(
+    problem: Problem,
+    points: tuple[Tensor, Tensor],
+    args: Args,
+    scale: Tensor | None,
+    seeds: Tensor,
+    atol: float,
+) -> dict[str, Tensor]:
+    """Whether answers survive ordinary noise, beside what it does to the weights at the reference.
+
+    ``held_S`` is the share of draws of noise of ``S`` sigmas under which the target holds within
+    ``atol``: an estimate of ``P(target | this market plus noise)``. ``today_moves_S`` is the mean over
+    the draws of the largest change of a weight at the reference. An answer that noise undoes says
+    something only where the same noise leaves today's weights as they are.
+
+    Args:
+        problem: the question or grid.
+        points: of the answers and of the references ``(B, ...)``: search points of a scenario, whose
+            noise is of the path, else windows, whose free entries get noise.
+        args: data of the rows, as from `take_rows`.
+        scale: one sigma of the windows, which broadcasts to these; None in a scenario.
+        seeds: of the noise, one for each draw; it is the same for all rows and sizes.
+        atol: tolerance of a hit.
+
+    Returns:
+        Both measures for each size of `NOISES`, ``(B,)`` each.
+    """
+    dims = mapped_dims(problem.dims, args)
+    data = {name: value for name, value in args.items() if name != "params"}
+    decode = torch.func.vmap(problem.decode, (0, mapped_dims(problem.dims, data)))
+    unit = torch.ones((), dtype=torch.float64, device=seeds.device) if scale is None else scale
+
+    def weights(points: Tensor, size: float, seed: Tensor | None) -> Tensor:
+        moved = points
+        if seed is not None:
+            moved = points + (size * unit * normal(seed, points.shape[1:], torch.float64)).to(points)
+        windows = decode(moved, data) if scale is None else torch.where(args["mask"], moved, points)
+        return weights_of(problem, windows, args, dims, skip_errors=True)
+
+    def error(weights: Tensor, target: Tensor) -> Tensor:
+        return problem.criterion.error(weights, target, atol=atol)
+
+    errors, values = torch.func.vmap(error, (0, dims["target"])), dict[str, Tensor]()
+    answer, reference = points
+    today = weights(reference, 0.0, None)
+    for size in NOISES:
+        held, moves = list[Tensor](), list[Tensor]()
+        for seed in seeds:
+            held.append(errors(weights(answer, size, seed), args["target"]) <= atol)
+            moves.append((weights(reference, size, seed) - today).abs().flatten(1).amax(1).double())
+        values[f"held_{size:g}"] = torch.stack(held).double().mean(0)
+        values[f"today_moves_{size:g}"] = torch.stack(moves).nanmean(0)
+    return values
+
+
 def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tensor:
     """Largest deviation from the target at ``x``, ``(M, B)`` for ``M`` models of an ensemble.
 
@@ -153,27 +213,32 @@ def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tens
         on answers that a retrained model no longer confirms, https://arxiv.org/abs/2102.13620
     """
     errors_by_model = []
-    for model in range(len(optree.tree_leaves(models)[0])):
-        params = optree.tree_map(lambda leaf: leaf[model], models)  # noqa: B023
+    for params in unstack(models):
         errors_by_model.append(errors(x, {**args, "params": params}, ("params",)))
     return torch.stack(errors_by_model)
 
 
-def check_models(problem: Problem, models: Any) -> None:
+def unstack(models: Any) -> list[Any]:
+    """The parameters of each of several models, from a stack."""
+    size = len(optree.tree_leaves(models)[0])
+    return [optree.tree_map(lambda leaf: leaf[model], models) for model in range(size)]  # noqa: B023
+
+
+def check_models(where: str, problem: Problem, models: Any) -> None:
     """Raise unless models are stacked parameters of the problem's network."""
     row = problem[(0,) * len(problem.dims)].args["params"]
     own, tree = optree.tree_flatten(row)
     leaves, other = optree.tree_flatten(models)
     if other != tree or not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError(
-            "evaluate: models must be parameters of the problem's network, stacked tensor by tensor, "
+            f"{where}: models must be parameters of the problem's network, stacked tensor by tensor, "
             f"got another structure ({other}, expected {tree}); fe.stack(models)[1] stacks them"
         )
     sizes = {tuple(leaf.shape[:1]) for leaf in leaves}
     fits = all(leaf.shape[1:] == mine.shape for leaf, mine in zip(leaves, own, strict=True))
     if not fits or len(sizes) > 1 or sizes == {(0,)}:
         raise ValueError(
-            "evaluate: models must lead with one number of models >= 1 before the shapes of the "
+            f"{where}: models must lead with one number of models >= 1 before the shapes of the "
             "problem's own parameters, got other shapes; fe.stack(models)[1] stacks them"
         )
     x0 = problem.args["x0"]

@@ -185,7 +185,7 @@ def bound(apply: Apply, params: Params) -> AbstractContextManager[None]:
         ...     apply(params, torch.zeros(1, 1, 2))
         tensor([0.5000, 0.5000])
     """
-    return apply.bind(params) if isinstance(apply, Network) else nullcontext()
+    return apply.bind(params) if hasattr(apply, "bind") else nullcontext()
 
 
 def set_seed(params: Params, seed: Tensor) -> Params:

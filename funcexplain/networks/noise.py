@@ -35,6 +35,23 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
+def fold_in(seed: Tensor, number: int) -> Tensor:
+    """Derive a seed: another stream of noise for each number.
+
+    Args:
+        seed: scalar int64 tensor.
+        number: which stream.
+
+    Returns:
+        Scalar int64 tensor.
+
+    Example:
+        >>> bool(fold_in(torch.tensor(7), 0) == fold_in(torch.tensor(7), 1))
+        False
+    """
+    return _mix(_mix(seed + _GAMMA) + _signed(number * 0x9E3779B97F4A7C15 % (1 << 64)))
+
+
 def uniform(seed: Tensor, shape: Sequence[int]) -> Tensor:
     """Uniform noise in the open interval (0, 1), float64.
 

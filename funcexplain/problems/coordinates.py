@@ -236,9 +236,16 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
 
 def change_variables(problem: Problem, encode: Map, decode: Map) -> Problem:
     """Search over ``z``, where ``decode(z)`` is the search variable so far."""
-    unconstrained = problem.project is identity
+    unconstrained, nearby = problem.project is identity, problem.nearby
+
+    def nearby_encoded(z: Tensor, args: Args) -> Tensor:
+        assert nearby is not None
+        points = nearby(decode(z, args), args)
+        return torch.cat([z[None], torch.func.vmap(lambda point: encode(point, args))(points[1:])])
+
     return replace(
         problem,
+        nearby=None if nearby is None else nearby_encoded,
         encode=lambda x, args: encode(problem.encode(x, args), args),
         decode=lambda z, args: problem.decode(decode(z, args), args),
         start=lambda args: encode(problem.start(args), args),

@@ -45,6 +45,7 @@ class Criterion(NamedTuple):
         weights_like: from a target to a tensor of the shape of the weights.
         ndim: number of dimensions of one target.
         from_today: whether the target was made from the weights at the reference.
+        level: share of several weights, such as those of a consensus, that must hold the target.
     """
 
     compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -52,9 +53,13 @@ class Criterion(NamedTuple):
     weights_like: Callable[[Tensor], Tensor]
     ndim: int
     from_today: bool = False
+    level: float = 1.0
 
     def error(self, weights: Tensor, target: Tensor, rows: int = 0, atol: float | None = None) -> Tensor:
         """Maximum distance between the measured and the nearest values, for each row.
+
+        Of several weights, the ``level`` quantile of the distances: with ``k = ceil(level * M)``, the
+        ``k``-th smallest.
 
         Args:
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.
@@ -71,7 +76,11 @@ class Criterion(NamedTuple):
                 torch.full_like(distance, atol), torch.full_like(distance, torch.inf)
             )
             distance = torch.where(upset, torch.maximum(distance, above), distance)
-        return distance.flatten(rows).amax(-1)
+        if self.level == 1.0:
+            return distance.flatten(rows).amax(-1)
+        sizes = distance.amax(-1)
+        place = math.ceil(self.level * sizes.shape[-1] - 1e-9) - 1
+        return sizes.sort(-1).values[..., place]  # NaN is last, as a miss
 
 
 def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
+from funcexplain.problems.grid import aligned
 from funcexplain.problems.problem import Problem
 
 
@@ -32,3 +35,9 @@ def check_law(where: str, problem: Problem) -> None:
             f"{where}: problem must have a standard normal search point, as fe.scenarios.scenario or "
             f"fe.scenarios.ahead makes, got {reason}"
         )
+
+
+def free_shocks(problem: Problem) -> Tensor:
+    """Which entries of a scenario's search points are free, bool; it broadcasts over the days."""
+    name = "factor" if "factor" in problem.args else "mixing"
+    return aligned(problem.dims, problem.args, name, ndim=3).diagonal(dim1=-2, dim2=-1) != 0

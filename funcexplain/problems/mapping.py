@@ -1,4 +1,4 @@
-"""From one question to a grid of rows: ``vmap`` adds a dimension, ``consensus`` removes one.
+"""From one question to a grid of rows: ``vmap`` adds a dimension.
 
     problem                                     one question
     starts = vmap(problem, x0=starts)           rows (S,)
@@ -10,7 +10,6 @@ them, one chunk at a time.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, overload
@@ -19,8 +18,6 @@ import optree
 import torch
 from torch import Tensor
 
-from funcexplain.networks.network import SEED, Apply, bound, deferred_interrupts, slope
-from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.verify import verify
 from funcexplain.problems.checks import check_is_plain, check_is_tensor
 from funcexplain.problems.criterion import EXACT, GOALS, Target
@@ -108,129 +105,6 @@ def vmap(
     grid = replace(problem, args={**problem.args, **copies}, dims=(dim, *problem.dims))
     check_rules("vmap", grid.rules, grid.dims, grid.args)
     return grid
-
-
-def consensus(problem: Problem) -> Problem:
-    """Search for one window at which all models of an ensemble reach the target.
-
-    The dimension along which ``params`` vary becomes part of the question: the loss is the mean of the
-    models' losses, a solution's weights are those of all models, ``(M, A)``, and it is a hit if every
-    model's weights are within ``atol``.
-
-    Args:
-        problem: a grid mapped over ``params``, or a question whose params come from `stack`. A
-            ``target`` that varies along the models' dimension gives each model its own target; no other
-            entry may vary along it.
-
-    Returns:
-        The problem without that dimension. Its ``target`` has shape ``(M, A)``: map over targets first,
-        or stack targets of this shape.
-
-    Raises:
-        TypeError: if ``problem`` is not a Problem.
-        ValueError: if params are not stacked, another entry varies along their dimension, or the network
-            reads its parameters in the backward pass (activation checkpointing).
-
-    Example:
-        >>> import torch, funcexplain as fe
-        >>> def make():
-        ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2))
-        >>> models = [make(), make()]
-        >>> p = fe.problem(models[0], torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
-        >>> ensemble = fe.vmap(p, params=fe.stack(models)[1])
-        >>> fe.solve(fe.consensus(ensemble), max_steps=5).weights.shape
-        torch.Size([2, 2])
-    """
-    check_problem("consensus", problem)
-    along = varying_dims(problem.dims, "params")
-    if len(along) > 1:
-        raise ValueError("consensus: params must vary along one row dimension, got several")
-    target, dims, target_varies = problem.args["target"], problem.dims, False
-    if along:
-        (dim,) = along
-        varying = dims[dim].varying
-        if varying - {"params", "target"}:
-            raise ValueError(
-                f"consensus: only target may vary together with params, got {sorted(varying)}; all "
-                "models share one window and its data"
-            )
-        size = dims[dim].size
-        target_dims = varying_dims(dims, "target")
-        target_varies = dim in target_dims
-        if target_varies:
-            target = target.movedim(target_dims.index(dim), -1 - problem.criterion.ndim)
-        dims = dims[:dim] + dims[dim + 1 :]
-    else:
-        leaves = [p for p in optree.tree_leaves(problem.args["params"]) if isinstance(p, Tensor)]
-        leading = {p.shape[:1] for p in leaves}
-        if len(leading) != 1 or leading == {()}:
-            raise ValueError(
-                "consensus: params must be stacked, one set per model, got those of one network; map "
-                "first: fe.vmap(problem, params=fe.stack(models)[1])"
-            )
-        (size,) = leading.pop()
-    if size == 0:
-        raise ValueError("consensus: expected at least one model, got an empty stack")
-    if not target_varies:
-        target = torch.stack([target] * size, dim=-1 - problem.criterion.ndim)
-    args, x0, loss = {**problem.args, "target": target.contiguous()}, problem.args["x0"], problem.loss
-
-    def mean_loss(measured: Tensor, nearest: Tensor) -> Tensor:
-        return torch.func.vmap(loss)(measured, nearest).mean()
-
-    apply = _call_models(problem.apply, args["params"], size, x0.reshape(-1, *x0.shape[-3:])[0])
-    return replace(problem, apply=apply, loss=mean_loss, args=args, dims=dims)
-
-
-def _call_models(apply: Apply, params: Any, size: int, x: Tensor) -> Apply:
-    """A function ``(params, x) -> (M, A)``: models mapped, or called in turn where mapping is wrong.
-
-    Weights and gradient are compared, at one window, with those of each model by itself.
-    """
-
-    def mapped(params: Any, x: Tensor) -> Tensor:
-        # All models share the question's dropout seed.
-        seeded = isinstance(params, dict) and SEED in params
-        dims = {name: None if name == SEED else 0 for name in params} if seeded else 0
-        return torch.func.vmap(apply, in_dims=(dims, None))(params, x)
-
-    def looped(params: Any, x: Tensor) -> Tensor:
-        return torch.stack([apply(model, x) for model in split(params)])
-
-    def split(params: Any) -> list[Any]:
-        shared = params.get(SEED) if isinstance(params, dict) else None
-        return [
-            optree.tree_map(lambda t: t if t is shared else t[index], params)  # noqa: B023
-            for index in range(size)
-        ]
-
-    def alone(model: Any) -> tuple[Tensor, Tensor]:
-        with bound(apply, model):
-            return _weights_and_slope(apply, model, x)
-
-    try:
-        weights, slopes = zip(*map(alone, split(params)), strict=True)
-    except Exception:
-        return looped  # the search meets the error again
-    expected = (torch.stack(weights), torch.stack(slopes).sum(0))
-    for candidate in (mapped, looped):
-        with suppress(Exception):
-            found = _weights_and_slope(candidate, params, x)
-            if all(agree(*pair, coarsest_eps(params)) for pair in zip(found, expected, strict=True)):
-                return candidate
-    raise ValueError(
-        "consensus: the network's backward pass must use the parameters of its forward pass, got one "
-        "that reads them from the module, which can hold one model at a time; solve each model, as in "
-        "fe.vmap(problem, params=fe.stack(models)[1])"
-    )
-
-
-def _weights_and_slope(apply: Apply, params: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A network's weights at a window, and the gradient of the sum of their sines."""
-    z = x.detach().clone().requires_grad_()
-    with deferred_interrupts(), torch.enable_grad():
-        weights = apply(params, z)
-        return weights.detach(), slope(weights, z, weights.cos())
 
 
 def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:

@@ -38,7 +38,6 @@ Map = Callable[[Tensor, Args], Tensor]
 
 def identity(point: Tensor, args: Args) -> Tensor:
     """The identity map: the search is over ``x`` itself."""
-    del args
     return point
 
 
@@ -73,6 +72,8 @@ class Problem(Unpicklable):
         project: ``(z, args) -> z``, back to the feasible set after an update.
         penalties: functions ``(x, args) -> scalar``, added to the loss.
         costs: functions ``(z, args) -> scalar`` of the search point, also added to the loss.
+        nearby: ``(z, args) -> points`` ``(1 + D, *z.shape)``, ``z`` itself first, whose windows the
+            network sees; see `smooth`. None: ``z`` alone.
         dims: dimensions of the grid, outermost first; empty for one question. An entry of ``args``
             begins with the dimensions along which it varies, in that order.
     """
@@ -94,6 +95,7 @@ class Problem(Unpicklable):
     normal: Map | None = None
     altered_by: str = ""
     returns: Map | None = None
+    nearby: Map | None = None
 
     def __deepcopy__(self, memo: Any) -> Problem:
         return replace(self, args=deepcopy(self.args, memo))
@@ -134,11 +136,17 @@ class Problem(Unpicklable):
             dims, args = select(dims, args, dim, item)
         return replace(self, dims=dims, args=args)
 
+    def windows(self, z: Tensor, args: Args) -> Tensor:
+        """The window of a search point, ``(C, L, A)``, or with those nearby, ``(1 + D, C, L, A)``."""
+        if self.nearby is None:
+            return self.decode(z, args)
+        return torch.func.vmap(lambda point: self.decode(point, args))(self.nearby(z, args))
+
     def evaluate(self, x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Compute ``(value, (loss, weights))`` of one window; one forward pass of the network.
 
         Args:
-            x: window, shape ``(C, L, A)``.
+            x: window, shape ``(C, L, A)``, or `windows` of a search point.
             args: data of the problem.
 
         Returns:
@@ -167,9 +175,9 @@ class Problem(Unpicklable):
         loss = checks.check_scalar(
             "loss", self.loss, self.loss(*self.criterion.compare(weights, target))
         )
-        value = loss
+        value, window = loss, x if x.ndim == args["x0"].ndim else x[0]
         for penalty in self.penalties:
-            value = value + penalty(x, args)
+            value = value + penalty(window, args)
         return value, (loss, weights)
 
     def objective(self, x: Tensor, args: Args) -> tuple[Tensor, Tensor]:

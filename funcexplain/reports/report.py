@@ -29,6 +29,7 @@ from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.solutions.archive import versions
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.labels import check_labels
+from funcexplain.solutions.matching import repeat_for_draws
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
@@ -38,7 +39,7 @@ DETAILED_ROWS = 3
 NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
 """Settings with which `evaluate` measures stability; the report lists them."""
 
-LEFT_OUT = ("noise error", "invalidation", "the real windows nearest to the target")
+LEFT_OUT = ("noise error", "invalidation", "held under noise", "the real windows nearest to the target")
 """What a report without ``probe`` leaves out."""
 
 Paths = tuple[np.ndarray, np.ndarray]
@@ -110,6 +111,8 @@ def report(
     check_regular("report", file_path, name="a file in it")
     setting_lines = _setting_lines(settings)
     draws = DRAWS if probe else 0
+    if isinstance(solution, Solution) and isinstance(problem, Problem):
+        problem = repeat_for_draws(solution, problem)
     metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)

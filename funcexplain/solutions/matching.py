@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from funcexplain.problems.grid import varying_dims
+from funcexplain.problems.grid import RowDim, varying_dims
 from funcexplain.problems.problem import Problem, check_search
 from funcexplain.solutions.solution import Solution
 
 
 def check_answer(where: str, solution: Any, problem: Any) -> Problem:
-    """Raise unless a solution has the rows, windows, weights, dtype and device of a problem."""
+    """Raise unless a solution has the rows, windows, weights, dtype and device of a problem.
+
+    Returns:
+        The problem, repeated for every draw of a solution that `sample` made.
+    """
     check_search(where, problem)
     if not isinstance(solution, Solution):
         raise TypeError(f"{where}: solution must be a Solution, got {type(solution).__name__}")
+    problem = repeat_for_draws(solution, problem)
     x0, target = problem.args["x0"], problem.args["target"]
     along = len(varying_dims(problem.dims, "target"))
     assets = tuple(problem.criterion.weights_like(target).shape[along:])
@@ -33,3 +39,10 @@ def check_answer(where: str, solution: Any, problem: Any) -> Problem:
             f"got {sample.x.dtype}, {sample.x.device}; fe.cast moves a problem"
         )
     return problem
+
+
+def repeat_for_draws(solution: Solution, problem: Problem) -> Problem:
+    """The problem with one row for each draw, if the solution holds draws of this one question."""
+    if problem.dims or solution.dims != ("draw",):
+        return problem
+    return replace(problem, dims=(RowDim("draw", len(solution.num_steps), frozenset()),))

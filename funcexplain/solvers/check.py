@@ -227,7 +227,7 @@ def _evaluated(problem: Problem, args: Args) -> Iterator[Callable[[Tensor, Args]
     with bound(problem.apply, params), double:
 
         def objective(z: Tensor, args: Args) -> tuple[Tensor, tuple[()]]:
-            value, _ = problem.evaluate(problem.decode(z, args), args)
+            value, _ = problem.evaluate(problem.windows(z, args), args)
             return sum((cost(z, args) for cost in problem.costs), start=value), ()
 
         yield objective

@@ -22,7 +22,7 @@ def make_objective(problem: Problem) -> Objective:
     """From a search point to ``(value, (loss, weights))``; NaN where its window is not finite."""
 
     def objective(z: Tensor, args: Args) -> Scored:
-        x = problem.decode(z, args)
+        x = problem.windows(z, args)
         weights_like = problem.criterion.weights_like(args["target"])
         value, aux = where_finite(x, weights_like, lambda x: problem.evaluate(x, args))
         return sum((cost(z, args) for cost in problem.costs), start=value), aux

@@ -12,6 +12,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
+from funcexplain.commands.config import parse_config
 from funcexplain.solutions.archive import read_safetensors, write_archive
 from funcexplain.solutions.files import describe
 from tests.cli.workplace import ASSETS, furnish, market, pickled, table, write
@@ -110,6 +111,41 @@ def test_every_question_can_be_asked(
     assert main(["run", write(folder, whole), "--json"]) == 0
     answer = found(capsys)
     assert answer["dates"] == answer["dates_hit"] == (1 if date == "last" else 3)
+
+
+def test_the_days_to_come_and_their_probability(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    asked: dict[str, Any] = {"target": None, "at_least": {"OIL": 0.35}, "ahead": 3, "how_likely": True}
+    network = {"factory": f"{module}:sharp", "weights": None}
+    path = write(folder, table(module, network=network, question=asked))
+    assert main(["run", path, "--json"]) == 0
+    (answer,) = found(capsys)["answers"]
+    chance = answer["probability"]
+    assert 0.0 <= chance["lower"] <= chance["estimate"] <= chance["upper"] <= 1.0
+    solution = fe.load(folder / "out" / "solution.safetensors")
+    assert not solution.z[:, :-3].any()  # the past is fixed
+    assert main(["run", path]) == 0
+    assert "Probability over the next 3 trading days: " in capsys.readouterr().out
+    assert main(["report", "out"]) == 0
+    with pytest.raises(ValueError, match=r"question\.how_likely: needs ahead"):
+        parse_config(table(module, network=network, question={**asked, "ahead": None}))
+
+
+@pytest.mark.parametrize("search", ["scenario", "features"])
+def test_an_answer_is_the_same_without_later_prices(place: tuple[Path, str], search: str) -> None:
+    folder, module = place
+    network = {"factory": f"{module}:sharp", "weights": None}
+    asked = {"search": search, "date": "2024-02-10"}
+    answers = []
+    for end in (None, "2024-02-10"):
+        prices = {"end": end}
+        whole = table(module, network=network, question=asked, prices=prices)
+        assert main(["run", write(folder, whole), "--quiet"]) == 0
+        answers.append(fe.load(folder / "out" / "solution.safetensors"))
+    assert torch.equal(answers[0].x, answers[1].x)
+    assert torch.equal(answers[0].z, answers[1].z)
 
 
 def test_named_parts_are_frozen(place: tuple[Path, str]) -> None:

@@ -1,0 +1,136 @@
+"""The target of one question as an event: how far each of many points is from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcexplain.engine.forward import weights_of
+from funcexplain.networks.checks import is_out_of_memory
+from funcexplain.networks.network import SEED, Network, bound, raise_pending, set_seed
+from funcexplain.networks.rounding import agree, coarsest_eps
+from funcexplain.problems.checks import check_count, check_number, check_positive
+from funcexplain.problems.grid import map_rows
+from funcexplain.problems.law import check_law, free_shocks
+from funcexplain.problems.problem import Problem, check_search
+
+# Windows in one call of the network; see `forward`.
+_BATCH_SIZE = 256
+
+
+class Event:
+    """The errors of one question at points, which are the free entries of a search point.
+
+    Points that the network refuses, or at which its weights are NaN, have an infinite error.
+
+    Attributes:
+        like: the zero point, ``(n,)``.
+        num_forwards: windows at which the network was called.
+        num_unknown: how many of them have no finite error.
+    """
+
+    def __init__(self, problem: Problem, atol: float, chunk_size: int | None = None) -> None:
+        returns = problem.args["returns"]
+        self.problem, self.shape = problem, returns.shape
+        free = free_shocks(problem).expand(self.shape)
+        self._places = free.flatten().nonzero()[:, 0]
+        self.like = problem.args["x0"].new_zeros(len(self._places))
+        self.num_forwards = self.num_unknown = 0
+        self._chunk_size = chunk_size or _BATCH_SIZE
+        self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
+        self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
+        target = problem.args["target"]
+        self._error = map_rows(lambda w: problem.criterion.error(w, target, atol=atol), 0)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Errors of points ``(B, n)``."""
+        parts = []
+        for part in points.split(self._chunk_size):
+            raise_pending()
+            parts.append(self._error(self.weights(self.windows(self.search_points(part)))))
+        errors = torch.cat(parts).nan_to_num(nan=math.inf)
+        self.num_forwards += len(points)
+        self.num_unknown += int(errors.isinf().sum())
+        return errors
+
+    def search_points(self, points: Tensor) -> Tensor:
+        """Search points, zero where nothing is free."""
+        whole = points.new_zeros(len(points), math.prod(self.shape))
+        whole[:, self._places] = points
+        return whole.view(-1, *self.shape)
+
+    def free(self, z: Tensor) -> Tensor:
+        """The free entries of search points."""
+        return z.flatten(1)[:, self._places]
+
+    def windows(self, z: Tensor) -> Tensor:
+        """Windows of search points."""
+        return self._decode(z)
+
+    def weights(self, windows: Tensor) -> Tensor:
+        """The network's weights: by its own sample dimension, or mapped, where that was right before."""
+        if self._ways is None:
+            self._ways = self._choose_ways(windows)
+        if windows.isfinite().all():
+            for way in self._ways:
+                try:
+                    return way(windows)
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+        return self._alone(windows)
+
+    def _choose_ways(self, windows: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """Ways that give some windows, all together, the weights that each has alone."""
+        problem, args = self.problem, self.problem.args
+        apply: Any = problem.apply
+        params = set_seed(args["params"], args["seed"])
+        ways: list[Callable[[Tensor], Tensor]] = [map_rows(lambda x: apply(params, x), 0)]
+        if isinstance(apply, Network) and SEED not in params:
+            ways.insert(0, lambda xs: apply.samples(params, xs))
+        finite = windows[windows.flatten(1).isfinite().all(1)]
+        if not len(finite):
+            return []
+        chosen = [0, len(finite) // 2, -1]
+        alone, right = self._alone(finite[chosen]), []
+        for way in ways:
+            with suppress(Exception):
+                if agree(way(finite)[chosen], alone, coarsest_eps(args)):
+                    right.append(way)
+        return right
+
+    def _alone(self, windows: Tensor) -> Tensor:
+        """Weights that are checked at every call; NaN where the network raises."""
+        return weights_of(self.problem, windows, self.problem.args, skip_errors=True)
+
+
+@contextmanager
+def forwards_only(problem: Problem) -> Iterator[None]:
+    """Call a question's network many times without gradients or a trace in torch's generator."""
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        bound(problem.apply, problem.args["params"]),
+    ):
+        yield
+
+
+def check_event(where: str, problem: Any, atol: Any, seed: Any, chunk_size: Any) -> float:
+    """Raise unless the target of a problem has a chance that can be estimated; return ``atol``."""
+    check_law(where, check_search(where, problem))
+    atol = check_number(where, "atol", atol, minimum=0.0)
+    check_count(where, "seed", seed)
+    if chunk_size is not None:
+        check_positive(where, "chunk_size", chunk_size)
+    lower, upper, _ = problem.criterion.bounds(problem.args["target"])
+    if atol == 0.0 and bool((lower == upper).any()):
+        raise ValueError(
+            f"{where}: atol must be > 0 for a target that fixes a weight, which has the probability "
+            "zero, got 0; pass atol=1e-3, or a target with room, such as fe.targets.at_least(0, 0.3)"
+        )
+    return atol

@@ -1,0 +1,141 @@
+"""How likely a target is, under the law of the search point."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from funcexplain.engine.estimators import METHODS, Estimate
+from funcexplain.engine.event import Event, check_event, forwards_only
+from funcexplain.networks.network import deferred_interrupts, raise_repeated
+from funcexplain.networks.noise import fold_in
+from funcexplain.problems.checks import check_positive
+from funcexplain.problems.problem import Problem
+from funcexplain.solutions.probability import Probability
+from funcexplain.solutions.solution import Status
+
+Method = Literal["auto", "subset", "importance", "monte_carlo"]
+
+
+def probability(
+    problem: Problem,
+    *,
+    method: Method = "auto",
+    num_samples: int = 20_000,
+    atol: float = 1e-3,
+    seed: int = 0,
+    chunk_size: int | None = None,
+) -> Probability:
+    """Estimate how likely the target of every row is: the chance that ``error <= atol``.
+
+    The search point ``z`` of a scenario is standard normal, so a probability of ``z`` is one of markets,
+    under the model of the scenario. The network is called without gradients. A row's estimate depends on
+    its data alone: it is the same in a grid of any size.
+
+    Args:
+        problem: the question or grid, made by ``fe.scenarios.scenario`` or ``fe.scenarios.ahead``.
+            Penalties have no effect.
+        method: ``"subset"``: subset simulation, a product of chances of a tenth each; its error grows
+            with ``|log p|`` only. ``"importance"``: draws around the closest points that a search finds;
+            precise where it finds all regions that matter, and it needs a gradient. ``"monte_carlo"``:
+            plain draws. ``"auto"``: plain draws or levels, by a pilot; ``reason`` gives why.
+        num_samples: about as many windows of each row at which the network is called; up to a third
+            more where a pilot misjudged the number of levels.
+        atol: the target is hit where ``max |weights - target| <= atol``, as everywhere; zero for bounds
+            to the letter.
+        seed: seed of the draws, with ``args["seed"]`` of the row: ``fe.vmap(problem, seed=...)`` repeats
+            the estimate. Rows of the same seed have common random numbers.
+        chunk_size: number of windows in one call of the network. Default: 256.
+
+    Returns:
+        The probabilities. After Ctrl-C, what was known of each row, INTERRUPTED.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if the search point has no law, for an unknown method, or a target that fixes a
+            weight with ``atol=0``, which has the probability zero.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> base, cov = torch.zeros(1, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1)).double()
+        >>> p = fe.problem(network, fe.targets.at_least(0, 0.9), base[None])
+        >>> window, path = lambda r: r[None], lambda x, r: x[0]    # the network sees the returns
+        >>> p = fe.scenarios.scenario(base, cov, features=window, inverse=path)(p)
+        >>> found = fe.probability(p, atol=0.0)     # w_0 >= 0.9 where z_0 - z_1 >= log(9)
+        >>> bool(found.lower < 0.0601 < found.upper)
+        True
+
+    References:
+        S.-K. Au, J. L. Beck (2001), Estimation of Small Failure Probabilities in High Dimensions by
+        Subset Simulation, https://doi.org/10.1016/S0266-8920(01)00019-4
+    """
+    atol = check_event("probability", problem, atol, seed, chunk_size)
+    num_samples = check_positive("probability", "num_samples", num_samples)
+    if method not in METHODS:
+        raise ValueError(f"probability: method must be one of {list(METHODS)}, got {method!r}")
+    raise_repeated()
+    found: list[tuple[Estimate, int]] = []
+    with deferred_interrupts() as hold:
+        for index in itertools.product(*map(range, problem.shape)):
+            row = problem[index] if index else problem
+            found.append(_estimate(row, method, num_samples, atol, seed, chunk_size, hold.stops()))
+        hold.answered = hold.stops() and len(found) > 0
+    return _collect(problem, found)
+
+
+def _estimate(
+    row: Problem,
+    method: str,
+    num_samples: int,
+    atol: float,
+    seed: int,
+    chunk_size: int | None,
+    stopped: bool,
+) -> tuple[Estimate, int]:
+    """The estimate of one question, and the number of forward passes."""
+    known, event = Estimate(method=method), Event(row, atol, chunk_size)
+    try:
+        if stopped:
+            raise KeyboardInterrupt
+        with forwards_only(row):
+            key = fold_in(row.args["seed"], seed)
+            for estimate in METHODS[method](event, atol, num_samples, key):
+                known = estimate
+    except KeyboardInterrupt:
+        known = known._replace(status=Status.INTERRUPTED)
+    if event.num_unknown and known.status is not Status.INTERRUPTED:
+        known = known._replace(status=Status.NONFINITE)
+    known = known._replace(method=known.method or method, reason=known.reason or "It was asked for.")
+    return known, event.num_forwards
+
+
+def _collect(problem: Problem, found: list[tuple[Estimate, int]]) -> Probability:
+    """The probabilities of all rows."""
+    device, shape = problem.args["x0"].device, problem.shape
+    estimates = [estimate for estimate, _ in found]
+    length = max((len(estimate.levels) for estimate in estimates), default=0)
+    padded = [(*e.levels, *[math.nan] * (length - len(e.levels))) for e in estimates]
+
+    def field(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype, device=device)
+
+    p, error = field(e.estimate for e in estimates), field(e.standard_error for e in estimates)
+    codes = field((int(e.status) for e in estimates), torch.int64).view(shape)
+    return Probability(
+        p.view(shape),
+        error.view(shape),
+        field(e.lower for e in estimates).view(shape),
+        field(e.upper for e in estimates).view(shape),
+        field((count for _, count in found), torch.int64).view(shape),
+        ((1.0 - p) * (p / error).square()).view(shape),
+        field(padded).view(*shape, length),
+        codes if problem.dims else Status(int(codes)),
+        tuple(e.method for e in estimates),
+        tuple(e.reason for e in estimates),
+        tuple(dim.name for dim in problem.dims),
+    )

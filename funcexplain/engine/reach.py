@@ -1,0 +1,187 @@
+"""How far the market can move the weights: their extremes over a ball of the search space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcexplain.engine.execution import Execution
+from funcexplain.engine.reweighting import interrupted, map_points
+from funcexplain.engine.solve import search
+from funcexplain.networks.network import deferred_interrupts
+from funcexplain.networks.noise import normal
+from funcexplain.problems.checks import (
+    check_callable,
+    check_count,
+    check_is_tensor,
+    check_number,
+    check_positive,
+)
+from funcexplain.problems.criterion import EXACT
+from funcexplain.problems.grid import RowDim, aligned
+from funcexplain.problems.problem import Args, Problem, check_search
+from funcexplain.solvers.ball_ascent import BallAscent
+from funcexplain.solvers.state import Stopping
+
+_CENTER, _OFFSET = "reach.center", "reach.offset"
+# No search ends by a hit.
+_NEVER = Stopping(atol=-1.0)
+
+
+class Reach(NamedTuple):
+    """The lowest and the highest value found, with the problem's rows in front.
+
+    Attributes:
+        lower: weights ``(A,)``, or what else is measured.
+        upper: likewise.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+
+def reach(
+    problem: Problem,
+    radius: float,
+    *,
+    measure: Callable[[Tensor], Tensor] | None = None,
+    starts: int = 4,
+    max_steps: int = 100,
+    seed: int = 0,
+    chunk_size: int | None = None,
+) -> Reach:
+    """Find the lowest and the highest weight of every asset over all markets within a radius.
+
+    ``lower[k] = min w_k(z)`` and ``upper[k] = max w_k(z)`` subject to ``|z - z_r| <= radius``, where
+    ``z_r`` is the reference in the search space. In a scenario these are the markets of at most
+    ``radius`` sigmas. Both are inner bounds, from searches with several starts: a market was found that
+    brings about each number, and one beyond it may exist. For a network that is linear in the search
+    point they are exact.
+
+    Args:
+        problem: the question, or a grid; target, loss and penalties have no effect.
+        radius: maximum ``|z - z_r|``, > 0.
+        measure: differentiable function ``weights -> values``, ``(A,)`` to a scalar or vector, such as
+            ``lambda w: w[:3].sum()``. Default: every weight.
+        starts: searches for each end: one from the reference, the others from random points within the
+            radius.
+        max_steps: maximum number of steps of each search, each with one gradient.
+        seed: of the starts, >= 0.
+        chunk_size: as for `solve`.
+
+    Returns:
+        The ends. NaN where the network's weights are not finite.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        TypeError: for another type.
+        ValueError: if a number is out of range, or a grid has no rows.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> fe.reach(p, radius=1.0)
+        Reach(lower=tensor([0.1956, 0.1956]), upper=tensor([0.8044, 0.8044]))
+    """
+    check_search("reach", problem)
+    radius = check_number("reach", "radius", radius, minimum=0.0, strict=True)
+    check_positive("reach", "starts", starts)
+    check_count("reach", "max_steps", max_steps)
+    check_count("reach", "seed", seed)
+    if chunk_size is not None:
+        check_positive("reach", "chunk_size", chunk_size)
+    if 0 in problem.shape:
+        raise ValueError(f"reach: expected at least one row, got a grid of {problem.shape}")
+    shape, problem, like = problem.shape, *_measured(problem, measure)
+    with deferred_interrupts(), torch.no_grad():
+        grid = _grid(problem, torch.atleast_1d(like), radius, starts, seed)
+        found = search(grid, BallAscent(radius), _NEVER, Execution(max_steps, chunk_size=chunk_size))
+        if interrupted(found):
+            raise KeyboardInterrupt
+    # A search for one end may find a better one of another.
+    values = found.weights.flatten(0, 1)
+    unknown = values.isnan()
+    lower = torch.where(unknown, torch.inf, values).amin(0)
+    upper = torch.where(unknown, -torch.inf, values).amax(0)
+    none = unknown.all(0)
+    ends = (torch.where(none, torch.nan, end) for end in (lower, upper))
+    return Reach(*(end.reshape((*shape, *like.shape)) for end in ends))
+
+
+def _measured(problem: Problem, measure: Any) -> tuple[Problem, Tensor]:
+    """The problem whose network returns what is measured, and a tensor of its shape."""
+    row = problem[(0,) * len(problem.dims)] if problem.dims else problem
+    like = row.criterion.weights_like(row.args["target"])
+    if measure is None:
+        return problem, like
+    check_callable("reach", "measure", measure)
+    inner, shape = problem.apply, like.shape
+    like = measure(like.clone())
+    check_is_tensor("reach", "the output of measure", like)
+    if like.ndim > 1 or not like.numel() or not like.is_floating_point():
+        raise ValueError(
+            f"reach: measure must map weights {tuple(shape)} to a floating scalar or vector, got "
+            f"{like.dtype} of shape {tuple(like.shape)}"
+        )
+
+    def apply(params: Any, x: Tensor) -> Tensor:
+        return measure(inner(params, x)).reshape(-1)
+
+    return replace(problem, apply=apply), like
+
+
+def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int) -> Problem:
+    """The searches: for each end and start, and each row of the problem."""
+    references = aligned(problem.dims, problem.args, "reference")
+    references = references.expand(*problem.shape, *references.shape[-3:])
+    center = map_points(problem.encode, problem, references)
+    point = center[(0,) * len(problem.shape)]
+    noise = [
+        normal(torch.tensor(seed * starts + start), point.shape, point.dtype) for start in range(starts)
+    ]
+    offsets = torch.stack(noise).to(center)
+    offsets[0] = 0.0  # from the reference
+    eye = torch.eye(like.numel(), dtype=like.dtype, device=like.device)
+    directions = torch.cat([eye, -eye]).view(-1, *like.shape)
+
+    def project(z: Tensor, args: Args) -> Tensor:
+        change = z - args[_CENTER]
+        length = torch.linalg.vector_norm(change)
+        inside = torch.where(length > radius, radius / length, 1.0)
+        return problem.project(args[_CENTER] + inside * change, args)
+
+    def start(args: Args) -> Tensor:
+        # Only what the window depends on: other entries would use up a part of the radius.
+        def window(z: Tensor) -> Tensor:
+            x = problem.decode(z, args)
+            return (x * torch.arange(1, x.numel() + 1).to(x).cos().view(x.shape)).sum()
+
+        offset = torch.where(torch.func.grad(window)(args[_CENTER]) != 0.0, args[_OFFSET], 0.0)
+        length = torch.linalg.vector_norm(offset)
+        unit = torch.where(length > 0.0, offset / length, 0.0)
+        return project(args[_CENTER] + radius * unit, args)
+
+    dims = tuple(dim._replace(varying=(dim.varying - {"target"}) | {_CENTER}) for dim in problem.dims)
+    ends = RowDim("end", len(directions), frozenset({"target"}))
+    begins = RowDim("begin", starts, frozenset({_OFFSET}))
+    return replace(
+        problem,
+        args={**problem.args, "target": directions, _CENTER: center, _OFFSET: offsets},
+        dims=(ends, begins, *dims),
+        criterion=EXACT,
+        loss=_downhill,
+        penalties=(),
+        costs=(),
+        start=start,
+        project=project,
+    )
+
+
+def _downhill(values: Tensor, direction: Tensor) -> Tensor:
+    """What is minimized: a value's negative, or itself."""
+    return -(values * direction).sum()

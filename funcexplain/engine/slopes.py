@@ -1,0 +1,91 @@
+"""Jacobians of the weights at many windows: in a batch where that gives what each gives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from funcexplain.engine.forward import Along, held_against_alone
+from funcexplain.networks.network import SEED, Network, bound, set_seed
+from funcexplain.networks.rounding import coarsest_eps
+from funcexplain.problems.problem import Args, Problem
+from funcexplain.solvers.jacobian import with_backward_jacobian
+
+
+def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None = None) -> Tensor:
+    """Compute the Jacobian of the network's weights at several windows, in one batch.
+
+    Windows share the network's own sample dimension, or are mapped; the first, the middle and the last
+    are also differentiated alone, and all are where these differ, as in `weights_of`.
+
+    Args:
+        problem: whose network is differentiated.
+        windows: ``(N, C, L, A)``, finite, ``N >= 1``.
+        args: data of the problem.
+        dims: as for `weights_of`.
+
+    Returns:
+        Jacobians ``(N, K, C * L * A)`` of the K weights.
+
+    Raises:
+        Exception: what the network raises for one of the windows alone.
+
+    Example:
+        >>> import torch, funcexplain as fe
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
+        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
+        >>> slopes_of(p, torch.zeros(1, 1, 1, 2), p.args)
+        tensor([[[ 0.2500, -0.2500],
+                 [-0.2500,  0.2500]]])
+    """
+    along = dict.fromkeys(args) if dims is None else dims
+    shared, apply = along["params"] is None, problem.apply
+
+    def data(at: int | slice) -> dict[str, Any]:
+        names = ("params", "seed")
+        return {
+            n: args[n] if along[n] is None else optree.tree_map(lambda leaf: leaf[at], args[n])
+            for n in names
+        }
+
+    def one(x: Tensor, args: Args) -> Tensor:
+        return apply(set_seed(args["params"], args["seed"]), x)
+
+    def alone(number: int) -> Tensor:
+        return _differentiate(one)(windows[number], data(number))
+
+    def in_samples() -> Tensor:
+        network = cast(Network, apply)
+        return _differentiate(lambda x, args: network.samples(args["params"], x), 1)(windows, data(0))
+
+    def mapped() -> Tensor:
+        over = (0, {name: along[name] for name in ("params", "seed")})
+        return _differentiate(torch.func.vmap(one, over), 1)(windows, data(slice(None)))
+
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        bound(apply, args["params"]) if shared else nullcontext(),
+    ):
+        samples = isinstance(apply, Network) and shared and SEED not in args["params"]
+        ways = [in_samples, mapped] if samples else [mapped]
+        return held_against_alone(alone, ways, list(range(len(windows))), coarsest_eps(args))
+
+
+def _differentiate(
+    weights: Callable[[Tensor, Args], Tensor], rows: int = 0
+) -> Callable[[Tensor, Args], Tensor]:
+    """From windows to the Jacobians of their weights, by reverse passes."""
+
+    def objective(x: Tensor, args: Args) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        found = weights(x, args)
+        total = found.flatten(rows).sum(-1)
+        return total, (total, found)
+
+    evaluate = with_backward_jacobian(objective, lambda found, args: found)
+    return lambda x, args: evaluate(x, args).slopes

@@ -1,0 +1,174 @@
+"""Subset simulation: a rare event as a sequence of events that are not rare.
+
+The chance that an error is at most ``atol`` is a product of conditional chances, of errors at most
+``b_1 > b_2 > ... > atol``, each about a tenth. Points of one level start Markov chains that sample the
+next. A move ``sqrt(1 - s**2) u + s noise`` keeps the standard normal law; one that leaves the level is
+refused.
+
+References:
+    S.-K. Au, J. L. Beck (2001), Estimation of Small Failure Probabilities in High Dimensions by Subset
+    Simulation, https://doi.org/10.1016/S0266-8920(01)00019-4;
+    I. Papaioannou, W. Betz, K. Zwirglmaier, D. Straub (2015), MCMC Algorithms for Subset Simulation,
+    https://doi.org/10.1016/j.probengmech.2015.06.006;
+    A. Lee, N. Whiteley (2018), Variance Estimation in the Particle Filter,
+    https://doi.org/10.1093/biomet/asy028
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from funcexplain.networks.noise import fold_in, normal
+
+SHARE = 0.1
+"""Share of a level's points that begin the next level."""
+_ACCEPTANCE = 0.44  # of moves, to which their size is adapted
+_FEWEST = 10  # points that begin a level, at least
+
+
+class Event(Protocol):
+    """How far points ``(B, n)`` are from an event, ``(B,)``."""
+
+    like: Tensor
+    """The zero point, ``(n,)``."""
+
+    def __call__(self, points: Tensor, /) -> Tensor:
+        """Errors of points; infinite where they are unknown."""
+
+
+class Level(NamedTuple):
+    """What is known once a level is sampled.
+
+    Attributes:
+        threshold: maximum error of the event whose chance is estimated.
+        log_probability: natural logarithm of its chance.
+        variance: of the estimate, relative to its square.
+        points: those of the level at which the event happens, ``(B, n)``; none if no threshold below
+            that of the level before is found, or the level has the same error nearly everywhere.
+        errors: at these points, ``(B,)``.
+        size: of the next moves, ``s``.
+    """
+
+    threshold: float
+    log_probability: float
+    variance: float
+    points: Tensor
+    errors: Tensor
+    size: float
+
+
+class Chains(NamedTuple):
+    """Markov chains within a level.
+
+    Attributes:
+        points: where they are, ``(B, n)``.
+        errors: there, ``(B,)``.
+        threshold: maximum error of the level.
+        size: of moves, ``0 < s <= 1``.
+        acceptance: share of chains that made the last move.
+    """
+
+    points: Tensor
+    errors: Tensor
+    threshold: float
+    size: float
+    acceptance: float = 0.0
+
+
+def climb(event: Event, atol: float, num_points: int, seed: Tensor) -> Iterator[Level]:
+    """Sample level after level, down to errors of at most ``atol`` or until no lower one is found.
+
+    Args:
+        event: from points to errors.
+        atol: maximum error of the event.
+        num_points: of each level.
+        seed: of all noise, scalar int64.
+
+    Yields:
+        Each level.
+    """
+    points = normal(fold_in(seed, 0), (num_points, len(event.like)), event.like.dtype)
+    errors, origins = event(points), torch.arange(num_points, device=points.device)
+    count, variance = num_points, 0.0
+    level = Level(math.inf, 0.0, 0.0, points, errors, 1.0)
+    for number in itertools.count(1):
+        threshold = _next_threshold(errors, atol)
+        hit = errors <= threshold
+        points, errors, origins = points[hit], errors[hit], origins[hit]
+        share = len(points) / len(hit)
+        if not share:
+            yield level._replace(points=points, errors=errors)
+            return
+        variance += (1.0 - share) / (share * len(hit)) * (1.0 + _correlation(hit, count))
+        # Levels are not independent: points that descend from the same one count as one.
+        lineage = (origins.bincount().double() / len(origins)).square().sum() - 1.0 / num_points
+        log_probability = level.log_probability + math.log(share)
+        relative = max(variance, float(lineage))
+        level = Level(threshold, log_probability, relative, points, errors, level.size)
+        yield level
+        if threshold <= atol:
+            return
+        count, chains = len(points), Chains(points, errors, threshold, level.size)
+        visited = [chains]
+        for step in range(1, max(2, round(num_points / count))):
+            chains = adapt(move(event, chains, fold_in(fold_in(seed, number), step)), step)
+            visited.append(chains)
+        level = level._replace(size=chains.size)
+        points = torch.cat([each.points for each in visited])
+        errors = torch.cat([each.errors for each in visited])
+        origins = origins.repeat(len(visited))
+
+
+def move(event: Event, chains: Chains, seed: Tensor, fixed: Tensor | None = None) -> Chains:
+    """Move every chain once, or leave it where it is; not along a ``fixed`` unit vector, if given."""
+    points, size = chains.points, chains.size
+    noise = normal(seed, points.shape, points.dtype)
+    proposal = math.sqrt(1.0 - size**2) * points + size * noise
+    if fixed is not None:
+        proposal = proposal + ((points - proposal) @ fixed)[:, None] * fixed
+    errors = event(proposal)
+    accepted = errors <= chains.threshold
+    return chains._replace(
+        points=torch.where(accepted[:, None], proposal, points),
+        errors=torch.where(accepted, errors, chains.errors),
+        acceptance=float(accepted.double().mean()),
+    )
+
+
+def adapt(chains: Chains, step: int) -> Chains:
+    """Change the size of moves towards the acceptance at which chains mix fastest, ever more slowly."""
+    change = math.exp((chains.acceptance - _ACCEPTANCE) / math.sqrt(step))
+    return chains._replace(size=min(1.0, chains.size * change))
+
+
+def _next_threshold(errors: Tensor, atol: float) -> float:
+    """The threshold that a tenth of the errors meet; below all errors if there is none.
+
+    Where most points have the same error, it is the largest error below that.
+    """
+    threshold = errors.sort().values[max(1, round(SHARE * len(errors))) - 1]
+    if bool(threshold <= atol):
+        return atol
+    if bool(threshold.isinf()) or 2 * int((errors <= threshold).sum()) > len(errors):
+        lower = errors[errors < threshold]
+        if len(lower) < _FEWEST:
+            return -math.inf
+        threshold = lower.amax()
+    return float(threshold) if bool(threshold > atol) else atol
+
+
+def _correlation(hit: Tensor, count: int) -> float:
+    """Sum of the autocorrelations of hits along ``count`` chains, Au and Beck's ``gamma``."""
+    steps = hit.view(-1, count).double()
+    length, share = len(steps), float(steps.mean())
+    total = 0.0
+    for lag in range(1, length):
+        covariance = float((steps[lag:] * steps[:-lag]).mean()) - share**2
+        total += 2.0 * (1.0 - lag / length) * covariance / max(share * (1.0 - share), 1e-12)
+    return max(0.0, total)
