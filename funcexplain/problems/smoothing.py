@@ -22,6 +22,7 @@ from torch import Tensor
 from funcexplain.networks.network import SEED, Apply, Network, bound, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.networks.pickling import Unpicklable
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.consensus import choose_way, consensus, first_window, mean_loss
 from funcexplain.problems.grid import Rule, varying_dims
@@ -226,7 +227,7 @@ def _loop(apply: Apply) -> Apply:
 
 
 def _call_windows(where: str, apply: Apply, row: Problem) -> Apply:
-    """A function for several windows: on the network's samples, mapped, or one after another."""
+    """A function for several windows: mapped, on the network's samples, or one after another."""
 
     def samples(params: Any, xs: Tensor) -> Tensor:
         assert isinstance(apply, Network)
@@ -243,9 +244,10 @@ def _call_windows(where: str, apply: Apply, row: Problem) -> Apply:
     noisy = row.windows(row.start(row.args), row.args).detach()[[0, 1, -1]]
     few = torch.cat([noisy, -first_window(row)[None], 10.0 * noisy[:1]])
     few = few[[_is_accepted(apply, params, x) for x in few]]
-    own = isinstance(apply, Network) and not (isinstance(params, dict) and SEED in params)
-    ways = [*([samples] if own else []), mapped, _loop(apply)]
+    own = isinstance(apply, Network) and SEED not in params
     with bound(apply, params):
+        shares = own and len(few) > 1 and not reads_values(apply, params, few)
+        ways = [mapped, *([samples] if shares else []), _loop(apply)]
         return choose_way(where, ways, params, few, [(partial(at, i), params) for i in range(len(few))])
 
 
