@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcexplain.engine.alone import describe
 from funcexplain.engine.forward import weights_of
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound, raise_pending, set_seed
@@ -42,6 +43,7 @@ class Event:
         self._places = free.flatten().nonzero()[:, 0]
         self.like = problem.args["x0"].new_zeros(len(self._places))
         self.num_forwards = self.num_unknown = 0
+        self._refused: Tensor | None = None  # the first window at which the network raises
         self._chunk_size = chunk_size or _BATCH_SIZE
         self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
         self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
@@ -112,7 +114,20 @@ class Event:
 
     def _alone(self, windows: Tensor) -> Tensor:
         """Weights that are checked at every call; NaN where the network raises."""
-        return weights_of(self.problem, windows, self.problem.args, skip_errors=True)
+        found = weights_of(self.problem, windows, self.problem.args, skip_errors=True)
+        refused = found.flatten(1).isnan().all(1) & windows.flatten(1).isfinite().all(1)
+        if self._refused is None and refused.any():
+            self._refused = windows[refused][0]
+        return found
+
+    def describe_refusal(self) -> str:
+        """The error of the network at the first market that it refuses, as a sentence."""
+        if self._refused is not None:
+            try:
+                self.problem.evaluate(self._refused, self.problem.args)
+            except Exception as error:
+                return f" At {self.num_unknown} windows the network failed, first by {describe(error)}."
+        return ""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.reweighting import interrupted, map_points
 from funcexplain.engine.solve import search
-from funcexplain.networks.network import Apply, bound, deferred_interrupts
+from funcexplain.networks.network import Apply, bound, deferred_interrupts, warn_of_noise
 from funcexplain.networks.noise import normal
 from funcexplain.networks.pickling import Unpicklable
 from funcexplain.problems.checks import (
@@ -99,10 +99,13 @@ def reach(
         check_positive("reach", "chunk_size", chunk_size)
     if 0 in problem.shape:
         raise ValueError(f"reach: expected at least one row, got a grid of {problem.shape}")
+    warn_of_noise("reach", problem.apply)
     shape, problem, like = problem.shape, *_measured(problem, measure)
     with deferred_interrupts(), torch.no_grad():
         grid = _grid(problem, torch.atleast_1d(like), radius, starts, seed)
-        found = search(grid, BallAscent(radius), _NEVER, Execution(max_steps, chunk_size=chunk_size))
+        # The other starts are not the caller's.
+        execution = Execution(max_steps, chunk_size=chunk_size, checks_starts=False)
+        found = search(grid, BallAscent(radius), _NEVER, execution)
         if interrupted(found):
             raise KeyboardInterrupt
     # A search for one end may find a better one of another.

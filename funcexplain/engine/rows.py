@@ -74,7 +74,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     """Answer a grid of rows; all settings are checked already (`solve`)."""
     total, callback, size = math.prod(problem.shape), execution.callback, execution.chunk_size
     numbers = torch.arange(total, device=problem.args["x0"].device)
-    outputs = Outputs(problem, stopping, execution.max_steps, execution.history_every)
+    outputs = Outputs(problem, stopping, execution)
     meter = Meter(callback, total) if isinstance(callback, Reporter) else None
     few = total <= _FEW_ROWS and callback is None
     compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
@@ -93,7 +93,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                 outputs.set_dtypes(tried.kept)
             left, (way, reason) = rows, tried.choice
             if way == "alone":
-                check_starts(grid, rows, None)
+                if execution.checks_starts:
+                    check_starts(grid, rows, None)
             else:
                 batched = make_batched(grid, method, stopping, tried.kept, samples=way == "samples")
                 if sizes is None:
@@ -102,7 +103,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                         batched.step, make, len(rows), rows.device, tried.row_bytes
                     )
                 # The first step of a batch finds them, too, but not before other rows have ended.
-                if len(rows) > sizes.plain and not outputs.any_ended():
+                unchecked = len(rows) > sizes.plain and execution.checks_starts
+                if unchecked and not outputs.any_ended():
                     check_starts(grid, rows, batched.weights)
                 driver = PoolDriver(grid, batched, outputs, meter, compiler, rows, sizes, callback)
                 left, reason = _drive(driver, search)
@@ -195,7 +197,7 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
         try:
             solution = solve_alone(row_of(grid, number), search.method, search.stopping, execution)
         except Exception as error:
-            if is_out_of_memory(error) or not outputs.any_ended():
+            if is_out_of_memory(error) or outputs.raises_at_start(number):
                 raise FailsAtStartError(number) from error
             outputs.fail(number, error)
         if solution is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import Along, held_against_alone
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound, set_seed
 from funcexplain.networks.rounding import coarsest_eps
 from funcexplain.networks.trial import reads_values
@@ -18,7 +19,14 @@ from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.jacobian import with_backward_jacobian
 
 
-def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None = None) -> Tensor:
+def slopes_of(
+    problem: Problem,
+    windows: Tensor,
+    args: Args,
+    dims: Along | None = None,
+    *,
+    skip_errors: bool = False,
+) -> Tensor:
     """Compute the Jacobian of the network's weights at several windows, in one batch.
 
     Windows are mapped, or share the network's own sample dimension; the first, the middle and the last
@@ -29,12 +37,13 @@ def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None 
         windows: ``(N, C, L, A)``, finite, ``N >= 1``.
         args: data of the problem.
         dims: as for `weights_of`.
+        skip_errors: whether windows at which the network raises have NaN, in place of its error.
 
     Returns:
         Jacobians ``(N, K, C * L * A)`` of the K weights.
 
     Raises:
-        Exception: what the network raises for one of the windows alone.
+        Exception: what the network raises for one of the windows alone, unless ``skip_errors``.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -59,8 +68,15 @@ def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None 
 
     def alone(number: int) -> Tensor:
         own = data(number)
-        with bound(apply, own["params"]):  # a backward pass may read the network
-            return _differentiate(one)(windows[number], own)
+        try:
+            with bound(apply, own["params"]):  # a backward pass may read the network
+                return _differentiate(one)(windows[number], own)
+        except Exception as error:
+            if not skip_errors or is_out_of_memory(error):
+                raise
+        like = problem.criterion.weights_like(args["target"])
+        count = like.numel() if along["target"] is None else like[0].numel()
+        return windows.new_full((count, windows[0].numel()), torch.nan)
 
     def in_samples() -> Tensor:
         network = cast(Network, apply)

@@ -167,10 +167,12 @@ class Nearby(Unpicklable):
         apply: the network, of one window.
         several: the network of several windows, ``(params, windows) -> (D, *weights)``.
         gather: from the weights under each noise, ``(D, *weights)`` or one of each, to those compared.
+        draws: whether the network draws random numbers in eval mode.
     """
 
     def __init__(self, apply: Apply, several: Apply, gather: Callable[[Tensor], Tensor]) -> None:
         self.apply, self.several, self.gather = apply, several, gather
+        self.draws = getattr(apply, "draws", False)
 
     def __call__(self, params: Any, x: Tensor) -> Tensor:
         """Map a window ``(C, L, A)``, or one and those nearby ``(1 + D, C, L, A)``, to weights."""
@@ -239,6 +241,8 @@ def _call_windows(where: str, apply: Apply, row: Problem) -> Apply:
     def at(index: int, params: Any, xs: Tensor) -> Tensor:
         return apply(params, xs[index])
 
+    if getattr(apply, "draws", False):  # no two calls agree
+        return _loop(apply)
     params = set_seed(row.args["params"], row.args["seed"])
     # A network may decide by what its batch holds: a few windows of other signs and sizes show that.
     noisy = row.windows(row.start(row.args), row.args).detach()[[0, 1, -1]]
