@@ -41,6 +41,7 @@ from funcexplain.engine.trial import choose_way, try_rows
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
@@ -296,9 +297,9 @@ def rows_to_repeat(
     """The rows whose weights are not the network's, or that ended by what other rows did to them.
 
     A network may treat a row by what its batch holds (``if x.abs().max() > 6``), at windows that a trial
-    before the search did not reach. All weights are computed again in batches of another composition,
-    rows of similar size together, and some by the network alone; where any differ, every row is computed
-    alone.
+    before the search did not reach. All weights are computed again, mapped, or in batches of another
+    composition where the network cannot be mapped, and some by the network alone; where any differ, or
+    such a network reads values, every row is computed alone.
 
     Args:
         grid: the rows' problem.
@@ -325,21 +326,34 @@ def rows_to_repeat(
 
 
 def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
-    """Whether any weights differ in batches of another composition."""
+    """Whether any weights differ, mapped or in batches of another composition, or may do so alone."""
     eps = coarsest_eps(grid.args, outputs.weights)
+    mapped = map_rows(grid.evaluate, 0, mapped_dims(grid.dims, grid.args))
+    ways = [lambda x, args: mapped(x, args)[1][1], batched.weights]
     for some in rows.split(_PART):  # no copies of all windows
         raise_pending()
         known = some[outputs.weights[some].flatten(1).isfinite().all(1)]
         sizes = outputs.x[known].flatten(1).abs().amax(1)
         for part in known[sizes.argsort()].split(_TOGETHER) if len(known) else ():
             args = take_rows(grid.dims, grid.args, part)
-            try:
-                weights = batched.weights(_windows_seen(grid, outputs, part), args)
-            except Exception:  # such a batch fails, which says nothing of these answers
-                return True
+            windows, weights = _windows_seen(grid, outputs, part), None
+            while weights is None:
+                try:
+                    weights = ways[0](windows, args)
+                except Exception:
+                    # A batch that fails says nothing of these answers, nor one that decides by a value.
+                    if len(ways) == 1 or _reads_values(grid, windows, args):
+                        return True
+                    ways.pop(0)
             if not agree(weights, outputs.weights[part], eps, rows=1):
                 return True
     return False
+
+
+def _reads_values(grid: Problem, windows: Tensor, args: Args) -> bool:
+    """Whether the network reads values in a batch of windows."""
+    apply, shared = grid.apply, mapped_dims(grid.dims, grid.args)["params"] is None
+    return isinstance(apply, Network) and shared and reads_values(apply, args["params"], windows)
 
 
 def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:

@@ -255,3 +255,19 @@ def test_noise_in_eval_mode_is_named(name: str) -> None:
     problem = scenario(make(Noisy), fe.targets.at_least(0, 0.3))
     with pytest.warns(UserWarning, match=f"{name}: the network draws random numbers in eval mode"):
         CALLS[name](problem)
+
+
+@pytest.mark.filterwarnings("ignore:solve. .* rows are solved one at a time")
+@pytest.mark.parametrize("kind", [Branching, BySign])
+def test_few_rows_for_which_a_batch_decides_are_found(kind: Callable[[], nn.Module]) -> None:
+    """All batches decide by the many; 2 of 40 rows alone decide otherwise."""
+    network, starts = make(kind), draw(40)
+    with torch.no_grad():
+        network.layer.bias[0] += 4.0  # type: ignore[union-attr, operator]
+        network.layer.weight.mul_(0.2)  # type: ignore[union-attr, operator]
+    starts[[17, 27]] -= 40.0 * network.layer.weight[0].detach().view(1, DAYS, ASSETS).sign()  # type: ignore[index, operator]
+    grid = fe.vmap(question(network), x0=starts)
+    found = fe.solve(grid, fe.sgd(lr=0.1), max_steps=2)
+    assert_close(found.weights, alone(network, found.x).detach(), rtol=1e-9)
+    expected = fe.solve(grid[17], fe.sgd(lr=0.1), max_steps=2)
+    assert_close(found[17].x, expected.x, rtol=1e-9)
