@@ -329,7 +329,10 @@ def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Te
     """Whether any weights differ, mapped or in batches of another composition, or may do so alone."""
     eps = coarsest_eps(grid.args, outputs.weights)
     mapped = map_rows(grid.evaluate, 0, mapped_dims(grid.dims, grid.args))
-    ways = [lambda x, args: mapped(x, args)[1][1], batched.weights]
+    ways: list[Callable[[Tensor, Args], Tensor]] = [
+        lambda x, args: mapped(x, args)[1][1],
+        batched.weights,
+    ]
     for some in rows.split(_PART):  # no copies of all windows
         raise_pending()
         known = some[outputs.weights[some].flatten(1).isfinite().all(1)]
