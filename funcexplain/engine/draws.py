@@ -22,7 +22,7 @@ from funcexplain.engine.estimators import pilot, points_of_a_level
 from funcexplain.engine.event import Event, check_event, forwards_only
 from funcexplain.engine.solve import answer
 from funcexplain.engine.subset import Chains, Level, adapt, climb, move
-from funcexplain.networks.network import deferred_interrupts, raise_repeated
+from funcexplain.networks.network import deferred_interrupts, raise_repeated, warn_of_noise
 from funcexplain.networks.noise import fold_in
 from funcexplain.problems.checks import check_positive
 from funcexplain.problems.problem import Problem, check_question
@@ -96,6 +96,7 @@ def sample(
             f"sample: num_draws must be at least num_chains, one draw for each chain, got {num_draws} "
             f"for {num_chains}; pass fewer num_chains"
         )
+    warn_of_noise("sample", problem.apply)
     raise_repeated()
     event, key = Event(problem, atol, chunk_size), fold_in(problem.args["seed"], seed)
     with deferred_interrupts() as hold, forwards_only(problem):

@@ -157,6 +157,7 @@ def _closest_points(event: Event, atol: float, seed: Tensor) -> Tensor:
     """Distinct closest points from several starts, ``(K, n)``, nearest first, float64."""
     problem = event.problem
     starts = normal(fold_in(seed, 5), (_STARTS, len(event.like)), event.like.dtype)
+    starts[event(starts).isinf()] = 0.0  # of windows that the network refuses
     starts[0] = 0.0
     dim = RowDim("start", _STARTS, frozenset({"start"}))
     searched = replace(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from funcexplain.engine.alone import describe
 from funcexplain.engine.forward import weights_of
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.grid import map_rows
 from funcexplain.problems.law import check_law, free_shocks
@@ -41,6 +43,7 @@ class Event:
         self._places = free.flatten().nonzero()[:, 0]
         self.like = problem.args["x0"].new_zeros(len(self._places))
         self.num_forwards = self.num_unknown = 0
+        self._refused: Tensor | None = None  # the first window at which the network raises
         self._chunk_size = chunk_size or _BATCH_SIZE
         self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
         self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
@@ -73,40 +76,58 @@ class Event:
         return self._decode(z)
 
     def weights(self, windows: Tensor) -> Tensor:
-        """The network's weights: by its own sample dimension, or mapped, where that was right before."""
+        """The network's weights: mapped, or by its own sample dimension, where that is right."""
         if self._ways is None:
             self._ways = self._choose_ways(windows)
         if windows.isfinite().all():
+            # Large windows beside it do not change the smallest, unless the network lets them.
+            smallest = windows.flatten(1).abs().amax(1).argmin()[None]
             for way in self._ways:
-                try:
-                    return way(windows)
-                except Exception as error:
-                    if is_out_of_memory(error):
-                        raise
+                if (found := self._held(way, windows, smallest)) is not None:
+                    return found
         return self._alone(windows)
 
     def _choose_ways(self, windows: Tensor) -> list[Callable[[Tensor], Tensor]]:
-        """Ways that give some windows, all together, the weights that each has alone."""
+        """Ways that give some windows, all together, the weights that each has alone; mapped first."""
         problem, args = self.problem, self.problem.args
         apply: Any = problem.apply
         params = set_seed(args["params"], args["seed"])
         ways: list[Callable[[Tensor], Tensor]] = [map_rows(lambda x: apply(params, x), 0)]
-        if isinstance(apply, Network) and SEED not in params:
-            ways.insert(0, lambda xs: apply.samples(params, xs))
         finite = windows[windows.flatten(1).isfinite().all(1)]
         if not len(finite):
             return []
-        chosen = [0, len(finite) // 2, -1]
-        alone, right = self._alone(finite[chosen]), []
-        for way in ways:
-            with suppress(Exception):
-                if agree(way(finite)[chosen], alone, coarsest_eps(args)):
-                    right.append(way)
-        return right
+        if isinstance(apply, Network) and SEED not in params and not reads_values(apply, params, finite):
+            ways.append(lambda xs: apply.samples(params, xs))
+        some = torch.tensor([0, len(finite) // 2, len(finite) - 1], device=finite.device)
+        return [way for way in ways if self._held(way, finite, some) is not None]
+
+    def _held(self, way: Callable[[Tensor], Tensor], windows: Tensor, some: Tensor) -> Tensor | None:
+        """The weights that a way gives, if those of some windows are what each of these has alone."""
+        try:
+            found = way(windows)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+        eps = coarsest_eps(self.problem.args)
+        return found if agree(found[some], self._alone(windows[some]), eps) else None
 
     def _alone(self, windows: Tensor) -> Tensor:
         """Weights that are checked at every call; NaN where the network raises."""
-        return weights_of(self.problem, windows, self.problem.args, skip_errors=True)
+        found = weights_of(self.problem, windows, self.problem.args, skip_errors=True)
+        refused = found.flatten(1).isnan().all(1) & windows.flatten(1).isfinite().all(1)
+        if self._refused is None and refused.any():
+            self._refused = windows[refused][0]
+        return found
+
+    def describe_refusal(self) -> str:
+        """The error of the network at the first market that it refuses, as a sentence."""
+        if self._refused is not None:
+            try:
+                self.problem.evaluate(self._refused, self.problem.args)
+            except Exception as error:
+                return f" At {self.num_unknown} windows the network failed, first by {describe(error)}."
+        return ""
 
 
 @contextmanager

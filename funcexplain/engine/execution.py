@@ -11,11 +11,17 @@ Rows = Literal["auto", "vmap", "samples"]
 
 
 class Execution(NamedTuple):
-    """The settings of `solve` that do not change answers."""
+    """The settings of `solve` that do not change answers.
+
+    Attributes:
+        checks_starts: whether an error of the network at any start is raised; else only at the first,
+            and other rows end as FAILED.
+    """
 
     max_steps: int
     history_every: int = 0
     chunk_size: int | None = None
     rows: Rows = "auto"
     compile: Compile = False
+    checks_starts: bool = True
     callback: Callback | None = None

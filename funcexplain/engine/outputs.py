@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.alone import describe, status_of
+from funcexplain.engine.execution import Execution
 from funcexplain.problems.grid import varying_dims
 from funcexplain.problems.problem import Problem, identity
 from funcexplain.solutions.solution import FIELDS, Solution, Status
@@ -18,10 +19,11 @@ from funcexplain.solvers.step import status_at_end
 class Outputs:
     """Answers of all rows, preallocated; rows that never began are NaN and INTERRUPTED."""
 
-    def __init__(self, problem: Problem, stopping: Stopping, max_steps: int, history_every: int) -> None:
+    def __init__(self, problem: Problem, stopping: Stopping, execution: Execution) -> None:
+        max_steps, history_every = execution[:2]
         x0, target = problem.args["x0"], problem.args["target"]
         total = math.prod(problem.shape)
-        self.problem, self.stopping = problem, stopping
+        self.problem, self.stopping, self.checks_starts = problem, stopping, execution.checks_starts
         self.max_steps, self.every = max_steps, max(1, history_every)
         kept = math.ceil(max_steps / history_every) if history_every else 0
         own = problem.criterion.weights_like(target).shape[len(varying_dims(problem.dims, "target")) :]
@@ -95,6 +97,10 @@ class Outputs:
     def any_ended(self) -> bool:
         """Whether there is an answer already."""
         return bool((self.status != Status.INTERRUPTED).any())
+
+    def raises_at_start(self, number: int) -> bool:
+        """Whether an error at the start of a row is raised, since nothing would be lost."""
+        return (self.checks_starts or number == 0) and not self.any_ended()
 
     def has_ended(self, state: State) -> Tensor:
         """Which rows have ended, or are out of budget."""

@@ -304,7 +304,7 @@ class PoolDriver:
         for slot, failure in failing.items():
             number, code = int(pool.rows[slot]), status_of(failure)
             at_start = not int(pool.state.num_steps[slot])
-            if at_start and code is Status.FAILED and not self.outputs.any_ended():
+            if at_start and code is Status.FAILED and self.outputs.raises_at_start(number):
                 raise FailsAtStartError(number) from failure
             status[slot] = int(code)
             self.outputs.exceptions[number] = describe(failure)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from funcexplain.engine.estimators import METHODS, Estimate
 from funcexplain.engine.event import Event, check_event, forwards_only
-from funcexplain.networks.network import deferred_interrupts, raise_repeated
+from funcexplain.networks.network import deferred_interrupts, raise_repeated, warn_of_noise
 from funcexplain.networks.noise import fold_in
 from funcexplain.problems.checks import check_positive
 from funcexplain.problems.problem import Problem
@@ -78,6 +78,7 @@ def probability(
     num_samples = check_positive("probability", "num_samples", num_samples)
     if method not in METHODS:
         raise ValueError(f"probability: method must be one of {list(METHODS)}, got {method!r}")
+    warn_of_noise("probability", problem.apply)
     raise_repeated()
     found: list[tuple[Estimate, int]] = []
     with deferred_interrupts() as hold:
@@ -110,7 +111,8 @@ def _estimate(
         known = known._replace(status=Status.INTERRUPTED)
     if event.num_unknown and known.status is not Status.INTERRUPTED:
         known = known._replace(status=Status.NONFINITE)
-    known = known._replace(method=known.method or method, reason=known.reason or "It was asked for.")
+    reason = f"{known.reason or 'It was asked for.'}{event.describe_refusal()}"
+    known = known._replace(method=known.method or method, reason=reason)
     return known, event.num_forwards
 
 

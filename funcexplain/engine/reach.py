@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from funcexplain.engine.execution import Execution
 from funcexplain.engine.reweighting import interrupted, map_points
 from funcexplain.engine.solve import search
-from funcexplain.networks.network import deferred_interrupts
+from funcexplain.networks.network import Apply, bound, deferred_interrupts, warn_of_noise
 from funcexplain.networks.noise import normal
+from funcexplain.networks.pickling import Unpicklable
 from funcexplain.problems.checks import (
     check_callable,
     check_count,
@@ -97,10 +99,13 @@ def reach(
         check_positive("reach", "chunk_size", chunk_size)
     if 0 in problem.shape:
         raise ValueError(f"reach: expected at least one row, got a grid of {problem.shape}")
+    warn_of_noise("reach", problem.apply)
     shape, problem, like = problem.shape, *_measured(problem, measure)
     with deferred_interrupts(), torch.no_grad():
         grid = _grid(problem, torch.atleast_1d(like), radius, starts, seed)
-        found = search(grid, BallAscent(radius), _NEVER, Execution(max_steps, chunk_size=chunk_size))
+        # The other starts are not the caller's.
+        execution = Execution(max_steps, chunk_size=chunk_size, checks_starts=False)
+        found = search(grid, BallAscent(radius), _NEVER, execution)
         if interrupted(found):
             raise KeyboardInterrupt
     # A search for one end may find a better one of another.
@@ -120,7 +125,7 @@ def _measured(problem: Problem, measure: Any) -> tuple[Problem, Tensor]:
     if measure is None:
         return problem, like
     check_callable("reach", "measure", measure)
-    inner, shape = problem.apply, like.shape
+    shape = like.shape
     like = measure(like.clone())
     check_is_tensor("reach", "the output of measure", like)
     if like.ndim > 1 or not like.numel() or not like.is_floating_point():
@@ -128,11 +133,22 @@ def _measured(problem: Problem, measure: Any) -> tuple[Problem, Tensor]:
             f"reach: measure must map weights {tuple(shape)} to a floating scalar or vector, got "
             f"{like.dtype} of shape {tuple(like.shape)}"
         )
+    return replace(problem, apply=_Measured(problem.apply, measure)), like
 
-    def apply(params: Any, x: Tensor) -> Tensor:
-        return measure(inner(params, x)).reshape(-1)
 
-    return replace(problem, apply=apply), like
+class _Measured(Unpicklable):
+    """A network and a function of its weights."""
+
+    def __init__(self, apply: Apply, measure: Callable[[Tensor], Tensor]) -> None:
+        self.apply, self.measure = apply, measure
+
+    def __call__(self, params: Any, x: Tensor) -> Tensor:
+        """Map one window to what is measured of its weights."""
+        return self.measure(self.apply(params, x)).reshape(-1)
+
+    def bind(self, params: Any) -> AbstractContextManager[None]:
+        """Keep parameters in the network."""
+        return bound(self.apply, params)
 
 
 def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int) -> Problem:

@@ -41,6 +41,7 @@ from funcexplain.engine.trial import choose_way, try_rows
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
@@ -74,7 +75,7 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
     """Answer a grid of rows; all settings are checked already (`solve`)."""
     total, callback, size = math.prod(problem.shape), execution.callback, execution.chunk_size
     numbers = torch.arange(total, device=problem.args["x0"].device)
-    outputs = Outputs(problem, stopping, execution.max_steps, execution.history_every)
+    outputs = Outputs(problem, stopping, execution)
     meter = Meter(callback, total) if isinstance(callback, Reporter) else None
     few = total <= _FEW_ROWS and callback is None
     compiler = Compiler(execution.compile, unroll=_UNROLLED if few else 1)
@@ -93,7 +94,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                 outputs.set_dtypes(tried.kept)
             left, (way, reason) = rows, tried.choice
             if way == "alone":
-                check_starts(grid, rows, None)
+                if execution.checks_starts:
+                    check_starts(grid, rows, None)
             else:
                 batched = make_batched(grid, method, stopping, tried.kept, samples=way == "samples")
                 if sizes is None:
@@ -102,7 +104,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                         batched.step, make, len(rows), rows.device, tried.row_bytes
                     )
                 # The first step of a batch finds them, too, but not before other rows have ended.
-                if len(rows) > sizes.plain and not outputs.any_ended():
+                unchecked = len(rows) > sizes.plain and execution.checks_starts
+                if unchecked and not outputs.any_ended():
                     check_starts(grid, rows, batched.weights)
                 driver = PoolDriver(grid, batched, outputs, meter, compiler, rows, sizes, callback)
                 left, reason = _drive(driver, search)
@@ -195,7 +198,7 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
         try:
             solution = solve_alone(row_of(grid, number), search.method, search.stopping, execution)
         except Exception as error:
-            if is_out_of_memory(error) or not outputs.any_ended():
+            if is_out_of_memory(error) or outputs.raises_at_start(number):
                 raise FailsAtStartError(number) from error
             outputs.fail(number, error)
         if solution is not None:
@@ -294,9 +297,9 @@ def rows_to_repeat(
     """The rows whose weights are not the network's, or that ended by what other rows did to them.
 
     A network may treat a row by what its batch holds (``if x.abs().max() > 6``), at windows that a trial
-    before the search did not reach. All weights are computed again in batches of another composition,
-    rows of similar size together, and some by the network alone; where any differ, every row is computed
-    alone.
+    before the search did not reach. All weights are computed again, mapped, or in batches of another
+    composition where the network cannot be mapped, and some by the network alone; where any differ, or
+    such a network reads values, every row is computed alone.
 
     Args:
         grid: the rows' problem.
@@ -323,21 +326,37 @@ def rows_to_repeat(
 
 
 def _differ_together(grid: Problem, batched: Batched, outputs: Outputs, rows: Tensor) -> bool:
-    """Whether any weights differ in batches of another composition."""
+    """Whether any weights differ, mapped or in batches of another composition, or may do so alone."""
     eps = coarsest_eps(grid.args, outputs.weights)
+    mapped = map_rows(grid.evaluate, 0, mapped_dims(grid.dims, grid.args))
+    ways: list[Callable[[Tensor, Args], Tensor]] = [
+        lambda x, args: mapped(x, args)[1][1],
+        batched.weights,
+    ]
     for some in rows.split(_PART):  # no copies of all windows
         raise_pending()
         known = some[outputs.weights[some].flatten(1).isfinite().all(1)]
         sizes = outputs.x[known].flatten(1).abs().amax(1)
         for part in known[sizes.argsort()].split(_TOGETHER) if len(known) else ():
             args = take_rows(grid.dims, grid.args, part)
-            try:
-                weights = batched.weights(_windows_seen(grid, outputs, part), args)
-            except Exception:  # such a batch fails, which says nothing of these answers
-                return True
+            windows, weights = _windows_seen(grid, outputs, part), None
+            while weights is None:
+                try:
+                    weights = ways[0](windows, args)
+                except Exception:
+                    # A batch that fails says nothing of these answers, nor one that decides by a value.
+                    if len(ways) == 1 or _reads_values(grid, windows, args):
+                        return True
+                    ways.pop(0)
             if not agree(weights, outputs.weights[part], eps, rows=1):
                 return True
     return False
+
+
+def _reads_values(grid: Problem, windows: Tensor, args: Args) -> bool:
+    """Whether the network reads values in a batch of windows."""
+    apply, shared = grid.apply, mapped_dims(grid.dims, grid.args)["params"] is None
+    return isinstance(apply, Network) and shared and reads_values(apply, args["params"], windows)
 
 
 def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:

@@ -11,16 +11,25 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import Along, held_against_alone
+from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import SEED, Network, bound, set_seed
 from funcexplain.networks.rounding import coarsest_eps
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solvers.jacobian import with_backward_jacobian
 
 
-def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None = None) -> Tensor:
+def slopes_of(
+    problem: Problem,
+    windows: Tensor,
+    args: Args,
+    dims: Along | None = None,
+    *,
+    skip_errors: bool = False,
+) -> Tensor:
     """Compute the Jacobian of the network's weights at several windows, in one batch.
 
-    Windows share the network's own sample dimension, or are mapped; the first, the middle and the last
+    Windows are mapped, or share the network's own sample dimension; the first, the middle and the last
     are also differentiated alone, and all are where these differ, as in `weights_of`.
 
     Args:
@@ -28,12 +37,13 @@ def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None 
         windows: ``(N, C, L, A)``, finite, ``N >= 1``.
         args: data of the problem.
         dims: as for `weights_of`.
+        skip_errors: whether windows at which the network raises have NaN, in place of its error.
 
     Returns:
         Jacobians ``(N, K, C * L * A)`` of the K weights.
 
     Raises:
-        Exception: what the network raises for one of the windows alone.
+        Exception: what the network raises for one of the windows alone, unless ``skip_errors``.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -57,10 +67,21 @@ def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None 
         return apply(set_seed(args["params"], args["seed"]), x)
 
     def alone(number: int) -> Tensor:
-        return _differentiate(one)(windows[number], data(number))
+        own = data(number)
+        try:
+            with bound(apply, own["params"]):  # a backward pass may read the network
+                return _differentiate(one)(windows[number], own)
+        except Exception as error:
+            if not skip_errors or is_out_of_memory(error):
+                raise
+        like = problem.criterion.weights_like(args["target"])
+        count = like.numel() if along["target"] is None else like[0].numel()
+        return windows.new_full((count, windows[0].numel()), torch.nan)
 
     def in_samples() -> Tensor:
         network = cast(Network, apply)
+        if reads_values(network, args["params"], windows):
+            raise ValueError("the network reads values, by which one window may decide for all")
         return _differentiate(lambda x, args: network.samples(args["params"], x), 1)(windows, data(0))
 
     def mapped() -> Tensor:
@@ -73,7 +94,7 @@ def slopes_of(problem: Problem, windows: Tensor, args: Args, dims: Along | None 
         bound(apply, args["params"]) if shared else nullcontext(),
     ):
         samples = isinstance(apply, Network) and shared and SEED not in args["params"]
-        ways = [in_samples, mapped] if samples else [mapped]
+        ways = [mapped, in_samples] if samples else [mapped]
         return held_against_alone(alone, ways, list(range(len(windows))), coarsest_eps(args))
 
 

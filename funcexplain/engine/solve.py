@@ -21,7 +21,13 @@ from funcexplain.engine.compiled import Compile
 from funcexplain.engine.execution import Execution, Rows
 from funcexplain.engine.progress import Callback, CallbackError, FirstRow, Guarded
 from funcexplain.engine.rows import solve_rows
-from funcexplain.networks.network import Apply, Hold, Network, deferred_interrupts, raise_repeated
+from funcexplain.networks.network import (
+    Apply,
+    Hold,
+    deferred_interrupts,
+    raise_repeated,
+    warn_of_noise,
+)
 from funcexplain.problems import losses
 from funcexplain.problems.checks import check_count, check_memory, check_positive
 from funcexplain.problems.criterion import Target
@@ -122,14 +128,7 @@ def solve(
     stopping = check_stopping("solve", atol, keep, patience, rtol)
     method = as_method("solve", method)
     execution = _check_execution(max_steps, history, chunk_size, rows, compile, callback)
-    if isinstance(problem.apply, Network) and problem.apply.draws:
-        warnings.warn(
-            "solve: the network draws random numbers in eval mode (Gumbel noise, dropout with "
-            "training=True or in a plain list, which eval() does not reach): two forward passes at one "
-            "window differ, so no answer can be repeated; functionalize(network, train=True) gives "
-            "dropout a seed",
-            stacklevel=2,
-        )
+    warn_of_noise("solve", problem.apply)
     if check and 0 not in problem.shape:
         _warn_of_gradient(problem)
     # One question is compiled as a grid of one row.
@@ -202,7 +201,7 @@ def _check_execution(
         chunk_size = check_positive("solve", "chunk_size", chunk_size)
     if callback is not None and not callable(callback):
         raise TypeError(f"solve: callback must be callable, got {type(callback).__name__}")
-    return Execution(max_steps, every, chunk_size, rows, compile, callback)
+    return Execution(max_steps, every, chunk_size, rows, compile, callback=callback)
 
 
 def _warn_of_gradient(problem: Problem) -> None:

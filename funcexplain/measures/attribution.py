@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import Along, weights_of
 from funcexplain.measures import shapley
 from funcexplain.measures.integrated import NODES, Path, Paths, integrate
-from funcexplain.networks.network import deferred_interrupts, raise_pending
+from funcexplain.networks.network import deferred_interrupts, raise_pending, warn_of_noise
 from funcexplain.problems.checks import check_count, check_like, check_number, check_positive
 from funcexplain.problems.grid import aligned, mapped_dims, take_rows
 from funcexplain.problems.groups import number_groups
@@ -122,11 +124,13 @@ def attribute(
     if end is None:
         raise TypeError("attribute: end must be a window or an answer of the problem, got none")
     windows = [_windows(problem, name, value) for name, value in (("start", start), ("end", end))]
+    warn_of_noise("attribute", problem.apply)
     exact = method == "shapley"
     chosen = ("assets" if exact else "entries") if groups is None else groups
     with deferred_interrupts(), torch.no_grad():
         points = windows if path == "x" else _search_points(problem, windows, end)
         like = points[0][0] if exact else windows[0][0]
+        _check_ends(problem, windows)
         meaning = "the search point" if exact and path == "z" else "the window"
         numbers = number_groups("attribute", chosen, like, meaning)
         if exact:
@@ -141,6 +145,12 @@ def attribute(
                 values = summed.index_add(-1, numbers.flatten(), values)
     values = values.to(windows[0].dtype)
     error = (values.sum(-1, dtype=torch.float64) - change).abs().amax(-1)
+    if unknown := int(error.isnan().sum()):
+        warnings.warn(
+            f"attribute: the network raises, or has no weights, between start and end of {unknown} of "
+            f"{len(error)} rows; their parts are NaN",
+            stacklevel=2,
+        )
     own = _weights_like(problem).shape
     parts = like.shape if numbers is None else values.shape[-1:]
 
@@ -174,6 +184,21 @@ def _windows(problem: Problem, name: str, value: Any) -> Tensor:
                 f"{tuple(value.shape)}"
             )
     return value.expand(shape).reshape(-1, *window)
+
+
+def _check_ends(problem: Problem, windows: list[Tensor]) -> None:
+    """Raise the error of the network at an end of a row, with a note that names it."""
+    rows = torch.arange(len(windows[0]), device=windows[0].device)
+    for name, each in zip(("start", "end"), windows, strict=True):
+        weights = weights_of(problem, each, *_take(problem, rows), skip_errors=True)
+        for number in weights.flatten(1).isnan().any(1).nonzero()[:, 0].tolist():
+            index = tuple(map(int, np.unravel_index(number, problem.shape)))
+            row = problem[index] if index else problem
+            try:
+                row.evaluate(each[number], row.args)
+            except Exception as error:
+                error.add_note(f"attribute: at {name}" + f" of row {index}" * bool(index))
+                raise
 
 
 def _weights_like(problem: Problem) -> Tensor:
@@ -299,7 +324,8 @@ def _worth(
             if path == "z":
                 needed, dims = _take(problem, rows, params=False)
                 windows = torch.func.vmap(problem.decode, (0, dims))(windows, needed)
-            found.append(weights_of(problem, windows, *_take(problem, rows)).flatten(1).double())
+            weights = weights_of(problem, windows, *_take(problem, rows), skip_errors=True)
+            found.append(weights.flatten(1).double())
         return torch.cat(found)
 
     return worth

@@ -72,9 +72,10 @@ class Paths(NamedTuple):
     take: Callable[[Tensor], tuple[Args, Along]]
 
     def weights(self, windows: Tensor, row: Tensor) -> Tensor:
-        """Weights of the windows of some rows, ``(N, K)``, float64."""
+        """Weights of the windows of some rows, ``(N, K)``, float64; NaN where the network raises."""
         args, dims = self.take(row)
-        return weights_of(self.problem, windows, args, dims).flatten(1).double()
+        found = weights_of(self.problem, windows, args, dims, skip_errors=True)
+        return found.flatten(1).double()
 
     def measure(self, row: Tensor, start: Tensor, end: Tensor, before: Tensor, after: Tensor) -> Panels:
         """Integrate over panels."""
@@ -86,7 +87,7 @@ class Paths(NamedTuple):
             times = 0.5 * (start + end)[batch, None] + half[:, None] * nodes
             rows = row[batch].repeat_interleave(NODES)
             windows, moves = self.path(times.flatten(), rows)
-            slopes = slopes_of(self.problem, windows, *self.take(rows))
+            slopes = slopes_of(self.problem, windows, *self.take(rows), skip_errors=True)
             moves = moves.flatten(1)[:, None]
             # Nothing of what does not move, even where the network has no slope.
             parts = torch.where(moves == 0.0, 0.0, slopes * moves)

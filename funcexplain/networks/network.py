@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
@@ -196,6 +197,18 @@ def set_seed(params: Params, seed: Tensor) -> Params:
         {'dropout.seed': tensor(7)}
     """
     return {**params, SEED: seed} if isinstance(params, dict) and SEED in params else params
+
+
+def warn_of_noise(where: str, apply: Apply) -> None:
+    """Warn if a network draws random numbers in eval mode."""
+    if getattr(apply, "draws", False):
+        warnings.warn(
+            f"{where}: the network draws random numbers in eval mode (Gumbel noise, dropout with "
+            "training=True or in a plain list, which eval() does not reach): two forward passes at one "
+            "window differ, so no answer can be repeated; functionalize(network, train=True) gives "
+            "dropout a seed",
+            stacklevel=3,
+        )
 
 
 def _unwrapped(x: Tensor) -> Tensor:

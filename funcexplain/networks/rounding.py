@@ -30,6 +30,8 @@ def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0, rows: int =
     """
     if a.shape != b.shape:
         return False
+    if a.dtype == b.dtype and torch.equal(a, b):
+        return True
     rtol = min(3.0 * max(eps, coarsest_eps(a, b)) ** 0.5, 0.03)
     a, b = (
         t.detach().double().flatten(rows) if t.ndim > rows else t.detach()[..., None] for t in (a, b)

@@ -8,6 +8,7 @@ first windows. Values and gradients of one batch of them are compared with those
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -33,7 +34,23 @@ _READS = frozenset(
     )
 )
 
+# What a convex solver, too, may do with the values of each row.
+_CONVERSIONS = frozenset(("numpy", "__array__"))
+
 Row = list[Tensor]
+
+
+def reads_values(network: Any, params: Any, windows: Tensor) -> bool:
+    """Whether a network reads values of tensors, as `if` does: of several windows, one decides for all.
+
+    Args:
+        network: as `functionalize` returns it.
+        params: its parameters.
+        windows: ``(N, C, L, A)``.
+    """
+    with _Reads(_READS | _CONVERSIONS) as reads, suppress(Exception):  # the caller meets it again
+        network.samples(params, windows)
+    return reads.found
 
 
 def find_fault(
@@ -78,7 +95,7 @@ def find_fault(
             for dim, columns in zip(in_batch, zip(*tried, strict=True), strict=True)
         ]
         try:
-            with _Reads() as reads:
+            with _Reads(_READS) as reads:
                 folded = _evaluate(fn, together, in_batch)
         except Exception as error:
             if is_out_of_memory(error):
@@ -97,12 +114,14 @@ def find_fault(
 class _Reads(TorchFunctionMode):
     """Sees whether a function reads the value of a tensor."""
 
-    found = False
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names, self.found = names, False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.found = self.found or getattr(func, "__name__", "") in _READS
+        self.found = self.found or getattr(func, "__name__", "") in self.names
         return func(*args, **(kwargs or {}))
 
 

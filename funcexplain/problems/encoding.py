@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -174,12 +175,16 @@ def _project(weights: Tensor, leverage: float | None) -> Tensor:
 
 
 def _probe_weights(apply: Apply, args: dict[str, Any]) -> Tensor:
-    """The network's weights at the reference and at windows around it, ``(1 + N, A)``."""
+    """The network's weights at the reference and at windows near it that it accepts, ``(1 + N, A)``."""
     params, reference = set_seed(args["params"], args["seed"]), args["reference"]
     noise = normal(args["seed"], (_NUM_PROBES, *reference.shape), reference.dtype)
     spread = reference.std(correction=0)
     scale = torch.where(spread > 0, spread, torch.ones_like(spread))
-    return torch.stack([apply(params, window) for window in [reference, *(reference + scale * noise)]])
+    weights = [apply(params, reference)]
+    for window in reference + scale * noise:
+        with suppress(Exception):
+            weights.append(apply(params, window))
+    return torch.stack(weights)
 
 
 def _check_feasible(

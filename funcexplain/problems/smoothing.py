@@ -22,6 +22,7 @@ from torch import Tensor
 from funcexplain.networks.network import SEED, Apply, Network, bound, set_seed
 from funcexplain.networks.noise import normal
 from funcexplain.networks.pickling import Unpicklable
+from funcexplain.networks.trial import reads_values
 from funcexplain.problems.checks import check_count, check_number, check_positive
 from funcexplain.problems.consensus import choose_way, consensus, first_window, mean_loss
 from funcexplain.problems.grid import Rule, varying_dims
@@ -166,10 +167,12 @@ class Nearby(Unpicklable):
         apply: the network, of one window.
         several: the network of several windows, ``(params, windows) -> (D, *weights)``.
         gather: from the weights under each noise, ``(D, *weights)`` or one of each, to those compared.
+        draws: whether the network draws random numbers in eval mode.
     """
 
     def __init__(self, apply: Apply, several: Apply, gather: Callable[[Tensor], Tensor]) -> None:
         self.apply, self.several, self.gather = apply, several, gather
+        self.draws = getattr(apply, "draws", False)
 
     def __call__(self, params: Any, x: Tensor) -> Tensor:
         """Map a window ``(C, L, A)``, or one and those nearby ``(1 + D, C, L, A)``, to weights."""
@@ -226,7 +229,7 @@ def _loop(apply: Apply) -> Apply:
 
 
 def _call_windows(where: str, apply: Apply, row: Problem) -> Apply:
-    """A function for several windows: on the network's samples, mapped, or one after another."""
+    """A function for several windows: mapped, on the network's samples, or one after another."""
 
     def samples(params: Any, xs: Tensor) -> Tensor:
         assert isinstance(apply, Network)
@@ -238,14 +241,17 @@ def _call_windows(where: str, apply: Apply, row: Problem) -> Apply:
     def at(index: int, params: Any, xs: Tensor) -> Tensor:
         return apply(params, xs[index])
 
+    if getattr(apply, "draws", False):  # no two calls agree
+        return _loop(apply)
     params = set_seed(row.args["params"], row.args["seed"])
     # A network may decide by what its batch holds: a few windows of other signs and sizes show that.
     noisy = row.windows(row.start(row.args), row.args).detach()[[0, 1, -1]]
     few = torch.cat([noisy, -first_window(row)[None], 10.0 * noisy[:1]])
     few = few[[_is_accepted(apply, params, x) for x in few]]
-    own = isinstance(apply, Network) and not (isinstance(params, dict) and SEED in params)
-    ways = [*([samples] if own else []), mapped, _loop(apply)]
+    own = isinstance(apply, Network) and SEED not in params
     with bound(apply, params):
+        shares = own and len(few) > 1 and not reads_values(apply, params, few)
+        ways = [mapped, *([samples] if shares else []), _loop(apply)]
         return choose_way(where, ways, params, few, [(partial(at, i), params) for i in range(len(few))])
 
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from funcexplain.networks.network import bound, deferred_interrupts, raise_pending, set_seed
 from funcexplain.networks.noise import normal
+from funcexplain.networks.rounding import coarsest_eps
 from funcexplain.problems.checks import check_count, check_memory, check_number, check_outside_transforms
 from funcexplain.problems.problem import Args, Problem, check_question
 from funcexplain.problems.transforms import cast
@@ -184,7 +185,7 @@ def _compare(
         size = z.square().mean().sqrt()
         size = torch.where(size > 0, size, torch.ones_like(size))
         # The cube root of rounding is where both errors of a difference are smallest.
-        step = eps ** (1 / 3) * size
+        step = coarsest_eps(z, wide["params"]) ** (1 / 3) * size
         seeds = torch.tensor(seed, device=z.device)
         for direction in normal(seeds, (num_directions, *z.shape), z.dtype):
             raise_pending()

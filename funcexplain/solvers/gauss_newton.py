@@ -171,7 +171,8 @@ class LevenbergMarquardt(NamedTuple):
             following, grads, predicted, ends = _step(problem, args, z, model, gaps, merit_here)
         else:
             y, predicted = solve_gram(gram.to(WIDE) * factor[:, None] * factor, r, lam, gram.dtype)
-            step, grads = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype) @ line.jacobian
+            along = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype)
+            step, grads = along @ line.jacobian.to(gram.dtype)
             following = z + step.to(z.dtype).view(z.shape)
             moved = (following - z).abs().sum()
             ends = (predicted <= _MINIMUM_REDUCTION * merit_here) | (moved == 0.0)

@@ -107,6 +107,26 @@ def test_where_float64_fails_differences_are_in_the_own_dtype() -> None:
         assert "in float32, since the network fails in float64" in found.verdict
 
 
+def test_parts_in_half_precision_have_differences_of_their_own_rounding() -> None:
+    torch.manual_seed(0)
+    body, head = torch.nn.Linear(6, 4, dtype=torch.bfloat16), torch.nn.Linear(4, 3)
+    for right in (True, False):
+
+        class Half(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.head = body, head
+
+            def forward(self, x: Tensor, right: bool = right) -> Tensor:
+                x = x if right else 0.5 * (x + x.detach())
+                hidden = torch.tanh(self.body(x.flatten(1).bfloat16()))
+                return torch.softmax(self.head(hidden.float()), -1)
+
+        problem = fe.problem(Half(), torch.tensor([0.8, 0.1, 0.1]), torch.randn(1, 2, 3))
+        found = fe.check_gradient(problem)
+        assert found.ok == right, found
+
+
 def test_detached_statistics_are_named_as_the_usual_cause() -> None:
     def normalized(x: Tensor) -> Tensor:
         return (x - x.mean().detach()) / x.std().detach()

@@ -319,6 +319,50 @@ def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     assert plain.hit.all()
 
 
+class Cast(nn.Module):
+    """A body and a head of different dtypes."""
+
+    def __init__(self, body: torch.dtype, head: torch.dtype) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 4, dtype=body), nn.Linear(4, 3, dtype=head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(x.flatten(1).to(self.body.weight.dtype)))
+        return torch.softmax(self.head(hidden.to(self.head.weight.dtype)), -1)
+
+
+@pytest.mark.parametrize(
+    ("window", "body", "head"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32, torch.float64),
+    ],
+)
+@pytest.mark.parametrize("search", ["solve", "closest", "clip", "rows"])
+def test_weights_may_be_of_another_dtype_than_the_window(
+    window: torch.dtype, body: torch.dtype, head: torch.dtype, search: str
+) -> None:
+    torch.manual_seed(0)
+    network, x0 = Cast(body, head), torch.randn(1, 2, 3).to(window)
+    problem = fe.problem(network, torch.tensor([0.5, 0.3, 0.2]).to(window), x0)
+    if search == "closest":
+        found = fe.closest(problem, max_steps=5, atol=0.05)
+    else:
+        if search == "clip":
+            problem = fe.clip(-3.0, 3.0)(problem)
+        if search == "rows":
+            problem = fe.vmap(problem, x0=torch.stack([x0, -x0]))
+        found = fe.solve(problem, fe.levenberg_marquardt(), max_steps=5)
+    assert found.x.dtype is window
+    assert found.weights.dtype is head
+    expected = network(found.x if search == "rows" else found.x[None]).detach().view_as(found.weights)
+    assert_close(found.weights.double(), expected.double(), rtol=1e-5 if body is not window else 0.02)
+    before = (network(x0[None])[0].detach() - problem.args["target"]).square().mean()
+    assert float(found.loss.flatten()[0]) <= float(before) + 1e-3
+
+
 def test_compiled_steps_agree() -> None:
     problem = fe.vmap(make_problem(), x0=x0s(5))  # of fewer rows, five steps would be compiled in one
     plain, compiled = (
