@@ -242,8 +242,9 @@ def _solution(event: Event, points: Tensor, atol: float, mixing: Mixing) -> Solu
     """The solution of some points."""
     problem, z = event.problem, event.search_points(points)
     target, criterion = problem.args["target"], problem.criterion
-    windows = torch.cat([event.windows(part) for part in z.split(256)])
-    weights = torch.cat([event.weights(part) for part in windows.split(256)])
+    parts = [event.windows(part) for part in z.split(event.chunk_size)]
+    weights = torch.cat([event.weights(part) for part in parts])
+    windows = torch.cat(parts if problem.nearby is None else [part[:, 0] for part in parts])
     error = torch.func.vmap(lambda w: criterion.error(w, target, atol=atol))(weights)
     loss = torch.func.vmap(lambda w: problem.loss(*criterion.compare(w, target)))(weights)
     num_steps = torch.full((len(z),), mixing.moves, device=z.device)

@@ -18,6 +18,7 @@ from funcexplain.problems.checks import check_count, check_number, check_positiv
 from funcexplain.problems.grid import map_rows
 from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_search
+from funcexplain.problems.smoothing import Nearby
 
 # Windows in one call of the network; see `forward`.
 _BATCH_SIZE = 256
@@ -30,7 +31,8 @@ class Event:
 
     Attributes:
         like: the zero point, ``(n,)``.
-        num_forwards: windows at which the network was called.
+        chunk_size: points in one call of the network.
+        num_forwards: points at which the network was called.
         num_unknown: how many of them have no finite error.
     """
 
@@ -41,16 +43,17 @@ class Event:
         self._places = free.flatten().nonzero()[:, 0]
         self.like = problem.args["x0"].new_zeros(len(self._places))
         self.num_forwards = self.num_unknown = 0
-        self._chunk_size = chunk_size or _BATCH_SIZE
+        seen = 1 if problem.nearby is None else 1 + len(problem.args["noise"])
+        self.chunk_size = max(1, (chunk_size or _BATCH_SIZE) // seen)
         self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
-        self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
+        self._windows = map_rows(lambda z: problem.windows(z, problem.args), 0)
         target = problem.args["target"]
         self._error = map_rows(lambda w: problem.criterion.error(w, target, atol=atol), 0)
 
     def __call__(self, points: Tensor) -> Tensor:
         """Errors of points ``(B, n)``."""
         parts = []
-        for part in points.split(self._chunk_size):
+        for part in points.split(self.chunk_size):
             raise_pending()
             parts.append(self._error(self.weights(self.windows(self.search_points(part)))))
         errors = torch.cat(parts).nan_to_num(nan=math.inf)
@@ -69,8 +72,8 @@ class Event:
         return z.flatten(1)[:, self._places]
 
     def windows(self, z: Tensor) -> Tensor:
-        """Windows of search points."""
-        return self._decode(z)
+        """Windows of search points ``(B, C, L, A)``; each with those nearby, if the network sees them."""
+        return self._windows(z)
 
     def weights(self, windows: Tensor) -> Tensor:
         """The network's weights: by its own sample dimension, or mapped, where that was right before."""
@@ -91,7 +94,7 @@ class Event:
         apply: Any = problem.apply
         params = set_seed(args["params"], args["seed"])
         ways: list[Callable[[Tensor], Tensor]] = [map_rows(lambda x: apply(params, x), 0)]
-        if isinstance(apply, Network) and SEED not in params:
+        if isinstance(apply, Network | Nearby) and SEED not in params:
             ways.insert(0, lambda xs: apply.samples(params, xs))
         finite = windows[windows.flatten(1).isfinite().all(1)]
         if not len(finite):

@@ -176,6 +176,12 @@ class Nearby(Unpicklable):
         alone = x.ndim == 3
         return self.gather(self.apply(params, x)[None] if alone else self.several(params, x[1:]))
 
+    def samples(self, params: Any, xs: Tensor) -> Tensor:
+        """Map several windows with those nearby, ``(B, 1 + D, C, L, A)``, to weights in one call."""
+        noisy = xs[:, 1:]
+        weights = self.several(params, noisy.flatten(0, 1))
+        return torch.func.vmap(self.gather)(weights.unflatten(0, noisy.shape[:2]))
+
     def bind(self, params: Any) -> AbstractContextManager[None]:
         """Keep parameters in the network."""
         return bound(self.apply, params)
