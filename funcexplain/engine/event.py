@@ -1,10 +1,11 @@
-"""The target of one question as an event: how far each of many points is from it."""
+"""The target of a question as an event: how far each of many points is from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import torch
@@ -30,15 +31,15 @@ class Event:
     Points that the network refuses, or at which its weights are NaN, have an infinite error.
 
     Attributes:
+        problem: the question.
         like: the zero point, ``(n,)``.
         chunk_size: points in one call of the network.
-        num_forwards: points at which the network was called.
+        num_forwards: points that were judged.
         num_unknown: how many of them have no finite error.
     """
 
     def __init__(self, problem: Problem, atol: float, chunk_size: int | None = None) -> None:
-        returns = problem.args["returns"]
-        self.problem, self.shape = problem, returns.shape
+        self.problem, self.shape = problem, problem.args["returns"].shape
         free = free_shocks(problem).expand(self.shape)
         self._places = free.flatten().nonzero()[:, 0]
         self.like = problem.args["x0"].new_zeros(len(self._places))
@@ -47,19 +48,39 @@ class Event:
         self.chunk_size = max(1, (chunk_size or _BATCH_SIZE) // seen)
         self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
         self._windows = map_rows(lambda z: problem.windows(z, problem.args), 0)
-        target = problem.args["target"]
-        self._error = map_rows(lambda w: problem.criterion.error(w, target, atol=atol), 0)
+        self._error = map_rows(lambda w, target: problem.criterion.error(w, target, atol=atol), 0, 0)
+
+    def with_target(self, problem: Problem) -> Event:
+        """The event of a question that differs in the target alone."""
+        other = copy(self)
+        other.problem, other.num_forwards, other.num_unknown = problem, 0, 0
+        return other
 
     def __call__(self, points: Tensor) -> Tensor:
         """Errors of points ``(B, n)``."""
-        parts = []
-        for part in points.split(self.chunk_size):
-            raise_pending()
-            parts.append(self._error(self.weights(self.windows(self.search_points(part)))))
-        errors = torch.cat(parts).nan_to_num(nan=math.inf)
-        self.num_forwards += len(points)
-        self.num_unknown += int(errors.isinf().sum())
+        errors = self.errors(points, self.targets(points))
+        self.count(errors)
         return errors
+
+    def targets(self, points: Tensor) -> Tensor:
+        """The target of each of several points."""
+        target: Tensor = self.problem.args["target"]
+        return target.expand(len(points), *target.shape)
+
+    def errors(self, points: Tensor, targets: Tensor) -> Tensor:
+        """Errors of points, each with its own target; they are not counted."""
+        parts = []
+        for part, target in zip(
+            points.split(self.chunk_size), targets.split(self.chunk_size), strict=True
+        ):
+            raise_pending()
+            parts.append(self._error(self.weights(self.windows(self.search_points(part))), target))
+        return torch.cat(parts).nan_to_num(nan=math.inf)
+
+    def count(self, errors: Tensor) -> None:
+        """Count points that were judged."""
+        self.num_forwards += len(errors)
+        self.num_unknown += int(errors.isinf().sum())
 
     def search_points(self, points: Tensor) -> Tensor:
         """Search points, zero where nothing is free."""
@@ -72,7 +93,7 @@ class Event:
         return z.flatten(1)[:, self._places]
 
     def windows(self, z: Tensor) -> Tensor:
-        """Windows of search points ``(B, C, L, A)``; each with those nearby, if the network sees them."""
+        """Windows of search points, each with those nearby after `smooth`."""
         return self._windows(z)
 
     def weights(self, windows: Tensor) -> Tensor:

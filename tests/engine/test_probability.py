@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import funcexplain as fe
 from funcexplain.engine.estimators import METHODS, Estimate
+from funcexplain.engine.subset import complete
 from funcexplain.networks.noise import fold_in
 from tests.helpers import assert_same, assert_untouched, snapshot
 from tests.markets.market import ASSETS, F64, LOOKBACKS, base, covariance, network, question
@@ -67,9 +68,10 @@ def estimates(method: str, size: int, chance: float, budget: int, seeds: int) ->
     found = []
     for seed in range(seeds):
         toy: Any = Toy(size, -stats.norm.ppf(chance))
-        *_, last = METHODS[method](toy, 0.0, budget, torch.tensor(seed))
+        known: list[Estimate] = []
+        complete(toy, METHODS[method](toy, 0.0, budget, torch.tensor(seed), known.append))
         assert toy.num_forwards <= 1.35 * budget + 200
-        found.append(last)
+        found.append(known[-1])
     return found
 
 
