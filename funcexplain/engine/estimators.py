@@ -133,7 +133,7 @@ def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> Search[tuple[
     level = yield from climb(
         event.like,
         atol,
-        max(20, min(_PILOT, int(0.1 * allowed))),
+        min(_PILOT, max(50, int(0.1 * allowed))),
         fold_in(seed, 1),
         lambda level: event.num_forwards >= allowed,
     )

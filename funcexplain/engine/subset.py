@@ -116,9 +116,9 @@ def climb(
         if stop(level) or threshold <= atol:
             break
         count, chains = len(points), Chains(points, errors, threshold, level.size)
-        visited = [chains]
+        visited, stream = [chains], fold_in(seed, number)
         for step in range(1, max(2, round(num_points / count))):
-            chains = adapt((yield from move(chains, fold_in(fold_in(seed, number), step))), step)
+            chains = adapt((yield from move(chains, fold_in(stream, step))), step)
             visited.append(chains)
         level = level._replace(size=chains.size)
         points = torch.cat([each.points for each in visited])
