@@ -41,12 +41,12 @@ def probability(
 
     Args:
         problem: the question or grid, made by ``fe.scenarios.scenario`` or ``fe.scenarios.ahead``.
-            Penalties have no effect.
+            Penalties have no effect. After `smooth` and `robust`, the network under noise is judged.
         method: ``"subset"``: subset simulation, a product of chances of a tenth each; its error grows
             with ``|log p|`` only. ``"importance"``: draws around the closest points that a search finds;
             precise where it finds all regions that matter, and it needs a gradient. ``"monte_carlo"``:
             plain draws. ``"auto"``: plain draws or levels, by a pilot; ``reason`` gives why.
-        num_samples: about as many windows of each row at which the network is called; up to a third
+        num_samples: about as many markets of each row at which the network is called; up to a third
             more where a pilot misjudged the number of levels.
         atol: the target is hit where ``max |weights - target| <= atol``, as everywhere; zero for bounds
             to the letter.
