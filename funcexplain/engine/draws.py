@@ -21,7 +21,7 @@ from torch import Tensor
 from funcexplain.engine.estimators import pilot, points_of_a_level
 from funcexplain.engine.event import Event, check_event, forwards_only
 from funcexplain.engine.solve import answer
-from funcexplain.engine.subset import Chains, Level, adapt, climb, move
+from funcexplain.engine.subset import Chains, Level, adapt, climb, complete, move
 from funcexplain.networks.network import deferred_interrupts, raise_repeated, warn_of_noise
 from funcexplain.networks.noise import fold_in
 from funcexplain.problems.checks import check_positive
@@ -115,12 +115,13 @@ class _Kept(NamedTuple):
 
 def _last_level(event: Event, atol: float, budget: int, seed: Tensor) -> Level:
     """The level at which the target holds."""
-    _, share, _ = pilot(event, atol, budget, seed)
-    count, level = points_of_a_level(max(1, budget - event.num_forwards), share), None
-    for level in climb(event, atol, count, fold_in(seed, 3)):
-        if level.threshold <= atol or event.num_forwards > 2 * budget:
-            break
-    if level is None or level.threshold > atol or not len(level.points):
+    _, share, _ = complete(event, pilot(event, atol, budget, seed))
+    count = points_of_a_level(max(1, budget - event.num_forwards), share)
+    search = climb(
+        event.like, atol, count, fold_in(seed, 3), lambda level: event.num_forwards > 2 * budget
+    )
+    level = complete(event, search)
+    if level.threshold > atol or not len(level.points):
         raise ValueError(
             f"sample: problem must have a target that is met within num_samples, got none of "
             f"{event.num_forwards} markets that meets it; fe.probability gives an upper bound"
@@ -180,11 +181,11 @@ def _pass(
     for _ in range(length):
         for _ in range(moves):
             step += 1
-            chains = move(event, chains, fold_in(seed, 2 * step))
+            chains = complete(event, move(chains, fold_in(seed, 2 * step)))
             accepted += chains.acceptance
             along = (adapt(chains, step) if adapts else chains).size
             chains = chains._replace(size=across)
-            chains = move(event, chains, fold_in(seed, 2 * step + 1), fixed=direction)
+            chains = complete(event, move(chains, fold_in(seed, 2 * step + 1), fixed=direction))
             accepted += chains.acceptance
             across = (adapt(chains, step) if adapts else chains).size
             chains = chains._replace(size=along)
@@ -243,8 +244,9 @@ def _solution(event: Event, points: Tensor, atol: float, mixing: Mixing) -> Solu
     """The solution of some points."""
     problem, z = event.problem, event.search_points(points)
     target, criterion = problem.args["target"], problem.criterion
-    windows = torch.cat([event.windows(part) for part in z.split(256)])
-    weights = torch.cat([event.weights(part) for part in windows.split(256)])
+    parts = [event.windows(part) for part in z.split(event.chunk_size)]
+    weights = torch.cat([event.weights(part) for part in parts])
+    windows = torch.cat(parts if problem.nearby is None else [part[:, 0] for part in parts])
     error = torch.func.vmap(lambda w: criterion.error(w, target, atol=atol))(weights)
     loss = torch.func.vmap(lambda w: problem.loss(*criterion.compare(w, target)))(weights)
     num_steps = torch.full((len(z),), mixing.moves, device=z.device)

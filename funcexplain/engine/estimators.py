@@ -1,9 +1,9 @@
-"""Three ways to estimate how likely an event is; each yields what it knows as it goes on."""
+"""Three ways to estimate how likely an event is; each reports what it knows as it goes on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from funcexplain.engine.closest import closest
 from funcexplain.engine.event import Event
-from funcexplain.engine.subset import SHARE, climb
+from funcexplain.engine.subset import SHARE, Level, Search, climb
 from funcexplain.networks.noise import fold_in, normal
 from funcexplain.problems.grid import RowDim
 from funcexplain.solutions.solution import Status
@@ -21,7 +21,7 @@ _QUANTILE = 1.959963984540054  # of the normal law, for intervals of 95 %
 _ZERO = -math.log(0.05)  # no hit in n draws: the chance is below 3 / n in 95 of 100 cases
 _BATCH = 4096  # points drawn at once
 # The pilot: points of a level, and the share of all forward passes that it may take.
-_PILOT, _PILOT_SHARE = 500, 0.25
+_PILOT, _PILOT_SHARE = 300, 0.25
 # Levels, of a tenth each, that the estimate may need beyond those of the pilot, and the share of the
 # budget that is used where it needs more.
 _MARGIN, _OVERDRAWN = 0.5, 1.35
@@ -44,45 +44,56 @@ class Estimate(NamedTuple):
     reason: str = ""
 
 
-def monte_carlo(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Estimate]:
+Report = Callable[[Estimate], None]
+"""Takes what is known so far."""
+
+
+def monte_carlo(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
     """The share of plain draws that hit, with Wilson's interval."""
     hits = drawn = 0
     while drawn < budget:
         count = min(_BATCH, budget - drawn)
         points = normal(fold_in(seed, drawn), (count, len(event.like)), event.like.dtype)
-        hits += int((event(points) <= atol).sum())
+        hits += int(((yield points) <= atol).sum())
         drawn += count
-        yield _of_counts(hits, drawn)
+        report(_of_counts(hits, drawn))
 
 
-def subset(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Estimate]:
+def subset(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
     """Subset simulation, with as many points of a level as the budget allows by a pilot."""
-    _, share, _ = pilot(event, atol, budget, seed)
-    yield from _levels(event, atol, budget, seed, share)
+    _, share, _ = yield from pilot(event, atol, budget, seed)
+    yield from _levels(event, atol, budget, seed, share, report)
 
 
-def auto(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Estimate]:
+def auto(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
     """Plain draws where the event is frequent or levels find no way to it, else subset simulation."""
-    reached, share, rises = pilot(event, atol, budget, seed)
+    reached, share, rises = yield from pilot(event, atol, budget, seed)
     used, where = event.num_forwards, "near" if reached else "below"
     found = f"a pilot of {used} forward passes put the chance {where} {share:.1g}"
+
+    def because(method: str, why: str) -> Report:
+        return lambda known: report(known._replace(method=method, reason=f"{found}, {why}."))
+
     if (reached and share >= _OFTEN) or not rises:
         why = "often enough to count plain draws" if rises else "and found no way to the target"
-        chosen, name = monte_carlo(event, atol, max(1, budget - used), fold_in(seed, 2)), "monte_carlo"
+        plain = because("monte_carlo", why)
+        yield from monte_carlo(event, atol, max(1, budget - used), fold_in(seed, 2), plain)
     else:
         why = "too rare for plain draws; importance sampling may miss regions that levels find"
-        chosen, name = _levels(event, atol, budget, seed, share), "subset"
-    for known in chosen:
-        yield known._replace(method=name, reason=f"{found}, {why}.")
+        yield from _levels(event, atol, budget, seed, share, because("subset", why))
 
 
-def importance(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator[Estimate]:
+def importance(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
     """Importance sampling from unit normals around the closest points, and some plain draws."""
     centers = _closest_points(event, atol, seed)
     if not len(centers):
         reason = "no search found a market that meets the target, so plain draws were counted."
-        for known in monte_carlo(event, atol, max(1, budget - event.num_forwards), fold_in(seed, 2)):
-            yield known._replace(method="monte_carlo", reason=reason)
+
+        def plain(known: Estimate) -> None:
+            report(known._replace(method="monte_carlo", reason=reason))
+
+        left = max(1, budget - event.num_forwards)
+        yield from monte_carlo(event, atol, left, fold_in(seed, 2), plain)
         return
     rarity = torch.special.log_ndtr(-centers.norm(dim=1)).softmax(0)
     centers = torch.cat([torch.zeros_like(centers[:1]), centers])
@@ -96,19 +107,19 @@ def importance(event: Event, atol: float, budget: int, seed: Tensor) -> Iterator
         chosen = torch.searchsorted(shares.cumsum(0), places).clamp(max=len(shares) - 1)
         noise = normal(fold_in(fold_in(seed, 4), drawn), (count, len(event.like)), torch.float64)
         points = centers[chosen] + noise
-        hit = event(points.to(event.like.dtype)) <= atol
+        hit = (yield points.to(event.like.dtype)) <= atol
         ratios = (points @ centers.T - half_squares + shares.log()).logsumexp(1).neg().exp()
         weights = torch.where(hit, ratios, 0.0)
         drawn, total = drawn + count, total + float(weights.sum())
         squares += float(weights.square().sum())
         if total == 0.0:
-            yield Estimate(upper=min(1.0, _ZERO / (_PLAIN * drawn)))
+            report(Estimate(upper=min(1.0, _ZERO / (_PLAIN * drawn))))
         else:
             mean = total / drawn
-            yield _of_relative(mean, max(squares / drawn / mean**2 - 1.0, 0.0) / drawn)
+            report(_of_relative(mean, max(squares / drawn / mean**2 - 1.0, 0.0) / drawn))
 
 
-METHODS: dict[str, Callable[[Event, float, int, Tensor], Iterator[Estimate]]] = {
+METHODS: dict[str, Callable[[Event, float, int, Tensor, Report], Search[None]]] = {
     "auto": auto,
     "subset": subset,
     "importance": importance,
@@ -116,17 +127,19 @@ METHODS: dict[str, Callable[[Event, float, int, Tensor], Iterator[Estimate]]] = 
 }
 
 
-def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> tuple[bool, float, bool]:
+def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> Search[tuple[bool, float, bool]]:
     """Whether a small subset simulation reached the event, its chance, and whether levels fell."""
     allowed = _PILOT_SHARE * budget
-    share, rises = 1.0, True
-    for level in climb(event, atol, max(20, min(_PILOT, int(0.1 * allowed))), fold_in(seed, 1)):
-        share, rises = math.exp(level.log_probability), len(level.points) > 0
-        if level.threshold <= atol:
-            return True, share, True
-        if event.num_forwards >= allowed:
-            break
-    return False, share**2, rises  # the event is rarer
+    level = yield from climb(
+        event.like,
+        atol,
+        min(_PILOT, max(50, int(0.1 * allowed))),
+        fold_in(seed, 1),
+        lambda level: event.num_forwards >= allowed,
+    )
+    share, rises = math.exp(level.log_probability), len(level.points) > 0
+    reached = rises and level.threshold <= atol
+    return reached, share if reached else share**2, rises  # an event that is not reached is rarer
 
 
 def points_of_a_level(budget: int, share: float) -> int:
@@ -135,22 +148,24 @@ def points_of_a_level(budget: int, share: float) -> int:
     return max(20, int(budget / (1.0 + (1.0 - SHARE) * (max(1, levels) - 1))))
 
 
-def _levels(event: Event, atol: float, budget: int, seed: Tensor, share: float) -> Iterator[Estimate]:
+def _levels(
+    event: Event, atol: float, budget: int, seed: Tensor, share: float, report: Report
+) -> Search[None]:
     """Subset simulation within what is left of the budget."""
     count = points_of_a_level(budget - event.num_forwards, share)
     levels: list[float] = []
-    for level in climb(event, atol, count, fold_in(seed, 3)):
-        chance = math.exp(level.log_probability)
-        known = _of_relative(chance, level.variance)
+
+    def stop(level: Level) -> bool:
+        known = _of_relative(math.exp(level.log_probability), level.variance)
         if not levels or level.threshold < levels[-1]:
             levels.append(level.threshold)
         if level.threshold > atol:
-            stuck = not len(level.points)
-            status = Status.STALLED if stuck else Status.MAX_STEPS
+            status = Status.MAX_STEPS if len(level.points) else Status.STALLED
             known = Estimate(upper=known.upper, status=status)
-        yield known._replace(levels=tuple(levels))
-        if event.num_forwards + (1.0 - SHARE) * count > _OVERDRAWN * budget:
-            return
+        report(known._replace(levels=tuple(levels)))
+        return event.num_forwards + (1.0 - SHARE) * count > _OVERDRAWN * budget
+
+    yield from climb(event.like, atol, count, fold_in(seed, 3), stop)
 
 
 def _closest_points(event: Event, atol: float, seed: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""The target of one question as an event: how far each of many points is from it."""
+"""The target of a question as an event: how far each of many points is from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from funcexplain.problems.checks import check_count, check_number, check_positiv
 from funcexplain.problems.grid import map_rows
 from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_search
+from funcexplain.problems.smoothing import Nearby
 
 # Windows in one call of the network; see `forward`.
 _BATCH_SIZE = 256
@@ -31,35 +33,57 @@ class Event:
     Points that the network refuses, or at which its weights are NaN, have an infinite error.
 
     Attributes:
+        problem: the question.
         like: the zero point, ``(n,)``.
-        num_forwards: windows at which the network was called.
+        chunk_size: points in one call of the network.
+        num_forwards: points that were judged.
         num_unknown: how many of them have no finite error.
     """
 
     def __init__(self, problem: Problem, atol: float, chunk_size: int | None = None) -> None:
-        returns = problem.args["returns"]
-        self.problem, self.shape = problem, returns.shape
+        self.problem, self.shape = problem, problem.args["returns"].shape
         free = free_shocks(problem).expand(self.shape)
         self._places = free.flatten().nonzero()[:, 0]
         self.like = problem.args["x0"].new_zeros(len(self._places))
         self.num_forwards = self.num_unknown = 0
-        self._refused: Tensor | None = None  # the first window at which the network raises
-        self._chunk_size = chunk_size or _BATCH_SIZE
+        self._refused: list[Tensor] = []  # the first window at which the network raises
+        seen = 1 if problem.nearby is None else 1 + len(problem.args["noise"])
+        self.chunk_size = max(1, (chunk_size or _BATCH_SIZE) // seen)
         self._ways: list[Callable[[Tensor], Tensor]] | None = None  # to call the network, fastest first
-        self._decode = map_rows(lambda z: problem.decode(z, problem.args), 0)
-        target = problem.args["target"]
-        self._error = map_rows(lambda w: problem.criterion.error(w, target, atol=atol), 0)
+        self._windows = map_rows(lambda z: problem.windows(z, problem.args), 0)
+        self._error = map_rows(lambda w, target: problem.criterion.error(w, target, atol=atol), 0, 0)
+
+    def with_target(self, problem: Problem) -> Event:
+        """The event of a question that differs in the target alone."""
+        other = copy(self)
+        other.problem, other.num_forwards, other.num_unknown = problem, 0, 0
+        return other
 
     def __call__(self, points: Tensor) -> Tensor:
         """Errors of points ``(B, n)``."""
-        parts = []
-        for part in points.split(self._chunk_size):
-            raise_pending()
-            parts.append(self._error(self.weights(self.windows(self.search_points(part)))))
-        errors = torch.cat(parts).nan_to_num(nan=math.inf)
-        self.num_forwards += len(points)
-        self.num_unknown += int(errors.isinf().sum())
+        errors = self.errors(points, self.targets(points))
+        self.count(errors)
         return errors
+
+    def targets(self, points: Tensor) -> Tensor:
+        """The target of each of several points."""
+        target: Tensor = self.problem.args["target"]
+        return target.expand(len(points), *target.shape)
+
+    def errors(self, points: Tensor, targets: Tensor) -> Tensor:
+        """Errors of points, each with its own target; they are not counted."""
+        parts = []
+        for part, target in zip(
+            points.split(self.chunk_size), targets.split(self.chunk_size), strict=True
+        ):
+            raise_pending()
+            parts.append(self._error(self.weights(self.windows(self.search_points(part))), target))
+        return torch.cat(parts).nan_to_num(nan=math.inf)
+
+    def count(self, errors: Tensor) -> None:
+        """Count points that were judged."""
+        self.num_forwards += len(errors)
+        self.num_unknown += int(errors.isinf().sum())
 
     def search_points(self, points: Tensor) -> Tensor:
         """Search points, zero where nothing is free."""
@@ -72,8 +96,8 @@ class Event:
         return z.flatten(1)[:, self._places]
 
     def windows(self, z: Tensor) -> Tensor:
-        """Windows of search points."""
-        return self._decode(z)
+        """Windows of search points, each with those nearby after `smooth`."""
+        return self._windows(z)
 
     def weights(self, windows: Tensor) -> Tensor:
         """The network's weights: mapped, or by its own sample dimension, where that is right."""
@@ -96,7 +120,11 @@ class Event:
         finite = windows[windows.flatten(1).isfinite().all(1)]
         if not len(finite):
             return []
-        if isinstance(apply, Network) and SEED not in params and not reads_values(apply, params, finite):
+        if (
+            isinstance(apply, Network | Nearby)
+            and SEED not in params
+            and not reads_values(apply, params, finite)
+        ):
             ways.append(lambda xs: apply.samples(params, xs))
         some = torch.tensor([0, len(finite) // 2, len(finite) - 1], device=finite.device)
         return [way for way in ways if self._held(way, finite, some) is not None]
@@ -116,15 +144,15 @@ class Event:
         """Weights that are checked at every call; NaN where the network raises."""
         found = weights_of(self.problem, windows, self.problem.args, skip_errors=True)
         refused = found.flatten(1).isnan().all(1) & windows.flatten(1).isfinite().all(1)
-        if self._refused is None and refused.any():
-            self._refused = windows[refused][0]
+        if not self._refused and refused.any():
+            self._refused.append(windows[refused][0])
         return found
 
     def describe_refusal(self) -> str:
         """The error of the network at the first market that it refuses, as a sentence."""
-        if self._refused is not None:
+        if self._refused and self.num_unknown:
             try:
-                self.problem.evaluate(self._refused, self.problem.args)
+                self.problem.evaluate(self._refused[0], self.problem.args)
             except Exception as error:
                 return f" At {self.num_unknown} windows the network failed, first by {describe(error)}."
         return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from funcexplain.engine.estimators import METHODS, Estimate
 from funcexplain.engine.event import Event, check_event, forwards_only
-from funcexplain.networks.network import deferred_interrupts, raise_repeated, warn_of_noise
+from funcexplain.networks.network import SEED, deferred_interrupts, raise_repeated, warn_of_noise
 from funcexplain.networks.noise import fold_in
 from funcexplain.problems.checks import check_positive
 from funcexplain.problems.problem import Problem
@@ -19,6 +21,7 @@ from funcexplain.solutions.probability import Probability
 from funcexplain.solutions.solution import Status
 
 Method = Literal["auto", "subset", "importance", "monte_carlo"]
+_TOGETHER = 1024  # points in a round of the searches of several rows, if there are as many
 
 
 def probability(
@@ -38,12 +41,12 @@ def probability(
 
     Args:
         problem: the question or grid, made by ``fe.scenarios.scenario`` or ``fe.scenarios.ahead``.
-            Penalties have no effect.
+            Penalties have no effect. After `smooth` and `robust`, the network under noise is judged.
         method: ``"subset"``: subset simulation, a product of chances of a tenth each; its error grows
             with ``|log p|`` only. ``"importance"``: draws around the closest points that a search finds;
             precise where it finds all regions that matter, and it needs a gradient. ``"monte_carlo"``:
             plain draws. ``"auto"``: plain draws or levels, by a pilot; ``reason`` gives why.
-        num_samples: about as many windows of each row at which the network is called; up to a third
+        num_samples: about as many markets of each row at which the network is called; up to a third
             more where a pilot misjudged the number of levels.
         atol: the target is hit where ``max |weights - target| <= atol``, as everywhere; zero for bounds
             to the letter.
@@ -80,40 +83,105 @@ def probability(
         raise ValueError(f"probability: method must be one of {list(METHODS)}, got {method!r}")
     warn_of_noise("probability", problem.apply)
     raise_repeated()
-    found: list[tuple[Estimate, int]] = []
+    runs = [_Run(method, index) for index in itertools.product(*map(range, problem.shape))]
     with deferred_interrupts() as hold:
-        for index in itertools.product(*map(range, problem.shape)):
-            row = problem[index] if index else problem
-            found.append(_estimate(row, method, num_samples, atol, seed, chunk_size, hold.stops()))
-        hold.answered = hold.stops() and len(found) > 0
-    return _collect(problem, found)
+        with suppress(KeyboardInterrupt):
+            for group in _by_network(problem, runs):
+                _run_together(problem, group, atol, num_samples, seed, chunk_size)
+        hold.answered = hold.stops() and len(runs) > 0
+    return _collect(problem, [_outcome(run, method) for run in runs])
 
 
-def _estimate(
-    row: Problem,
-    method: str,
-    num_samples: int,
-    atol: float,
-    seed: int,
-    chunk_size: int | None,
-    stopped: bool,
-) -> tuple[Estimate, int]:
-    """The estimate of one question, and the number of forward passes."""
-    known, event = Estimate(method=method), Event(row, atol, chunk_size)
-    try:
-        if stopped:
-            raise KeyboardInterrupt
-        with forwards_only(row):
-            key = fold_in(row.args["seed"], seed)
-            for estimate in METHODS[method](event, atol, num_samples, key):
-                known = estimate
-    except KeyboardInterrupt:
-        known = known._replace(status=Status.INTERRUPTED)
-    if event.num_unknown and known.status is not Status.INTERRUPTED:
-        known = known._replace(status=Status.NONFINITE)
-    reason = f"{known.reason or 'It was asked for.'}{event.describe_refusal()}"
+class _Run:
+    """The search for the chance of one row, and what is known of it.
+
+    Attributes:
+        index: of the row.
+        known: the estimate so far.
+        event: the row's target, once the search has begun.
+        points: whose errors the search waits for.
+        over: whether the search is over.
+    """
+
+    points: Tensor
+
+    def __init__(self, method: str, index: tuple[int, ...]) -> None:
+        self.index, self.known = index, Estimate(method=method)
+        self.event: Event | None = None
+        self.over = False
+
+    def begin(self, event: Event, atol: float, num_samples: int, seed: Tensor) -> None:
+        """Begin the search."""
+        self.event = event
+        method = self.known.method
+        self._search = METHODS[method](event, atol, num_samples, seed, self._report)
+        self.points = next(self._search)
+
+    def send(self, errors: Tensor) -> None:
+        """Give the search the errors that it waits for."""
+        assert self.event is not None
+        self.event.count(errors)
+        try:
+            self.points = self._search.send(errors)
+        except StopIteration:
+            self.over = True
+
+    def targets(self) -> Tensor:
+        """The row's target, for each of the points."""
+        assert self.event is not None
+        return self.event.targets(self.points)
+
+    def _report(self, known: Estimate) -> None:
+        self.known = known
+
+
+def _by_network(problem: Problem, runs: list[_Run]) -> Iterable[list[_Run]]:
+    """Groups of rows whose networks see the same windows: those that differ in the target alone."""
+    params = problem.args["params"]
+    seeded = isinstance(params, dict) and SEED in params
+    alike = {"target"} if seeded else {"target", "seed"}
+    apart = [place for place, dim in enumerate(problem.dims) if not dim.varying <= alike]
+    groups: dict[tuple[int, ...], list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.index[place] for place in apart), []).append(run)
+    return groups.values()
+
+
+def _run_together(
+    problem: Problem, runs: list[_Run], atol: float, num_samples: int, seed: int, chunk_size: int | None
+) -> None:
+    """Run the searches of rows whose points fill batches together."""
+    event = Event(problem[runs[0].index], atol, chunk_size)
+    waiting, active = iter(runs), list[_Run]()
+    with forwards_only(event.problem):
+        while True:
+            while sum(len(run.points) for run in active) < _TOGETHER and (run := next(waiting, None)):
+                row = problem[run.index]
+                key = fold_in(row.args["seed"], seed)
+                run.begin(event.with_target(row), atol, num_samples, key)
+                active.append(run)
+            if not active:
+                return
+            points = [run.points for run in active]
+            targets = torch.cat([run.targets() for run in active])
+            errors = event.errors(torch.cat(points), targets)
+            for run, part in zip(active, errors.split([len(p) for p in points]), strict=True):
+                run.send(part)
+            active = [run for run in active if not run.over]
+
+
+def _outcome(run: _Run, method: str) -> tuple[Estimate, int]:
+    """The estimate of a row, with its status, and the number of forward passes."""
+    known, event = run.known, run.event
+    reason = known.reason or "It was asked for."
+    if event is not None:
+        reason += event.describe_refusal()
     known = known._replace(method=known.method or method, reason=reason)
-    return known, event.num_forwards
+    if not run.over:
+        known = known._replace(status=Status.INTERRUPTED)
+    elif event is not None and event.num_unknown:
+        known = known._replace(status=Status.NONFINITE)
+    return known, 0 if event is None else event.num_forwards
 
 
 def _collect(problem: Problem, found: list[tuple[Estimate, int]]) -> Probability:

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,18 +28,16 @@ from funcexplain.networks.noise import fold_in, normal
 
 SHARE = 0.1
 """Share of a level's points that begin the next level."""
-_ACCEPTANCE = 0.44  # of moves, to which their size is adapted
+_ACCEPTANCE = 0.35  # of moves, to which their size is adapted
 _FEWEST = 10  # points that begin a level, at least
 
 
-class Event(Protocol):
-    """How far points ``(B, n)`` are from an event, ``(B,)``."""
+T = TypeVar("T")
+Search = Generator[Tensor, Tensor, T]
+"""Yields points ``(B, n)`` and is sent their errors ``(B,)``, infinite where they are unknown.
 
-    like: Tensor
-    """The zero point, ``(n,)``."""
-
-    def __call__(self, points: Tensor, /) -> Tensor:
-        """Errors of points; infinite where they are unknown."""
+So the points of many searches can be judged together.
+"""
 
 
 class Level(NamedTuple):
@@ -81,20 +79,23 @@ class Chains(NamedTuple):
     acceptance: float = 0.0
 
 
-def climb(event: Event, atol: float, num_points: int, seed: Tensor) -> Iterator[Level]:
+def climb(
+    like: Tensor, atol: float, num_points: int, seed: Tensor, stop: Callable[[Level], bool]
+) -> Search[Level]:
     """Sample level after level, down to errors of at most ``atol`` or until no lower one is found.
 
     Args:
-        event: from points to errors.
+        like: the zero point, ``(n,)``.
         atol: maximum error of the event.
         num_points: of each level.
         seed: of all noise, scalar int64.
+        stop: called with each level; whether it is the last one.
 
-    Yields:
-        Each level.
+    Returns:
+        The last level.
     """
-    points = normal(fold_in(seed, 0), (num_points, len(event.like)), event.like.dtype)
-    errors, origins = event(points), torch.arange(num_points, device=points.device)
+    points = normal(fold_in(seed, 0), (num_points, len(like)), like.dtype)
+    errors, origins = (yield points), torch.arange(num_points, device=points.device)
     count, variance = num_points, 0.0
     level = Level(math.inf, 0.0, 0.0, points, errors, 1.0)
     for number in itertools.count(1):
@@ -103,36 +104,48 @@ def climb(event: Event, atol: float, num_points: int, seed: Tensor) -> Iterator[
         points, errors, origins = points[hit], errors[hit], origins[hit]
         share = len(points) / len(hit)
         if not share:
-            yield level._replace(points=points, errors=errors)
-            return
+            level = level._replace(points=points, errors=errors)
+            stop(level)
+            break
         variance += (1.0 - share) / (share * len(hit)) * (1.0 + _correlation(hit, count))
         # Levels are not independent: points that descend from the same one count as one.
         lineage = (origins.bincount().double() / len(origins)).square().sum() - 1.0 / num_points
         log_probability = level.log_probability + math.log(share)
         relative = max(variance, float(lineage))
         level = Level(threshold, log_probability, relative, points, errors, level.size)
-        yield level
-        if threshold <= atol:
-            return
+        if stop(level) or threshold <= atol:
+            break
         count, chains = len(points), Chains(points, errors, threshold, level.size)
-        visited = [chains]
+        visited, stream = [chains], fold_in(seed, number)
         for step in range(1, max(2, round(num_points / count))):
-            chains = adapt(move(event, chains, fold_in(fold_in(seed, number), step)), step)
+            chains = adapt((yield from move(chains, fold_in(stream, step))), step)
             visited.append(chains)
         level = level._replace(size=chains.size)
         points = torch.cat([each.points for each in visited])
         errors = torch.cat([each.errors for each in visited])
         origins = origins.repeat(len(visited))
+    return level
 
 
-def move(event: Event, chains: Chains, seed: Tensor, fixed: Tensor | None = None) -> Chains:
+def complete(judge: Callable[[Tensor], Tensor], search: Search[T]) -> T:
+    """Run one search; ``judge`` maps points to errors."""
+    errors: Any = None
+    while True:
+        try:
+            points = search.send(errors)
+        except StopIteration as end:
+            return end.value
+        errors = judge(points)
+
+
+def move(chains: Chains, seed: Tensor, fixed: Tensor | None = None) -> Search[Chains]:
     """Move every chain once, or leave it where it is; not along a ``fixed`` unit vector, if given."""
     points, size = chains.points, chains.size
     noise = normal(seed, points.shape, points.dtype)
     proposal = math.sqrt(1.0 - size**2) * points + size * noise
     if fixed is not None:
         proposal = proposal + ((points - proposal) @ fixed)[:, None] * fixed
-    errors = event(proposal)
+    errors = yield proposal
     accepted = errors <= chains.threshold
     return chains._replace(
         points=torch.where(accepted[:, None], proposal, points),

@@ -40,9 +40,12 @@ def smooth(*, scale: float, draws: int = 16, seed: int = 0) -> Transform:
 
     ``w(z) = mean_d network(decode(z + scale * n_d))`` with standard normal ``n``, in antithetic pairs
     ``n, -n`` and the same for every step and row. The mean smooths out fine structure of the network
-    that ordinary noise undoes. Where the mean just holds the target, about half of the noises may miss
-    it; `robust` asks for a share of them. The noise is in the units of the search space at this
-    point of the pipe: sigmas after `standardize`, daily sigmas of the shocks in a scenario.
+    that ordinary noise undoes. A search ends where the mean just holds the target, and there about half
+    of the noises miss it, of a linear network exactly half. A convex measure, such as the turnover, is
+    larger under each noise than of the mean. `robust` asks for a share of the noises.
+
+    The noise is in the units of the search space at this point of the pipe: sigmas after `standardize`,
+    daily sigmas of the shocks in a scenario.
 
     A solution's ``weights``, ``loss`` and ``error`` are those of the mean. The network's own at ``x``
     are those of the problem without `smooth`, as ``fe.evaluate(solution, plain)`` measures them.
@@ -90,7 +93,9 @@ def robust(
     Each model under each noise, drawn as in `smooth`, has its own weights. The error of an answer is
     the ``level`` quantile of their errors: the smallest that a share ``level`` of them does not exceed.
     The answer is a hit where that is within ``atol``. The loss, which a search decreases, is the mean.
-    `closest` asks for all of them and keeps the closest point at which the share holds.
+    `closest` asks for all of them and keeps the closest point at which the share holds. Fresh noise
+    holds the target less often than the ``draws`` that the search knows: ask for a larger noise than
+    the answer has to survive, or for more draws.
 
     Args:
         models: parameters of several models, stacked as by `stack`. Default: the problem's own; those of
@@ -178,6 +183,12 @@ class Nearby(Unpicklable):
         """Map a window ``(C, L, A)``, or one and those nearby ``(1 + D, C, L, A)``, to weights."""
         alone = x.ndim == 3
         return self.gather(self.apply(params, x)[None] if alone else self.several(params, x[1:]))
+
+    def samples(self, params: Any, xs: Tensor) -> Tensor:
+        """Map several windows with those nearby, ``(B, 1 + D, C, L, A)``, to weights in one call."""
+        noisy = xs[:, 1:]
+        weights = self.several(params, noisy.flatten(0, 1))
+        return torch.func.vmap(self.gather)(weights.unflatten(0, noisy.shape[:2]))
 
     def bind(self, params: Any) -> AbstractContextManager[None]:
         """Keep parameters in the network."""

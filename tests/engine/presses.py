@@ -55,12 +55,25 @@ def in_threads() -> fe.Solution:
         return fe.clusters.open(folder)[...]
 
 
+def scenario() -> fe.Problem:
+    """A question over the shocks of a market whose returns are the windows."""
+    window = make_x0()
+    returns = window.flatten(0, 1)
+    return fe.scenarios.scenario(
+        returns,
+        torch.eye(len(window[0, 0]), dtype=window.dtype),
+        features=lambda r: r.reshape(window.shape),
+        inverse=lambda x, r: x.flatten(0, 1),
+    )(fe.problem(NETWORK, fe.targets.at_least(0, 0.3), window))
+
+
 def search(**settings: Any) -> Callable[[], fe.Solution]:
     """A search of two rows."""
     return lambda: fe.solve(GRID, max_steps=2, **settings)
 
 
-SLOW, ANSWER = branching(), fe.solve(GRID, max_steps=2)
+SLOW, ANSWER, MARKET = branching(), fe.solve(GRID, max_steps=2), scenario()
+GOALS = fe.vmap(MARKET, target=[fe.targets.at_least(0, level) for level in (0.3, 0.4)])
 NEAR: dict[str, Any] = {"max_steps": 2, "refinements": 2, "atol": 0.2}
 OPERATIONS: dict[str, Callable[[], Any]] = {
     "functionalize": lambda: fe.functionalize(NETWORK),
@@ -77,6 +90,8 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "explain": lambda: fe.explain(NETWORK, make_target(), make_x0(), max_steps=2),
     "closest": lambda: fe.closest(GRID[0], **NEAR),
     "closest of a grid": lambda: fe.closest(GRID, **NEAR),
+    "probability": lambda: fe.probability(GOALS, num_samples=80),
+    "sample": lambda: fe.sample(MARKET, 8, num_chains=4, num_samples=200, atol=0.1),
     "prune": lambda: fe.prune(ANSWER, GRID, atol=1.0),
     "evaluate": lambda: fe.evaluate(ANSWER, GRID, scale=1.0, draws=2),
     "check_gradient": lambda: fe.check_gradient(GRID[0]),
