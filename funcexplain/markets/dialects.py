@@ -17,7 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-GAPS = {"", "n/a", "na", "null", "none", "-", "--", ".", "nan", "nat", "<na>", "#n/a", "#n/a n/a", "#na"}
+GAPS = set("n/a na null none - -- . .. ? nan nat <na> n.a. #n/a #na nil missing".split()) | {
+    *("", "#n/a n/a", "#div/0!", "#value!", "#ref!", "#num!"),
+}
 """Cells without a price, in lower case."""
 
 _CURRENCIES = "$€£¥ \u00a0\u202f"
@@ -50,7 +52,7 @@ class Dialect:
     sheet: str | None = None
 
     def __post_init__(self) -> None:
-        if self.separator is not None and len(self.separator) != 1:
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
             raise ValueError(f'separator: expected one character, such as ";", got {self.separator!r}')
         if self.decimal not in (None, ".", ","):
             raise ValueError(f'decimal: expected "." or ",", got {self.decimal!r}')
@@ -79,15 +81,18 @@ _DATES = {
     "Mon DD, YYYY": r"(?P<name>[^\W\d_]{3,9})[. ]+(?P<d>\d\d?),? +(?P<y>\d{4})",
     "YYYY-MM-DD/YYYY-MM-DD": r"\d{4}-\d\d-\d\d/(?P<y>\d{4})-(?P<m>\d\d)-(?P<d>\d\d)",
     "YYYY-MM": r"(?P<y>(?:19|20)\d\d)-(?P<m>\d\d)",
+    "YYYY-Www": r"(?P<y>(?:19|20)\d\d)-?W(?P<week>\d\d)(?:-?(?P<d>[1-7]))?",
+    "Mon YYYY": r"(?P<name>[^\W\d_]{3,9})[-. ]+(?P<y>(?:19|20)\d\d)",
 }
 _NUMBERS = {  # which may also be prices or volumes
     "YYYYMMDD": r"(?P<y>(?:19|20)\d\d)(?P<m>0[1-9]|1[0-2])(?P<d>[0-3]\d)",
     "seconds since 1970": r"(?P<epoch>(?:[6-9]\d{8}|[1-3]\d{9})(?:\d{3})?)(?:\.0)?",
+    "days since 1899-12-30": r"(?P<serial>[3-5]\d{4})(?:\.0)?",  # Excel's
 }
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun|mo|di|mi|do|fr|sa|so)[a-z]*[.,]* )?"
 _TIME = (
-    r"(?:[T ,]+(?P<time>\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?)\s*(?P<half>[ap]m)?"
-    r"\s*(?P<zone>Z|[A-Z]{3,4}|[+-]\d\d:?\d\d)?)?"
+    r"(?:[T ,]+(?P<time>\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?|\d{6})\s*(?P<half>[ap]m)?"
+    r"\s*(?P<zone>[A-Z][A-Z_/]*|[+-]\d\d:?\d\d)?)?"
 )
 _PATTERNS = {
     name: re.compile(
@@ -209,22 +214,25 @@ def _as_strptime(date_format: str) -> str:
 def _stamp(part: dict[str, str | None], day_first: bool) -> Stamp:
     """The parts of a match as a point in time."""
     if epoch := part.get("epoch"):
-        return Stamp(
-            datetime(1970, 1, 1) + timedelta(seconds=int(epoch[:-3] if len(epoch) > 10 else epoch)), 0
-        )
+        seconds = int(epoch[:-3] if len(epoch) > 10 else epoch)
+        return Stamp(datetime(1970, 1, 1) + timedelta(seconds=seconds), 0)
+    if serial := part.get("serial"):
+        return Stamp(datetime(1899, 12, 30) + timedelta(days=int(serial)), 0)
     if part.get("a"):
         part["d"], part["m"] = (part["a"], part["b"]) if day_first else (part["b"], part["a"])
-    month = _MONTHS[part["name"][:3].lower()] if part.get("name") else int(part["m"] or 0)
-    year = int(part["y"] or 0)
+    year, day = int(part["y"] or 0), int(part.get("d") or 1)
     year += 0 if year > 99 else 2000 if year < 69 else 1900  # as POSIX reads two digits
-    clock = re.split(r"[:.,]", part["time"] or "0:0")
-    hour, minute, second = (int(piece) for piece in (*clock[:3], 0, 0)[:3])
+    if week := part.get("week"):
+        return Stamp(datetime.fromisocalendar(year, int(week), day), 0)
+    month = _MONTHS[name[:3].lower()] if (name := part.get("name")) else int(part["m"] or 0)
+    clock = re.findall(r"\d\d?", (part["time"] or "").split(".")[0])
+    hour, minute, second = (int(piece) for piece in (*clock[:3], 0, 0, 0)[:3])
     if half := part["half"]:
         hour = hour % 12 + 12 * (half.lower() == "pm")
     offset = 0
     if (zone := part["zone"]) and zone[0] in "+-":
         offset = (int(zone[1:3]) * 60 + int(zone[-2:])) * (1 if zone[0] == "+" else -1)
-    return Stamp(datetime(year, month, int(part.get("d") or 1), hour, minute, second), offset)
+    return Stamp(datetime(year, month, day, hour, minute, second), offset)
 
 
 # --- numbers ---------------------------------------------------------------------------------------

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import lzma
+import re
 import zipfile
 import zlib
+from bz2 import BZ2File
 from collections import Counter
 from collections.abc import Iterable
-from gzip import BadGzipFile, GzipFile
+from contextlib import nullcontext
+from gzip import GzipFile
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -33,6 +37,11 @@ _BYTE_ORDER_MARKS = {
     b"\0\0\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
+}
+_PACKED: dict[bytes, Any] = {
+    b"\x1f\x8b": lambda file: GzipFile(fileobj=file),
+    b"BZh": BZ2File,
+    b"\xfd7z": lzma.LZMAFile,
 }
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".xlsx": "excel", ".xlsm": "excel"}
 _OTHERS = {
@@ -95,7 +104,7 @@ def read_grid(path: Path, dialect: Dialect, kind: str | None = None) -> Grid:
     if kind is None:
         kind = "text"
     if kind == "text":
-        grid = _read_text(path, dialect, packed=path.suffix.lower() == ".gz" or start[:2] == b"\x1f\x8b")
+        grid = _read_text(path, dialect, start)
     else:
         grid = _read_parquet(path) if kind == "parquet" else _read_excel(path, dialect.sheet)
     return grid._replace(name=path.name.split(".")[0])
@@ -106,7 +115,7 @@ def frame_grid(where: str, frame: Any) -> Grid:
     if hasattr(frame, "to_frame") and not hasattr(frame, "columns"):  # a series
         frame = frame.to_frame()
     if hasattr(frame, "iter_rows"):
-        levels, rows = [list(frame.columns)], frame.iter_rows()
+        levels, rows = [tuple(frame.columns)], frame.iter_rows()
     elif hasattr(frame, "itertuples"):
         if type(frame.index).__name__ != "RangeIndex":
             frame = frame.reset_index()
@@ -126,11 +135,11 @@ def _numbered(rows: Iterable[Iterable[Any]]) -> list[tuple[int, list[str]]]:
 # --- text ------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path, dialect: Dialect, *, packed: bool) -> Grid:
-    text, notes = _decode(path, _read_bytes(path, packed), dialect.encoding)
+def _read_text(path: Path, dialect: Dialect, start: bytes) -> Grid:
+    text, notes = _decode(path, _read_bytes(path, start), dialect.encoding)
     separator = dialect.separator
-    if separator is None and text[:4] == "sep=":  # as Excel writes and reads it
-        separator, text = text[4], "\n" + text.partition("\n")[2]
+    if separator is None and (line := re.match(r"sep=([^\w\s\"]|\t)\s*\n", text)):  # as Excel writes it
+        separator, text = line[1], "\n" + text[line.end() :]
     if separator is None:
         separator = _sniff_separator(text)
         if separator != ",":
@@ -147,12 +156,14 @@ def _read_text(path: Path, dialect: Dialect, *, packed: bool) -> Grid:
     return Grid(str(path), rows, separator, notes)
 
 
-def _read_bytes(path: Path, packed: bool) -> bytes:
+def _read_bytes(path: Path, start: bytes) -> bytes:
     """The bytes of a file, unpacked, up to a limit."""
-    with opened("read_csv", path) as file:
+    kinds = (packed for magic, packed in _PACKED.items() if start.startswith(magic))
+    unpacked = next(kinds, _PACKED[b"\x1f\x8b"] if path.suffix.lower() == ".gz" else nullcontext)
+    with opened("read_csv", path) as file, unpacked(file) as content:
         try:
-            content = (GzipFile(fileobj=file) if packed else file).read(_MAX_TEXT + 1)
-        except (BadGzipFile, zlib.error, EOFError) as error:
+            content = content.read(_MAX_TEXT + 1)
+        except (OSError, zlib.error, lzma.LZMAError, EOFError) as error:
             raise _unreadable(path, 0, error) from error
     if len(content) > _MAX_TEXT:
         raise too_large("read_csv", path, _MAX_TEXT, _REMEDY)

@@ -107,6 +107,7 @@ def find_table(grid: Grid, dialect: Dialect) -> Table:
         raise _no_days(where, rows)
     place, first = found
     header, body = [row for _, row in rows[:first]], rows[first:]
+    body = [row for row in body if row[1] not in header]  # repeated where files were joined
     last = max(n for n, (_, row) in enumerate(body, start=1) if _dated(row, place, dialect.date_format))
     if len(body) > last:
         notes.append(f"without the last {len(body) - last} lines, which have no date")
@@ -267,8 +268,8 @@ def _pivot(
     kept = list(zip(body, dates.tolist(), dates, strict=True))
     for field in texts[1:]:  # a table of one row for each day, asset and field
         known = {_plain(row[field]) for _, row in body}
-        if known <= _FIELDS and (best := _best(known)):
-            kept = [item for item in kept if _plain(item[0][1][field]) == best]
+        if known <= _FIELDS and (price := _best(known)):
+            kept = [item for item in kept if _plain(item[0][1][field]) == price]
     values = [k for k in columns if k not in texts]
     fields = {_plain(header[k]): k for k in values}
     if len(values) != 1 and (best := _best(fields)) is None:
@@ -333,10 +334,9 @@ def _labels(
 
 def _filled(row: list[str], columns: list[int]) -> dict[int, str]:
     """Labels by column, where a blank goes on with the one before it, as merged cells do."""
-    filled, label = {}, ""
+    filled, last = {}, ""
     for column in columns:
-        label = row[column] or label
-        filled[column] = label
+        filled[column] = last = row[column] or last
     return filled
 
 

@@ -51,9 +51,8 @@ def find_assets(where: str, wanted: Sequence[str] | None, known: Sequence[str]) 
     places = {name: place for place, name in enumerate(known)}
     for name in wanted or ():
         if name not in places:
-            similar = get_close_matches(name, known, n=1) or [
-                k for k in known if k.lower() == name.lower()
-            ]
+            alike = [other for other in known if other.lower() == name.lower()]
+            similar = alike or get_close_matches(name, known, n=1)
             hint = f"did you mean {similar[0]!r}?" if similar else f"choose from {', '.join(known)}"
             raise ValueError(f"{where}: assets: there is no {name!r} in the data; {hint}")
     return [places[name] for name in wanted or known]
@@ -95,9 +94,8 @@ def select(
     """
     columns = find_assets(where, assets, table.assets)
     names, notes = [table.assets[column] for column in columns], [*table.notes]
-    rows = _in_order(
-        table, columns, np.flatnonzero(find_days(where, table.dates, start, end)).tolist(), notes
-    )
+    within = np.flatnonzero(find_days(where, table.dates, start, end)).tolist()
+    rows = _in_order(table, columns, within, notes)
     cells = [cell for row in rows for cell in (table.cells[row][column] for column in columns)]
     marks = sniff_marks(table.where, cells, dialect, table.separator)
     if marks.decimal == ",":
@@ -167,8 +165,8 @@ def _without_gaps(
         kept = ~missing.any(axis=1)
         return values[kept], dates[kept], names, f"without {(~kept).sum()} days with gaps"
     if gaps == "drop_assets":
-        whole = ~missing.any(axis=0)
-        dropped = [name for name, keep in zip(names, whole, strict=True) if not keep]
+        whole = np.logical_not(missing.any(axis=0))
+        dropped = [name for name, keep in zip(names, whole.tolist(), strict=True) if not keep]
         if not whole.any():
             raise ValueError(
                 f"{first}, as every asset has; drop the days or fill them: choose other gaps"
