@@ -28,9 +28,11 @@ def print_plain(line: str) -> None:
 
 
 def prices_line(prices: Prices) -> str:
-    """Number of assets and days, first and last date, and source of the prices."""
+    """Number of assets and periods, first and last date, source of the prices and how they were read."""
     assets, dates = prices.assets, prices.dates
-    return f"{len(assets)} assets, {len(dates)} days, {dates[0]} to {dates[-1]}: {prices.source}"
+    period = "days" if dates.dtype == "datetime64[D]" else "periods"
+    line = f"{len(assets)} assets, {len(dates)} {period}, {dates[0]} to {dates[-1]}: {prices.source}"
+    return f"{line} ({', '.join(prices.notes)})" if prices.notes else line
 
 
 def weights_table(
