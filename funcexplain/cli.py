@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "its author",
     )
     commands.choices["run"].set_defaults(
-        settings=["trust_model", "workers", "dask", "timeout", "accept", "quiet"]
+        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "quiet"]
     )
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
@@ -214,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="SECONDS",
         help="end and retry a chunk of shared searches after so many seconds (default: no limit)",
+    )
+    commands.choices["run"].add_argument(
+        "--xlsx", action="store_true", help="write the tables as one Excel file, too (needs openpyxl)"
     )
     commands.choices["run"].add_argument(
         "--accept",
