@@ -80,8 +80,8 @@ def write_workbook(folder: Path, names: Sequence[str]) -> str:
             for line, row in enumerate(rows, start=2):
                 if line > _MAX_LINES:
                     raise ValueError(
-                        f"--xlsx: a sheet must have at most {_MAX_LINES} lines, got more in {name}; leave "
-                        "--xlsx out, or ask for fewer dates"
+                        f"--xlsx: a sheet must have at most {_MAX_LINES} lines, got more in {name}; "
+                        "leave --xlsx out, or ask for fewer dates"
                     )
                 sheet.append([_cell(column, text) for column, text in zip(header, row, strict=True)])
     with replaced("output", folder / TABLES) as target:
@@ -101,7 +101,7 @@ def _cell(column: str, text: str) -> float | str:
 def _wanted(
     query: Query, question: QuestionConfig, assets: Sequence[str], numbers: np.ndarray
 ) -> np.ndarray:
-    """Target of each asset in rows: the weight, or bounds in words, empty where only sums are bounded."""
+    """Target of each asset in rows: its weight, or bounds in words; empty where only sums have them."""
     target, starts = query.problem.args["target"], len(query.seeds)
     if query.problem.criterion is EXACT:
         target = target.double().reshape(-1, len(assets)).expand(len(query.dates), -1)
@@ -142,7 +142,7 @@ def _days(history: History, position: int, count: int, ahead: int) -> list[str]:
 
 
 def _markets(outcome: Outcome, query: Query, history: History) -> Iterator[Columns]:
-    """Log returns and prices of each day and asset, actual (ahead: without shocks) and in the scenario."""
+    """Log returns and prices of each day and asset, actual (without shocks) and in the scenario."""
     for number, answer, question in _best(outcome, query):
         paths = [path.double() for path in price_paths(history, query, number, answer, question)]
         actual, scenario = (path.log().diff(dim=0).flatten().numpy() for path in paths)
