@@ -145,7 +145,7 @@ def run_config(
             else:
                 settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            tables = write_tables(fresh, outcome, query, history, config.question)
+            tables = write_tables(fresh, outcome, query, history)
             files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.folder import MARKET, METRICS, SHOCKS, TABLES, WEIGHTS
 from funcexplain.commands.history import History
 from funcexplain.commands.outputs import Outcome, price_paths
 from funcexplain.commands.question import Query
-from funcexplain.problems.criterion import EXACT
+from funcexplain.problems.criterion import LINEAR, ORDER
 from funcexplain.solutions.tables import columns_of, require, write_csv
 from funcexplain.solutions.writing import replaced
 
@@ -28,9 +27,7 @@ _MAX_LINES = 2**20  # of a sheet
 Columns = dict[str, np.ndarray]
 
 
-def write_tables(
-    folder: Path, outcome: Outcome, query: Query, history: History, question: QuestionConfig
-) -> list[str]:
+def write_tables(folder: Path, outcome: Outcome, query: Query, history: History) -> list[str]:
     """Write the tables as csv, and return the names of the files.
 
     One line per search: weights (reached, today's, target's, turnover) and metrics. One line per date,
@@ -39,7 +36,7 @@ def write_tables(
     starts, total = len(query.seeds), len(outcome.hit)
     days, is_best = np.array(query.dates, dtype=object), np.zeros(total, dtype=int)
     is_best[outcome.best] = 1
-    assets = history.prices.assets
+    assets, targets = history.prices.assets, _wanted(query)
 
     def keys(numbers: np.ndarray) -> Columns:
         return {"date": days[numbers // starts], "start": numbers % starts}
@@ -47,7 +44,7 @@ def write_tables(
     def block(rows: Tensor) -> Columns:
         arrays, numbers = outcome.solution.flat(rows).to_numpy(), rows.numpy()
         today = query.today.double().numpy()[numbers // starts]
-        wanted = _wanted(query, question, assets, numbers)
+        wanted = targets[numbers // starts if len(targets) > 1 else 0 * numbers]
         return {
             **keys(numbers),
             "best": is_best[numbers],
@@ -98,21 +95,31 @@ def _cell(column: str, text: str) -> float | str:
     return text if column in _TEXT or not np.isfinite(number) else number
 
 
-def _wanted(
-    query: Query, question: QuestionConfig, assets: Sequence[str], numbers: np.ndarray
-) -> np.ndarray:
-    """Target of each asset in rows: its weight, or bounds in words; empty where only sums have them."""
-    target, starts = query.problem.args["target"], len(query.seeds)
-    if query.problem.criterion is EXACT:
-        target = target.double().reshape(-1, len(assets)).expand(len(query.dates), -1)
-        return target.numpy()[numbers // starts]
-    words = {name: "largest" for name in [question.top] if name is not None}
-    words |= dict.fromkeys(question.exit or (), "0")
-    for sign, bounds in ((">=", question.at_least), ("<=", question.at_most)):
-        for name, bound in (bounds or {}).items():
-            words[name] = " and ".join(filter(None, (words.get(name), f"{sign} {bound:g}")))
-    row = np.array([words.get(name, "") for name in assets], dtype=object)
-    return np.broadcast_to(row, (len(numbers), len(assets)))
+def _wanted(query: Query) -> np.ndarray:
+    """Target of each asset on each date, ``(dates or 1, A)``: its weight, or bounds in words.
+
+    Goals of several assets together have no column: they leave theirs empty.
+    """
+    target, ndim = query.problem.args["target"].double(), query.problem.criterion.ndim
+    dates = target if target.ndim > ndim else target[None]
+    return np.array([_wanted_weights(one) for one in dates], dtype=object)
+
+
+def _wanted_weights(target: Tensor) -> list[Any]:
+    if target.ndim == 1:
+        return target.tolist()
+    words: list[list[str]] = [[] for _ in range(target.shape[-1] - 3)]
+    for *coefficients, kind, lower, upper in target.tolist():
+        assets = [place for place, value in enumerate(coefficients) if value]
+        if kind == ORDER:
+            words[coefficients.index(1.0)] = ["largest"]
+        elif kind == LINEAR and len(assets) == 1 and coefficients[assets[0]] == 1.0:
+            if lower == upper:
+                words[assets[0]] = [f"{lower:.7g}"]
+                continue
+            signs = ((">=", lower), ("<=", upper))
+            words[assets[0]] += [f"{sign} {bound:.7g}" for sign, bound in signs if np.isfinite(bound)]
+    return [" and ".join(found) for found in words]
 
 
 def _best(outcome: Outcome, query: Query) -> Iterator[tuple[int, fe.Solution, fe.Problem]]:

@@ -48,18 +48,16 @@ def test_a_full_disk_has_its_own_code_and_leaves_an_earlier_answer(
     monkeypatch.setattr(outputs, where, full)
     capsys.readouterr()
     assert main(["run", path, "--quiet"]) == 74
-    error = capsys.readouterr().err
-    assert (
-        error
-        == "funcexplain: error: the disk is full: cannot write: No space left on device; free some space\n"
-    )
+    reason = "cannot write: No space left on device; free some space"
+    assert capsys.readouterr().err == f"funcexplain: error: the disk is full: {reason}\n"
     assert contents(place[0] / "out") == before
 
 
 def test_a_closed_pipe_and_a_full_output_end_quietly(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {os.getcwd()!r}); from funcexplain.cli import main\n"
     code += "import funcexplain.commands.run as run\n"
-    code += "run.check_config = lambda path, *, print_line, **_: [print_line('x' * 99) for _ in range(9999)]\n"
+    code += "def check(path, *, print_line, **_):\n    for _ in range(9999): print_line('x' * 99)\n"
+    code += "run.check_config = check\n"
     code += "sys.exit(main(['check', 'config.toml']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
