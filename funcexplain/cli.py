@@ -98,8 +98,10 @@ def _run(argv: Sequence[str]) -> int:
             print(json.dumps({"exit_code": code, "error": message}))
         return code
     except KeyboardInterrupt as interrupt:
-        detail = f": {interrupt}" if str(interrupt) else ""
-        _print_to_stderr(f"interrupted{detail}")
+        message = "interrupted" + (f": {interrupt}" if str(interrupt) else "")
+        _print_to_stderr(message)
+        if "--json" in argv:
+            print(json.dumps({"exit_code": 130, "error": message}))
         return 130
 
 

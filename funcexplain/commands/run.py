@@ -173,6 +173,8 @@ def run_config(
     if len(failures) > _MAX_FAILURES:
         print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {SUMMARY}")
     print_line(f"{folder}: {', '.join(summary['files'])}")
+    if ANSWERS not in files and (folder / ANSWERS).exists():
+        print_line(f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old")
     return summary
 
 

@@ -350,9 +350,9 @@ def _choose(
     for column in columns:
         field, asset = labels[column]
         by_asset.setdefault(asset or name, {}).setdefault(field, column)
-    best = {asset: field for asset, fields in by_asset.items() if (field := _best(fields))}
+    best = {asset: price for asset, fields in by_asset.items() if (price := _best(fields))}
     kinds = sorted(set(best.values()), key=_PRICES.index)
-    kept = [by_asset[asset][field] for asset, field in best.items()]
+    kept = [by_asset[asset][price] for asset, price in best.items()]
     return [*best], kept, [f"{' or '.join(kinds)} of each asset"]
 
 
