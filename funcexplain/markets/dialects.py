@@ -26,7 +26,7 @@ _CURRENCIES = "$€£¥ \u00a0\u202f"
 _SPACES = " \u00a0\u202f"
 _QUOTES = "'\u2019"  # as in Switzerland
 _MARKS = re.compile(rf"[.,{_QUOTES}{_SPACES}]")
-_NOT_PLAIN = re.compile(rf"[,{_QUOTES}{_SPACES}]|\.\d+\.")
+_OTHER_MARKS = f",{_QUOTES}{_SPACES}"
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,7 @@ def sniff_marks(where: str, cells: Sequence[str], dialect: Dialect, separator: s
         Marks(decimal=',', thousands='.')
     """
     decimals, thousands, unsure = set[str](), set[str](), set[str]()
-    plain = separator != ";" and not _NOT_PLAIN.search("\n".join(cells))
-    for cell in () if plain else cells:
+    for cell in () if separator != ";" and _are_plain(cells) else cells:
         marks = _MARKS.findall(text := cell.strip(_CURRENCIES))
         if not marks or not text[0].isdigit():
             continue
@@ -283,6 +282,12 @@ def sniff_marks(where: str, cells: Sequence[str], dialect: Dialect, separator: s
     if dialect.thousands is not None:
         return Marks(decimal, dialect.thousands)
     return Marks(decimal, "".join(sorted((thousands | unsure) - {decimal})))
+
+
+def _are_plain(cells: Sequence[str]) -> bool:
+    """Whether no number has another mark than one decimal point."""
+    text = "\n".join(cells)
+    return not any(mark in text for mark in _OTHER_MARKS) and all(cell.count(".") < 2 for cell in cells)
 
 
 def read_price(text: str, marks: Marks) -> float:

@@ -1,7 +1,6 @@
 """Where a grid of text has its days, assets and prices: wide, long, transposed, several header rows.
 
-Open, high, low, close and volume of one asset are not assets: of each asset, the adjusted close is used
-if there is one, else the close. Nothing here checks a price: assets and days are selected first.
+Nothing here checks a price: assets and days are selected first.
 """
 
 from __future__ import annotations
@@ -14,46 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funcexplain.markets.dialects import GAPS, Dialect, is_date, read_dates
+from funcexplain.markets.fields import (
+    DATE_NAMES,
+    FIELDS,
+    best_price,
+    choose_prices,
+    label_columns,
+    plain,
+)
 from funcexplain.markets.grids import Grid
 
 Row = tuple[int, list[str]]  # line and cells
 
-_DATE_NAMES = {
-    "date",
-    "day",
-    "time",
-    "datetime",
-    "timestamp",
-    "datum",
-    "index",
-    "period",
-    "week",
-    "month",
-}
 _ID_NAMES = set(
     "ticker symbol asset isin name instrument security id sid code currency permno ric cusip sedol "
     "stock fund pair wkn".split()
 )
-# Prices, the best first, then what else a provider writes about an asset.
-_PRICES = (
-    *("adj close", "adjusted close", "adjclose", "close adj", "adjusted", "adjusted closing price"),
-    *("close", "close last", "closing price", "schluss", "schlusskurs", "px last", "last", "last price"),
-    *("price", "px", "prc", "settle", "value", "rate"),
-)
-_RANGE = {"open", "high", "low", "px open", "px high", "px low", "eröffnung", "hoch", "tief"}
-_REST = {
-    *"volume vol tickvol spread change chg dividends dividend vwap trades turnover count".split(),
-    *("volumen", "stock splits", "capital gains", "px volume", "split factor"),
-    *("adj open", "adj high", "adj low", "adj volume"),
-}
-_FIELDS = {*_PRICES, *_RANGE, *_REST}
-_WORDS = "|".join(name.replace(" ", r"[\W_]*") for name in sorted(_FIELDS, key=len, reverse=True))
-_JOINT = r"[\s_.,:;|/'\"()-]+"
-_EDGE = r"[\s_'\"()]*"
-_FLAT = (
-    re.compile(rf"{_EDGE}(?P<field>{_WORDS}){_JOINT}(?P<asset>\S.*?){_EDGE}", re.IGNORECASE),
-    re.compile(rf"{_EDGE}(?P<asset>\S.*?){_JOINT}(?P<field>{_WORDS}){_EDGE}", re.IGNORECASE),
-)
+# A price, perhaps with a currency sign; not a percentage, and not 1.2M.
+_PRICE = re.compile(r"[^\w%]*\d[\d.,'\u2019\s]*(e[-+]?\d+)?[^\w%]*", re.IGNORECASE)
 _SAMPLE = 200  # rows that show where the dates are
 _CLOCK = re.compile(r"\d\d?:\d\d(:\d\d)?")
 
@@ -123,6 +100,8 @@ def find_table(grid: Grid, dialect: Dialect) -> Table:
     header = [[cell.strip("<># ") for cell in _padded(row, width)] for row in header]
     named = max(k + 1 for row in header for k, cell in enumerate(row) if cell)
     body = [(line, _fit(row, named, width, f"{where}, line {line}")) for line, row in body]
+    if (pairs := _in_pairs(header, body, place, dialect.date_format)) is not None:
+        header, body, place, width = [["date", "asset", "price"]], pairs, 0, 3
     texts = [row[place] for _, row in body]
     ignored = {place}
     if place + 1 < width and all(_CLOCK.fullmatch(row[place + 1]) for _, row in body):
@@ -138,8 +117,11 @@ def find_table(grid: Grid, dialect: Dialect) -> Table:
         assets, picked, lines, cells = _pivot(where, header[-1], body, columns, names, dates)
         dates, notes = picked, [*notes, "one row for each day and asset"]
     else:
-        labels = _labels(header, columns, place, where)
-        assets, kept, more = _choose(labels, columns, grid.name)
+        if not columns:
+            raise _no_asset(where, header[-1])
+        columns = _without_words(body, columns, header[-1], notes)
+        labels = label_columns(header, columns, place)
+        assets, kept, more = choose_prices(labels, columns, grid.name)
         notes += more
         lines, cells = [line for line, _ in body], [[row[k] for k in kept] for _, row in body]
     _check_names(where, header, assets)
@@ -220,29 +202,56 @@ def _padded(row: list[str], width: int) -> list[str]:
 # --- columns ---------------------------------------------------------------------------------------
 
 
-def _plain(label: str) -> str:
-    """A label in lower case, its words separated by one blank."""
-    return re.sub(r"[\W_]+", " ", label.lower()).strip()
-
-
 def _is_index(header: list[list[str]], body: list[Row], column: int, place: int) -> bool:
     """Whether a column has no name and is empty or left of the dates, as the row numbers of a frame."""
     label = next((row[column] for row in header[::-1] if row[column]), "")
     if label and not label.startswith("Unnamed"):
-        return _plain(label) == "index" and column < place
+        return plain(label) == "index" and column < place
     return column < place or not any(row[column] for _, row in body)
 
 
 def _is_number(text: str) -> bool:
-    return text.lower() in GAPS or (
-        any(letter.isdigit() for letter in text) and text[0] in "0123456789.,-+$€£¥("
-    )
+    """Whether a cell may be a price, or none."""
+    return text.lower() in GAPS or _PRICE.fullmatch(text) is not None
+
+
+def _without_words(body: list[Row], columns: list[int], names: list[str], notes: list[str]) -> list[int]:
+    """Columns that may hold prices: not those of words, percentages or volumes such as 1.2M."""
+
+    def has_words(column: int) -> bool:
+        if any(_PRICE.fullmatch(row[column]) for _, row in body):
+            return False
+        return any(row[column].lower() not in GAPS for _, row in body)
+
+    dropped = [column for column in columns if has_words(column)]
+    if not dropped or len(dropped) == len(columns):
+        return columns
+    notes.append(f"without {', '.join(repr(names[k]) for k in dropped)} (no prices)")
+    return [column for column in columns if column not in dropped]
+
+
+def _in_pairs(
+    header: list[list[str]], body: list[Row], place: int, date_format: str | None
+) -> list[Row] | None:
+    """Rows of day, asset and price, if every other column has dates, of the asset beside it."""
+    width = len(header[0])
+    others = range(place, width, 2)
+    if width - place < 4 or (width - place) % 2:
+        return None
+    if not all(_dated(row, k, date_format) or not row[k] for _, row in body for k in others):
+        return None
+    rows = []
+    for k in others:
+        labels = [row[column] for row in header for column in (k, k + 1)]
+        known = [label for label in labels if plain(label) not in {"", *DATE_NAMES, *FIELDS}]
+        rows += [(line, [row[k], next(iter(known), ""), row[k + 1]]) for line, row in body if row[k]]
+    return rows
 
 
 def _long_columns(names: list[str], body: list[Row], columns: list[int], days: list[str]) -> list[int]:
     """The columns of text of a long table, that of the assets first; none if it is wide."""
     repeated = len(set(days)) < len(days)
-    named = [k for k in columns if _plain(names[k]) in _ID_NAMES]
+    named = [k for k in columns if plain(names[k]) in _ID_NAMES]
     if not (repeated or named):
         return []
     texts = [k for k in columns if not all(_is_number(row[k]) for _, row in body)]
@@ -267,12 +276,12 @@ def _pivot(
     asset = texts[0]
     kept = list(zip(body, dates.tolist(), dates, strict=True))
     for field in texts[1:]:  # a table of one row for each day, asset and field
-        known = {_plain(row[field]) for _, row in body}
-        if known <= _FIELDS and (price := _best(known)):
-            kept = [item for item in kept if _plain(item[0][1][field]) == price]
+        known = {plain(row[field]) for _, row in body}
+        if known <= FIELDS and (price := best_price(known)):
+            kept = [item for item in kept if plain(item[0][1][field]) == price]
     values = [k for k in columns if k not in texts]
-    fields = {_plain(header[k]): k for k in values}
-    if len(values) != 1 and (best := _best(fields)) is None:
+    fields = {plain(header[k]): k for k in values}
+    if len(values) != 1 and (best := best_price(fields)) is None:
         listed = ", ".join(repr(header[k]) for k in values) or "none"
         raise ValueError(f"{where}: expected one column of prices, got {listed}; call it close")
     value = values[0] if len(values) == 1 else fields[best or ""]
@@ -292,68 +301,6 @@ def _pivot(
         cells[place] = row[value]
     lines, cells_of = zip(*rows.values(), strict=True)
     return assets, np.array([*days.values()]), [*lines], [*cells_of]
-
-
-def _best(fields: object) -> str | None:
-    """The best price among fields."""
-    return next((name for name in _PRICES if name in fields), None)  # type: ignore[operator]
-
-
-def _labels(
-    header: list[list[str]], columns: list[int], place: int, where: str
-) -> dict[int, tuple[str, str]]:
-    """Field and asset of each column; one of them is empty if the header does not have it."""
-    if not columns:
-        raise _no_asset(where, header[-1])
-    levels = [row for row in header if any(row[k] for k in columns)] or header[-1:]
-    plain = [{_plain(row[k]) for k in columns if row[k]} for row in levels]
-    fields = [n for n, words in enumerate(plain) if words and words <= _FIELDS and _best(words)]
-    rest = [n for n in range(len(levels)) if n not in fields]
-    if fields and rest:
-        upper = [
-            _filled(levels[n], columns) for n in (fields[0], max(rest, key=lambda n: len(plain[n])))
-        ]
-        return {k: (_plain(upper[0][k]), upper[1][k]) for k in columns}
-
-    def score(number: int) -> tuple[int, bool, int]:
-        return len(plain[number]), _plain(levels[number][place]) in _DATE_NAMES, number
-
-    row = levels[max(range(len(levels)), key=score)]
-    words = {_plain(row[k]) for k in columns}
-    alone = words <= _FIELDS and _best(words) and (len(columns) == 1 or not words <= {*_PRICES})
-    if alone or (_best(words) and len(words & _RANGE) >= 3):
-        return {k: (_plain(row[k]), "") for k in columns}
-    flat = {k: next(filter(None, (form.fullmatch(row[k]) for form in _FLAT)), None) for k in columns}
-    pairs = {k: (_plain(match["field"]), match["asset"]) for k, match in flat.items() if match}
-    kinds = {field for field, _ in pairs.values()}
-    tuples = all(row[k].startswith("('") for k in columns)
-    if len(pairs) == len(columns) and _best(kinds) and (len(kinds) > 1 or tuples):
-        return pairs
-    return {k: ("", row[k]) for k in columns}
-
-
-def _filled(row: list[str], columns: list[int]) -> dict[int, str]:
-    """Labels by column, where a blank goes on with the one before it, as merged cells do."""
-    filled, last = {}, ""
-    for column in columns:
-        filled[column] = last = row[column] or last
-    return filled
-
-
-def _choose(
-    labels: dict[int, tuple[str, str]], columns: list[int], name: str
-) -> tuple[list[str], list[int], list[str]]:
-    """Names and columns of the best price of each asset, and notes; ``name`` is that of the only one."""
-    if not any(field for field, _ in labels.values()):
-        return [labels[k][1] for k in columns], columns, []
-    by_asset: dict[str, dict[str, int]] = {}
-    for column in columns:
-        field, asset = labels[column]
-        by_asset.setdefault(asset or name, {}).setdefault(field, column)
-    best = {asset: price for asset, fields in by_asset.items() if (price := _best(fields))}
-    kinds = sorted(set(best.values()), key=_PRICES.index)
-    kept = [by_asset[asset][price] for asset, price in best.items()]
-    return [*best], kept, [f"{' or '.join(kinds)} of each asset"]
 
 
 def _check_names(where: str, header: list[list[str]], assets: Sequence[str]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from difflib import get_close_matches
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from funcexplain.markets.dialects import Dialect, read_price, sniff_marks
+from funcexplain.markets.dialects import Dialect, Marks, read_price, sniff_marks
 from funcexplain.markets.layouts import Table
 
 GAPS = ("refuse", "drop_days", "forward_fill", "drop_assets")
@@ -96,17 +97,18 @@ def select(
     names, notes = [table.assets[column] for column in columns], [*table.notes]
     within = np.flatnonzero(find_days(where, table.dates, start, end)).tolist()
     rows = _in_order(table, columns, within, notes)
-    cells = [cell for row in rows for cell in (table.cells[row][column] for column in columns)]
-    marks = sniff_marks(table.where, cells, dialect, table.separator)
+    cells = [[table.cells[row][column] for column in columns] for row in rows]
+    marks = sniff_marks(table.where, list(chain(*cells)), dialect, table.separator)
     if marks.decimal == ",":
         notes.append("decimal comma")
-    values = np.empty((len(rows), len(columns)))
-    for number, row in enumerate(rows):
-        for place, column in enumerate(columns):
+    values = _read_all(cells, marks)
+    if values is None:  # a gap, another mark or a fault
+        values = np.empty((len(rows), len(columns)))
+        for number, place in np.ndindex(values.shape):
             try:
-                values[number, place] = read_price(table.cells[row][column], marks)
+                values[number, place] = read_price(cells[number][place], marks)
             except ValueError as error:
-                raise ValueError(f"{_place(table, row, names[place])}: {error}") from None
+                raise ValueError(f"{_place(table, rows[number], names[place])}: {error}") from None
     dates = table.dates[rows]
     known = ~np.isnan(values)
     if len(columns) > 1 and not known.any(axis=1).all():  # nothing was traded
@@ -122,6 +124,17 @@ def select(
     if len(dates) < 2:
         raise ValueError(f"{table.where}: expected at least 2 days of prices, got {len(dates)}")
     return Selection(values, dates, tuple(names), table.where, tuple(notes))
+
+
+def _read_all(cells: list[list[str]], marks: Marks) -> NDArray[np.float64] | None:
+    """All cells at once, None unless each is a plain number above zero."""
+    if marks != Marks() or any("_" in cell for cell in chain(*cells)):
+        return None
+    try:
+        values = np.array([[*map(float, row)] for row in cells])
+    except ValueError:
+        return None
+    return values if bool(((values > 0) & np.isfinite(values)).all()) else None
 
 
 def _place(table: Table, row: int, name: str) -> str:

@@ -241,6 +241,14 @@ CASES: dict[str, Case] = {
     "holidays": csv("mine.csv", between(WIDE, "2024-01-20,,,")),
     "quoted header": csv("mine.csv", ['"Date","GOLD","OIL","RICE"', *WIDE[1:]]),
     "a clock": csv("mine.csv", [WIDE[0].replace(",", ",time,", 1), *(clocked(row) for row in WIDE[1:])]),
+    "a comment": csv("mine.csv", [f"{WIDE[0]},remark", *(f"{row},closed early" for row in WIDE[1:])]),
+    "a date for each asset": case(
+        text(["Date,GOLD,Date,OIL,Date,RICE"])
+        + text(
+            ",".join(f"{day},{value:.2f}" for value in values)
+            for day, values in zip(DAYS, VALUES, strict=True)
+        )
+    ),
     # several fields of each asset
     "yfinance": case(yfinance(FIELDS, ("Price", "Ticker"))),
     "yfinance, adjusted": case(yfinance(ADJUSTED, ("", ""))),
@@ -265,6 +273,13 @@ CASES: dict[str, Case] = {
         one(
             '"Date","Price","Open","High","Low","Vol.","Change %"',
             lambda d, v: f'"{d:%m/%d/%Y}","{v:,.2f}","1,000.0","2,000.0","1.00","","1.3%"',
+        ),
+        **AAPL,
+    ),
+    "German Investing": case(
+        one(
+            '"Datum","Zuletzt","Eröffn.","Hoch","Tief","Vol.","+/- %"',
+            lambda d, v: f'"{d:%d.%m.%Y}","{comma(v)}","1,1","1,3","1,0","12,3K","0,1%"',
         ),
         **AAPL,
     ),
