@@ -7,12 +7,14 @@ one line on stderr and exit code 2; ``--debug`` shows the traceback.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, NoReturn
 
 DEMO = """\
@@ -22,9 +24,9 @@ a minute.
 """
 RUN = """\
 Ask your own network about your own prices, as stated in a config, and write the answer to the config's
-folder: the solution, tables of weights and metrics, a picture, a report. Exit code 0 if the network
-holds the target on every date, 1 if not, 2 if the input is invalid, 130 after Ctrl-C, which
-leaves an earlier answer as it was.
+folder: the solution, tables, a picture, a report. Exit code 0 if the network holds the target on every
+date, 1 if not, 2 if the input is invalid, 74 if the disk is full, 130 after Ctrl-C, 141 if the output is
+no longer read (as by head); the last three leave an earlier answer as it was.
 """
 CHECK = """\
 Check everything that a config names without solving it: keys, network, weights, prices, features,
@@ -37,6 +39,8 @@ measures that need the network.
 """
 
 _MAX_MESSAGE = 2000  # characters
+_DISK_FULL = 74  # EX_IOERR of sysexits.h
+_PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success (of ``run``: the target is hit), 1 if the target is not reached, 2 for a user's
-        error, which is printed to stderr as one line, 130 after Ctrl-C.
+        error, which is printed to stderr as one line, 74 if the disk is full, 130 after Ctrl-C, 141 if
+        nobody reads the output any more.
 
     Raises:
         SystemExit: with code 0 after ``--help`` and ``--version``.
@@ -65,21 +70,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
+        code = _run(argv)
+        sys.stdout.flush()  # a full disk or a closed pipe may appear only here
+    except OSError as error:
+        if not (isinstance(error, BrokenPipeError) or _is_full(error)):
+            raise
+        _discard_output()
+        return _PIPE_CLOSED if isinstance(error, BrokenPipeError) else _DISK_FULL
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
         arguments = _parser().parse_args(argv)
         with _one_line_warnings(getattr(arguments, "quiet", False)):
             return int(arguments.command(arguments))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if "--debug" in argv:
             raise
-        message = _message(error)
+        full = _is_full(error)
+        code, message = (_DISK_FULL, "the disk is full: ") if full else (2, "")
+        message += _message(error)
         _print_to_stderr(f"error: {message}")
         if "--json" in argv:
-            print(json.dumps({"exit_code": 2, "error": message}))
-        return 2
+            print(json.dumps({"exit_code": code, "error": message}))
+        return code
     except KeyboardInterrupt as interrupt:
-        detail = f": {interrupt}" if str(interrupt) else ""
-        _print_to_stderr(f"interrupted{detail}")
+        message = "interrupted" + (f": {interrupt}" if str(interrupt) else "")
+        _print_to_stderr(message)
+        if "--json" in argv:
+            print(json.dumps({"exit_code": 130, "error": message}))
         return 130
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error comes from a disk or a quota without space."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _discard_output() -> None:
+    """Give the standard streams that cannot be written to a place to flush to when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):  # a stream of the caller's may have no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _print_to_stderr(text: str) -> None:
@@ -194,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         "its author",
     )
     commands.choices["run"].set_defaults(
-        settings=["trust_model", "workers", "dask", "timeout", "accept", "quiet"]
+        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "quiet"]
     )
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
@@ -214,6 +256,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         metavar="SECONDS",
         help="end and retry a chunk of shared searches after so many seconds (default: no limit)",
+    )
+    commands.choices["run"].add_argument(
+        "--xlsx", action="store_true", help="write the tables as one Excel file, too (needs openpyxl)"
     )
     commands.choices["run"].add_argument(
         "--accept",

@@ -20,7 +20,7 @@ from funcexplain.cli import main
 from funcexplain.clusters.example import build
 from funcexplain.commands.config import parse_toml, read_config
 from funcexplain.commands.network import read_weights
-from funcexplain.markets import prices
+from funcexplain.markets import grids, prices
 from funcexplain.solutions import archive, reading, tables
 from funcexplain.solutions.archive import read_safetensors
 from funcexplain.solutions.writing import printable
@@ -181,7 +181,7 @@ def test_the_folder_of_a_cluster_keeps_what_is_not_a_file(tmp_path: Path) -> Non
 def few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of a MiB, which tests reach at once."""
     monkeypatch.setattr(archive, "_MAX_HEADER", reading.MIB)
-    monkeypatch.setattr(prices, "_MAX_TEXT", reading.MIB)
+    monkeypatch.setattr(grids, "_MAX_TEXT", reading.MIB)
 
 
 @pytest.mark.parametrize("line", ["\n", " ", "2024-01-02,1.0\n", "1,", "\0", "a"], ids=range(6))

@@ -137,7 +137,7 @@ def test_importing_loads_neither_extras_nor_torch_before_they_are_needed() -> No
         "assert 'torch' not in sys.modules;"
         "[getattr(fe, name) for name in fe.__all__];"
         "extras = {'matplotlib', 'pandas', 'cvxpy', 'cvxpylayers', 'deepdow', 'torchopt', 'scipy',"
-        "'xarray', 'sklearn', 'dask', 'distributed', 'pyarrow'};"
+        "'xarray', 'sklearn', 'dask', 'distributed', 'pyarrow', 'openpyxl'};"
         "assert not extras & set(sys.modules), extras & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

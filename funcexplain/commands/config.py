@@ -35,6 +35,7 @@ from funcexplain.commands.entries import (
     read_text,
     suggest,
 )
+from funcexplain.commands.prices import PricesConfig
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.writing import check_regular
 
@@ -179,16 +180,6 @@ class NetworkConfig:
     weights: str | None = entry(read_text, None)
     package: str | None = entry(_package, None)
     folder: str = entry(read_text, ".")
-
-
-@dataclass(frozen=True)
-class PricesConfig:
-    """The price history."""
-
-    file: str = entry(read_text)
-    assets: tuple[str, ...] | None = entry(read_names, None)
-    start: date | None = entry(read_date, None)
-    end: date | None = entry(read_date, None)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, field, fields
 from datetime import date, datetime, time
 from difflib import get_close_matches
@@ -162,12 +163,10 @@ def read_amounts(where: str, value: Any) -> dict[str, float]:
 
 
 def read_date(where: str, value: Any) -> date:
-    """Read a date, as TOML has it or as text."""
+    """Read a date, or a date and time without a zone, as TOML has it or as text."""
     if isinstance(value, str):
-        try:
-            value = date.fromisoformat(value)
-        except ValueError:
-            raise bad_entry(where, "a date such as 2024-01-31", value) from None
-    if not isinstance(value, date) or isinstance(value, datetime):
+        with suppress(ValueError):
+            value = (date if len(value) <= 10 else datetime).fromisoformat(value)
+    if not isinstance(value, date) or getattr(value, "tzinfo", None) is not None:
         raise bad_entry(where, "a date such as 2024-01-31", value)
     return value

@@ -13,6 +13,7 @@ from typing import Any
 import funcexplain as fe
 from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
+from funcexplain.commands.folder import earlier_question
 from funcexplain.commands.inputs import Inputs, load_inputs, refinement_settings, solve_settings
 from funcexplain.commands.toml import to_toml
 from funcexplain.engine.closest import check_refinement, refine
@@ -84,6 +85,9 @@ def solve_shared(
             )
         except ValueError as error:
             text = str(error).replace("name another directory", "name another output.folder")
+            if "accept=[" not in text:  # whether they remain valid does not depend on the code alone
+                asked = earlier_question(directory.parent)
+                text = text.replace("to something else", f"to another question{asked}")
             raise ValueError(_ACCEPT.sub(_as_flag, text)) from None
         _check_complete(solution, "run the same command to resume")
     return solution

@@ -24,8 +24,9 @@ CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json
 ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches; it is resumed, and never moved."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
+MARKET, SHOCKS, TABLES = "market.csv", "shocks.csv", "tables.xlsx"
 
-_FILES = (CONFIG, SOLUTION, WEIGHTS, METRICS, PICTURE, REPORT)
+_FILES = (CONFIG, SOLUTION, WEIGHTS, METRICS, MARKET, SHOCKS, TABLES, PICTURE, REPORT)
 _FRESH = ".run-"
 _MAX_SUMMARY = 256 * MIB
 
@@ -103,10 +104,23 @@ def _place(folder: Path, name: str) -> Path:
 
 def _earlier_files(folder: Path) -> set[str]:
     """The files of the run that wrote the folder before."""
+    files = _earlier(folder).get("files")
+    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()
+
+
+def earlier_question(folder: Path) -> str:
+    """The question of the run that wrote a folder, to go on with a sentence; empty if it is unknown."""
+    question = _earlier(folder).get("question")
+    return f" ({question})" if isinstance(question, str) else ""
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The summary of the run that wrote the folder before, empty if there is none."""
     try:
-        return {*json.loads(read_bytes("output", folder / SUMMARY, _MAX_SUMMARY, "run again"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        summary = json.loads(read_bytes("output", folder / SUMMARY, _MAX_SUMMARY, "run again"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -5,18 +5,18 @@ Whatever concerns a date is computed from the prices up to that date.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from funcexplain.commands.config import FeaturesConfig, PricesConfig
+from funcexplain.commands.config import FeaturesConfig
 from funcexplain.commands.entries import suggest
+from funcexplain.commands.prices import PricesConfig
 from funcexplain.markets.features import CHANNELS, features, log_returns, windows
 from funcexplain.markets.prices import Prices, load
 
@@ -94,7 +94,7 @@ def load_history(
         >>> load_history(market, FeaturesConfig(lookback=5)).windows.shape[1:]
         torch.Size([3, 5, 2])
     """
-    prices = select_prices(load(market.file), market)
+    prices = load_prices(market)
     channels = positions("features.channels", config.channels, CHANNELS)
     stack, last_days = windows(prices, config.lookback, config.span)
     days = features(log_returns(prices), config.span)[channels]
@@ -102,27 +102,19 @@ def load_history(
     return History(prices, config.channels, config.span, stack, last_days, days)
 
 
-def select_prices(prices: Prices, market: PricesConfig) -> Prices:
-    """Select the assets and days of a config; the assets in its order."""
-    wanted = market.assets or prices.assets
-    columns = positions("prices.assets", wanted, prices.assets)
-    keep = days_between(prices.dates, market.start, market.end)
-    if not keep.any():
-        raise ValueError(
-            f"prices: expected days between start and end, got none; there are {prices.dates[0]} to "
-            f"{prices.dates[-1]}"
+def load_prices(market: PricesConfig) -> Prices:
+    """Load the assets and days of a config; the assets in its order."""
+    try:
+        return load(
+            market.file,
+            assets=market.assets,
+            start=market.start,
+            end=market.end,
+            gaps=market.gaps,
+            **market.dialect,
         )
-    return Prices(prices.values[keep][:, columns], prices.dates[keep], tuple(wanted), prices.source)
-
-
-def days_between(dates: NDArray[Any], start: date | None, end: date | None) -> NDArray[np.bool_]:
-    """Mask of the dates from a first to a last one, both included; None is unbounded."""
-    keep = np.ones(len(dates), dtype=bool)
-    if start is not None:
-        keep &= dates >= np.datetime64(start)
-    if end is not None:
-        keep &= dates <= np.datetime64(end)
-    return keep
+    except ValueError as error:
+        raise ValueError(re.sub(r"^(load: )?(?=\w+: )", "prices.", str(error))) from None
 
 
 def positions(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -134,13 +126,17 @@ def positions(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[i
 
 
 def window_ending_on(history: History, day: date) -> int:
-    """Position of the window that ends on a day."""
+    """Position of the last window that ends on a day."""
+    wanted = np.datetime64(day)
     ends = history.prices.dates[history.last_days.numpy()]
-    at = int(np.searchsorted(ends, np.datetime64(day)))
-    if at == len(ends) or ends[at] != np.datetime64(day):
-        if np.datetime64(day) < ends[0]:
-            why = f"the first day with {history.lookback + history.span} days behind it is {ends[0]}"
-        else:
-            why = f"the trading day before it is {ends[at - 1]}"
-        raise ValueError(f"question.date: no window ends on {day}; {why}")
+    at = int(np.searchsorted(ends.astype(wanted.dtype), wanted, side="right")) - 1
+    if at < 0:
+        raise ValueError(
+            f"question.date: no window ends on {day}; the first day with "
+            f"{history.lookback + history.span} days behind it is {ends[0]}"
+        )
+    if ends[at].astype(wanted.dtype) != wanted:
+        raise ValueError(
+            f"question.date: no window ends on {day}; the trading day before it is {ends[at]}"
+        )
     return at

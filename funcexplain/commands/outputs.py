@@ -1,4 +1,4 @@
-"""The files of a run: the solution, tables of weights and metrics, a picture, a report, a summary."""
+"""The files of a run but its tables: the solution, a picture, a report, a summary."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.commands.folder import METRICS, PICTURE, REPORT, SOLUTION, WEIGHTS
+from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
-from funcexplain.solutions.tables import columns_of, write_csv
 from funcexplain.solutions.writing import replaced
 
-_BLOCK = 4096  # rows read at a time from a solution that may be in files
 # A start found the same answer if its change points as much the same way and is as little larger.
 _SAME_COSINE, _SAME_SIZE = 0.95, 1.05
 
@@ -95,25 +92,6 @@ def _references(query: Query, starts: int) -> Tensor:
     return query.references.flatten(1).double().repeat_interleave(starts, 0)
 
 
-def write_tables(folder: Path, outcome: Outcome, query: Query, assets: Sequence[str]) -> list[str]:
-    """Write weights and metrics as csv, one line per search, and return the names of the files."""
-    starts, total = len(query.seeds), len(outcome.hit)
-    days, is_best = np.array(query.dates, dtype=object), np.zeros(total, dtype=int)
-    is_best[outcome.best] = 1
-
-    def keys(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        return {"date": days[numbers // starts], "start": numbers % starts}
-
-    def block(rows: Tensor) -> dict[str, np.ndarray]:
-        arrays, numbers = outcome.solution.flat(rows).to_numpy(), rows.numpy()
-        return {**keys(numbers), "best": is_best[numbers], **columns_of(arrays, assets)}
-
-    write_csv("output", folder / WEIGHTS, map(block, torch.arange(total).split(_BLOCK)))
-    metrics = {name: values.cpu().numpy() for name, values in outcome.metrics.items()}
-    write_csv("output", folder / METRICS, [{**keys(np.arange(total)), **metrics}])
-    return [WEIGHTS, METRICS]
-
-
 def write_picture(
     folder: Path, outcome: Outcome, query: Query, history: History, *, show_prices: bool = False
 ) -> str:
@@ -136,7 +114,7 @@ def write_picture(
         dates=history.window_days(query.positions[-1], query.ahead),
         best=row - first,
         hit=rows.hit,
-        prices=_price_paths(history, query, -1, best, question) if show_prices else None,
+        prices=price_paths(history, query, -1, best, question) if show_prices else None,
         title=query.sentence,
     )
     with replaced("output", folder / PICTURE) as file:
@@ -160,7 +138,7 @@ def write_report(
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
         row = solution[index] if index else solution
         question = query.problem[index] if index else query.problem
-        return _price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
+        return price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
 
     days = history.until(query.positions[-1]).to(history.windows.dtype)
     known = history.prices.dates[history.span : history.span + days.shape[1]]
@@ -182,7 +160,7 @@ def write_report(
     return REPORT
 
 
-def _price_paths(
+def price_paths(
     history: History, query: Query, date: int, answer: fe.Solution, question: fe.Problem
 ) -> tuple[Tensor, Tensor]:
     """Prices of an answer and without it: over all shocked days of a scenario, else over the window."""

@@ -14,12 +14,13 @@ from funcexplain.commands.folder import WEIGHTS
 from funcexplain.commands.outputs import Outcome
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
+from funcexplain.markets.sanity import Finding
 from funcexplain.solutions.writing import printable
 
 PrintLine = Callable[[str], object]
 """Prints one line."""
 
-_MAX_ASSETS, _MAX_CHANGES = 12, 8
+_MAX_ASSETS, _MAX_CHANGES, _MAX_FAULTS = 12, 8, 10
 
 
 def print_plain(line: str) -> None:
@@ -28,9 +29,18 @@ def print_plain(line: str) -> None:
 
 
 def prices_line(prices: Prices) -> str:
-    """Number of assets and days, first and last date, and source of the prices."""
+    """Number of assets and periods, first and last date, source of the prices and how they were read."""
     assets, dates = prices.assets, prices.dates
-    return f"{len(assets)} assets, {len(dates)} days, {dates[0]} to {dates[-1]}: {prices.source}"
+    period = "days" if dates.dtype == "datetime64[D]" else "periods"
+    line = f"{len(assets)} assets, {len(dates)} {period}, {dates[0]} to {dates[-1]}: {prices.source}"
+    return f"{line} ({', '.join(prices.notes)})" if prices.notes else line
+
+
+def fault_lines(faults: Sequence[Finding]) -> Iterator[str]:
+    """What is probably wrong with the prices, the first few faults of it."""
+    yield from (f"Check the prices: {fault.text}" for fault in faults[:_MAX_FAULTS])
+    if len(faults) > _MAX_FAULTS:
+        yield f"... and {len(faults) - _MAX_FAULTS} more, with --json"
 
 
 def weights_table(

@@ -18,10 +18,11 @@ from funcexplain.commands.config import (
     DateRange,
     QuestionConfig,
 )
-from funcexplain.commands.history import History, days_between, positions, window_ending_on
+from funcexplain.commands.history import History, positions, window_ending_on
 from funcexplain.commands.network import one_line
 from funcexplain.commands.space import make_space
 from funcexplain.engine.forward import weights_of
+from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
 
 

@@ -41,14 +41,18 @@ from funcexplain.commands.inputs import (
 from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import (
     PrintLine,
+    fault_lines,
     likelihood_sentence,
     outcome_lines,
     prices_line,
     print_plain,
 )
+from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
+from funcexplain.markets.sanity import find_faults
 from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.report import LEFT_OUT
+from funcexplain.solutions.tables import require
 
 HIT, NOT_REACHED = 0, 1
 
@@ -63,6 +67,7 @@ def run_config(
     timeout: float | None = None,
     accept: str | None = None,
     trust_model: bool = False,
+    xlsx: bool = False,
     quiet: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
@@ -76,6 +81,7 @@ def run_config(
         accept: names of parts of the code, separated by commas, that may differ from those of the
             answers to resume; likewise.
         trust_model: whether a ``.pt2`` file may run its code.
+        xlsx: whether to write the tables as one Excel file, too.
         quiet: whether to hide the progress.
         print_line: called with each line of output.
 
@@ -90,6 +96,8 @@ def run_config(
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
+    if xlsx:
+        require("--xlsx", "openpyxl", "excel")  # before any work is done
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model)
         folder = make_folder(Path(config.output.folder))
@@ -137,7 +145,8 @@ def run_config(
             else:
                 settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
+            tables = write_tables(fresh, outcome, query, history)
+            files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             if config.output.report:
@@ -164,6 +173,8 @@ def run_config(
     if len(failures) > _MAX_FAILURES:
         print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {SUMMARY}")
     print_line(f"{folder}: {', '.join(summary['files'])}")
+    if ANSWERS not in files and (folder / ANSWERS).exists():
+        print_line(f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old")
     return summary
 
 
@@ -176,6 +187,9 @@ def check_config(
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model)
         _describe(inputs, print_line)
+        faults = find_faults(inputs.history.prices)
+        for line in fault_lines(faults):
+            print_line(line)
         query, problem = inputs.query, inputs.query.problem
         first = problem[(0,) * len(problem.dims)] if problem.dims else problem
         checked = fe.check_gradient(first, rtol=0.05)
@@ -192,6 +206,7 @@ def check_config(
         "searches": int(torch.Size(problem.shape).numel()),
         "gradient": checked.verdict,
         "today": outputs.as_json(today),
+        "faults": [fault._asdict() for fault in faults],
     }
 
 

@@ -1,20 +1,15 @@
-"""Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own csv or parquet.
+"""Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own file or frame.
 
-A price history is a table with one row per trading day and one column per asset. Every source returns
-the same frozen `Prices`, checked cell by cell: positive, finite, without gaps, in ascending order of
-date. Other modules rely on these checks.
+A price history is a table with one row per period, such as a trading day, and one column per asset.
+Every source returns the same frozen `Prices`, checked cell by cell after it was cut to the assets and
+days asked for: positive, finite, without gaps, in ascending order of date. Other modules rely on that.
 """
 
 from __future__ import annotations
 
-import csv
-import datetime
-import gzip
-import math
-import re
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -23,22 +18,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from funcexplain.solutions.reading import MIB, check_size, too_large
-
-_MAX_TEXT = 256 * MIB  # 20 years of daily prices of 5000 assets
-_MAX_CELL = 100  # characters
-_GAPS = {"", "n/a", "na", "null", "none", "-"}
+from funcexplain.markets.dialects import Dialect
+from funcexplain.markets.grids import frame_grid, read_grid
+from funcexplain.markets.layouts import find_table
+from funcexplain.markets.selection import GAPS, find_assets, find_days, select
 
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """A price history: one row per trading day, one column per asset.
+    """A price history: one row per trading day or other period, one column per asset.
 
     Attributes:
         values: float64 prices, shape ``(T, A)``, positive and finite.
-        dates: the trading days, ``datetime64[D]``, shape ``(T,)``, strictly ascending.
+        dates: the trading days, ``datetime64[D]``, shape ``(T,)``, strictly ascending; of minutes or
+            seconds if there are several rows a day.
         assets: the names of the assets, ``A`` of them.
         source: one line naming where the prices come from.
+        notes: what was sniffed, filled or dropped, in words.
 
     Example:
         >>> prices = ecb()
@@ -50,39 +46,117 @@ class Prices:
     dates: NDArray[np.datetime64]
     assets: tuple[str, ...]
     source: str
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_frame(
+        cls,
+        df: Any,
+        *,
+        assets: Sequence[str] | None = None,
+        start: date | None = None,
+        end: date | None = None,
+        gaps: str = "refuse",
+    ) -> Prices:
+        """Read prices from a pandas or polars frame.
+
+        Args:
+            df: the frame, dates in its index or in a column, laid out as the files of `load`: one column
+                for each asset, several levels of names (such as yfinance's), or one row for each day and
+                asset.
+            assets: names to keep, in this order. Default: all.
+            start: first day. Default: that of the frame.
+            end: last day, included. Default: that of the frame.
+            gaps: as in `load`.
+
+        Returns:
+            The prices.
+
+        Raises:
+            TypeError: if it is not a frame.
+            ValueError: as `load`.
+
+        Example:
+            >>> import pandas
+            >>> days = pandas.to_datetime(["2024-01-02", "2024-01-03"])
+            >>> Prices.from_frame(pandas.DataFrame({"GOLD": [2063.7, 2042.5]}, days)).assets
+            ('GOLD',)
+        """
+        grid = frame_grid("from_frame", df)
+        table = find_table(grid, Dialect())
+        return cls(*select("from_frame", table, Dialect(), assets, start, end, gaps))
 
 
-def load(name_or_path: str | Path) -> Prices:
-    """Load prices by name: ``"ecb"``, ``"sp500"``, or the path of a csv or parquet file.
+def load(
+    name_or_path: str | Path,
+    *,
+    assets: Sequence[str] | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    gaps: str = "refuse",
+    **dialect: Any,
+) -> Prices:
+    r"""Load prices by name, ``"ecb"`` or ``"sp500"``, or from a csv, parquet or Excel file.
+
+    Encoding, separator, decimal mark, order of dates, header rows and layout are sniffed: one column for
+    each asset, one row for each asset, one row for each day and asset, or several fields of each asset
+    such as those of yfinance, of which the adjusted close is used. ``Prices.notes`` says what was found.
+    What can be read in two ways raises, and names the setting that decides.
 
     Args:
-        name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, a path that ends in ``.parquet`` for
-            `read_parquet`, anything else for `read_csv`.
+        name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, or a path: ``.parquet`` or ``.pq``
+            (needs pyarrow), ``.xlsx`` (needs openpyxl), anything else is text, plain or gzipped.
+        assets: names to keep, in this order. Default: all.
+        start: first day. Default: that of the file.
+        end: last day, included. Default: that of the file.
+        gaps: cells without a price: ``"refuse"`` raises, ``"drop_days"`` and ``"drop_assets"`` leave out
+            their days or assets, ``"forward_fill"`` repeats the price before. Days without any price of
+            several assets are left out.
+        **dialect: fields of `Dialect`: ``separator, decimal, thousands, date_format, header, encoding,
+            sheet``.
 
     Returns:
         The prices.
 
     Raises:
         FileNotFoundError: if it is neither a known name nor a file.
-        ModuleNotFoundError: if the package with ``"sp500"`` is not installed, or pyarrow for parquet.
-        ValueError: if the file is not a price history (see `read_csv`).
+        ModuleNotFoundError: if a package is not installed that its kind of file needs.
+        ValueError: if the file is not a price history: a missing header, no asset, two columns of one
+            name, fewer than two days, a ragged row, a date that is unreadable, repeated or out of order,
+            or a cell that is not a number above zero. The message names file, line and column.
 
     Example:
-        >>> load("ecb").assets[:3]
-        ('EUR', 'JPY', 'GBP')
+        >>> load("ecb", assets=["JPY", "EUR"]).assets
+        ('JPY', 'EUR')
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "mine.csv")
+        >>> _ = path.write_text("Datum;Gold;Öl\n03.01.2024;2.042,50;72,7\n02.01.2024;2.063,70;70,4\n")
+        >>> load(path).notes
+        ('separated by semicolons', 'dates DD.MM.YYYY', 'newest first', 'decimal comma')
     """
     if not isinstance(name_or_path, str | PathLike):
         kind = type(name_or_path).__name__
         raise TypeError(f"load: name_or_path must be a name or a path, got {kind}")
+    _check_settings(gaps, dialect)
     named = {"ecb": ecb, "sp500": sp500}
     if str(name_or_path) in named:
-        return named[str(name_or_path)]()
+        if dialect:
+            raise ValueError(
+                f"load: {min(dialect)}: only a file has one, got {str(name_or_path)!r}; leave it out"
+            )
+        prices = named[str(name_or_path)]()
+        columns = find_assets("load", assets, prices.assets)
+        keep = find_days("load", prices.dates, start, end)
+        chosen = tuple(prices.assets[column] for column in columns)
+        return replace(
+            prices, values=prices.values[keep][:, columns], dates=prices.dates[keep], assets=chosen
+        )
     if not Path(name_or_path).is_file():
         raise FileNotFoundError(
             f"load: no price history {str(name_or_path)!r}; expected 'ecb', 'sp500' or the path "
             "of a csv or parquet file with a date column and one column of prices per asset"
         )
-    return (read_parquet if Path(name_or_path).suffix == ".parquet" else read_csv)(name_or_path)
+    return _read(Path(name_or_path), Dialect(**dialect), None, assets, start, end, gaps)
 
 
 def ecb() -> Prices:
@@ -149,20 +223,17 @@ def sp500() -> Prices:
 
 
 def read_csv(path: str | Path) -> Prices:
-    r"""Read prices from a csv file: a header row, a date column first, then one column per asset.
+    r"""Read prices from a file of text, plain or gzipped, as `load` does.
 
     Args:
-        path: a comma separated file in UTF-8, plain or gzipped (``.gz``). Dates are ``YYYY-MM-DD`` and
-            ascend; each other cell is a positive number. Blank lines are skipped.
+        path: the file.
 
     Returns:
         The prices, in the order of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a missing header, no asset, two columns of one name, fewer than two days, a
-            ragged row, an unreadable, repeated or descending date, or a cell that is empty, not a
-            number, not finite or not positive. The message names the file, the line and the column.
+        ValueError: as `load`.
 
     Example:
         >>> import pathlib, tempfile
@@ -172,16 +243,14 @@ def read_csv(path: str | Path) -> Prices:
         array([[2063.7,   70.4],
                [2042.5,   72.7]])
     """
-    path = _check_file("read_csv", path)
-    return _check_rows(path, _rows(path))
+    return _read(_check_file("read_csv", path), Dialect(), "text")
 
 
 def read_parquet(path: str | Path) -> Prices:
-    """Read prices from a parquet file: a column of dates, then one column of numbers per asset.
+    """Read prices from a parquet file, as `load` does.
 
     Args:
-        path: the file. The column of dates is the first that holds dates or timestamps (where pandas
-            keeps its index), else the first; cells are checked as in `read_csv`.
+        path: the file; its column of dates may be anywhere, as where pandas keeps its index.
 
     Returns:
         The prices, in the order of the file.
@@ -189,56 +258,13 @@ def read_parquet(path: str | Path) -> Prices:
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a parquet file, or as in `read_csv`; the header is line 1.
+        ValueError: if it is not a parquet file, or as `load`; the header is line 1.
 
     Example:
         >>> read_parquet("mine.parquet")  # doctest: +SKIP
         Prices(...)
     """
-    path = _check_file("read_parquet", path)
-    try:
-        from pyarrow import ArrowException, compute, parquet, types
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"read_parquet: {path} needs pyarrow; install it with: pip install pyarrow, or save csv"
-        ) from error
-    try:
-        _check_parquet(path, parquet.read_metadata(path))
-        kinds = {column.name: column.type for column in parquet.read_schema(path)}
-        for name, kind in kinds.items():
-            if types.is_nested(kind):
-                raise ValueError(f"{path}, column {name!r}: expected dates or prices, got {kind}")
-        text = [name for name, kind in kinds.items() if not types.is_primitive(kind)]
-        table = parquet.read_table(path, read_dictionary=text)
-        lengths = [
-            compute.max(compute.binary_length(part.dictionary)).as_py() or 0
-            for column in table.columns
-            for part in column.chunks
-            if types.is_dictionary(part.type)
-        ]
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not readable as parquet ({error}); save it again") from None
-    if max(lengths, default=0) > _MAX_CELL:
-        raise ValueError(
-            f"{path}: a cell must have at most {_MAX_CELL} characters, a date or a price, got "
-            f"{max(lengths)}; keep only columns of dates and prices"
-        )
-    places = [place for place, column in enumerate(table.schema) if types.is_temporal(column.type)]
-    names = list(table.column_names)
-    names.insert(0, names.pop(places[0] if places else 0))
-    columns = [table.columns[table.column_names.index(name)].to_pylist() for name in names]
-    rows = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)]
-    midnight = re.compile(r"[ T]00:00:00(\+00:00)?$")
-    dated = [[midnight.sub("", row[0]), *row[1:]] for row in rows]
-    return _check_rows(path, enumerate([names, *dated], start=1))
-
-
-def _check_parquet(path: Path, about: Any) -> None:
-    """Raise if a file claims too many cells or bytes: repeated values take next to no room in it."""
-    groups = [about.row_group(number) for number in range(about.num_row_groups)]
-    cells = sum(g.column(place).num_values for g in groups for place in range(g.num_columns))
-    if max(8 * cells, sum(group.total_byte_size for group in groups)) > _MAX_TEXT:
-        raise too_large("read_parquet", path, _MAX_TEXT, "keep fewer days or assets")
+    return _read(_check_file("read_parquet", path), Dialect(), "parquet")
 
 
 def _check_file(where: str, path: str | Path) -> Path:
@@ -249,91 +275,23 @@ def _check_file(where: str, path: str | Path) -> Path:
     return Path(path)
 
 
-def _check_rows(path: Path, numbered: Iterator[tuple[int, list[str]]]) -> Prices:
-    """Check rows of text, the header first, each with its line number."""
-    _, header = next(numbered, (0, []))
-    assets = _assets(path, header)
-    dates: list[datetime.date] = []
-    values: list[list[float]] = []
-    for line, row in numbered:
-        where = f"{path}, line {line}"
-        if len(row) != len(header):
-            raise ValueError(
-                f"{where}: expected {len(header)} cells as in the header, got {len(row)}; "
-                "give every day one price per asset"
-            )
-        date = _date(row[0], where)
-        if dates and date <= dates[-1]:
-            what = "appears twice" if date == dates[-1] else f"comes after {dates[-1]}"
-            raise ValueError(f"{where}: date {date} {what}; sort the days, oldest first, each once")
-        dates.append(date)
-        cells = zip(row[1:], assets, strict=True)
-        values.append([_price(cell, f"{where} ({date}), column {name!r}") for cell, name in cells])
-    if len(dates) < 2:
-        raise ValueError(f"{path}: expected at least 2 days of prices, got {len(dates)}")
-    return Prices(np.array(values), np.array(dates, dtype="datetime64[D]"), assets, str(path))
+def _check_settings(gaps: str, dialect: dict[str, Any]) -> None:
+    if gaps not in GAPS:
+        raise ValueError(f"load: gaps must be one of {', '.join(GAPS)}, got {gaps!r}")
+    known = [field.name for field in fields(Dialect)]
+    for name in dialect:
+        if name not in known:
+            raise TypeError(f"load: unknown setting {name!r}; choose from {', '.join(known)}")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, stripped, each with its line number."""
-    # utf-8-sig drops the byte order mark that spreadsheets write.
-    open_: Any = gzip.open if path.suffix == ".gz" else open
-    reader = csv.reader(())
-    try:
-        with open_(path, "rb") as content:
-            check_size("read_csv", path, content, _MAX_TEXT, "keep fewer days or assets")
-        with open_(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, [cell.strip() for cell in row]
-    except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(
-            f"{path}, after line {reader.line_num}: not readable as comma separated UTF-8 "
-            f"text ({error}); save it as plain csv or as csv.gz"
-        ) from error
-
-
-def _assets(path: Path, header: list[str]) -> tuple[str, ...]:
-    """The names in the header, after the date column."""
-    if not header or re.fullmatch(r"\d{4}-\d\d-\d\d.*", header[0]):
-        got = f"the data row {','.join(header)[:40]!r}" if header else "an empty file"
-        raise ValueError(f"{path}: expected a header row such as 'date,EUR,JPY', got {got}")
-    names, seen = header[1:], set()
-    if not names:
-        raise ValueError(
-            f"{path}: expected a date column and at least 1 asset, separated by commas, "
-            f"got the header {header[0]!r}"
-        )
-    for index, name in enumerate(names):
-        if not name:
-            raise ValueError(f"{path}: column {index + 2} of the header has no name; give it one")
-        if name in seen:
-            raise ValueError(f"{path}: the asset {name!r} has two columns; rename or remove one")
-        seen.add(name)
-    return tuple(names)
-
-
-def _date(text: str, where: str) -> datetime.date:
-    try:
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # newer Pythons accept more formats
-            raise ValueError
-        return datetime.date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{where}: expected a date YYYY-MM-DD, got {text!r}") from None
-
-
-def _price(text: str, where: str) -> float:
-    if text.lower() in _GAPS:
-        raise ValueError(
-            f"{where}: expected a price, got a gap ({text!r}); fill it or drop the day or the asset"
-        )
-    try:
-        if "_" in text:  # float() accepts 1_000
-            raise ValueError
-        price = float(text)
-    except ValueError:
-        raise ValueError(f"{where}: expected a number with a decimal point, got {text!r}") from None
-    if not math.isfinite(price) or price <= 0:
-        raise ValueError(f"{where}: expected a finite price above zero, got {text!r}")
-    return price
+def _read(
+    path: Path,
+    dialect: Dialect,
+    kind: str | None,
+    assets: Sequence[str] | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    gaps: str = "refuse",
+) -> Prices:
+    table = find_table(read_grid(path, dialect, kind), dialect)
+    return Prices(*select("load", table, dialect, assets, start, end, gaps))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from gzip import GzipFile
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from funcexplain.solutions.writing import check_regular, os_error, quote
 
@@ -48,15 +46,6 @@ def read_bytes(where: str, path: Path, limit: int, remedy: str) -> bytes:
         if os.fstat(file.fileno()).st_size > limit:
             raise too_large(where, path, limit, remedy)
         return file.read()
-
-
-def check_size(where: str, path: Path, file: BinaryIO | GzipFile, limit: int, remedy: str) -> None:
-    """Read a file that may be compressed to its end, and raise if it has more than ``limit`` bytes."""
-    size = 0
-    while part := file.read(MIB):
-        size += len(part)
-        if size > limit:
-            raise too_large(where, path, limit, remedy)
 
 
 def too_large(where: str, path: Path, limit: int, remedy: str, *, what: str = "hold") -> ValueError:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
 # Dimensions after the rows'; in a consensus the weights have one for the models before the asset.
 _TRAILING = {"x": AXES, "weights": ("model", AXES[-1]), "history": ("step",)}
 
@@ -117,6 +119,8 @@ def to_dataset(
 def write_csv(where: str, path: Path, blocks: Iterable[Arrays]) -> None:
     """Write blocks of equal columns as csv, one after another, under one header.
 
+    Text that a spreadsheet would take for a formula gets an apostrophe before it.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "table.csv")
@@ -129,9 +133,15 @@ def write_csv(where: str, path: Path, blocks: Iterable[Arrays]) -> None:
         writer = csv.writer(file)
         for number, block in enumerate(blocks):
             if number == 0:
-                writer.writerow(block)
-            writer.writerows(zip(*(column.tolist() for column in block.values()), strict=True))
+                writer.writerow(map(_defused, block))
+            columns = (map(_defused, column.tolist()) for column in block.values())
+            writer.writerows(zip(*columns, strict=True))
         file.detach()  # writes what is left, and keeps the file open
+
+
+def _defused(cell: Any) -> Any:
+    """A cell that no spreadsheet runs as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
 def write_parquet(

@@ -59,7 +59,7 @@ def shuffled(lines: list[str]) -> list[str]:
         (with_a_price("0"), "expected a finite price above zero, got '0'"),
         (with_a_price("-3.0"), "expected a finite price above zero"),
         (with_a_price("closed"), "expected a number with a decimal point, got 'closed'"),
-        (lambda lines: [*lines[:6], lines[5], *lines[6:]], "appears twice; sort the days"),
+        (lambda lines: [*lines[:6], f"{lines[5]}1", *lines[6:]], "appears twice; sort the days"),
         (shuffled, "sort the days, oldest first, each once"),
         (lambda lines: lines[:9], "the history is too short: expected prices of at least span + look"),
         (lambda lines: [lines[0].replace("OIL", "GOLD"), *lines[1:]], "'GOLD' has two columns"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from funcexplain.cli import main
 from funcexplain.commands.config import MethodConfig, QuestionConfig
+from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.toml import format_toml
 from tests.cli.workplace import ASSETS, furnish, table
 
@@ -70,7 +71,7 @@ VALUES = st.recursive(
 )
 KEYS = {
     "network": ["factory", "arguments", "weights"],
-    "prices": ["file", "assets", "start", "end"],
+    "prices": [field.name for field in fields(PricesConfig)],
     "features": ["lookback", "span", "channels"],
     "question": [field.name for field in fields(QuestionConfig)],
     "method": [field.name for field in fields(MethodConfig)]

@@ -56,7 +56,8 @@ def test_a_run_writes_the_files_it_lists(
     assert [row["status"] for row in rows] == ["CLOSEST", "CLOSEST"]
     assert sum(int(row["best"]) for row in rows) == 1
     scalars = ["date", "start", "best", "status", "loss", "num_steps", "error"]
-    assert list(rows[0]) == [*scalars, *(f"weight_{name}" for name in ASSETS)]
+    known = [f"{kind}_{name}" for kind in ("weight", "today", "target") for name in ASSETS]
+    assert list(rows[0]) == [*scalars, *known[:3], "turnover", *known[3:]]
     weights = [[float(row[f"weight_{name}"]) for name in ASSETS] for row in rows]
     torch.testing.assert_close(torch.tensor(weights), solution.weights)
     with (out / "metrics.csv").open() as file:

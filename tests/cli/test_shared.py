@@ -248,3 +248,21 @@ def test_dask_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main(["run", config(folder, module), "--dask", "tcp://127.0.0.1:1"]) == 2
     assert 'pip install "funcexplain[dask]"' in capsys.readouterr().err
+
+
+@pytest.mark.cluster
+def test_answers_to_another_question_are_named_by_it(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    few = {"max_steps": 2, "starts": {"number": 2}}
+    assert main(["run", write(folder, table(module, method=few)), "--quiet", "--workers", "1"]) in (0, 1)
+    whole = table(module, method=few, question={"target": {"GOLD": 0.6}})
+    path = write(folder, whole)
+    assert main(["run", path, "--quiet", "--workers", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "holds answers to another question (What would" in message
+    assert "hold 60% OIL?)" in message
+    assert "name another output.folder" in message
+    assert main(["run", path]) in (0, 1)  # alone, which leaves them
+    assert "answers has answers of an earlier run with workers" in capsys.readouterr().out

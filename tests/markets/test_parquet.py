@@ -50,8 +50,8 @@ def test_an_index_of_timestamps_comes_last(save: Any) -> None:
     [
         ({"date": DAYS, "GOLD": [1.0, None, 3.0]}, r"line 3 \(2024-01-02\), column 'GOLD': .* a gap"),
         ({"date": DAYS, "GOLD": [1.0, 0.0, 3.0]}, "a finite price above zero"),
-        ({"date": DAYS[::-1], "GOLD": [1.0, 2.0, 3.0]}, "sort the days, oldest first"),
-        ({"date": [datetime.datetime(2024, 1, 1, 15)], "GOLD": [1.0]}, "expected a date YYYY-MM-DD"),
+        ({"date": [*DAYS[1:], DAYS[0]], "GOLD": [1.0, 2.0, 3.0]}, "sort the days, oldest first"),
+        ({"date": ["2024-01-01", "15:00"], "GOLD": [1.0, 2.0]}, "at least 2 days of prices, got 1"),
         ({"date": DAYS}, "at least 1 asset"),
     ],
 )

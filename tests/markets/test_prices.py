@@ -116,7 +116,6 @@ FAULTS = {
     "empty": ("", "expected a header row such as 'date,EUR,JPY', got an empty file"),
     "no header": (GOOD.split("\n", 1)[1], "expected a header row .* got the data row '2024-01-02,2063"),
     "no asset": ("date\n2024-01-02\n", "at least 1 asset, separated by commas, got the header 'date'"),
-    "semicolons": (GOOD.replace(",", ";"), "separated by commas, got the header 'date;GOLD;OIL'"),
     "nameless": (GOOD.replace("OIL", ""), "column 3 of the header has no name"),
     "twins": (GOOD.replace("OIL", "GOLD"), "the asset 'GOLD' has two columns"),
     "one day": (GOOD[:36], "at least 2 days of prices, got 1"),
@@ -129,7 +128,7 @@ FAULTS = {
     "underscore": (GOOD.replace("2042.5", "2_042"), "decimal point, got '2_042'"),
     "zero": (GOOD.replace("72.7", "0"), "line 3 .*column 'OIL': expected a finite price above zero"),
     "negative": (GOOD.replace("72.2", "-37.6"), "line 4 .*above zero, got '-37.6'"),
-    "nan": (GOOD.replace("72.7", "nan"), "finite price above zero, got 'nan'"),
+    "nan": (GOOD.replace("72.7", "nan"), r"expected a price, got a gap \('nan'\)"),
     "inf": (GOOD.replace("72.7", "inf"), "finite price above zero, got 'inf'"),
     "same day": (GOOD.replace("01-04", "01-03"), "line 4: date 2024-01-03 appears twice"),
     "backwards": (GOOD.replace("01-04", "01-01"), "line 4: date 2024-01-01 comes after 2024-01-03"),
@@ -152,9 +151,9 @@ def test_read_csv_names_file_place_and_fault(tmp_path: Path, text: str, message:
 
 
 def test_other_encodings_raise(tmp_path: Path) -> None:
-    (tmp_path / "latin.csv").write_bytes("date,ÖL\n".encode("latin-1"))
+    (tmp_path / "none.csv").write_bytes(b"date,\x81L\n")
     (tmp_path / "broken.csv.gz").write_bytes(b"no gzip at all")
-    for name in ("latin.csv", "broken.csv.gz"):
+    for name in ("none.csv", "broken.csv.gz"):
         with pytest.raises(ValueError, match=rf"{name}, after line 0: not readable as comma separated"):
             read_csv(tmp_path / name)
 
