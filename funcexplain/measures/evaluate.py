@@ -36,7 +36,7 @@ from funcexplain.solutions.solution import Solution
 Measured = dict[str, Tensor]
 
 
-_STARTS = {"x0", "seed", "jitter"}  # what varies between starts of one question
+_STARTS = {"x0", "seed", "jitter", "place"}  # what varies between starts of one question
 
 
 class _Settings(NamedTuple):
