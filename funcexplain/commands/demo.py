@@ -34,7 +34,6 @@ from funcexplain.commands.printing import (
     agreement,
     changes_table,
     likelihood_sentence,
-    met_sentence,
     prices_line,
     print_plain,
     weights_table,
@@ -43,6 +42,7 @@ from funcexplain.commands.question import build_query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.features import CHANNELS, forward_returns, windows
 from funcexplain.markets.prices import Prices, load
+from funcexplain.reports import wording
 from funcexplain.reports.drawing import require_matplotlib
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
@@ -145,7 +145,7 @@ def run_demo(
         print_line(line)
     if outcome.met[0]:
         print_line("")
-        print_line(met_sentence(query))
+        print_line(wording.met(ahead))
     else:
         for line in changes_table(query.references[0], best.x, scale, assets, CHANNELS, days):
             print_line(line)

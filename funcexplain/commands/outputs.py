@@ -22,6 +22,10 @@ from funcexplain.solutions.tables import columns_of, write_csv
 from funcexplain.solutions.writing import replaced
 
 _BLOCK = 4096  # rows read at a time from a solution that may be in files
+NO_PATH = (
+    "Each channel was searched by itself: these changes come from no path of prices, and the nearest "
+    'windows of such a path may not hold the target; search = "scenario" finds those that do.'
+)
 # A start found the same answer if its change points as much the same way and is as little larger.
 _SAME_COSINE, _SAME_SIZE = 0.95, 1.05
 
@@ -174,6 +178,8 @@ def write_report(
         channels=history.channels,
         dates=_dates_of_one_window(query, history),
         scale=history.scale(query.positions[-1])[1],
+        ahead=query.ahead,
+        note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,
         settings=settings,
         probe=probe,
