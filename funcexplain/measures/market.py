@@ -28,7 +28,6 @@ from funcexplain.measures.rarity import (
     read,
     share_of,
 )
-from funcexplain.problems.grid import varying_dims
 from funcexplain.problems.problem import Args, Problem
 
 Measured = dict[str, Tensor]

@@ -23,8 +23,8 @@ GRADES = ("Beyond history", "Rare", "Unusual", "Ordinary")
 RARE, UNUSUAL = 0.1, 0.25
 """An answer is called so if at most this share of real paths was as extreme."""
 
-RARE_CHANCE, UNUSUAL_CHANCE = 0.01, 0.1
-"""An answer is called so if the chance of its shocks is at most this."""
+BEYOND_CHANCE, RARE_CHANCE, UNUSUAL_CHANCE = 1e-6, 0.01, 0.1
+"""An answer is called beyond history, rare or unusual if the chance of its shocks is at most this."""
 
 IN_RANGE = 0.9
 """Minimum share of entries within the history's range for a window to be called ordinary."""
@@ -112,8 +112,8 @@ def met(ahead: int = 0) -> str:
 def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Precedents | None) -> str:
     """How unusual an answer is: the worst of its rarity, its chance and its precedents.
 
-    - Beyond history: rare, with a statistic beyond that of every real path; or a chance below one in the
-      number of real paths, while no real window holds the target
+    - Beyond history: rare, with a statistic beyond that of every real path; or a chance of at most
+      `BEYOND_CHANCE`, or below one in the number of real paths while no real window holds the target
     - Rare, Unusual: the share of real paths as extreme is at most `RARE` or `UNUSUAL`, or the chance of
       the shocks at most `RARE_CHANCE` or `UNUSUAL_CHANCE`
     - Unusual, too, if no real window comes near the target, or less than `IN_RANGE` of the entries are
@@ -137,7 +137,7 @@ def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Prec
     if math.isnan(share) and math.isnan(chance):
         return "Unknown"
     unheard_of = chance * (worst.get("paths", math.nan) + 1) < 1 and found is not None and not found.held
-    if unheard_of or (share <= RARE and _as_extreme(worst) == 0):
+    if unheard_of or chance <= BEYOND_CHANCE or (share <= RARE and _as_extreme(worst) == 0):
         return "Beyond history"
     if share <= RARE or chance <= RARE_CHANCE:
         return "Rare"

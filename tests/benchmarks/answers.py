@@ -28,6 +28,7 @@ from funcexplain.reports import wording
 from funcexplain.reports.precedents import precedents
 
 HORIZON, ATOL = 5, 1e-3
+NETWORKS = ["conv 0", "conv 1", "lstm"]
 
 
 class Recurrent(nn.Module):
@@ -46,12 +47,15 @@ class Recurrent(nn.Module):
         return torch.softmax(self.head(self.cell(days)[0][:, -1]).view(len(x), -1), -1)
 
 
-def networks() -> Iterator[tuple[str, nn.Module, History]]:
+def networks(names: list[str]) -> Iterator[tuple[str, nn.Module, History]]:
     """Networks trained on the currencies."""
     prices = load("ecb")
     for seed in (0, 1):
         network, history = train_on(prices, seed, 100, lambda line: None)
-        yield f"conv {seed}", network, history
+        if f"conv {seed}" in names:
+            yield f"conv {seed}", network, history
+    if "lstm" not in names:
+        return
     known = history.windows[:-HORIZON]
     future = forward_returns(prices, history.last_days[:-HORIZON], HORIZON)
     torch.manual_seed(0)
@@ -102,11 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=32, help="0: do not search again")
     parser.add_argument("--samples", type=int, default=5000, help="0: no probability")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     ratios, found = list[float](), list[tuple[float, float, float]]()
     print(f"{'question':60}    |z|  ratio  log10 p  of |z|  rarity  grade")
-    for name, network, history in networks():
+    for name, network, history in networks(given.networks):
         assets = history.prices.assets
         with torch.no_grad():
             today = network(history.windows[-1:])[0]
