@@ -48,7 +48,6 @@ from funcexplain.reports.drawing import require_matplotlib
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT, SMALL = 0.2, 0.05
 ATOL = 1e-3
-JITTER = 0.3  # sigmas
 
 
 def run_demo(
@@ -59,7 +58,7 @@ def run_demo(
     out: str | Path = "demo",
     training_steps: int = 100,
     max_steps: int = 100,
-    num_starts: int = 4,
+    num_starts: int = 8,
     ahead: int = 10,
     print_line: PrintLine = print_plain,
 ) -> fe.Solution:
@@ -117,7 +116,7 @@ def run_demo(
         question = QuestionConfig(at_least=dict(wanted), ahead=ahead, covariance="ledoit_wolf")
         print_line("")
         print_line(describe_question(question, history.ends[-1:]))
-        starts = StartsConfig(num_starts, JITTER, seed)
+        starts = StartsConfig(num_starts, seed=seed)
         method = MethodConfig(atol=ATOL, starts=starts)
         config = Config(NetworkConfig(), PricesConfig(str(data)), question, method=method)
         query = build_query(config, network, history)

@@ -132,7 +132,7 @@ def _rarity(market: Market, paths: Paths, key: tuple[int, int], part: Tensor) ->
     chosen = torch.tensor(labels, device=worst.device)[worst[:, 0]]
     details = dict(zip(("kind", "days", "asset"), chosen.unbind(1), strict=True))
     details["value"], details["today"] = (each.values.gather(1, worst)[:, 0] for each in (answer, today))
-    details["tail"] = torch.where(own.any(1), tails.gather(1, worst)[:, 0], torch.nan)
+    details["tail"] = tails.gather(1, worst)[:, 0]  # 0 where it makes nothing more extreme
     details["paths"] = answer.paths
     return values | {WORST + name: value for name, value in details.items()}
 

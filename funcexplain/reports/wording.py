@@ -164,7 +164,7 @@ def unusual(
         return Judgement(about, "Not graded", "The target is not reached at this market.", "open")
     worst = worst or {}
     head, parts = grade(measured, worst, found), []
-    if worst and not math.isnan(worst["tail"]):
+    if worst and worst["tail"] < 0.0:
         parts.append(statistic(worst, assets))
     if not math.isnan(share := measured.get("rarity", math.nan)):
         today = measured.get("rarity_today", math.nan)
