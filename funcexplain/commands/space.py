@@ -106,6 +106,12 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
     x0 = torch.stack([compute(returns) for returns in base]) if ahead else history.windows[chosen]
     name = _market(question, history, chosen)
     past = log_returns(history.prices).to(dtype)
+    still = (past[: int(last_days.min())] == 0.0).all(0)
+    if still.any():
+        raise ValueError(
+            f"question.market: every price must move, got a constant one of "
+            f"{history.prices.assets[int(still.int().argmax())]!r}; leave it out of prices.assets"
+        )
     models = [_model(name, question.covariance, past[:last]) for last in last_days.tolist()]
     inverse: Any = None
     if history.channels != CHANNELS:
