@@ -171,7 +171,8 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     text = "\n".join(lines)
     start = next(index for index, line in enumerate(lines) if "Weights" in line)
     table = [line.split() for line in lines[start + 1 : start + 17]]
-    assert {row[0]: row[2] for row in table}["SGD"] == "19.90%"  # at least 20 %, within 0.1 points
+    reached = {row[0]: row[2] for row in table}["SGD"]
+    assert reached in ("19.90%", "19.91%")  # at least 20 %, within 0.1 points
     columns = np.array([[float(cell.rstrip("%")) for cell in row[1:]] for row in table])
     np.testing.assert_allclose(columns.sum(axis=0), 100.0, atol=0.1)
     assert text.count("  start ") == 8
