@@ -1,5 +1,6 @@
 """The command line: quick help, one line per error, and the demo from end to end."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,17 +165,20 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert solution.status is fe.Status.CLOSEST
-    assert solution.z.norm() < 4.0  # a market that may well happen
+    assert solution.z.norm() < 2.9  # noise alone finds 3.6, precedents this one
     assert (solution.x[2] >= 0).all()  # no negative volatility
 
     text = "\n".join(lines)
     start = next(index for index, line in enumerate(lines) if "Weights" in line)
     table = [line.split() for line in lines[start + 1 : start + 17]]
-    assert {row[0]: row[2] for row in table}["SGD"] == "19.90%"  # at least 20 %, within 0.1 points
+    reached = {row[0]: row[2] for row in table}["SGD"]
+    assert reached in ("19.90%", "19.91%")  # at least 20 %, within 0.1 points
     columns = np.array([[float(cell.rstrip("%")) for cell in row[1:]] for row in table])
     np.testing.assert_allclose(columns.sum(axis=0), 100.0, atol=0.1)
-    assert text.count("  start ") == 4
-    assert "4 of 4 starts found this answer" in text
+    assert text.count("  start ") == 8
+    agree = re.search(r"; (\d) of 8 starts found this answer", text)
+    assert agree is not None
+    assert int(agree[1]) >= 2
     assert text.count("+10 ") >= 1
 
 
@@ -198,5 +202,9 @@ def test_demo_answers_a_target_that_already_holds(market: Path) -> None:
     assert solution.num_steps == 0
     assert not solution.z.any()
     text = "\n".join(lines)
-    assert "The network will hold this without any shock; nothing has to happen." in text
-    assert "Largest changes" not in text
+    met = "The network will hold this without any shock; nothing has to happen."
+    page = (market.parent / "report.html").read_text()
+    for shown in (text, page):
+        assert met in shown
+        assert "Largest changes" not in shown
+    assert "How unusual" not in page

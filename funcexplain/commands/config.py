@@ -147,10 +147,10 @@ def _groups(where: str, value: Any) -> tuple[GroupConfig, ...]:
 
 @dataclass(frozen=True)
 class StartsConfig:
-    """Where searches start: at the window plus seeded noise, in sigmas."""
+    """Where searches start: at the window, at precedents, and at the window plus noise, in sigmas."""
 
-    number: int = entry(integer_between(1, 10**5), 4)
-    jitter: float = entry(read_non_negative, 0.3)
+    number: int = entry(integer_between(1, 10**5), 8)
+    jitter: float = entry(read_non_negative, 1.0)
     seed: int = entry(integer_between(0, 2**32 - 1), 0)
 
 

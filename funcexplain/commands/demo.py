@@ -15,7 +15,14 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted
-from funcexplain.commands.config import QuestionConfig
+from funcexplain.commands.config import (
+    Config,
+    MethodConfig,
+    NetworkConfig,
+    PricesConfig,
+    QuestionConfig,
+    StartsConfig,
+)
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
 from funcexplain.commands.folder import make_folder
@@ -27,24 +34,20 @@ from funcexplain.commands.printing import (
     agreement,
     changes_table,
     likelihood_sentence,
-    met_sentence,
     prices_line,
     print_plain,
     weights_table,
 )
-from funcexplain.commands.question import Query, describe_question, map_starts
+from funcexplain.commands.question import build_query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
-from funcexplain.markets.covariances import sample
-from funcexplain.markets.features import CHANNELS, forward_returns, log_returns, windows
-from funcexplain.markets.models import MIN_DAYS
+from funcexplain.markets.features import CHANNELS, forward_returns, windows
 from funcexplain.markets.prices import Prices, load
-from funcexplain.problems.criterion import Target
+from funcexplain.reports import wording
 from funcexplain.reports.drawing import require_matplotlib
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT, SMALL = 0.2, 0.05
 ATOL = 1e-3
-JITTER = 0.3  # sigmas
 
 
 def run_demo(
@@ -55,7 +58,7 @@ def run_demo(
     out: str | Path = "demo",
     training_steps: int = 100,
     max_steps: int = 100,
-    num_starts: int = 4,
+    num_starts: int = 8,
     ahead: int = 10,
     print_line: PrintLine = print_plain,
 ) -> fe.Solution:
@@ -63,8 +66,9 @@ def run_demo(
 
     The search is over shocks to the daily returns of the days to come, as a model of returns estimated
     from the history draws them, so that all channels agree with one path of prices. It runs from the
-    path without shocks and from several jittered starts, each to the closest hit (no weight more than
-    0.001 below its minimum). The answer is the likeliest of these, or else the start of lowest loss.
+    path without shocks, from what happened when history came near the target, and from jittered starts,
+    each to the closest hit (no weight more than 0.001 below its minimum). The answer is the likeliest
+    of these, or else the start of lowest loss.
 
     Args:
         data: ``"ecb"``, ``"sp500"`` or the path of a csv file; see `load`.
@@ -108,19 +112,15 @@ def run_demo(
         if not wanted:
             small = torch.where(today < SMALL, today, 0.0)
             wanted = {assets[int(small.argmax())]: DEFAULT_WEIGHT}
-        goals = [fe.targets.at_least(*pair) for pair in wanted.items()]
-        target = goals[0] if len(goals) == 1 else fe.targets.all_of(*goals)
-        seeds = [seed * num_starts + start for start in range(num_starts)]
-        date = history.ends[-1]
-        sentence = describe_question(QuestionConfig(at_least=dict(wanted), ahead=ahead), [date])
+        # Shrunk, where a short history has a normal market, so that few days are enough.
+        question = QuestionConfig(at_least=dict(wanted), ahead=ahead, covariance="ledoit_wolf")
         print_line("")
-        print_line(sentence)
-        problem, market = _make_problem(network, target, history, seeds, ahead)
-        x0 = problem.args["reference"]
-        with torch.no_grad():
-            held = network(x0[None])
-        position = [len(history.windows) - 1]
-        query = Query(problem, position, [date], seeds, today[None], held, sentence, market, ahead)
+        print_line(describe_question(question, history.ends[-1:]))
+        starts = StartsConfig(num_starts, seed=seed)
+        method = MethodConfig(atol=ATOL, starts=starts)
+        config = Config(NetworkConfig(), PricesConfig(str(data)), question, method=method)
+        query = build_query(config, network, history)
+        problem = query.problem
         solutions = solve_or_raise(
             problem,
             fe.levenberg_marquardt(),
@@ -129,14 +129,14 @@ def run_demo(
             max_steps=max_steps,
             atol=ATOL,
         )
-        size = fe.scenarios.shocks(solutions, problem).flatten(1).norm(dim=1)
-        for start, solution in enumerate(solutions):
+        outcome = make_outcome(solutions, {}, query)
+        rows, size = solutions.flat(torch.arange(num_starts)), outcome.size
+        for start, solution in enumerate(rows):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
         report = write_report(folder, solutions, query, history, title=None, settings=settings)
 
-    outcome = make_outcome(solutions, {}, query)
-    best = solutions[outcome.best[0]]
+    best = rows[outcome.best[0]]
     columns = {"today": today, "reached": best.weights}
     order = (best.weights - today).abs().argsort(descending=True, stable=True).tolist()
     days, scale = history.window_days(-1, ahead), history.scale(-1)[1]
@@ -144,9 +144,9 @@ def run_demo(
         print_line(line)
     if outcome.met[0]:
         print_line("")
-        print_line(met_sentence(query))
+        print_line(wording.met(ahead))
     else:
-        for line in changes_table(x0, best.x, scale, assets, CHANNELS, days):
+        for line in changes_table(query.references[0], best.x, scale, assets, CHANNELS, days):
             print_line(line)
         verdict = "The network holds the target" if best.hit else "Not reached"
         print_line("")
@@ -192,25 +192,6 @@ def train_on(
     days = stack[:, :, -1].movedim(0, 1)
     history = History(prices, CHANNELS, SPAN, stack, last_days, days)
     return network, history
-
-
-def _make_problem(
-    network: ConvAllocator, target: Target, history: History, seeds: list[int], ahead: int
-) -> tuple[fe.Problem, str]:
-    """The question, from the path without shocks and from jittered starts; and its model of returns."""
-    prices, x0 = history.prices, history.windows[-1]
-    returns = log_returns(prices).to(x0)
-    if len(returns) >= MIN_DAYS:
-        model = fe.models.filtered_history(returns)
-    else:
-        cov = sample(returns)
-        # Shrunk a little towards equal variances, so that a short history is enough.
-        model = fe.models.normal(0.9 * cov + 0.1 * cov.diagonal().mean() * torch.eye(len(cov)))
-    problem = fe.pipe(
-        fe.problem(network, target, x0, assets=prices.assets),
-        fe.scenarios.ahead(prices, ahead, model=model, span=SPAN),
-    )
-    return map_starts(problem, torch.tensor(seeds), JITTER), model.name
 
 
 def _describe_result(solution: fe.Solution, size: Tensor) -> str:

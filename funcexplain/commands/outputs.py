@@ -19,6 +19,10 @@ from funcexplain.commands.question import Query
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.writing import replaced
 
+NO_PATH = (
+    "Each channel was searched by itself: these changes come from no path of prices, and the nearest "
+    'windows of such a path may not hold the target; search = "scenario" finds those that do.'
+)
 # A start found the same answer if its change points as much the same way and is as little larger.
 _SAME_COSINE, _SAME_SIZE = 0.95, 1.05
 
@@ -152,6 +156,8 @@ def write_report(
         channels=history.channels,
         dates=_dates_of_one_window(query, history),
         scale=history.scale(query.positions[-1])[1],
+        ahead=query.ahead,
+        note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,
         settings=settings,
         probe=probe,

@@ -15,6 +15,7 @@ from funcexplain.commands.outputs import Outcome
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
 from funcexplain.markets.sanity import Finding
+from funcexplain.reports import wording
 from funcexplain.solutions.writing import printable
 
 PrintLine = Callable[[str], object]
@@ -96,7 +97,7 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
     yield ""
     if outcome.met[0]:
-        yield met_sentence(query)
+        yield wording.met(query.ahead)
         return
     size = float(outcome.metrics["rms_sigmas"][outcome.best[0]])
     verdict = "Reached" if hits else "Not reached"
@@ -134,13 +135,6 @@ def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
 
 def _format_chance(chance: float) -> str:
     return f"{100 * chance:.2g}%" if chance >= 1e-3 or chance <= 0.0 else f"{chance:.1e}"
-
-
-def met_sentence(query: Query) -> str:
-    """What is to say of a question that needs no change."""
-    if query.ahead:
-        return "The network will hold this without any shock; nothing has to happen."
-    return "The network holds this today; nothing has to change."
 
 
 def agreement(outcome: Outcome) -> str:

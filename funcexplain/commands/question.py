@@ -21,6 +21,7 @@ from funcexplain.commands.config import (
 from funcexplain.commands.history import History, positions, window_ending_on
 from funcexplain.commands.network import one_line
 from funcexplain.commands.space import make_space
+from funcexplain.commands.starts import map_starts, with_precedents
 from funcexplain.engine.forward import weights_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
@@ -130,6 +131,9 @@ def build_query(
         if starts.number > 1:
             problem = map_starts(problem, seeds, starts.jitter)
         if len(chosen) > 1:
+            if starts.number > 1:
+                precedents = problem.args["precedents"]
+                stacks["precedents"] = precedents.expand(len(chosen), *precedents.shape)
             if len(targets) > 1:
                 stacks["target"] = targets
             if network is None:
@@ -137,19 +141,13 @@ def build_query(
             problem = fe.vmap(problem, name="date", **stacks)
     except ValueError as error:
         raise ValueError(f"question: {error}") from None
+    if network is not None and starts.number > 1:
+        problem = with_precedents(problem, history, chosen, config.method.atol, space.search_points)
     dates = [history.ends[position] for position in chosen]
     sentence = describe_question(question, dates)
     return Query(
         problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, question.ahead or 0
     )
-
-
-def map_starts(problem: fe.Problem, seeds: Tensor, scale: float) -> fe.Problem:
-    """Map a question over starts: the reference itself, then with noise of these seeds and scale."""
-    noise = torch.tensor(scale, dtype=torch.float64)
-    jitter = noise.to(problem.args["x0"].dtype).repeat(len(seeds))
-    jitter[0] = 0.0
-    return fe.vmap(fe.jitter(0.0)(problem), seed=seeds, jitter=jitter, name="start")
 
 
 def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -309,7 +309,7 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
     print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
     if inputs.query.market is None:
-        print_line("Market: each channel by itself; no path of prices need make such a window")
+        print_line("Market: each channel by itself; its changes come from no path of prices")
     else:
         print_line(f"Market: {inputs.query.market}, from the prices up to each date")
     print_line(inputs.query.sentence)

@@ -6,7 +6,8 @@ that date, so that its answer is the same with the later prices or without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from funcexplain.commands.history import History, positions
 from funcexplain.markets import covariances
 from funcexplain.markets.features import CHANNELS, features, log_returns
 from funcexplain.markets.models import MIN_DAYS
+from funcexplain.markets.starts import replayed
 
 # Dates for which a filtered history is estimated, each in about a second.
 _MANY_DATES = 50
@@ -34,6 +36,8 @@ class Space(NamedTuple):
         transforms: of the first date's problem.
         stacks: what is mapped over dates, by name.
         market: the name of the model of returns, None for a search over features.
+        search_points: from a date's number and positions of real windows ``(k,)`` to the search points
+            ``(k, ...)`` at which its market repeats what they show, where it is free.
     """
 
     x0: Tensor
@@ -41,6 +45,7 @@ class Space(NamedTuple):
     transforms: list[Any]
     stacks: dict[str, Any]
     market: str | None
+    search_points: Callable[[int, Tensor], Tensor]
 
 
 def make_space(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
@@ -69,7 +74,12 @@ def _features(question: QuestionConfig, history: History, chosen: list[int]) -> 
         lowest = torch.full_like(mean[0], -torch.inf)
         lowest[history.channels.index("volatility")] = 0.0
         transforms.append(fe.clip(lowest, torch.inf))
-    return Space(x0, mask, transforms, {"x0": x0, "reference": x0, "mean": mean, "std": std}, None)
+
+    def search_points(date: int, places: Tensor) -> Tensor:
+        return torch.where(mask, (history.windows[places] - mean[date]) / std[date], 0.0)
+
+    stacks = {"x0": x0, "reference": x0, "mean": mean, "std": std}
+    return Space(x0, mask, transforms, stacks, None, search_points)
 
 
 def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
@@ -96,6 +106,12 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
     x0 = torch.stack([compute(returns) for returns in base]) if ahead else history.windows[chosen]
     name = _market(question, history, chosen)
     past = log_returns(history.prices).to(dtype)
+    still = (past[: int(last_days.min())] == 0.0).all(0)
+    if still.any():
+        raise ValueError(
+            f"question.market: every price must move, got a constant one of "
+            f"{history.prices.assets[int(still.int().argmax())]!r}; leave it out of prices.assets"
+        )
     models = [_model(name, question.covariance, past[:last]) for last in last_days.tolist()]
     inverse: Any = None
     if history.channels != CHANNELS:
@@ -110,10 +126,16 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
     else:
         transform = fe.scenarios.scenario(base[0], models[0], free=free, **own)
     mask = fe.scenarios.reached(free, history.lookback)[channels]
-    stacks: dict[str, Any] = {"x0": x0, "reference": x0, "returns": base}
-    if len(chosen) > 1:
-        stacks |= fe.models.stack([model.data(num_days, free=free, ahead=ahead) for model in models])
-    return Space(x0, mask, [*([] if bool(mask.all()) else [fe.freeze]), transform], stacks, name)
+    data = [model.data(num_days, free=free, ahead=ahead) for model in models]
+
+    def search_points(date: int, places: Tensor) -> Tensor:
+        paths = replayed(base[date], past, history.last_days[places], free)
+        encode = partial(models[date].encode, base=base[date], data=data[date])
+        return torch.func.vmap(encode)(paths)
+
+    transforms = [*([] if bool(mask.all()) else [fe.freeze]), transform]
+    stacks = {"x0": x0, "reference": x0, "returns": base, **fe.models.stack(data)}
+    return Space(x0, mask, transforms, stacks, name, search_points)
 
 
 def _market(question: QuestionConfig, history: History, chosen: list[int]) -> str:

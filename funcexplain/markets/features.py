@@ -68,7 +68,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
     returns = _check_table("features", returns, span, remedy, "returns", "(L + span - 1, A)")
     trailing = _sliding(returns, span)  # (L, span, A)
     momentum = trailing.sum(dim=1)
-    # Tensor.var takes three times as long along any dimension but the last.
+    # Tensor.var takes six times as long as two passes.
     variance = (trailing - momentum[:, None] / span).square().sum(dim=1) / (span - 1)
     # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite derivative would
     # otherwise reach the gradient as inf * 0 = nan from the unselected branch.

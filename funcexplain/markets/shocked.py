@@ -53,6 +53,12 @@ def search_shocks(
 
 def check_model(where: str, given: Tensor | Model, returns: Tensor) -> Model:
     """A model of the assets, of the dtype of their returns; a covariance stands for a normal one."""
+    if not isinstance(given, Model | Tensor):
+        name = "model" if where == "ahead" else "cov"
+        raise TypeError(
+            f"{where}: {name} must be a covariance or a model of fe.models, such as "
+            f"fe.models.normal(cov), got {type(given).__name__}"
+        )
     cov = given.cov if isinstance(given, Model) else given
     cov = check_like(where, "cov", cov, returns, "returns")
     meaning = "one row and column for each asset of returns"

@@ -12,6 +12,8 @@ from funcexplain.networks.noise import uniform
 from funcexplain.problems.checks import check_memory, check_number, check_positive, check_tensor
 from funcexplain.problems.problem import problem
 
+__all__ = ["Nearest", "bootstrap", "nearest_dates", "nearest_first", "replayed"]
+
 
 class Nearest(NamedTuple):
     """The windows of `nearest_dates`, nearest first.
@@ -67,6 +69,39 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
     )
     places = error.argsort(stable=True)[:count]
     return Nearest(places, error[places], weights[places])
+
+
+def nearest_first(error: Tensor, distance: Tensor, atol: float) -> Tensor:
+    """Order of real windows ``(N,)``: those that hold the target by distance, then the others by error.
+
+    Example:
+        >>> nearest_first(torch.tensor([0.2, 0.0, 0.1, 0.0]), torch.tensor([1.0, 3.0, 1.0, 2.0]), 1e-3)
+        tensor([3, 1, 2, 0])
+    """
+    order = error.argsort(stable=True)
+    return order[torch.where(error <= atol, distance, torch.inf)[order].argsort(stable=True)]
+
+
+def replayed(base: Tensor, history: Tensor, ends: Tensor, free: Tensor) -> Tensor:
+    """Paths that repeat history where they are free: of each, the last free day is the last of history.
+
+    Args:
+        base: returns of a path, ``(D, A)``.
+        history: daily log returns, ``(T, A)``.
+        ends: number of days of history up to the last one of each path, each at least ``D``, ``(k,)``.
+        free: where a path repeats history (True), bool, ``(D, A)``.
+
+    Returns:
+        Paths ``(k, D, A)``, elsewhere as ``base``.
+
+    Example:
+        >>> free = torch.tensor([[False], [True], [True]])
+        >>> replayed(torch.zeros(3, 1), torch.arange(9.0)[:, None], torch.tensor([5, 9]), free)[..., 0]
+        tensor([[0., 3., 4.],
+                [0., 7., 8.]])
+    """
+    days = torch.arange(len(base), device=base.device) - len(base)
+    return torch.where(free, history[ends[:, None] + days], base)
 
 
 def bootstrap(history: Tensor, num_days: int, *, seeds: Tensor, block: float = 10.0) -> Tensor:

@@ -19,7 +19,8 @@ from funcexplain.measures.market import WORST, Market, measure_dated
 from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.measures.paths import paths_of
 from funcexplain.measures.rarity import log10_chance
-from funcexplain.networks.network import deferred_interrupts, raise_pending
+from funcexplain.measures.stability import NOISES, under_noise
+from funcexplain.networks.network import SEED, deferred_interrupts, raise_pending
 from funcexplain.problems.checks import (
     check_count,
     check_datum,
@@ -28,7 +29,7 @@ from funcexplain.problems.checks import (
     check_positive,
     check_tensor,
 )
-from funcexplain.problems.grid import mapped_dims, take_rows, varying_dims
+from funcexplain.problems.grid import mapped_dims, row_numbers, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
@@ -36,7 +37,7 @@ from funcexplain.solutions.solution import Solution
 Measured = dict[str, Tensor]
 
 
-_STARTS = {"x0", "seed", "jitter"}  # what varies between starts of one question
+_STARTS = {"x0", "seed", "jitter", "place"}  # what varies between starts of one question
 
 
 class _Settings(NamedTuple):
@@ -203,7 +204,7 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
         # NaN counts as a miss, also where the network raises.
         values["invalidation"] = 1.0 - (noisy <= settings.atol).double().mean(0)
     if len(settings.seeds) and (problem.law or _in_sigmas(settings)):
-        values |= _under_noise(settings, solution, args, in_dims, sigma)
+        values |= _under_noise(settings, solution, rows, args, sigma)
     if settings.models is not None:
         others = stability.errors_of_models(errors, x, args, settings.models)
         values["ensemble_error"] = others.mean(0)
@@ -212,19 +213,45 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
 
 
 def _under_noise(
-    settings: _Settings, solution: Solution, args: Args, in_dims: dict[str, int | None], sigma: Tensor
+    settings: _Settings, solution: Solution, rows: Tensor, args: Args, sigma: Tensor
 ) -> Measured:
-    """Measures of `stability.under_noise`; the noise is of the path in a scenario."""
-    problem, points = settings.problem, solution.z if settings.problem.law else solution.x
-    reference = args["reference"].expand(len(points), *solution.x.shape[1:])
+    """Whether answers survive ordinary noise, beside what it does to the weights at the reference.
+
+    ``held_S`` is the share of draws of noise of ``S`` sigmas, of the path in a scenario, under which the
+    target holds within ``atol``: an estimate of ``P(target | this market plus noise)``.
+    ``today_moves_S`` is the mean over the draws of the largest change of a weight at the reference. An
+    answer that noise undoes says something only where the same noise leaves today's weights as they are.
+    """
+    problem, seeds, scale = settings.problem, settings.seeds, None if settings.problem.law else sigma
+    answers = under_noise(problem, solution.z if problem.law else solution.x, args, scale, seeds)
+    # The reference of several starts is one.
+    seeded = isinstance(args["params"], dict) and SEED in args["params"]
+    unseen = {"target", "precedents", *_STARTS} - ({"seed"} if seeded else set())
+    along = [place for place, dim in enumerate(problem.dims) if dim.varying - unseen]
+    numbers, group = row_numbers(problem.dims, along, rows).unique(return_inverse=True)
+    first = torch.stack([(group == number).int().argmax() for number in range(len(numbers))])
+    args_of = take_rows(problem.dims, problem.args, rows[first])
+    points = args_of["reference"].expand(len(first), *solution.x.shape[1:])
     if problem.law:
-        data = {name: value for name, value in args.items() if name != "params"}
-        along = {name: in_dims[name] for name in data} | {"reference": 0}
-        data["reference"] = reference
-        reference = torch.func.vmap(problem.encode, (0, along))(reference, data)
-    scale = None if problem.law else sigma
-    seeds, atol = settings.seeds, settings.atol
-    return stability.under_noise(problem, (points, reference), args, scale, seeds, atol)
+        data = {name: value for name, value in args_of.items() if name != "params"}
+        in_dims = mapped_dims(problem.dims, data) | {"reference": 0}
+        data["reference"] = points
+        points = torch.func.vmap(problem.encode, (0, in_dims))(points, data)
+    elif sigma.ndim > 3:
+        scale = sigma[first]
+    today = under_noise(problem, points, args_of, scale, seeds)
+
+    def error(weights: Tensor, target: Tensor) -> Tensor:
+        return problem.criterion.error(weights, target, atol=settings.atol)
+
+    errors = torch.func.vmap(error, (0, mapped_dims(problem.dims, args)["target"]))
+    values = {}
+    for size in NOISES:
+        held = torch.stack([errors(weights, args["target"]) for weights in answers[size]])
+        values[f"held_{size:g}"] = (held <= settings.atol).double().mean(0)
+        moves = (today[size] - today[0.0]).abs().flatten(2).amax(2).double()
+        values[f"today_moves_{size:g}"] = moves.nanmean(0)[group]
+    return values
 
 
 def _validity(problem: Problem, weights: Tensor, today: Tensor, target: Tensor) -> Measured:

@@ -18,8 +18,16 @@ from funcexplain.measures.plausibility import (
     stylized_facts,
     summarize,
 )
-from funcexplain.measures.rarity import KINDS, Layout, Record, judge, read
-from funcexplain.problems.grid import varying_dims
+from funcexplain.measures.rarity import (
+    KINDS,
+    Layout,
+    Rarity,
+    Record,
+    fair_scores,
+    judge,
+    read,
+    share_of,
+)
 from funcexplain.problems.problem import Args, Problem
 
 Measured = dict[str, Tensor]
@@ -52,11 +60,12 @@ class Market:
 
     def dates(self, problem: Problem, args: Args, free: list[int]) -> list[tuple[int, int]]:
         """Days of history that each row may know, see `known_days`."""
-        references = args["reference"]
-        if varying_dims(problem.dims, "reference"):
-            return [known_days(self.history, *row) for row in zip(references, free, strict=True)]
-        known = {count: known_days(self.history, references, count) for count in set(free)}
-        return [known[count] for count in free]
+        references = args["reference"].expand(len(free), *args["reference"].shape[-3:])
+        found = list[tuple[int, int]]()
+        for row, count in enumerate(free):  # rows that follow one another often share their date
+            same = row > 0 and count == free[row - 1] and references[row].equal(references[row - 1])
+            found.append(found[-1] if same else known_days(self.history, references[row], count))
+        return found
 
 
 def measure_dated(
@@ -95,11 +104,20 @@ def _plausibility(past: Past, x: Tensor, scale: Tensor | None, nearest: int) -> 
 
 
 def _rarity(market: Market, paths: Paths, key: tuple[int, int], part: Tensor) -> Measured:
-    """Measures of `rarity` for rows of one date, and of the real paths behind them."""
+    """Measures of `rarity` for rows of one date, and of the real paths behind them.
+
+    An answer is judged by what it makes more extreme: a calm that it leaves is not its own. So is a path
+    to come without shocks, which no real path is as calm as.
+    """
     known, free = key
     record = market.record(Layout(paths.answer.shape[1], market.lookback, free))
-    answer, today = (judge(record, path[part], known) for path in (paths.answer, paths.reference))
-    values = {"rarity": answer.share, "rarity_today": today.share}
+    both = judge(record, torch.cat([paths.answer[part], paths.reference[part]]), known)
+    halves = zip(*(values.chunk(2) for values in both[:-1]), strict=True)
+    answer, today = (Rarity(*half, both.statistics) for half in halves)
+    own = (answer.tails < today.tails) | answer.tails.isnan()
+    tails = torch.where(own, answer.tails, 0.0)
+    share = share_of(fair_scores(record, known), tails.amin(1))
+    values = {"rarity": share, "rarity_today": today.share}
     families = {
         "move": ("rise", "fall"),
         "joint": ("joint",),
@@ -109,12 +127,12 @@ def _rarity(market: Market, paths: Paths, key: tuple[int, int], part: Tensor) ->
     for name, kinds in families.items():
         columns = [place for place, each in enumerate(answer.statistics) if each.kind in kinds]
         values[f"{name}_tail"] = 10 ** answer.tails[:, columns].amin(1)
-    worst = answer.tails.argmin(1, keepdim=True)
+    worst = tails.argmin(1, keepdim=True)
     labels = [(KINDS.index(kind), days, asset) for kind, days, asset in answer.statistics]
     chosen = torch.tensor(labels, device=worst.device)[worst[:, 0]]
     details = dict(zip(("kind", "days", "asset"), chosen.unbind(1), strict=True))
     details["value"], details["today"] = (each.values.gather(1, worst)[:, 0] for each in (answer, today))
-    details["tail"] = answer.tails.gather(1, worst)[:, 0]
+    details["tail"] = tails.gather(1, worst)[:, 0]  # 0 where it makes nothing more extreme
     details["paths"] = answer.paths
     return values | {WORST + name: value for name, value in details.items()}
 

@@ -238,12 +238,23 @@ def judge(record: Record, paths: Tensor, known: int) -> Rarity:
     counts = torch.stack([(real >= value).sum(0) for value in values])
     tails = _tails(values, counts, total, real.amax(0), real.mean(0))
     tails = torch.where(paths.isfinite().flatten(1).all(1)[:, None], tails, torch.nan)
-    # A path with less than half as much history behind it sets records more often.
-    fair = (record.ends <= known) & (2 * record.ends >= known)
-    scores, worst = record.scores[fair], tails.amin(1)
-    share = (1 + (scores <= worst[:, None]).sum(1)).double() / (1 + len(scores))
-    share = torch.where(worst.isnan() | (len(scores) < _MIN_SCORES), torch.nan, share)
+    scores = fair_scores(record, known)
+    share = share_of(scores, tails.amin(1))
     return Rarity(share, tails, values, total, torch.full_like(total, len(scores)), statistics)
+
+
+def fair_scores(record: Record, known: int) -> Tensor:
+    """Worst tails of real paths among the first ``known`` days, ``(S,)``.
+
+    A path with less than half as much history behind it sets records more often, and is left out.
+    """
+    return record.scores[(record.ends <= known) & (2 * record.ends >= known)]
+
+
+def share_of(scores: Tensor, worst: Tensor) -> Tensor:
+    """Share of real paths, and the one in question, whose worst tail is as low as ``worst`` ``(B,)``."""
+    share = (1 + (scores <= worst[:, None]).sum(1)).double() / (1 + len(scores))
+    return torch.where(worst.isnan() | (len(scores) < _MIN_SCORES), torch.nan, share)
 
 
 def log10_chance(shocks: Tensor, free: int = 1) -> Tensor:

@@ -4,7 +4,7 @@
 one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
 `errors_under_noise` and `errors_of_models` evaluate the network again, by a function ``errors`` as
 `Errors`, at the windows ``x`` of the rows, ``(B, C, L, A)``, with their data ``args``; `under_noise`
-estimates the chance that the target holds under ordinary noise.
+evaluates it under ordinary noise of the market.
 """
 
 from __future__ import annotations
@@ -149,58 +149,38 @@ def errors_under_noise(errors: Errors, x: Tensor, args: Args, scale: Tensor, see
 
 
 def under_noise(
-    problem: Problem,
-    points: tuple[Tensor, Tensor],
-    args: Args,
-    scale: Tensor | None,
-    seeds: Tensor,
-    atol: float,
-) -> dict[str, Tensor]:
-    """Whether answers survive ordinary noise, beside what it does to the weights at the reference.
-
-    ``held_S`` is the share of draws of noise of ``S`` sigmas under which the target holds within
-    ``atol``: an estimate of ``P(target | this market plus noise)``. ``today_moves_S`` is the mean over
-    the draws of the largest change of a weight at the reference. An answer that noise undoes says
-    something only where the same noise leaves today's weights as they are.
+    problem: Problem, points: Tensor, args: Args, scale: Tensor | None, seeds: Tensor
+) -> dict[float, Tensor]:
+    """Weights near some points under ordinary noise.
 
     Args:
         problem: the question or grid.
-        points: of the answers and of the references ``(B, ...)``: search points of a scenario, whose
-            noise is of the path, else windows, whose free entries get noise.
+        points: search points of a scenario, whose noise is of the path, else windows, whose free entries
+            get noise, ``(B, ...)``.
         args: data of the rows, as from `take_rows`.
         scale: one sigma of the windows, which broadcasts to these; None in a scenario.
         seeds: of the noise, one for each draw; it is the same for all rows and sizes.
-        atol: tolerance of a hit.
 
     Returns:
-        Both measures for each size of `NOISES`, ``(B,)`` each.
+        For each size of `NOISES`, and for zero, weights ``(draws, B, A)``; one draw without noise.
     """
     dims = mapped_dims(problem.dims, args)
     data = {name: value for name, value in args.items() if name != "params"}
     decode = torch.func.vmap(problem.decode, (0, mapped_dims(problem.dims, data)))
     unit = torch.ones((), dtype=torch.float64, device=seeds.device) if scale is None else scale
 
-    def weights(points: Tensor, size: float, seed: Tensor | None) -> Tensor:
-        moved = points
-        if seed is not None:
-            moved = points + (size * unit * normal(seed, points.shape[1:], torch.float64)).to(points)
+    def weights(moved: Tensor) -> Tensor:
         windows = decode(moved, data) if scale is None else torch.where(args["mask"], moved, points)
         return weights_of(problem, windows, args, dims, skip_errors=True)
 
-    def error(weights: Tensor, target: Tensor) -> Tensor:
-        return problem.criterion.error(weights, target, atol=atol)
+    def noise(seed: Tensor) -> Tensor:
+        return unit * normal(seed, points.shape[1:], torch.float64)
 
-    errors, values = torch.func.vmap(error, (0, dims["target"])), dict[str, Tensor]()
-    answer, reference = points
-    today = weights(reference, 0.0, None)
+    found = {0.0: weights(points)[None]}
     for size in NOISES:
-        held, moves = list[Tensor](), list[Tensor]()
-        for seed in seeds:
-            held.append(errors(weights(answer, size, seed), args["target"]) <= atol)
-            moves.append((weights(reference, size, seed) - today).abs().flatten(1).amax(1).double())
-        values[f"held_{size:g}"] = torch.stack(held).double().mean(0)
-        values[f"today_moves_{size:g}"] = torch.stack(moves).nanmean(0)
-    return values
+        draws = [weights(points + (size * noise(seed)).to(points)) for seed in seeds]
+        found[size] = torch.stack(draws)
+    return found
 
 
 def errors_of_models(errors: Errors, x: Tensor, args: Args, models: Any) -> Tensor:

@@ -42,6 +42,7 @@ class Row(NamedTuple):
         reference: the window it is compared with.
         sigma: one sigma of each entry, in the shape of x.
         unit: unit of a change divided by ``sigma``.
+        met: whether the target holds at the reference, which is the answer.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     reference: Array
     sigma: Array
     unit: str
+    met: bool
 
 
 def select_row(
@@ -73,6 +75,7 @@ def select_row(
         reference=as_array(args["reference"]),
         sigma=np.broadcast_to(as_array(sigma), tuple(one.x.shape)),
         unit=unit,
+        met=bool(one.hit) and torch.equal(one.x, args["reference"]),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
+from funcexplain.markets.starts import nearest_first
 from funcexplain.measures.paths import known_days, paths_of
 from funcexplain.problems.problem import Problem
 from funcexplain.problems.stacks import windows
@@ -72,14 +73,9 @@ def precedents(
     errors = torch.func.vmap(problem.criterion.error, (0, None))(weights, args["target"])
     errors = errors.nan_to_num(nan=torch.inf)
     changes = ((stack - args["reference"]) / scale).square().flatten(1).mean(1).sqrt()
-    holds = errors <= atol
-    # Stable sorts: by error, then the windows that hold the target by their distance, before the others.
-    order = errors.argsort(stable=True)
-    order = order[torch.where(holds, changes, torch.inf)[order].argsort(stable=True)][:count]
-    near = int((errors <= max(NEAR, atol)).sum())
-    return Precedents(
-        order + lookback, errors[order], changes[order], int(holds.sum()), near, len(stack), known
-    )
+    order = nearest_first(errors, changes, atol)[:count]
+    held, near = (int((errors <= limit).sum()) for limit in (atol, max(NEAR, atol)))
+    return Precedents(order + lookback, errors[order], changes[order], held, near, len(stack), known)
 
 
 def date_of(problem: Problem, history: Tensor) -> int:

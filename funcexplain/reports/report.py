@@ -59,6 +59,8 @@ def report(
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     models: Any = None,
     probe: bool = True,
+    ahead: int = 0,
+    note: str = "",
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -86,6 +88,8 @@ def report(
         models: parameters of other models, evaluated at each answer.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. Without, what needs that is left out, and the report names it.
+        ahead: number of days to come that are shocked; 0 for days behind the window's end.
+        note: what to know first, shown below the headline.
         title: headline.
         settings: how the answer was found, by name.
 
@@ -138,14 +142,18 @@ def report(
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),
+        *([element("p", note, class_="note")] if note else []),
         element("p", _question(rows[0], labels, solution), class_="lead"),
-        _verdict(solution, metrics, order[0], probe, found, labels.assets),
+        _verdict(solution, metrics, rows[0], order[0], probe, found, labels.assets, ahead),
         *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
     for row, index in zip(rows, order, strict=False):
         content.append(element("h2", f"Row in detail: {row.name}" if row.name else "The answer"))
         if row is not rows[0]:
             content.append(element("p", _question(row, labels)))
+        if row.met:
+            content.append(element("p", wording.met(ahead)))
+            continue
         content += row_pictures(row, labels, prices_at and prices_at(index))
         content += [element("h3", "Largest changes"), changes_table(row, labels)]
     if not solution.dims:
@@ -177,10 +185,12 @@ def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str
 def _verdict(
     solution: Solution,
     metrics: Metrics,
+    row: Row,
     index: tuple[int, ...],
     probe: bool,
     found: Precedents | None,
     assets: Sequence[str],
+    ahead: int,
 ) -> Html:
     """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
     best = solution[index] if index else solution
@@ -188,13 +198,15 @@ def _verdict(
         {name: float(value[index]) for name, value in values.items()}
         for values in (metrics, metrics.worst)
     )
-    cards = [
-        wording.reached(
-            Status(int(best.status)), float(best.error), measured, *best.exceptions.values()
-        ),
-        wording.unusual(measured, worst, found, assets=assets, hit=Status(int(best.status)).is_hit),
-        wording.stable(measured, NOISE, ATOL, probed=probe),
-    ]
+    status = Status(int(best.status))
+    cards = [wording.reached(status, float(best.error), measured, *best.exceptions.values())]
+    if row.met:
+        cards = [cards[0]._replace(head="Held already", text=wording.met(ahead))]
+    else:
+        cards += [
+            wording.unusual(measured, worst, found, assets=assets, hit=status.is_hit),
+            wording.stable(measured, NOISE, ATOL, probed=probe),
+        ]
     if solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
         head, mood = f"{hits} of {total} rows hit", "good" if hits else "bad"

@@ -17,11 +17,14 @@ from funcexplain.solutions.status import Status
 MAX_NAMED = 3
 """Maximum number of assets or goals that a question names; the others are counted."""
 
+GRADES = ("Beyond history", "Rare", "Unusual", "Ordinary")
+"""How unusual an answer is, by `grade`; the least likely first."""
+
 RARE, UNUSUAL = 0.1, 0.25
 """An answer is called so if at most this share of real paths was as extreme."""
 
-RARE_CHANCE, UNUSUAL_CHANCE = 0.01, 0.1
-"""An answer is called so if the chance of its shocks is at most this."""
+BEYOND_CHANCE, RARE_CHANCE, UNUSUAL_CHANCE = 1e-6, 0.01, 0.1
+"""An answer is called beyond history, rare or unusual if the chance of its shocks is at most this."""
 
 IN_RANGE = 0.9
 """Minimum share of entries within the history's range for a window to be called ordinary."""
@@ -99,11 +102,18 @@ def reached(
     return Judgement("Is the target reached?", head, text, "bad")
 
 
+def met(ahead: int = 0) -> str:
+    """What to do about a target that holds without any change, over some days to come or today."""
+    if ahead:
+        return "The network will hold this without any shock; nothing has to happen."
+    return "The network holds this today; nothing has to change."
+
+
 def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Precedents | None) -> str:
     """How unusual an answer is: the worst of its rarity, its chance and its precedents.
 
-    - Beyond history: rare, with a statistic beyond that of every real path; or a chance below one in the
-      number of real paths, while no real window holds the target
+    - Beyond history: rare, with a statistic beyond that of every real path; or a chance of at most
+      `BEYOND_CHANCE`, or below one in the number of real paths while no real window holds the target
     - Rare, Unusual: the share of real paths as extreme is at most `RARE` or `UNUSUAL`, or the chance of
       the shocks at most `RARE_CHANCE` or `UNUSUAL_CHANCE`
     - Unusual, too, if no real window comes near the target, or less than `IN_RANGE` of the entries are
@@ -127,7 +137,7 @@ def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Prec
     if math.isnan(share) and math.isnan(chance):
         return "Unknown"
     unheard_of = chance * (worst.get("paths", math.nan) + 1) < 1 and found is not None and not found.held
-    if unheard_of or (share <= RARE and _as_extreme(worst) == 0):
+    if unheard_of or chance <= BEYOND_CHANCE or (share <= RARE and _as_extreme(worst) == 0):
         return "Beyond history"
     if share <= RARE or chance <= RARE_CHANCE:
         return "Rare"
@@ -154,13 +164,13 @@ def unusual(
         return Judgement(about, "Not graded", "The target is not reached at this market.", "open")
     worst = worst or {}
     head, parts = grade(measured, worst, found), []
-    if worst and not math.isnan(worst["tail"]):
+    if worst and worst["tail"] < 0.0:
         parts.append(statistic(worst, assets))
     if not math.isnan(share := measured.get("rarity", math.nan)):
         today = measured.get("rarity_today", math.nan)
         parts.append(
-            f"In the worst of such statistics {_percent(share)} of real paths were as extreme when they "
-            f"happened (as the actual one: {_percent(today)})."
+            f"In the worst statistic that the change makes more extreme, {_percent(share)} of real "
+            f"paths were as extreme when they happened (without it, in the worst: {_percent(today)})."
         )
     elif "rarity" in measured:
         parts.append("How rare its path is remains unknown: the history up to its date is too short.")
@@ -193,9 +203,9 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
         >>> worst = {"kind": 1, "days": 20, "asset": 0, "value": 0.1, "today": 0.02, "tail": -2.0,
         ...          "paths": 399}
         >>> print(statistic(worst, ["EUR"]))
-        EUR falls by 9.5% within 20 days (actually: 2.0%), as much as in 3 of 399 real paths.
+        EUR falls by 9.5% within 20 days (without the change: 2.0%), as much as in 3 of 399 real paths.
         >>> statistic(worst | {"kind": 6, "value": 9.0, "tail": -3.0}, ["EUR"])
-        'All assets move together by 9.0 sigmas within 20 days (actually: 0.0), farther than in any ...'
+        'All assets move together by 9.0 sigmas within 20 days (without the change: 0.0), ...'
     """
     kind, days, asset = KINDS[int(worst["kind"])], int(worst["days"]), int(worst["asset"])
     if math.isinf(worst["value"]):
@@ -220,7 +230,7 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
     value, today = (show(sign * worst[which]) for which in ("value", "today"))
     count, paths = _as_extreme(worst), int(worst["paths"])
     compared = f"as {high} as in {count:,} of" if count else f"{low} than in any of"
-    return f"{text.format(value)} (actually: {today}), {compared} {paths:,} real paths."
+    return f"{text.format(value)} (without the change: {today}), {compared} {paths:,} real paths."
 
 
 def precedent(found: Precedents) -> str:

@@ -103,6 +103,8 @@ def test_prices(
         ({"features": {"channels": ["return"]}}, "the network does not map windows of 1 channels"),
         ({"features": {"channels": ["returns"]}}, "no 'returns' in the data; did you mean 'return'?"),
         ({"features": {"lookback": 10**6}}, "the history is too short"),
+        ({"question": {"market": "filtered_history"}}, "must have at least 250 days, got 59"),
+        ({"question": {"ahead": 9}}, "question.ahead: expected at most lookback + span - 1 = 8 days"),
         ({"method": {"lr": -1.0}}, "method: adam: lr must be finite and >= 0, got -1"),
         ({"method": {"name": "levenberg_marquardt", "damping": 0.0}}, "damping must be finite and > 0"),
         (
@@ -119,6 +121,19 @@ def test_entries_that_contradict_each_other(
 ) -> None:
     folder, module = place
     assert message in error_line(capsys, write(folder, table(module, **parts)))
+
+
+@pytest.mark.parametrize("days", [60, 300])
+def test_a_price_that_never_moves_is_named(
+    place: tuple[Path, str], days: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    lines = [line.split(",") for line in market(days)]
+    still = [",".join([day, gold, "5.0" if row else oil, rice]) for row, (day, gold, oil, rice) in
+             enumerate(lines)]  # fmt: skip
+    (folder / "market.csv").write_text("\n".join(still))
+    message = error_line(capsys, write(folder, table(module)))
+    assert "every price must move, got a constant one of 'OIL'; leave it out of prices.assets" in message
 
 
 @pytest.mark.parametrize(

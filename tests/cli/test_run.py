@@ -149,6 +149,31 @@ def test_an_answer_is_the_same_without_later_prices(place: tuple[Path, str], sea
     assert torch.equal(answers[0].z, answers[1].z)
 
 
+def test_a_report_of_single_channels_says_first_that_no_prices_make_them(
+    place: tuple[Path, str],
+) -> None:
+    folder, module = place
+    for search, channels, noted in (
+        ("features", ["return", "momentum", "volatility"], True),
+        ("scenario", ["return", "momentum", "volatility"], False),
+        ("features", ["return"], False),  # which any prices may have
+    ):
+        arguments = {"channels": len(channels)}
+        whole = table(
+            module,
+            network={"factory": f"{module}:make", "weights": None, "arguments": arguments},
+            question={"search": search},
+            features={"channels": channels},
+            method={"max_steps": 2, "starts": {"number": 1}},
+            output={"report": True},
+        )
+        main(["run", write(folder, whole), "--quiet"])
+        text = (folder / "out" / "report.html").read_text()
+        assert ("come from no path of prices" in text) == noted
+        if noted:
+            assert text.index("come from no path of prices") < text.index("Is the target reached?")
+
+
 def test_named_parts_are_frozen(place: tuple[Path, str]) -> None:
     folder, module = place
     for search in ("features", "scenario"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -207,6 +208,24 @@ def test_a_past_date_is_measured_as_with_the_history_cut_there() -> None:
     assert not torch.equal(solution.x, rows.args["reference"])
     shocks = fe.scenarios.shocks(solution, rows)
     assert_close(together["log10_chance"], log10_chance(shocks), rtol=1e-9)
+
+
+def test_an_answer_is_judged_by_what_it_makes_more_extreme() -> None:
+    """Days to come without shocks are calmer than any real ones: that is not the answer's doing."""
+    rows, history, _ = dated()
+    row = rows[2]
+    still = fe.solve(row, max_steps=0)
+    unmoved = fe.evaluate(still, row, history, draws=0)
+    assert unmoved["rarity"] == 1.0
+    assert unmoved["rarity_today"] < 1.0
+    assert unmoved.worst["tail"] == 0.0
+    # A fall of the first asset by half on one day is.
+    z = torch.zeros_like(still.z)
+    z[-1, 0] = -70.0
+    fallen = replace(still, z=z, x=row.decode(z, row.args))
+    worst = fe.evaluate(fallen, row, history, draws=0)
+    assert worst["rarity"] < 0.1 < unmoved["rarity"]
+    assert worst.worst["value"] > worst.worst["today"]
 
 
 def test_precedents_hold_the_target_before_they_are_near() -> None:

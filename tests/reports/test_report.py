@@ -129,6 +129,22 @@ def test_a_miss_says_how_near(tmp_path: Path) -> None:
     assert f"Missed by {100 * float(solution.error):.2f} points" in text
 
 
+def test_what_holds_already_needs_no_change_and_gets_no_grade(tmp_path: Path) -> None:
+    solution, problem = one_answer(target=fe.targets.at_least(0, 0.0))
+    assert torch.equal(solution.x, problem.args["reference"])
+    text = Page(write(tmp_path / "report.html", solution, problem)).text
+    assert text.count("The network holds this today; nothing has to change.") == 2
+    for left_out in ("Largest changes", "How unusual", "How stable"):
+        assert left_out not in text
+    later = Page(write(tmp_path / "report.html", solution, problem, ahead=5)).text
+    assert "The network will hold this without any shock; nothing has to happen." in later
+
+
+def test_a_note_comes_first(tmp_path: Path) -> None:
+    text = Page(write(tmp_path / "report.html", *one_answer(), note="Read <this> first.")).text
+    assert text.index("Read <this> first.") < text.index("Is the target reached?")
+
+
 def test_goals_and_grids_are_reported(tmp_path: Path) -> None:
     problem = make_problem(target=fe.targets.at_least(0, 0.5), assets=list("ABCDE"))
     solution = fe.solve(problem, fe.levenberg_marquardt(), atol=1e-3)
