@@ -15,6 +15,7 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted
+from funcexplain.commands.audit import audit
 from funcexplain.commands.config import QuestionConfig
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
@@ -132,8 +133,17 @@ def run_demo(
         size = fe.scenarios.shocks(solutions, problem).flatten(1).norm(dim=1)
         for start, solution in enumerate(solutions):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
+        chance = fe.probability(query.from_reference, atol=ATOL)
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
-        report = write_report(folder, solutions, query, history, title=None, settings=settings)
+        report = write_report(
+            folder,
+            solutions,
+            query,
+            history,
+            title=None,
+            settings=settings | audit("funcexplain demo", {}),
+            probability=chance,
+        )
 
     outcome = make_outcome(solutions, {}, query)
     best = solutions[outcome.best[0]]
@@ -152,8 +162,7 @@ def run_demo(
         print_line("")
         found = agreement(outcome).replace(" found", " starts found")
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
-    with torch_threads(1):
-        print_line(likelihood_sentence(fe.probability(query.from_reference, atol=ATOL), ahead))
+    print_line(likelihood_sentence(chance, ahead))
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")
