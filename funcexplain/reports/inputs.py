@@ -97,11 +97,11 @@ def check_coords(coords: Any, solution: Solution) -> dict[str, list[str]]:
 
 
 def name_of_row(dims: Sequence[str], index: Sequence[int], coords: Mapping[str, Sequence[str]]) -> str:
-    """The name of a row: its labels, or numbers from 1 on.
+    """The name of a row: its labels, or numbers counted from 0.
 
     Example:
         >>> name_of_row(("date", "start"), (1, 0), {"date": ["2026-10-29", "2026-10-30"]})
-        'date 2026-10-30, start 1'
+        'date 2026-10-30, start 0'
     """
     parts = zip(dims, index, strict=True)
-    return ", ".join(f"{name} {coords[name][at] if name in coords else at + 1}" for name, at in parts)
+    return ", ".join(f"{name} {coords[name][at] if name in coords else at}" for name, at in parts)

@@ -86,7 +86,7 @@ def overview(
     for index in order[:BEST_ROWS]:
         name, count = Status(int(status[index])).name, str(int(steps[index]))
         numbers = (format_number(error[index]), format_number(distance[index]))
-        labels = [coords[dim][at] if dim in coords else str(at + 1)
+        labels = [coords[dim][at] if dim in coords else str(at)
                   for dim, at in zip(solution.dims, index, strict=True)]  # fmt: skip
         lines.append([*labels, name, *numbers, count])
     heads, first = [*solution.dims, "status", "largest miss", unit, "steps"], len(solution.dims)
@@ -101,7 +101,7 @@ def overview(
         picture(losses, f"Loss of {which} at each step, on a logarithmic scale."),
         element("h3", f"The best {len(lines)} answers"),
         element("p", "Those that reach their target come first, by the size of their change, then "
-                "the others by their largest miss.", class_="note"),
+                "the others by their largest miss. Numbers count from 0.", class_="note"),
         table(heads, lines, range(first + 1, first + 4)),
     ]  # fmt: skip
 

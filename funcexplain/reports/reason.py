@@ -17,6 +17,9 @@ from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.solution import Solution
 
 
+_MAX_NODES = 256
+
+
 class Reason(NamedTuple):
     """The changes of weights from the reference to an answer, split over the data of assets.
 
@@ -33,8 +36,10 @@ class Reason(NamedTuple):
     error: float
 
 
-def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason:
+def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason | None:
     """Split the changes of one question's answer by `attribute`; the target is as in `trades_table`.
+
+    None where the answer is not finite, or the network fails at a window on the way.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -47,7 +52,12 @@ def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason:
     """
     # Along z, every window on the way is one that the search space allows.
     end = solution if problem.law else solution.x
-    parts = attribute(problem, end=end, path="z" if problem.law else "x", max_nodes=256)
+    if not bool(solution.x.isfinite().all() and solution.weights.isfinite().all()):
+        return None
+    try:
+        parts = attribute(problem, end=end, path="z" if problem.law else "x", max_nodes=_MAX_NODES)
+    except Exception:  # any type: this runs the user's network at windows that the search never saw
+        return None
     size = parts.values.shape[-1]
     values = as_array(parts.values).reshape(-1, size, *parts.values.shape[-3:]).mean(0)
     change = as_array(parts.change).reshape(-1, size).mean(0)

@@ -291,7 +291,8 @@ def _front(
         text = [describe_dates(series), f"On {series.names[-1]}: {best.sentence}"]
     elif solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
-        text.append(f"{hits} of {total} searches reach their target; this is the best of them.")
+        name = name_of_row(solution.dims, index, {})
+        text.append(f"{hits} of {total} searches reach their target; this is the best of them ({name}).")
     pictures = []
     if best.prices is not None and best.moves is not None and best.moves.days:
         pictures.append(_prices_picture(best.prices, labels, ahead))
