@@ -16,7 +16,6 @@ from funcexplain.reports.pictures.weights import asset_bounds
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.solution import Solution
 
-
 _MAX_NODES = 256
 
 

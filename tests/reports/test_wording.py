@@ -9,9 +9,9 @@ import torch
 
 import funcexplain as fe
 from funcexplain.measures.rarity import KINDS
+from funcexplain.reports.cards import reached, stable
 from funcexplain.reports.details import select_row
 from funcexplain.reports.precedents import Precedents
-from funcexplain.reports.cards import reached, stable
 from funcexplain.reports.questions import describe_question
 from funcexplain.reports.wording import statistic, unusual
 from tests.helpers import make_problem
