@@ -93,11 +93,14 @@ def measure_moves(
 def first_shocked_day(actual: Array, scenario: Array) -> int:
     """Number of the first day at which two price paths differ beyond rounding; all days if none.
 
+    Each path is seen from its first price, so this is at least 1.
+
     Example:
         >>> first_shocked_day(np.ones((3, 1)), np.array([[1.0], [1.0], [2.0]]))
         2
     """
-    differs = (np.abs(np.log(scenario / actual)) > 1e-6).any(1)
+    gap = np.log(scenario / scenario[0]) - np.log(actual / actual[0])
+    differs = (np.abs(gap) > 1e-6).any(1)
     return int(differs.argmax()) if differs.any() else len(actual)
 
 

@@ -59,8 +59,13 @@ td.number, th.number { text-align: right; white-space: nowrap; font-variant-nume
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;
     -webkit-print-color-adjust: exact; }
-  .front { break-after: page; }
-  .scroll { overflow: visible; }
+  .front { break-after: page; font-size: 9.5pt; }
+  .front .lead { font-size: 10.5pt; }
+  .front h1 { font-size: 14pt; }
+  .front .card { font-size: 8.5pt; padding: .3rem .6rem; }
+  .cards, .pair { grid-template-columns: 1fr 1fr; }
+  .pair figure img { max-height: 75mm; margin: 0 auto; }
+  .scroll { overflow: visible; margin: .3rem 0; }
   figure img { width: auto; min-width: 0; max-width: 100%; max-height: 165mm; }
   th, th.number { white-space: normal; }
   td { overflow-wrap: anywhere; }
