@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import jitter as jitter
     from funcexplain.problems.transforms import penalize as penalize
     from funcexplain.problems.transforms import zero_masked as zero_masked
+    from funcexplain.reports.plotting import plot as plot
     from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
     from funcexplain.solutions.probability import Probability as Probability
@@ -92,6 +93,7 @@ _NAMES = {
     "measures.attribution": ("Attribution", "attribute"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
+    "reports.plotting": ("plot",),
     "reports.report": ("report",),
     "solutions.files": ("load",),
     "solutions.probability": ("Probability",),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted
+from funcexplain.commands.audit import audit
 from funcexplain.commands.config import (
     Config,
     MethodConfig,
@@ -133,8 +134,17 @@ def run_demo(
         rows, size = solutions.flat(torch.arange(num_starts)), outcome.size
         for start, solution in enumerate(rows):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
+        chance = fe.probability(query.from_reference, atol=ATOL)
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
-        report = write_report(folder, solutions, query, history, title=None, settings=settings)
+        report = write_report(
+            folder,
+            solutions,
+            query,
+            history,
+            title=None,
+            settings=settings | audit("funcexplain demo", {}),
+            probability=chance,
+        )
 
     best = rows[outcome.best[0]]
     columns = {"today": today, "reached": best.weights}
@@ -152,8 +162,7 @@ def run_demo(
         print_line("")
         found = agreement(outcome).replace(" found", " starts found")
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
-    with torch_threads(1):
-        print_line(likelihood_sentence(fe.probability(query.from_reference, atol=ATOL), ahead))
+    print_line(likelihood_sentence(chance, ahead))
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")

@@ -16,6 +16,7 @@ import funcexplain as fe
 from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
+from funcexplain.reports.overview import rank_rows
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.writing import replaced
 
@@ -35,7 +36,7 @@ class Outcome:
         solution: rows are dates times starts, with dates outermost.
         metrics: measures by name, one number per row.
         hit: whether each row is a hit.
-        best: for each date, the row of the hit with the smallest change, or else with the lowest loss.
+        best: for each date, the row of the hit with the smallest change, or else of least error.
         size: change of each row: ``|z|`` of a scenario, else ``rms_sigmas``.
         agree: for each date, how many starts found the answer: a hit of about its size and direction.
         met: for each date, whether the network holds the target without any change.
@@ -71,16 +72,14 @@ def save_solution(
 
 def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Query) -> Outcome:
     """Choose the best start of each date."""
-    hit, loss = (torch.as_tensor(t).flatten() for t in (solution.hit, solution.loss))
+    hit = torch.as_tensor(solution.hit).flatten()
     starts = len(query.seeds)
     flat = {name: values.flatten().double() for name, values in metrics.items()}
     problem = query.problem
     z = (fe.scenarios.shocks(solution, problem) if problem.law else solution.z).double()
     z = z.reshape(len(hit), -1)
     size = (z.norm(dim=1) if problem.law else flat["rms_sigmas"]).nan_to_num(nan=torch.inf)
-    largest = size[size.isfinite()].max() if bool(size.isfinite().any()) else size.new_zeros(())
-    rank = torch.where(hit, size, largest + 1.0 + loss.double())
-    best = rank.nan_to_num(nan=torch.inf).view(-1, starts).argmin(dim=1)
+    best = rank_rows(hit, size, solution.error.flatten()).view(-1, starts).argmin(dim=1)
     rows = best + torch.arange(len(best)) * starts
     moves = z if problem.law else solution.x.reshape(len(hit), -1).double() - _references(query, starts)
     found = moves[rows].repeat_interleave(starts, 0)
@@ -134,6 +133,7 @@ def write_report(
     *,
     title: str | None,
     settings: Mapping[str, Any],
+    probability: fe.Probability | None = None,
     probe: bool = True,
 ) -> str:
     """Write the report of a solution, and return the name of its file; ``probe`` as in `fe.report`."""
@@ -144,6 +144,9 @@ def write_report(
         question = query.problem[index] if index else query.problem
         return price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
 
+    today = query.today[0]
+    if "date" in solution.dims:
+        today = query.today[:, None] if len(solution.dims) > 1 else query.today
     days = history.until(query.positions[-1]).to(history.windows.dtype)
     known = history.prices.dates[history.span : history.span + days.shape[1]]
     fe.report(
@@ -155,8 +158,11 @@ def write_report(
         assets=history.prices.assets,
         channels=history.channels,
         dates=_dates_of_one_window(query, history),
+        coords={"date": query.dates} if "date" in solution.dims else None,
         scale=history.scale(query.positions[-1])[1],
+        probability=probability,
         ahead=query.ahead,
+        today=today,
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,
         settings=settings,
@@ -227,6 +233,28 @@ def describe_chance(chance: fe.Probability) -> dict[str, Any]:
     names = ("estimate", "standard_error", "lower", "upper")
     found = {name: float(getattr(chance, name)) for name in names}
     return as_json({**found, "status": fe.Status(int(chance.status)).name, "method": str(chance.method)})
+
+
+def recorded_chance(answers: Sequence[Mapping[str, Any]]) -> fe.Probability | None:
+    """The probability of one question or of each date, as `describe_chance` recorded it; None if not."""
+    found = [answer.get("probability") for answer in answers]
+    if None in found or not found:
+        return None
+    names, count = ("estimate", "standard_error", "lower", "upper"), len(found)
+
+    def column(name: str) -> Tensor:
+        values = [torch.nan if chance[name] is None else chance[name] for chance in found]
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+    numbers = [column(name) for name in names]
+    unknown = torch.zeros(count, dtype=torch.int64, device="cpu")
+    status = unknown.new_tensor([int(fe.Status[chance["status"]]) for chance in found])
+    methods = tuple(chance["method"] for chance in found)
+    levels = numbers[0].new_empty(count, 0)
+    chance = fe.Probability(
+        *numbers, unknown, unknown, levels, status, methods, ("",) * count, ("date",)
+    )
+    return chance if count > 1 else chance[0]
 
 
 def as_json(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.commands import outputs
+from funcexplain.commands.audit import audit
 from funcexplain.commands.config import Config, read_config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
@@ -51,7 +52,7 @@ from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.markets.sanity import find_faults
 from funcexplain.reports.drawing import require_matplotlib
-from funcexplain.reports.report import LEFT_OUT
+from funcexplain.reports.origin import LEFT_OUT
 from funcexplain.solutions.tables import require
 
 HIT, NOT_REACHED = 0, 1
@@ -149,12 +150,14 @@ def run_config(
             files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
+            digest = hash_inputs(inputs)
+            summary["audit"] = audit(f"funcexplain run {path}", digest)
             if config.output.report:
-                files.append(_write_report(fresh, folder, inputs, solution))
+                files.append(_write_report(fresh, folder, inputs, solution, summary["audit"], chance))
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
-                "digest": hash_inputs(inputs),
+                "digest": digest,
                 "failed": [
                     {"first": failure.rows.start, "last": failure.rows.stop - 1, "error": failure.error}
                     for failure in failures
@@ -243,7 +246,14 @@ def rewrite_report(
                 "run again, or restore the original"
             )
         with fresh_folder(make_folder(folder)) as fresh:
-            name = _write_report(fresh, folder, inputs, solution)
+            name = _write_report(
+                fresh,
+                folder,
+                inputs,
+                solution,
+                before.get("audit", {}),
+                outputs.recorded_chance(before["answers"]),
+            )
             names = dict.fromkeys([*before["files"], name])
             replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
@@ -274,14 +284,22 @@ def _settings(inputs: Inputs, folder: Path) -> Any:
     return outputs.as_json(to_plain(rebase(inputs.config, os.curdir, folder)))
 
 
-def _write_report(fresh: Path, folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
+def _write_report(
+    fresh: Path,
+    folder: Path,
+    inputs: Inputs,
+    solution: fe.Solution,
+    audited: dict[str, Any],
+    probability: fe.Probability | None = None,
+) -> str:
     return outputs.write_report(
         fresh,
         solution,
         inputs.query,
         inputs.history,
         title=inputs.config.output.title,
-        settings=_settings(inputs, folder),
+        settings=_settings(inputs, folder) | audited,
+        probability=probability,
         probe=inputs.network is not None,
     )
 

@@ -203,7 +203,8 @@ class ProgressBar:
         """Redraw the bar, or write a line if one is due."""
         stream = self._stream or sys.stderr
         if not self._running:
-            self._bar, self._next_line = _bar(stream, progress), self._every
+            bar = _notebook_bar if self._stream is None and _in_notebook() else _bar
+            self._bar, self._next_line = bar(stream, progress), self._every
         self._running = not progress.over
         workers = f", {progress.workers} workers" if progress.workers else ""
         if self._bar is not None:
@@ -236,6 +237,21 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of a notebook runs this."""
+    interactive = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(interactive).__name__ == "ZMQInteractiveShell"
+
+
+def _notebook_bar(stream: TextIO, progress: Progress) -> Any:
+    """A bar of tqdm for notebooks, or None."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=progress.rows, initial=progress.known, unit="row")
 
 
 def _bar(stream: TextIO, progress: Progress) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from funcexplain.solutions.html import table
 from funcexplain.solutions.tables import require, row_index
 
 if TYPE_CHECKING:
@@ -111,14 +112,27 @@ class Metrics(Mapping[str, Tensor]):
         Raises:
             ImportError: pandas is not installed.
         """
-        table = require("to_pandas", "pandas")
+        pd = require("to_pandas", "pandas")
         shape = next(iter(self.values())).shape
         columns = {name: value.flatten().cpu().numpy() for name, value in self.items()}
-        return table.DataFrame(columns, index=row_index(table, self.dims, tuple(shape)))
+        return pd.DataFrame(columns, index=row_index(pd, self.dims, tuple(shape)))
 
     def __repr__(self) -> str:
-        heads = ["", "median", "minimum", "maximum", ""] if self.dims else []
-        lines = [heads] if heads else []
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        sides = ["<", *">" * (len(widths) - 2), "<"]
+        return "\n".join(
+            "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        heads, *lines = self._lines() if self.dims else [[], *self._lines()]
+        return table(heads, lines, (1, 2, 3) if self.dims else (1,))
+
+    def _lines(self) -> list[list[str]]:
+        """Cells of a table: names, values or their median and range, descriptions; heads for a grid."""
+        lines = [["", "median", "minimum", "maximum", ""]] if self.dims else []
         for name, value in self.items():
             numbers = value.flatten().double().sort().values  # NaN comes last
             known = numbers[: max(1, int((~numbers.isnan()).sum()))]
@@ -126,9 +140,4 @@ class Metrics(Mapping[str, Tensor]):
             median = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
             shown = [median, known[0], known[-1]] if self.dims else [known[0]]
             lines.append([name, *(f"{float(number):.3g}" for number in shown), DESCRIPTIONS[name]])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        sides = ["<", *">" * (len(widths) - 2), "<"]
-        return "\n".join(
-            "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        return lines

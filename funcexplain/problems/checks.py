@@ -345,3 +345,17 @@ def check_params(params: Any, x0: Tensor) -> None:
             f"problem: network and x0 must have one dtype, got {dtypes.pop()} and {x0.dtype}; convert "
             "x0 and target to the network's; fe.cast(dtype=...) then casts the whole problem"
         )
+
+
+def check_pair(result: Any) -> tuple[Tensor, Any]:
+    """Raise unless an optimizer's update returned updates and a state."""
+    pair = result if isinstance(result, tuple | list) and len(result) == 2 else (None, None)
+    if not isinstance(pair[0], Tensor):
+        got = type(result).__name__
+        if isinstance(result, tuple | list):
+            got = f"{got} of {', '.join(type(part).__name__ for part in result) or 'nothing'}"
+        raise TypeError(
+            f"method: update must return a pair (updates, state), updates a tensor, got {got}; an "
+            "optimizer without state returns (updates, ())"
+        )
+    return pair[0], pair[1]

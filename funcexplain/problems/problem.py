@@ -30,6 +30,7 @@ from funcexplain.problems import checks, losses
 from funcexplain.problems.criterion import EXACT, Criterion, Target
 from funcexplain.problems.encoding import check_loss, check_sum, encode_targets
 from funcexplain.problems.grid import RowDim, Rule, select
+from funcexplain.problems.showing import html_of, repr_of
 
 Args = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -207,12 +208,10 @@ class Problem(Unpicklable):
         return sum(terms + [cost(z, args) for cost in self.costs], start=x.new_zeros(()))
 
     def __repr__(self) -> str:
-        x0 = self.args["x0"]
-        rows = ", ".join(f"{dim.name}={dim.size}" for dim in self.dims)
-        return (
-            f"Problem({f'rows=({rows}), ' if rows else ''}x0={tuple(x0.shape[-3:])}, dtype={x0.dtype}, "
-            f"device={x0.device}, args={sorted(self.args)})"
-        )
+        return repr_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 def problem(

@@ -1,8 +1,8 @@
-"""One row of a report: its question, its pictures and its largest changes."""
+"""One answer in detail: pictures of its changes, and the largest of them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from funcexplain.engine.forward import weights_of
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
 from funcexplain.reports.drawing import Array, as_array
+from funcexplain.reports.inputs import Labels
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.weights import asset_bounds
 from funcexplain.solutions.html import Html, element, table
@@ -21,21 +22,11 @@ MAX_CHANGES = 20
 """Maximum number of entries in the table of the largest changes."""
 
 
-class Labels(NamedTuple):
-    """Names of the channels, days and assets of a window, and its ``dates`` if they are known."""
-
-    channels: list[str]
-    days: list[str]
-    assets: list[str]
-    dates: list[str] | None
-
-
 class Row(NamedTuple):
     """One row in plain arrays.
 
     Attributes:
-        name: of the row; empty for one question.
-        today: weights at the reference, ``(A,)``; for a consensus the mean over models.
+        today: weights held today, ``(A,)``; for a consensus the mean over models.
         target: an allocation ``(A,)``, or goals ``(K, A + 3)``.
         weights: weights reached, ``(A,)``, as ``today``.
         x: the answer, ``(C, L, A)``.
@@ -45,7 +36,6 @@ class Row(NamedTuple):
         met: whether the target holds at the reference, which is the answer.
     """
 
-    name: str
     today: Array
     target: Array
     weights: Array
@@ -56,18 +46,14 @@ class Row(NamedTuple):
     met: bool
 
 
-def select_row(
-    solution: Solution, problem: Problem, index: tuple[int, ...], sigma: Tensor | None, unit: str
-) -> Row:
-    """Select one row, and evaluate the network at its reference."""
-    one, question = (solution[index], problem[index]) if index else (solution, problem)
+def select_row(one: Solution, question: Problem, sigma: Tensor | None, unit: str) -> Row:
+    """Convert one answer to arrays, and evaluate the network at its reference."""
     args = question.args
     (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
         sigma = args.get("std", torch.ones((), device="cpu"))
     size = one.x.shape[-1]
     return Row(
-        name=", ".join(f"{name} {at}" for name, at in zip(solution.dims, index, strict=True)),
         today=as_array(today).reshape(-1, size).mean(0),
         target=_target(as_array(args["target"]), size),
         weights=as_array(one.weights).reshape(-1, size).mean(0),
@@ -79,9 +65,8 @@ def select_row(
     )
 
 
-def row_pictures(row: Row, labels: Labels, prices: Any) -> list[Html]:
-    """The allocation, the changes, their sum per asset, and prices if there are any."""
-    allocation = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
+def row_pictures(row: Row, labels: Labels) -> list[Html]:
+    """The changes, and their sum per asset."""
     heat = plots.plot_changes(
         row.x,
         row.reference,
@@ -92,16 +77,10 @@ def row_pictures(row: Row, labels: Labels, prices: Any) -> list[Html]:
         unit=row.unit,
     )
     cumulative = plots.plot_cumulative(row.x, row.reference, scale=row.sigma, assets=labels.assets)
-    goal = "target" if row.target.ndim == 1 else "bounds"
-    pictures = [
-        picture(allocation, f"Weights held today and reached, and their {goal}, in percent."),
+    return [
         picture(heat, f"Change of every entry of the window, in {row.unit}; largest assets first."),
-        picture(cumulative, "Share of the change that each asset contributes, largest first."),
+        picture(cumulative, "Share of the squared change that each asset contributes, largest first."),
     ]
-    if prices is not None:
-        paths = plots.plot_prices(*prices, assets=labels.assets)
-        pictures.append(picture(paths, "Actual prices, dashed, and prices in the scenario, solid."))
-    return pictures
 
 
 def changes_table(row: Row, labels: Labels) -> Html:
@@ -117,7 +96,7 @@ def changes_table(row: Row, labels: Labels) -> Html:
         lines.append((*names, f"{row.reference[at]:.4g}", f"{row.x[at]:.4g}", f"{change[at]:+.2f}"))
     if not lines:
         return element("p", "Nothing changes.")
-    unit = "sigmas" if row.unit == "standard deviations" else "change"
+    unit = "standard deviations" if row.unit == "standard deviations" else "change"
     return table(("date", "asset", "channel", "from", "to", unit), lines, numbers=(3, 4, 5))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from funcexplain.reports.fonts import drawable, make_figure
 from funcexplain.solutions.writing import printable
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def require_matplotlib() -> None:
 def new_figure(width: float, height: float) -> Figure:
     """A white figure of this size in inches, at 100 pixels each, unknown to pyplot."""
     require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    figure = make_figure(width, height)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
 
@@ -136,8 +135,8 @@ def shorten(name: str) -> str:
 
 
 def escape_dollars(text: str) -> str:
-    """Escape dollars, since matplotlib renders text between two as a formula, and control characters."""
-    return printable(text, keep="\n").replace("$", r"\$")
+    """Escape dollars, between which matplotlib renders formulas, and letters that cannot be drawn."""
+    return drawable(printable(text, keep="\n")).replace("$", r"\$")
 
 
 def spread_out(values: Array, gap: float) -> Array:

@@ -1,17 +1,19 @@
-"""All rows of a grid in a report: counts, quantiles, two pictures, and a table of the best rows."""
+"""All answers of a grid in a report: their order, counts, quantiles, pictures, a table of the best."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from funcexplain.markets import scenarios
 from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
+from funcexplain.reports.numbers import format_number
 from funcexplain.reports.page import picture
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.solution import Solution, Status
@@ -24,60 +26,83 @@ MAX_LINES = 500
 _QUANTILES = {"minimum": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "maximum": 1.0}
 
 
-def best_first(solution: Solution, metrics: Metrics) -> list[tuple[int, ...]]:
-    """Indices of the best rows: hits by their distance from today's market, then the others by error."""
-    if not solution.dims:
-        return [()]
-    hit = solution.hit.flatten().cpu()
-    distance, error = _distance(metrics)[0].flatten().cpu(), solution.error.flatten().cpu().double()
-    rank = torch.where(hit, distance, error).nan_to_num(nan=math.inf)
-    order = np.lexsort((rank.numpy(), ~hit.numpy()))[:BEST_ROWS]
-    return [tuple(map(int, np.unravel_index(row, solution.shape))) for row in order]
+def change_size(solution: Solution, problem: Problem, metrics: Metrics) -> tuple[Tensor, str]:
+    """The size of every row's change, and its unit.
 
-
-def _distance(metrics: Metrics) -> tuple[Tensor, str]:
-    """The distance from today's market, and its unit."""
+    Of a problem with a law it is the length of the shocks, ``|z|``: the smallest is the likeliest.
+    Else it is the root mean square change, or the length of the change where one sigma is unknown.
+    """
+    if problem.law:
+        shocks = scenarios.shocks(solution, problem).double()
+        return shocks.flatten(len(problem.dims)).norm(dim=-1), "standard deviations together"
     if "rms_sigmas" in metrics:
-        return metrics["rms_sigmas"], "sigmas"
-    return metrics["l2"], "units of the window"
+        return metrics["rms_sigmas"].double(), "standard deviations"
+    return metrics["l2"].double(), "units of the window"
+
+
+def rank_rows(hit: Tensor, size: Tensor, error: Tensor) -> Tensor:
+    """What the best row minimizes: hits their size, misses their error behind all hits.
+
+    Example:
+        >>> hit = torch.tensor([False, True, True])
+        >>> rank_rows(hit, torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0.1, 0.0, 0.0])).argmin()
+        tensor(2)
+    """
+    size, error = (values.double().nan_to_num(nan=math.inf).cpu() for values in (size, error))
+    finite = size[size.isfinite()]
+    behind = float(finite.max()) + 1.0 if len(finite) else 0.0
+    return torch.where(hit.cpu(), size.clamp(max=behind), behind + error)
+
+
+def best_first(rank: Tensor, count: int = BEST_ROWS) -> list[tuple[int, ...]]:
+    """Indices of the rows of lowest rank, the best first."""
+    order = rank.flatten().argsort(stable=True)[:count].tolist()
+    return [tuple(map(int, np.unravel_index(row, rank.shape))) for row in order] if rank.ndim else [()]
 
 
 def overview(
-    solution: Solution, problem: Problem, metrics: Metrics, order: Sequence[tuple[int, ...]]
+    solution: Solution,
+    problem: Problem,
+    size: tuple[Tensor, str],
+    order: Sequence[tuple[int, ...]],
+    coords: Mapping[str, Sequence[str]],
 ) -> list[Html]:
-    """All rows in numbers and pictures, and the best of them in a table."""
-    distance, unit = _distance(metrics)
+    """All answers in numbers and pictures, and the best of them in a table."""
+    distance, unit = size
     error, steps = solution.error, solution.num_steps  # read once: a solution may be stored in files
-    spread = [("largest error", error), (f"distance from today's market, {unit}", distance),
-              ("steps", steps)]  # fmt: skip
+    spread = [("largest miss", error), (f"size of the change, {unit}", distance), ("steps", steps)]
     flat = [tensor.flatten().cpu() for tensor in (distance, error, solution.hit)]
     tradeoff = plots.plot_tradeoff(*flat[:2], hit=flat[2], labels=_strengths(problem), unit=unit)
     best = int(np.ravel_multi_index(order[0], solution.shape))
     drawn = _drawn_rows(math.prod(solution.shape), best)
     losses = plots.plot_history(
-        solution.flat(drawn).history, best=int((drawn == best).nonzero()), hit=flat[2][drawn], rows="row"
+        solution.flat(drawn).history,
+        best=int((drawn == best).nonzero()),
+        hit=flat[2][drawn],
+        rows="answer",
     )
-    which = "every row" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} rows"
+    which = "every search" if len(drawn) == len(flat[1]) else f"{len(drawn)} of {len(flat[1])} searches"
     status, lines = solution.codes, []
-    for index in order:
+    for index in order[:BEST_ROWS]:
         name, count = Status(int(status[index])).name, str(int(steps[index]))
         numbers = (format_number(error[index]), format_number(distance[index]))
-        lines.append([*map(str, index), name, *numbers, count])
-    heads, size = [*solution.dims, "status", "largest error", unit, "steps"], len(solution.dims)
+        labels = [coords[dim][at] if dim in coords else str(at)
+                  for dim, at in zip(solution.dims, index, strict=True)]  # fmt: skip
+        lines.append([*labels, name, *numbers, count])
+    heads, first = [*solution.dims, "status", "largest miss", unit, "steps"], len(solution.dims)
     return [
-        element("h2", "All rows"),
         table((), solution._summary(), numbers=(1,)),
         table(
-            ["over rows", *_QUANTILES],
+            ["over all answers", *_QUANTILES],
             ([name, *format_quantiles(values)] for name, values in spread),
             range(1, 1 + len(_QUANTILES)),
         ),
-        picture(tradeoff, "Every row: its distance from today's market and how close it comes."),
-        picture(losses, f"Loss of {which} at each step of the search, on a logarithmic scale."),
-        element("h2", f"The best {len(lines)} rows"),
-        element("p", "Hits come first, sorted by their distance from today's market, then misses, "
-                "sorted by error. Rows are counted from 0.", class_="note"),
-        table(heads, lines, range(size + 1, size + 4)),
+        picture(tradeoff, "Every answer: the size of its change and how close it comes."),
+        picture(losses, f"Loss of {which} at each step, on a logarithmic scale."),
+        element("h3", f"The best {len(lines)} answers"),
+        element("p", "Those that reach their target come first, by the size of their change, then "
+                "the others by their largest miss. Numbers count from 0.", class_="note"),
+        table(heads, lines, range(first + 1, first + 4)),
     ]  # fmt: skip
 
 
@@ -90,11 +115,6 @@ def format_quantiles(values: Tensor) -> list[str]:
     # By sorting: torch.quantile refuses more than 16 million numbers.
     known = known.sort().values
     return [format_number(known[round(share * (len(known) - 1))]) for share in _QUANTILES.values()]
-
-
-def format_number(value: Tensor | float) -> str:
-    """A number with three digits."""
-    return f"{float(value):.3g}"
 
 
 def _drawn_rows(rows: int, best: int) -> Tensor:

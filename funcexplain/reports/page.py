@@ -2,7 +2,7 @@
 
 The page is self-contained: style and pictures are embedded, it has no scripts, and its policy forbids
 the browser to load anything. It fits phones, desktops and paper; tables and pictures that are wider than
-the screen scroll on their own.
+the screen scroll on their own. Printed, the first page is one sheet, and folded parts stay folded.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 p { margin: .4rem 0; }
 .lead { font-size: 1.1rem; }
 .note { color: #555; font-size: .9rem; }
-.cards { display: grid; gap: .8rem; margin: 1.2rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); }
+.cards { display: grid; gap: .6rem; margin: .9rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
 .card { border: 1px solid #ddd; border-left: 5px solid #0072B2; border-radius: 4px;
-  padding: .7rem .9rem; }
+  padding: .5rem .8rem; font-size: .9rem; }
 .card.bad { border-left-color: #D55E00; }
 .card.open { border-left-color: #8C8C8C; }
-.card b { display: block; font-size: 1.15rem; }
-.card span { color: #555; font-size: .85rem; }
+.card h3 { color: #555; font-size: .85rem; font-weight: normal; margin: 0; }
+.card b { display: block; font-size: 1.05rem; }
+.pair { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.pair figure { margin: 0; }
+.pair figure img { min-width: 0; }
+details { border-top: 1px solid #ddd; padding: .5rem 0; }
+summary { cursor: pointer; font-weight: bold; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; width: 100%; min-width: 32rem; max-width: 52rem; height: auto; }
@@ -53,7 +59,13 @@ td.number, th.number { text-align: right; white-space: nowrap; font-variant-nume
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;
     -webkit-print-color-adjust: exact; }
-  .scroll { overflow: visible; }
+  .front { break-after: page; font-size: 9.5pt; }
+  .front .lead { font-size: 10.5pt; }
+  .front h1 { font-size: 14pt; }
+  .front .card { font-size: 8.5pt; padding: .3rem .6rem; }
+  .cards, .pair { grid-template-columns: 1fr 1fr; }
+  .pair figure img { max-height: 75mm; margin: 0 auto; }
+  .scroll { overflow: visible; margin: .3rem 0; }
   figure img { width: auto; min-width: 0; max-width: 100%; max-height: 165mm; }
   th, th.number { white-space: normal; }
   td { overflow-wrap: anywhere; }

@@ -1,15 +1,15 @@
 """The report of an answer: one self-contained HTML file for readers who do not run code.
 
-It states the question, whether the target was reached, and how unusual and how stable the answer is; it
-shows the answer, and lists what is needed to reproduce it. For a grid it summarizes all rows and details
-only the best ones, so its size does not grow with the rows. The same arguments give the same bytes.
+Its first page states the question, the answer in a sentence, the verdict and two pictures; the numbers
+follow, and what stands behind them is folded. For a grid it summarizes all answers and details only the
+best ones, so its size does not grow with them. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funcexplain.markets import scenarios
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
-from funcexplain.reports import plots, wording
-from funcexplain.reports.details import Labels, Row, changes_table, row_pictures, select_row
-from funcexplain.reports.drawing import as_array, require_matplotlib
-from funcexplain.reports.overview import best_first, format_number, format_quantiles, overview
+from funcexplain.reports import cards, plots, wording
+from funcexplain.reports.answer import describe_answer
+from funcexplain.reports.dates import DATE, Dates, collect_dates, dates_section, describe_dates
+from funcexplain.reports.details import Row, changes_table, row_pictures, select_row
+from funcexplain.reports.drawing import as_array, new_axes, require_matplotlib
+from funcexplain.reports.inputs import (
+    Labels,
+    PricePaths,
+    check_coords,
+    check_history_dates,
+    complete_labels,
+    name_of_row,
+    price_paths,
+)
+from funcexplain.reports.moves import Moves, first_shocked_day, measure_moves, moves_table
+from funcexplain.reports.numbers import format_points
+from funcexplain.reports.origin import ATOL, DRAWS, NOISE, origin_table, setting_lines
+from funcexplain.reports.overview import (
+    best_first,
+    change_size,
+    format_number,
+    format_quantiles,
+    overview,
+    rank_rows,
+)
 from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, date_of, precedents
-from funcexplain.solutions.archive import versions
-from funcexplain.solutions.html import Html, element, table
+from funcexplain.reports.questions import describe_question
+from funcexplain.reports.reason import Reason, find_reason, reason_table
+from funcexplain.reports.trades import trades_table
+from funcexplain.solutions.html import Html, details, element, table
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.matching import repeat_for_draws
+from funcexplain.solutions.probability import Probability
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
+_PAIR = 5.2, 3.8  # inches; drawn for half a page, and for a phone
+
 DETAILED_ROWS = 3
-"""Number of rows of a grid that are shown with pictures."""
+"""Number of answers of a grid that are shown with pictures."""
 
-NOISE, DRAWS, ATOL = 0.05, 16, 1e-3
-"""Settings with which `evaluate` measures stability; the report lists them."""
 
-LEFT_OUT = ("noise error", "invalidation", "held under noise", "the real windows nearest to the target")
-"""What a report without ``probe`` leaves out."""
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """One answer that is shown: its row, prices and moves, and why its weights change."""
 
-Paths = tuple[np.ndarray, np.ndarray]
+    index: tuple[int, ...]
+    solution: Solution
+    row: Row
+    prices: PricePaths | None
+    moves: Moves | None
+    reason: Reason | None
+    sentence: str
 
 
 def report(
@@ -55,21 +87,28 @@ def report(
     assets: Sequence[str] | None = None,
     channels: Sequence[str] | None = None,
     dates: Iterable[object] | None = None,
+    coords: Mapping[str, Sequence[object]] | None = None,
     scale: float | Tensor | None = None,
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
+    probability: Probability | None = None,
+    draws: Solution | None = None,
+    ahead: int = 0,
+    today: Tensor | None = None,
+    spread: float | None = None,
     models: Any = None,
     probe: bool = True,
-    ahead: int = 0,
     note: str = "",
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an answer for readers: one HTML file with embedded pictures, which needs no network access.
 
-    It holds the question in a sentence, a verdict (hit or how close, how unusual, how stable), pictures,
-    the largest changes, every measure of `evaluate` with its meaning, and settings, seeds and versions.
-    For a grid it summarizes all rows and shows the best ones in detail. The same arguments make the same
-    file. An existing file is replaced only once the new one is complete.
+    Its first page, one sheet of A4 on paper, holds the question, the answer in a sentence, a verdict
+    (reached or how near, how likely, how unusual, how sure, why) and pictures of prices and weights.
+    Tables of moves and trades follow; behind them, folded, are all changes, every measure of `evaluate`
+    with its meaning, and settings, seeds and versions. For a grid it shows the best answers in detail;
+    rows along a dimension ``date`` become a time series. The same arguments make the same file. An
+    existing file is replaced only once the new one is complete.
 
     Args:
         solution: what `solve` found.
@@ -81,16 +120,21 @@ def report(
         assets: ``A`` names. Default: those of the problem.
         channels: ``C`` names.
         dates: ``L`` days of the window.
+        coords: labels of the rows along each named dimension, such as ``{"date": [...]}``.
         scale: one sigma.
         prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
+        probability: of the target, from `probability`, for one question or for each date.
+        draws: markets at which the target holds, from `sample`, whose moves give ranges.
+        ahead: number of days to come that are shocked; 0 for days up to the window's end.
+        today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
+        spread: bid-ask spread as a fraction of the price, for the cost of the trades.
         models: parameters of other models, evaluated at each answer.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. Without, what needs that is left out, and the report names it.
-        ahead: number of days to come that are shocked; 0 for days behind the window's end.
         note: what to know first, shown below the headline.
-        title: headline.
+        title: headline. Default: the question.
         settings: how the answer was found, by name.
 
     Returns:
@@ -113,162 +157,217 @@ def report(
     require_matplotlib()
     file_path = output_path("report", path)
     check_regular("report", file_path, name="a file in it")
-    setting_lines = _setting_lines(settings)
-    draws = DRAWS if probe else 0
+    made = setting_lines(settings)
     if isinstance(solution, Solution) and isinstance(problem, Problem):
         problem = repeat_for_draws(solution, problem)
-    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
+    noisy = DRAWS if probe else 0
+    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=noisy)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
-    if history_dates is not None:
-        history_dates = list(history_dates)
-        if history is None or len(history_dates) != history.shape[1]:
-            days = "no history" if history is None else f"{history.shape[1]} days"
-            raise ValueError(
-                "report: history_dates must be one for each day of history, got "
-                f"{len(history_dates)} for {days}"
+    known = check_history_dates(history_dates, history)
+    labels, places = complete_labels(names, window), check_coords(coords or {}, solution)
+    prices_at = None if prices is None else price_paths(prices, solution)
+    size = change_size(solution, problem, metrics)
+    rank = rank_rows(solution.hit, size[0], solution.error)
+    order, series = best_first(rank), None
+    if DATE in places:
+        series = collect_dates(solution, problem, places[DATE], rank, size[0], scale, probability)
+        latest = tuple(map(int, np.unravel_index(series.rows[-1], solution.shape)))
+        order = [latest, *(index for index in order if index != latest)]
+
+    def show(index: tuple[int, ...]) -> _Answer:
+        one, question = (solution[index], problem[index]) if index else (solution, problem)
+        row = select_row(one, question, *_sigma(question, history, scale))
+        if today is not None:
+            row = row._replace(today=as_array(today.broadcast_to((*solution.shape, window[-1]))[index]))
+        pair = prices_at(index) if prices_at else None
+        moves, reason = None, None
+        if pair is not None:
+            moves = measure_moves(
+                *pair, _past_returns(question, history), _drawn_returns(draws, question)
             )
-    labels = _complete_labels(names, window)
-    prices_at = None if prices is None else _price_paths(prices, solution)
-    order = best_first(solution, metrics)
-    rows = [
-        select_row(solution, problem, index, *_sigma(problem, index, history, scale))
-        for index in order[:DETAILED_ROWS]
-    ]
+        if probe and index == order[0]:
+            reason = find_reason(question, one, row.target)
+        sentence = describe_answer(
+            Status(int(one.status)),
+            float(one.error),
+            (row.x - row.reference) / row.sigma,
+            moves,
+            labels.assets,
+            law=bool(question.law),
+            ahead=ahead,
+            last=labels.dates[-1] if labels.dates and not ahead else "",
+        )
+        return _Answer(index, one, row, pair, moves, reason, sentence)
+
+    best = show(order[0])
     found = None
     if probe and history is not None:
-        best = problem[order[0]] if order[0] else problem
-        found = precedents(best, history, torch.tensor(rows[0].sigma), atol=ATOL)
-    head = title or "What would the market have to look like?"
+        question = problem[order[0]] if order[0] else problem
+        found = precedents(question, history, torch.tensor(best.row.sigma), atol=ATOL)
+    chance = probability
+    if chance is not None and chance.dims:
+        at = [index for dim, index in zip(solution.dims, order[0], strict=True) if dim in chance.dims]
+        chance = chance[tuple(at)]
+    last = labels.dates[-1] if labels.dates else ""
+    head = title or describe_question(
+        best.row.today, best.row.target, labels.assets, "" if ahead else last, ahead
+    )
     content = [
-        element("h1", head),
-        *([element("p", note, class_="note")] if note else []),
-        element("p", _question(rows[0], labels, solution), class_="lead"),
-        _verdict(solution, metrics, rows[0], order[0], probe, found, labels.assets, ahead),
-        *(overview(solution, problem, metrics, order) if solution.dims else []),
+        _front(head, note, best, solution, metrics, labels, series, chance, found, known, ahead, probe),
+        *(dates_section(series, size[1], labels.assets) if series else []),
+        element("h2", "Prices and weights" if best.moves else "Weights"),
+        *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
+        *trades_table(best.row.today, best.row.target, best.row.weights, labels.assets, spread),
     ]
-    for row, index in zip(rows, order, strict=False):
-        content.append(element("h2", f"Row in detail: {row.name}" if row.name else "The answer"))
-        if row is not rows[0]:
-            content.append(element("p", _question(row, labels)))
-        if row.met:
-            content.append(element("p", wording.met(ahead)))
-            continue
-        content += row_pictures(row, labels, prices_at and prices_at(index))
-        content += [element("h3", "Largest changes"), changes_table(row, labels)]
-    if not solution.dims:
-        ax = plots.plot_history(solution.history)
-        content.append(picture(ax, "Loss at each step of the search, on a logarithmic scale."))
+    if best.reason is not None:
+        content.append(
+            details("Why: what the data of each asset add", *reason_table(best.reason, labels.assets))
+        )
+    changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
+    content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
     if found is not None:
-        content += _history_section(found, history_dates, rows[0].unit)
+        content.append(details("Real windows nearest to the target", *_history(found, known)))
+    for index in order[1:DETAILED_ROWS]:
+        other = show(index)
+        name = name_of_row(solution.dims, index, places)
+        content.append(details(f"Another answer: {name}", *_other(other, labels)))
+    if solution.dims:
+        content.append(details("All answers", *overview(solution, problem, size, order, places)))
+    else:
+        losses = plots.plot_history(solution.history)
+        content.append(
+            details("The search", picture(losses, "Loss at each step, on a logarithmic scale."))
+        )
     content += [
-        element("h2", "Measures"),
-        _measures_table(metrics, order[0]),
-        element("h2", "How to reproduce it"),
-        _origin_table(solution, problem, setting_lines, probe),
+        details("Measures", _measures_table(metrics, order[0])),
+        details("How it was made", origin_table(solution, problem, made, probe)),
     ]
     with replaced("report", file_path) as file:
         file.write(page(head, *content).encode())
     return file_path
 
 
-def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str:
-    """The question of a row; for the best row of a grid, with a sentence that identifies it."""
-    day = labels.dates[-1] if labels.dates else ""
-    text = wording.question(row.today, row.target, labels.assets, day)
-    if solution is None or not solution.dims:
-        return text
-    rows = solution.num_steps.numel()
-    return f"{text} This is the question of the best of {rows} rows ({row.name}), shown first."
-
-
-def _verdict(
+def _front(
+    head: str,
+    note: str,
+    best: _Answer,
     solution: Solution,
     metrics: Metrics,
-    row: Row,
-    index: tuple[int, ...],
-    probe: bool,
+    labels: Labels,
+    series: Dates | None,
+    chance: Probability | None,
     found: Precedents | None,
-    assets: Sequence[str],
+    known: Sequence[object] | None,
     ahead: int,
+    probe: bool,
 ) -> Html:
-    """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
-    best = solution[index] if index else solution
+    """The first page: question, answer, verdict and two pictures."""
+    index, status = best.index, Status(int(best.solution.status))
     measured, worst = (
         {name: float(value[index]) for name, value in values.items()}
         for values in (metrics, metrics.worst)
     )
-    status = Status(int(best.status))
-    cards = [wording.reached(status, float(best.error), measured, *best.exceptions.values())]
-    if row.met:
-        cards = [cards[0]._replace(head="Held already", text=wording.met(ahead))]
-    else:
-        cards += [
-            wording.unusual(measured, worst, found, assets=assets, hit=status.is_hit),
-            wording.stable(measured, NOISE, ATOL, probed=probe),
+    already = best.row.met
+    judged = [
+        cards.reached(
+            status,
+            float(best.solution.error),
+            measured,
+            *best.solution.exceptions.values(),
+            already=already,
+        )
+    ]
+    if chance is not None:
+        judged.append(cards.likely(chance, ahead))
+    if not already:
+        nearest = _day_of(int(found.days[0]), found, known) if found is not None else ""
+        judged += [
+            wording.unusual(
+                measured, worst, found, assets=labels.assets, hit=status.is_hit, nearest=nearest
+            ),
+            cards.stable(measured, NOISE, ATOL, probed=probe),
+            cards.why(best.reason, labels.assets),
         ]
-    if solution.dims:
+    text = [best.sentence]
+    if series:
+        text = [describe_dates(series), f"On {series.names[-1]}: {best.sentence}"]
+    elif solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
-        head, mood = f"{hits} of {total} rows hit", "good" if hits else "bad"
-        about = "How many rows reach their target?"
-        cards.insert(0, wording.Judgement(about, head, solution.message, mood))
-    boxes = []
-    for about, head, text, mood in cards:
-        parts = element("span", about), element("b", head), element("p", text)
-        boxes.append(element("div", *parts, class_=f"card {mood}"))
-    return element("div", *boxes, class_="cards")
+        name = name_of_row(solution.dims, index, {})
+        text.append(f"{hits} of {total} searches reach their target; this is the best of them ({name}).")
+    pictures = []
+    if best.prices is not None and best.moves is not None and best.moves.days:
+        pictures.append(_prices_picture(best.prices, labels, ahead))
+    row, ax = best.row, new_axes(*_PAIR)
+    plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets, most=12, ax=ax)
+    goal = "target" if row.target.ndim == 1 else "bounds"
+    pictures.append(picture(ax, f"Weights today and reached, and their {goal}, in percent."))
+    return element(
+        "section",
+        element("h1", head),
+        *([element("p", note, class_="note")] if note else []),
+        *(element("p", part, class_="lead") for part in text),
+        cards.cards(judged),
+        element("div", *pictures, class_="pair"),
+        class_="front",
+    )
 
 
-def _history_section(found: Precedents, dates: Sequence[object] | None, unit: str) -> list[Html]:
+def _prices_picture(pair: PricePaths, labels: Labels, ahead: int) -> Html:
+    """Prices of all shocked days, from the day before the first one on."""
+    first = first_shocked_day(*pair)
+    actual, scenario = (path[first - 1 :] for path in pair)
+    ax = plots.plot_prices(
+        actual, scenario, assets=labels.assets, window=len(labels.days), ahead=ahead, ax=new_axes(*_PAIR)
+    )
+    dashed = "without shocks" if ahead else "as they were"
+    text = f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked day."
+    shaded = len(actual) > len(labels.days)
+    return picture(ax, text + (" Shaded: the days that the network sees." if shaded else ""))
+
+
+def _other(answer: _Answer, labels: Labels) -> list[Html]:
+    """Another answer of a grid in detail."""
+    row = answer.row
+    weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
+    return [
+        element("p", answer.sentence),
+        picture(weights, "Weights today and reached, in percent."),
+        *row_pictures(row, labels),
+        changes_table(row, labels),
+    ]
+
+
+def _day_of(day: int, found: Precedents, dates: Sequence[object] | None) -> str:
+    """The last day of a real window."""
+    if dates is not None:
+        return str(dates[day - 1])
+    return f"{found.known - day} days before" if day < found.known else "the day of the question"
+
+
+def _history(found: Precedents, dates: Sequence[object] | None) -> list[Html]:
     """The real windows that hold the target or come nearest to it, to compare the answer with."""
-
-    def name(day: int) -> str:
-        before = f"{found.known - day} days before" if day < found.known else "the day of the question"
-        return before if dates is None else str(dates[day - 1])
-
     lines = [
-        (name(int(day)), f"{100 * float(error):.2f} points", f"{float(change):.2f}")
+        (_day_of(int(day), found, dates), format_points(float(error)), f"{float(change):.2f}")
         for day, error, change in zip(*found[:3], strict=True)
     ]
-    heads = ("ends on", "misses the target by", f"distance, {unit}")
+    heads = ("ends on", "misses the target by", "root mean square distance, standard deviations")
     text = element("p", f"{wording.precedent(found)} The nearest of them:")
-    return [element("h2", "What history offers"), text, table(heads, lines, numbers=(1, 2))]
+    return [text, table(heads, lines, numbers=(1, 2))]
 
 
 def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
-    """Every measure with its meaning; for a grid that of the best row, and quantiles over rows."""
+    """Every measure with its meaning; for a grid that of the best answer, and quantiles over all."""
     heads = ["measure", "value", "meaning"]
     if metrics.dims:
-        heads[1:2] = ["best row", "minimum", "median", "maximum"]
+        heads[1:2] = ["best", "minimum", "median", "maximum"]
     lines = []
     for name, value in metrics.items():
         quantiles = format_quantiles(value) if metrics.dims else []
         cells = [format_number(value[index]), *(quantiles[at] for at in (0, 2, -1) if quantiles)]
         lines.append([name.replace("_", " "), *cells, metrics.descriptions[name]])
     return table(heads, lines, numbers=range(1, len(heads) - 1))
-
-
-def _origin_table(
-    solution: Solution, problem: Problem, setting_lines: Sequence[tuple[str, str]], probe: bool
-) -> Html:
-    """Settings, seeds and versions."""
-    seed = problem.args["seed"].flatten()
-    seeds = str(int(seed[0])) if len(seed) == 1 else f"{len(seed)} from {seed.min()} to {seed.max()}"
-    sample = solution.sample
-    varying = [f"{dim.name} ({dim.size}): {', '.join(sorted(dim.varying))}" for dim in problem.dims]
-    lines = [*setting_lines, ("seed of the problem", seeds)]
-    lines += [("rows vary in", text) for text in varying]
-    if not solution.dims:
-        lines += [("loss", format_number(solution.loss)), ("steps", str(int(solution.num_steps)))]
-    lines += [
-        ("window (channels, days, assets)", str(tuple(sample.x.shape[-3:]))),
-        ("numbers", f"{sample.x.dtype} on {sample.x.device}"),
-        ("stability measured with", f"noise of {NOISE:g} sigmas, {DRAWS} draws, seed 0, atol {ATOL:g}")
-        if probe
-        else ("left out, since the network was not evaluated", ", ".join(LEFT_OUT)),
-        *versions().items(),
-    ]
-    return table((), lines)
 
 
 def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any) -> Metrics:
@@ -281,69 +380,21 @@ def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any
         raise type(error)(str(error).replace("evaluate", "report", 1)) from None
 
 
-def _sigma(
-    problem: Problem, index: tuple[int, ...], history: Tensor | None, scale: Any
-) -> tuple[Tensor | None, str]:
-    """One sigma of a row, as in `evaluate`, and its unit; None for each row's own."""
+def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
+    """One sigma of an answer, as in `evaluate`, and its unit; None for each problem's own."""
     if scale is not None:
         return torch.as_tensor(scale, device="cpu"), "standard deviations"
     if history is not None:
-        days = history[:, : date_of(problem[index] if index else problem, history)]
+        days = history[:, : date_of(problem, history)]
         return days.double().flatten(1).std(1)[:, None, None], "standard deviations"
     return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
-def _complete_labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
-    """A label for everything: numbers where there are no names, days counted back from the last one."""
-    channels, days, assets = window
-    return Labels(
-        names.get("channel", [f"channel {number}" for number in range(channels)]),
-        names.get("day", [f"day {number - days + 1}" for number in range(days)]),
-        names.get("asset", [f"asset {number}" for number in range(assets)]),
-        names.get("day"),
-    )
+def _past_returns(problem: Problem, history: Tensor | None) -> np.ndarray | None:
+    """Log returns of the history up to the question's date: its first channel."""
+    return None if history is None else as_array(history[0, : date_of(problem, history)])
 
 
-def _price_paths(prices: Any, solution: Solution) -> Callable[[tuple[int, ...]], Paths | None]:
-    """A function from the index of a row to its actual and scenario prices."""
-    size = solution.sample.x.shape[-1]
-    if callable(prices):
-
-        def prices_at(index: tuple[int, ...]) -> Paths | None:
-            pair = prices(index)
-            return None if pair is None else _check_prices(pair, (), size)
-
-        return prices_at
-    actual, scenario = _check_prices(prices, solution.shape, size)
-    return lambda index: (actual[index] if actual.ndim > 2 else actual, scenario[index])
-
-
-def _check_prices(prices: Any, rows: tuple[int, ...], size: int) -> Paths:
-    """Actual and scenario prices as arrays; all ``rows`` may share the actual ones."""
-    if not isinstance(prices, tuple | list) or len(prices) != 2:
-        raise TypeError(
-            "report: prices must be a pair (actual, scenario) of prices (days, A), or a function that "
-            f"returns one for a row, got {type(prices).__name__}"
-        )
-    tables = [np.atleast_2d(as_array(path)) for path in prices]
-    allowed = {"actual": ((), rows), "scenario": (rows,)}
-    for (name, leads), values in zip(allowed.items(), tables, strict=True):
-        fits = values.ndim >= 2 and values.shape[-2:] == (tables[0].shape[-2], size)
-        if not fits or values.shape[:-2] not in leads or not (values > 0).all():
-            raise ValueError(
-                f"report: the {name} prices must be positive and of shape {(*rows, 'days', size)}, one "
-                f"path for each row, got {values.shape}; fe.scenarios.prices_of converts returns"
-            )
-    return tables[0], tables[1]
-
-
-def _setting_lines(settings: Any) -> list[tuple[str, str]]:
-    """Settings as lines of a table."""
-    if settings is None:
-        return []
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"report: settings must be a dict, got {type(settings).__name__}")
-    return [
-        (str(name), value if isinstance(value, str) else json.dumps(value, default=str))
-        for name, value in settings.items()
-    ]
+def _drawn_returns(draws: Solution | None, problem: Problem) -> np.ndarray | None:
+    """Log returns of markets drawn for this question."""
+    return None if draws is None else as_array(scenarios.returns_of(draws, problem))

@@ -1,21 +1,14 @@
-"""Questions and verdicts of a report in sentences."""
+"""How unusual an answer is, graded and in sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from funcexplain.measures.rarity import KINDS
-from funcexplain.problems.criterion import LINEAR, TURNOVER
-from funcexplain.reports.drawing import Array
+from funcexplain.reports.cards import Judgement
+from funcexplain.reports.numbers import format_chance, format_percent
 from funcexplain.reports.precedents import NEAR, Precedents
-from funcexplain.solutions.status import Status
-
-MAX_NAMED = 3
-"""Maximum number of assets or goals that a question names; the others are counted."""
 
 GRADES = ("Beyond history", "Rare", "Unusual", "Ordinary")
 """How unusual an answer is, by `grade`; the least likely first."""
@@ -28,78 +21,6 @@ BEYOND_CHANCE, RARE_CHANCE, UNUSUAL_CHANCE = 1e-6, 0.01, 0.1
 
 IN_RANGE = 0.9
 """Minimum share of entries within the history's range for a window to be called ordinary."""
-
-STEADY, FRAGILE = 0.01, 0.05
-"""Mean increase of the error under noise: steady up to the first, fragile from the second."""
-
-
-class Judgement(NamedTuple):
-    """One card of the verdict.
-
-    Attributes:
-        about: what is judged.
-        head: the judgement in a word or two.
-        text: the reasons.
-        mood: ``"good"``, ``"bad"`` or ``"open"``.
-    """
-
-    about: str
-    head: str
-    text: str
-    mood: str
-
-
-def question(today: Array, target: Array, assets: Sequence[str], day: str = "") -> str:
-    """The question in a sentence.
-
-    Args:
-        today: weights at the reference, ``(A,)``.
-        target: an allocation ``(A,)``, or goals ``(K, A + 3)`` as in ``problem.args``.
-        assets: ``A`` names.
-        day: last day of the window, or empty.
-
-    Returns:
-        One sentence.
-
-    Example:
-        >>> print(question(np.array([0.75, 0.25]), np.array([0.5, 0.5]), ["EUR", "JPY"], "2026-10-30"))
-        What would the market of 2026-10-30 have to look like for the network to hold 50.0% EUR
-        (today 75.0%) and 50.0% JPY (today 25.0%)?
-    """
-    if target.ndim == 2:
-        parts = [text for row in target if (text := _format_goal(row, assets))]
-        parts = parts or ["anything"]
-    else:
-        order = np.argsort(-np.abs(target - today), kind="stable")
-        parts = [
-            f"{_percent(target[index])} {assets[index]} (today {_percent(today[index])})"
-            for index in order
-        ]
-    if (more := len(parts) - MAX_NAMED) > 1:
-        rest = f"{more} more goals" if target.ndim == 2 else f"given weights of {more} more assets"
-        parts = [*parts[:MAX_NAMED], rest]
-    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    of_day = f" of {day}" if day else ""
-    return f"What would the market{of_day} have to look like for the network to hold {text}?"
-
-
-def reached(
-    status: Status, error: float, measured: Mapping[str, float], exception: str = ""
-) -> Judgement:
-    """Whether the target is hit, else by how much it is missed, and the error that ended the search.
-
-    Example:
-        >>> reached(Status.MAX_STEPS, 0.032, {"gap_closed": 0.85}).head
-        'Missed by 3.20 points'
-    """
-    if status.is_hit:
-        return Judgement("Is the target reached?", "Reached", status.sentence, "good")
-    cause = f" The error: {exception}." if exception else ""
-    text = f"{status.sentence}{cause} The largest miss is {_points(error)}."
-    if math.isfinite(closed := measured.get("gap_closed", math.nan)):
-        text += f" {_percent(closed)} of the gap between today's weights and the target is closed."
-    head = f"Missed by {100 * error:.2f} points" if math.isfinite(error) else "No answer"
-    return Judgement("Is the target reached?", head, text, "bad")
 
 
 def met(ahead: int = 0) -> str:
@@ -152,12 +73,24 @@ def unusual(
     *,
     assets: Sequence[str] = (),
     hit: bool = True,
+    nearest: str = "",
 ) -> Judgement:
     """How unusual the market of an answer would be; an answer that misses the target has no grade.
 
+    Args:
+        measured: measures by name.
+        worst: of the worst statistic, see `Metrics.worst`.
+        found: precedents of the target.
+        assets: ``A`` names.
+        hit: whether the target is reached.
+        nearest: date of the nearest precedent, or empty.
+
+    Returns:
+        The card.
+
     Example:
         >>> unusual({"rms_sigmas": 0.4}).head
-        'Moved by 0.4 sigmas'
+        'Unknown'
     """
     about = "How unusual would it be?"
     if not hit:
@@ -168,30 +101,19 @@ def unusual(
         parts.append(statistic(worst, assets))
     if not math.isnan(share := measured.get("rarity", math.nan)):
         today = measured.get("rarity_today", math.nan)
+        without = f" (without it: {format_percent(today)})" if math.isfinite(today) else ""
         parts.append(
-            f"In the worst statistic that the change makes more extreme, {_percent(share)} of real "
-            f"paths were as extreme when they happened (without it, in the worst: {_percent(today)})."
+            "By the statistic that the change makes most extreme, "
+            f"{format_percent(share)} of real paths were as extreme{without}."
         )
     elif "rarity" in measured:
         parts.append("How rare its path is remains unknown: the history up to its date is too short.")
-    if not math.isnan(chance := measured.get("log10_chance", math.nan)):
-        parts.append(
-            f"Normal shocks as large along their direction have a chance of {format_chance(chance)}."
-        )
+    elif not math.isnan(chance := measured.get("log10_chance", math.nan)):
+        parts.append(f"Shocks as large along their direction: {format_chance(10**chance)}.")
     if found is not None:
-        parts.append(precedent(found))
-    if "in_range" in measured:
-        parts.append(
-            f"{_percent(measured['in_range'])} of the entries are within the history's 1 to 99% range; "
-            "98% is usual."
-        )
-    moved = measured.get("rms_sigmas", math.nan)
-    if not math.isnan(moved):
-        parts.append(f"The root mean square change is {moved:.2g} sigmas.")
-    if "rarity" not in measured:
-        parts.append("How unusual the path is cannot be judged without a market history.")
-        if head == "Unknown" and not math.isnan(moved):
-            head = f"Moved by {moved:.2g} sigmas"
+        parts.append(precedent(found) + (f" The nearest ends on {nearest}." if nearest else ""))
+    if not parts:
+        parts.append("This cannot be judged without a market history.")
     mood = {"Ordinary": "good", "Unusual": "good", "Rare": "bad", "Beyond history": "bad"}
     return Judgement(about, head, " ".join(parts), mood.get(head, "open"))
 
@@ -203,9 +125,9 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
         >>> worst = {"kind": 1, "days": 20, "asset": 0, "value": 0.1, "today": 0.02, "tail": -2.0,
         ...          "paths": 399}
         >>> print(statistic(worst, ["EUR"]))
-        EUR falls by 9.5% within 20 days (without the change: 2.0%), as much as in 3 of 399 real paths.
+        EUR falls by 9.52% within 20 days (without the change: 1.98%), as much as in 3 of 399 real paths.
         >>> statistic(worst | {"kind": 6, "value": 9.0, "tail": -3.0}, ["EUR"])
-        'All assets move together by 9.0 sigmas within 20 days (without the change: 0.0), ...'
+        'All assets move together by 9.0 standard deviations within 20 days (without the ...'
     """
     kind, days, asset = KINDS[int(worst["kind"])], int(worst["days"]), int(worst["asset"])
     if math.isinf(worst["value"]):
@@ -214,16 +136,26 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
     name = "The mean of all assets" if asset < 0 else assets[asset]
     within = f"within {days} days" if days > 1 else "in a day"
     text, show, high, low = {
-        "rise": (f"{name} rises by {{}} {within}", lambda v: _percent(math.expm1(v)), "much", "more"),
-        "fall": (f"{name} falls by {{}} {within}", lambda v: _percent(-math.expm1(-v)), "much", "more"),
+        "rise": (
+            f"{name} rises by {{}} {within}",
+            lambda v: format_percent(math.expm1(v)),
+            "much",
+            "more",
+        ),
+        "fall": (
+            f"{name} falls by {{}} {within}",
+            lambda v: format_percent(-math.expm1(-v)),
+            "much",
+            "more",
+        ),
         "joint": (
-            f"All assets move together by {{}} sigmas {within}",
+            f"All assets move together by {{}} standard deviations {within}",
             "{:.1f}".format,
             "far",
             "farther",
         ),
-        "volatility": (f"The volatility {within} is {{}} a day", _percent, "high", "higher"),
-        "calm": (f"The volatility {within} is {{}} a day", _percent, "low", "lower"),
+        "volatility": (f"The volatility {within} is {{}} a day", format_percent, "high", "higher"),
+        "calm": (f"The volatility {within} is {{}} a day", format_percent, "low", "lower"),
         "correlation": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "high", "higher"),
         "dispersion": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "low", "lower"),
     }[kind]
@@ -249,89 +181,8 @@ def precedent(found: Precedents) -> str:
     return f"None of {found.total:,} real windows comes {points}."
 
 
-def format_chance(log10: float) -> str:
-    """A chance given by its base-10 logarithm.
-
-    Example:
-        >>> format_chance(math.log10(0.25)), format_chance(-4.0), format_chance(-9.3)
-        ('25.0%', '1 in 10,000', '1 in 10^9.3')
-    """
-    if log10 > -2.0:
-        return f"{100 * 10**log10:.1f}%"
-    return f"1 in {10**-log10:,.0f}" if log10 > -7.0 else f"1 in 10^{-log10:.1f}"
-
-
 def _as_extreme(worst: Mapping[str, float]) -> int | None:
     """Number of real paths whose value of the worst statistic was as extreme; None if unknown."""
     if not worst or math.isnan(worst["tail"]):
         return None
     return max(0, round(10 ** worst["tail"] * (worst["paths"] + 1)) - 1)
-
-
-def stable(
-    measured: Mapping[str, float], noise: float, atol: float, *, probed: bool = True
-) -> Judgement:
-    """Whether the answer is robust to noise, other starts and other models.
-
-    ``probed`` is whether the network was evaluated under noise.
-
-    Example:
-        >>> stable({"noise_error": 0.002, "invalidation": 0.25}, 0.05, 1e-3).head
-        'Steady'
-    """
-    about, parts, head, mood = "How stable is it?", [], "Unknown", "open"
-    error = measured.get("noise_error", math.nan)
-    if math.isfinite(error):
-        # Not the error itself: an answer that misses without noise may still be robust to it.
-        more = error - measured.get("max_error", 0.0)
-        heads = ("Steady", "good") if more <= STEADY else ("Fragile", "bad")
-        head, mood = heads if not STEADY < more < FRAGILE else ("Moves a little", "good")
-        parts.append(
-            f"Under noise of {noise:g} sigmas the target is missed by {_points(error)} on average, and "
-            f"in {_percent(measured['invalidation'])} of cases by more than {_points(atol)}."
-        )
-    if not probed:
-        parts.append("It was not measured under noise, since the network was not evaluated.")
-    if math.isfinite(spread := measured.get("spread", math.nan)):
-        parts.append(
-            f"Answers from different starts differ by {spread:.2g} sigmas per entry, and share "
-            f"{_percent(measured.get('agreement', math.nan))} of the largest changes."
-        )
-    if math.isfinite(share := measured.get("ensemble_hit", math.nan)):
-        parts.append(f"{_percent(share)} of the other models hit the target at this window.")
-    unmeasured = "Not measured: that needs the size of a sigma, from a market history or a scale."
-    return Judgement(about, head, " ".join(parts) or unmeasured, mood)
-
-
-def _format_goal(row: Array, assets: Sequence[str]) -> str:
-    """One goal in words; empty for one without bounds."""
-    coefficients, (kind, lower, upper) = row[:-3], row[-3:]
-    if not (np.isfinite(lower) or np.isfinite(upper)):
-        return ""
-    number = _percent if kind in (LINEAR, TURNOVER) else "{:.3g}".format
-    if lower == upper:
-        bounds = f"of {number(lower)}"
-    elif np.isfinite(lower) and np.isfinite(upper):
-        bounds = f"between {number(lower)} and {number(upper)}"
-    else:
-        bounds = f"of at least {number(lower)}" if np.isfinite(lower) else f"of at most {number(upper)}"
-    if kind != LINEAR:
-        quantity = "turnover" if kind == TURNOVER else "concentration (Herfindahl index)"
-        return f"a {quantity} {bounds}"
-    nonzero = np.flatnonzero(coefficients)
-    names = [
-        ("" if coefficients[at] == 1 else f"{coefficients[at]:+g} times ") + assets[at]
-        for at in nonzero[: MAX_NAMED + 1]
-    ]
-    if len(nonzero) > len(names):
-        names = [*names[:MAX_NAMED], f"{len(nonzero) - MAX_NAMED} more"]
-    together = " together" if len(nonzero) > 1 else ""
-    return f"a weight {bounds} in {' and '.join(names)}{together}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if math.isfinite(share) else "an unknown share"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.2f} percentage points" if math.isfinite(share) else "an unknown amount"

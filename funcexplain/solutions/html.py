@@ -46,3 +46,13 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequenc
     head = [element("thead", line(heads, "th"))] if heads else []
     body = element("tbody", *(line(cells, "td") for cells in lines))
     return element("div", element("table", *head, body), class_="scroll")
+
+
+def details(summary: str, *content: str) -> Html:
+    """A part of a page that is folded until its summary is clicked.
+
+    Example:
+        >>> details("More", element("p", "text"))
+        '<details><summary>More</summary><p>text</p></details>'
+    """
+    return element("details", element("summary", summary), *content)

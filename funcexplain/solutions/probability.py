@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor
 
+from funcexplain.solutions.html import element, table
 from funcexplain.solutions.indexing import drops_dim, expand_index
 from funcexplain.solutions.status import Status
 
@@ -17,6 +19,7 @@ _FIELDS = (
     *("estimate", "standard_error", "lower", "upper"),
     *("num_forwards", "effective_sample_size", "levels", "status"),
 )
+_MAX_SHOWN = 100  # rows of a table
 _SENTENCES = {
     Status.HIT: "The probability is estimated.",
     Status.STALLED: (
@@ -143,6 +146,19 @@ class Probability:
         known = self.estimate[~self.estimate.isnan()]
         span = f"{float(known.min()):.3g} to {float(known.max()):.3g}" if len(known) else "unknown"
         return f"Probability(rows=({sizes}), estimate={span}, status=({counts}))"
+
+    def _repr_html_(self) -> str:
+        heads = [*self.dims, "probability", "95% interval", "method", "status"]
+        columns = [values.flatten().tolist() for values in (self.estimate, self.lower, self.upper)]
+        lines = []
+        for row, (estimate, low, high) in enumerate(zip(*columns, strict=True)):
+            index = map(str, np.unravel_index(row, self.shape) if self.dims else ())
+            status = Status(int(self._codes().flatten()[row]))
+            found = (f"{estimate:.3g}", f"{low:.3g} to {high:.3g}", self.methods[row], str(status))
+            lines.append([*index, *found])
+        shown = lines[:_MAX_SHOWN]
+        more = f"{len(lines) - len(shown)} more rows. " if len(lines) > len(shown) else ""
+        return element("div", element("p", more + self.message), table(heads, shown))
 
     def _codes(self) -> Tensor:
         """The codes of ``status``."""

@@ -7,19 +7,19 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
-import optree
 import torch
 from torch import Tensor
 
-from funcexplain.problems.checks import check_number
+from funcexplain.problems.checks import check_number, check_pair
 from funcexplain.problems.grid import map_rows, mapped_dims
 from funcexplain.problems.problem import Args, Problem, identity
+from funcexplain.solutions.html import table
+from funcexplain.solvers.foreign import adapt
 from funcexplain.solvers.gradient import (
     backward_value_and_grad,
     is_readable,
@@ -49,6 +49,10 @@ class Optimizer(NamedTuple):
     init: Callable[[Tensor], Any]
     update: Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]
 
+    def _repr_html_(self) -> str:
+        settings = getattr(self.update, "keywords", {})
+        return table(("optimizer", "value"), [(name, f"{value:g}") for name, value in settings.items()])
+
     def bind(
         self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
     ) -> BoundMethod:
@@ -59,7 +63,7 @@ class Optimizer(NamedTuple):
             return self.init(z)
 
         def advance(state: State, args: Args, at: Evaluation) -> Advance:
-            updates, carried = _check_pair(self.update(at.slopes, state.optimizer, state.z))
+            updates, carried = check_pair(self.update(at.slopes, state.optimizer, state.z))
             (shape, dtype), (got, kind) = ((tuple(t.shape), t.dtype) for t in (at.slopes, updates))
             if (shape, dtype) != (got, kind):
                 raise ValueError(
@@ -322,79 +326,4 @@ def check_optimizer(where: str, name: str, pair: Any) -> Optimizer:
             f"{where}: {name} must be an optimizer, a pair (init, update) of functions, got {got}; "
             f"{remedy}"
         )
-    return _adapt(init, update)
-
-
-def _check_pair(result: Any) -> tuple[Tensor, Any]:
-    """Raise unless an optimizer's update returned updates and a state."""
-    pair = result if isinstance(result, tuple | list) and len(result) == 2 else (None, None)
-    if not isinstance(pair[0], Tensor):
-        got = type(result).__name__
-        if isinstance(result, tuple | list):
-            got = f"{got} of {', '.join(type(part).__name__ for part in result) or 'nothing'}"
-        raise TypeError(
-            f"method: update must return a pair (updates, state), updates a tensor, got {got}; an "
-            "optimizer without state returns (updates, ())"
-        )
-    return pair[0], pair[1]
-
-
-class Nothing(NamedTuple):
-    """``None`` in a foreign optimizer's state: a node without leaves, which torch.func can map."""
-
-
-class Number(NamedTuple):
-    """A number or bool in a foreign optimizer's state, as a 0-dim tensor."""
-
-    value: Tensor
-
-
-def _adapt(init: Callable[..., Any], update: Callable[..., Any]) -> Optimizer:
-    """An optimizer of a foreign pair: torchopt's arguments, and states that torch.func can map."""
-    try:
-        known: Any = inspect.signature(update).parameters
-    except ValueError:  # some built-in functions have no signature
-        known = ()
-    in_place = {"inplace": False} if "inplace" in known else {}
-
-    def adapted_init(z: Tensor) -> Any:
-        return optree.tree_map(partial(_encode, z, None), init(z), none_is_leaf=True)
-
-    def adapted_update(grads: Tensor, state: Any, z: Tensor) -> tuple[Tensor, Any]:
-        own = optree.tree_map(_decode, state, is_leaf=_is_encoded)
-        if "params" in known:
-            result = update(grads, own, params=z, **in_place)
-        else:
-            result = update(grads, own, z, **in_place)
-        updates, own = _check_pair(result)
-        leaves = optree.tree_leaves(state, is_leaf=_is_encoded, none_is_leaf=True)
-        following, structure = optree.tree_flatten(own, none_is_leaf=True)
-        if len(leaves) != len(following):  # a state that has grown
-            leaves = [None] * len(following)
-        encoded = [_encode(z, old, new) for old, new in zip(leaves, following, strict=True)]
-        return updates, optree.tree_unflatten(structure, encoded)
-
-    return Optimizer(adapted_init, adapted_update)
-
-
-def _encode(z: Tensor, old: Any, leaf: Any) -> Any:
-    """A leaf of a state as tensors; one that was a number remains one where it is mapped."""
-    if leaf is None:
-        return Nothing()
-    if isinstance(leaf, bool | int | float):
-        dtype = {bool: torch.bool, int: torch.int64}.get(type(leaf), torch.float64)
-        return Number(torch.full((), leaf, dtype=dtype, device=z.device))
-    return Number(leaf) if isinstance(old, Number) and isinstance(leaf, Tensor) else leaf
-
-
-def _decode(leaf: Any) -> Any:
-    """A leaf as its optimizer knows it; a number that is mapped is a tensor."""
-    if isinstance(leaf, Nothing):
-        return None
-    if isinstance(leaf, Number):
-        return leaf.value.item() if is_readable(leaf.value) else leaf.value
-    return leaf
-
-
-def _is_encoded(node: Any) -> bool:
-    return isinstance(node, Nothing | Number)
+    return Optimizer(*adapt(init, update))

@@ -211,7 +211,7 @@ def test_history_is_searched_as_by_the_twin(head: Head) -> None:
 def test_a_report_shows_the_weights_of_the_twin(head: Head) -> None:
     problem, twin = pair(head)
     solution = fe.solve(twin, fe.adam(lr=0.1), max_steps=1)
-    one, other = (select_row(solution, p, (1, 0), None, "") for p in (problem, twin))
+    one, other = (select_row(solution[1, 0], p[1, 0], None, "") for p in (problem, twin))
     assert_close(torch.as_tensor(one.today), torch.as_tensor(other.today), rtol=1e-12)
 
 

@@ -9,9 +9,11 @@ import torch
 
 import funcexplain as fe
 from funcexplain.measures.rarity import KINDS
+from funcexplain.reports.cards import reached, stable
 from funcexplain.reports.details import select_row
 from funcexplain.reports.precedents import Precedents
-from funcexplain.reports.wording import question, reached, stable, statistic, unusual
+from funcexplain.reports.questions import describe_question
+from funcexplain.reports.wording import statistic, unusual
 from tests.helpers import make_problem
 
 NAMES = ["EUR", "USD", "GBP", "JPY", "CHF"]
@@ -21,34 +23,34 @@ ALLOCATION = make_problem().args["target"].tolist()
 def test_questions_name_what_moves_most() -> None:
     names = [f"asset {place}" for place in range(6)]
     today = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
-    text = question(today, np.array([0.0, 0.4, 0.2, 0.2, 0.1, 0.1]), names)
-    assert "0.0% asset 0 (today 50.0%), 40.0% asset 1 (today 10.0%)" in text
+    text = describe_question(today, np.array([0.0, 0.4, 0.2, 0.2, 0.1, 0.1]), names)
+    assert "0.00% asset 0 (today 50.00%), 40.00% asset 1 (today 10.00%)" in text
     assert text.endswith("and given weights of 3 more assets?")
 
 
 @pytest.mark.parametrize(
     ("target", "text"),
     [
-        (fe.targets.at_least("EUR", 0.6), "hold a weight of at least 60.0% in EUR?"),
+        (fe.targets.at_least("EUR", 0.6), "hold a weight of at least 60.00% in EUR?"),
         (
             fe.targets.group(["EUR", "JPY"], at_most=0.2),
-            "hold a weight of at most 20.0% in EUR and JPY together?",
+            "hold a weight of at most 20.00% in EUR and JPY together?",
         ),
         (
             fe.targets.all_of(fe.targets.turnover(0.1), fe.targets.concentration(0.5)),
-            "a turnover of at most 10.0% and a concentration (Herfindahl index) of at most 0.5?",
+            "a turnover of at most 10.00% and a concentration (Herfindahl index) of at most 0.5?",
         ),
         (
             fe.targets.exact(make_problem().args["target"]),
-            f"{100 * ALLOCATION[0]:.1f}% EUR (today",
+            f"{100 * ALLOCATION[0]:.2f}% EUR (today",
         ),
     ],
     ids=["at least", "group", "turnover and concentration", "exact"],
 )
 def test_goals_are_put_into_words(target: Any, text: str) -> None:
     problem = make_problem(target=target, assets=NAMES)
-    row = select_row(fe.solve(problem, max_steps=0), problem, (), None, "")
-    assert text in question(row.today, row.target, NAMES)
+    row = select_row(fe.solve(problem, max_steps=0), problem, None, "")
+    assert text in describe_question(row.today, row.target, NAMES)
 
 
 WORST = {"kind": 1, "days": 20, "asset": 0, "value": 0.1, "today": 0.02, "tail": -2.0, "paths": 999}

@@ -10,6 +10,7 @@ import numpy as np
 from funcexplain.reports.drawing import (
     COLORS,
     INK,
+    PALE,
     Array,
     Days,
     Values,
@@ -32,6 +33,8 @@ def plot_prices(
     assets: Sequence[str],
     dates: Days | None = None,
     most: int = 5,
+    window: int = 0,
+    ahead: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
     """Price paths of the assets that move most: actual, dashed, and in the scenario, solid.
@@ -46,6 +49,8 @@ def plot_prices(
         assets: ``A`` names.
         dates: the ``D`` days. Default: days are counted back from the last one.
         most: maximum number of assets to draw, 1 to 7.
+        window: number of last days to shade, those that a network sees, if there are more.
+        ahead: number of last days that are still to come; without ``dates``, day 0 is the one before.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -71,21 +76,25 @@ def plot_prices(
     order = np.argsort(-distance, kind="stable")[:most]
     before, after = (100.0 * table[:, order] / table[0, order] for table in pair)
     ax = ax or new_axes(8.0, 4.0)
-    day = np.arange(days) - (days - 1)
+    day = np.arange(days) - (days - 1) + ahead
     for place, color in enumerate(COLORS[: len(order)]):
         names = ("actual", "scenario") if place == 0 else ("_", "_")  # one entry each in the legend
         ax.plot(day, before[:, place], color=color, linewidth=1.3, dashes=(3, 2), label=names[0])
         ax.plot(day, after[:, place], color=color, linewidth=2.0, label=names[1])
+    if 0 < window < days:
+        ax.axvspan(float(day[-window]), float(day[-1]), color=PALE, alpha=0.5, linewidth=0)
     low, high = min(before.min(), after.min()), max(before.max(), after.max())
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
     hidden = len(assets) > len(order)
     title = f"Prices of the {len(order)} assets that move most" if hidden else "Prices"
     style_axes(ax, title, y="price, first day = 100", grid="both")
-    _name_ends(ax, after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin)
+    _name_ends(
+        ax, day[-1], after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin
+    )
     if dates is None:
         ax.locator_params(axis="x", integer=True)
-        ax.set_xlabel("days before the last day")
+        ax.set_xlabel("trading days from today" if ahead else "days before the last day")
     else:
         ends = [0] if days == 1 else [0, (days - 1) // 2, days - 1] if days > 4 else [0, days - 1]
         ax.set_xticks(day[ends], [str(dates[end]) for end in ends])
@@ -97,13 +106,13 @@ def plot_prices(
     return ax
 
 
-def _name_ends(ax: Axes, values: Array, names: list[str], height: float) -> None:
+def _name_ends(ax: Axes, end: float, values: Array, names: list[str], height: float) -> None:
     """Write names behind the ends of the lines, moved apart where they would overlap."""
     positions = spread_out(values, 0.065 * height)
     for value, position, name, color in zip(values, positions, names, COLORS, strict=False):
         ax.annotate(
             name,
-            xy=(0, value),
+            xy=(float(end), value),
             xytext=(1.03, (position - ax.get_ylim()[0]) / height),
             textcoords="axes fraction",
             va="center",

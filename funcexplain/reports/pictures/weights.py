@@ -33,11 +33,12 @@ def plot_weights(
     reached: Values,
     *,
     assets: Sequence[str],
+    most: int = MAX_ROWS,
     ax: Axes | None = None,
 ) -> Axes:
     """Three allocations, asset by asset: today's, the target, and the one reached.
 
-    Assets are sorted by their target weight. Beyond `MAX_ROWS` the largest are shown, and the last
+    Assets are sorted by their target weight. Beyond ``most`` assets the largest are shown, and the last
     row is the sum of all others. With goals in place of a target allocation, bounds of single assets are
     drawn as brackets, other goals are not drawn, and assets are sorted by the weight reached, those with
     bounds first.
@@ -47,6 +48,7 @@ def plot_weights(
         target: target weights, ``(A,)``, or goals as in ``problem.args``, ``(K, A + 3)``.
         reached: weights at the answer, ``(A,)``.
         assets: ``A`` names.
+        most: maximum number of lines, at least 2.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -70,7 +72,7 @@ def plot_weights(
         lower = upper = check_array("target", goals, (size,))
     bounded = np.isfinite(lower) | np.isfinite(upper)
     first = lower if goals.ndim == 1 else np.where(bounded, 2.0, 0.0) + got
-    order, rest = _order(np.stack([held, got, np.where(bounded, first, 0.0)]), first)
+    order, rest = _order(np.stack([held, got, np.where(bounded, first, 0.0)]), first, most)
     table = 100.0 * np.stack([held, got, lower, upper])  # (4, A)
     names = [shorten(assets[index]) for index in order]
     columns = table[:, order]
@@ -126,12 +128,12 @@ def asset_bounds(goals: Array) -> tuple[Array, Array]:
     return lower, upper
 
 
-def _order(sizes: Array, first: Array) -> tuple[Array, Array]:
+def _order(sizes: Array, first: Array, most: int) -> tuple[Array, Array]:
     """Assets in drawing order, and those that are summed in the last row."""
-    if sizes.shape[1] <= MAX_ROWS:
+    if sizes.shape[1] <= most:
         return np.argsort(-first, kind="stable"), np.arange(0)
     by_size = np.argsort(-sizes.max(axis=0), kind="stable")
-    top, rest = by_size[: MAX_ROWS - 1], by_size[MAX_ROWS - 1 :]
+    top, rest = by_size[: most - 1], by_size[most - 1 :]
     return top[np.argsort(-first[top], kind="stable")], rest
 
 

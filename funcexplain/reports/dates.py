@@ -1,0 +1,130 @@
+"""Questions asked on many dates, as a time series: what it would take on each, and how likely it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from funcexplain.problems.grid import take_rows
+from funcexplain.problems.problem import Problem
+from funcexplain.reports.drawing import Array, as_array
+from funcexplain.reports.numbers import format_chance, format_points
+from funcexplain.reports.page import picture
+from funcexplain.reports.pictures.dates import plot_dates
+from funcexplain.solutions.html import Html, details, element, table
+from funcexplain.solutions.probability import Probability
+from funcexplain.solutions.solution import Solution
+
+DATE = "date"
+"""The dimension whose rows are dates."""
+
+_SHOWN = 12  # dates that are not folded
+
+
+class Dates(NamedTuple):
+    """The best answer of each date.
+
+    Attributes:
+        names: the dates.
+        rows: numbers of the best rows, in row-major order.
+        hit: whether the target is reached.
+        already: whether it holds without any change.
+        error: largest miss of a weight.
+        size: of the change.
+        asset: number of the asset with the largest share of the squared change.
+        chance: probability of the target; None if it was not computed.
+    """
+
+    names: Sequence[str]
+    rows: Array
+    hit: Array
+    already: Array
+    error: Array
+    size: Array
+    asset: Array
+    chance: Array | None
+
+
+def collect_dates(
+    solution: Solution,
+    problem: Problem,
+    names: Sequence[str],
+    rank: Tensor,
+    size: Tensor,
+    scale: Tensor | None,
+    probability: Probability | None,
+) -> Dates:
+    """The best answers of all dates.
+
+    Args:
+        solution: rows with a dimension ``date``.
+        problem: the grid that it answers.
+        names: the dates.
+        rank: what the best row minimizes, of the rows' shape.
+        size: of each row's change, likewise.
+        scale: one sigma, broadcastable to a window; None for units of the window.
+        probability: of the target on each date, if it is known.
+    """
+    axis = solution.dims.index(DATE)
+    numbers = np.arange(rank.numel()).reshape(solution.shape)
+    ranks = np.moveaxis(as_array(rank).reshape(solution.shape), axis, 0).reshape(len(names), -1)
+    places = np.nan_to_num(ranks, nan=np.inf).argmin(1)
+    rows = np.moveaxis(numbers, axis, 0).reshape(len(names), -1)[np.arange(len(names)), places]
+    number = torch.from_numpy(rows)
+    best = solution.flat(number)
+    args = take_rows(problem.dims, {"reference": problem.args["reference"]}, number)
+    change = as_array(best.x) - as_array(args["reference"])
+    if scale is not None:
+        change = change / as_array(scale)
+    asset = np.nan_to_num(np.square(change)).sum((1, 2)).argmax(1)
+    hit = as_array(best.hit).astype(bool)
+    already = hit & (np.nan_to_num(change) == 0.0).all((1, 2, 3))
+    chance = None
+    if probability is not None and probability.dims == (DATE,):
+        chance = as_array(probability.estimate)
+    return Dates(names, rows, hit, already, as_array(best.error), as_array(size)[rows], asset, chance)
+
+
+def describe_dates(dates: Dates) -> str:
+    """On how many dates the target can be reached, in a sentence.
+
+    Example:
+        >>> one = np.array([True, False])
+        >>> describe_dates(Dates(["a", "b"], one, one, one & False, one, one, one, None))
+        'The search reaches the target on 1 of 2 dates.'
+    """
+    total, hits, already = len(dates.names), int(dates.hit.sum()), int(dates.already.sum())
+    text = f"The search reaches the target on {hits} of {total} dates"
+    return text + (f"; on {already} of them the network holds it already." if already else ".")
+
+
+def dates_section(dates: Dates, unit: str, assets: Sequence[str]) -> list[Html]:
+    """The time series as a picture and a table, its latest dates first."""
+    series = plot_dates(dates.names, dates.size, dates.hit, chance=dates.chance, unit=unit)
+    heads = ["date", "result", f"size, {unit}", "largest change in"]
+    lines = []
+    for at in reversed(range(len(dates.names))):
+        result = "reached" if dates.hit[at] else f"missed by {format_points(dates.error[at])}"
+        if dates.already[at]:
+            result = "held already"
+        asset = "" if dates.already[at] else assets[dates.asset[at]]
+        lines.append([str(dates.names[at]), result, f"{dates.size[at]:.2f}", asset])
+    if dates.chance is not None:
+        heads.append("probability")
+        for line, chance in zip(lines, dates.chance[::-1], strict=True):
+            line.append(format_chance(chance) if np.isfinite(chance) else "unknown")
+    numbers = (2, 4)
+    found = [
+        element("h2", "Date by date"),
+        picture(series, "What it would take on each date: the size of the change that was found."),
+        table(heads, lines[:_SHOWN], numbers),
+    ]
+    if len(lines) > _SHOWN:
+        found.append(
+            details(f"The {len(lines) - _SHOWN} dates before", table(heads, lines[_SHOWN:], numbers))
+        )
+    return found

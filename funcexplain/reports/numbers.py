@@ -1,0 +1,82 @@
+"""Numbers and lists in text: percent with two decimals, so that sentences and tables agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def format_percent(share: float) -> str:
+    """A fraction in percent.
+
+    Example:
+        >>> format_percent(0.12345), format_percent(float("nan"))
+        ('12.35%', 'an unknown share')
+    """
+    return f"{100 * share:.2f}%" if math.isfinite(share) else "an unknown share"
+
+
+def format_signed(share: float) -> str:
+    """A fraction in percent with its sign.
+
+    Example:
+        >>> format_signed(-0.061), format_signed(0.0)
+        ('-6.10%', '+0.00%')
+    """
+    return f"{100 * share:+.2f}%"
+
+
+def format_points(share: float) -> str:
+    """A difference of fractions in percentage points.
+
+    Example:
+        >>> format_points(0.032)
+        '3.20 percentage points'
+    """
+    return f"{100 * share:.2f} percentage points" if math.isfinite(share) else "an unknown amount"
+
+
+def format_days(days: int) -> str:
+    """A number of trading days.
+
+    Example:
+        >>> format_days(1), format_days(10)
+        ('1 trading day', '10 trading days')
+    """
+    return "1 trading day" if days == 1 else f"{days} trading days"
+
+
+def format_chance(chance: float) -> str:
+    """A probability: percent down to 0.01 %, below it one in so many.
+
+    Example:
+        >>> format_chance(0.25), format_chance(1e-5), format_chance(10**-9.3)
+        ('25.00%', '1 in 100,000', '1 in 10^9.3')
+    """
+    if chance >= 1e-4:
+        return format_percent(chance)
+    if chance <= 0.0:
+        return "0.00%"
+    return f"1 in {1 / chance:,.0f}" if chance > 1e-7 else f"1 in 10^{-math.log10(chance):.1f}"
+
+
+def join(parts: Sequence[str]) -> str:
+    """Join parts of a sentence.
+
+    Example:
+        >>> join(["a"]), join(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def format_number(value: Tensor | float) -> str:
+    """A number with three digits.
+
+    Example:
+        >>> format_number(0.00012345)
+        '0.000123'
+    """
+    return f"{float(value):.3g}"

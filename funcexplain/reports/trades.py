@@ -1,0 +1,71 @@
+"""The trades from today's portfolio to the one reached, their turnover and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from funcexplain.reports.drawing import Array
+from funcexplain.reports.moves import MAX_LINES
+from funcexplain.reports.numbers import format_percent
+from funcexplain.reports.pictures.weights import asset_bounds
+from funcexplain.solutions.html import Html, element, table
+
+
+def turnover(today: Array, reached: Array) -> float:
+    """The turnover from one portfolio to another, ``sum |reached - today|``.
+
+    Example:
+        >>> turnover(np.array([0.75, 0.25]), np.array([0.5, 0.5]))
+        0.5
+    """
+    return float(np.abs(reached - today).sum())
+
+
+def trades_table(
+    today: Array, target: Array, reached: Array, assets: Sequence[str], spread: float | None = None
+) -> list[Html]:
+    """Weights today, the target's and those reached, the trade in each asset, and the turnover.
+
+    Args:
+        today: weights, ``(A,)``.
+        target: an allocation ``(A,)``, or goals ``(K, A + 3)``, of which bounds on single assets are
+            shown.
+        reached: weights, ``(A,)``.
+        assets: ``A`` names.
+        spread: bid-ask spread as a fraction of the price, of which each trade pays half.
+
+    Returns:
+        The table and a sentence.
+    """
+    lower, upper = (target, target) if target.ndim == 1 else asset_bounds(target)
+    trade = reached - today
+    order = np.argsort(-np.abs(trade), kind="stable")
+    lines = [
+        (
+            assets[at],
+            format_percent(today[at]),
+            _bounds(lower[at], upper[at]),
+            format_percent(reached[at]),
+            f"{100 * trade[at]:+.2f}",
+        )
+        for at in order[:MAX_LINES]
+    ]
+    heads = ("asset", "today", "target", "reached", "trade, points")
+    moved = turnover(today, reached)
+    text = f"The turnover, the sum of all trades, is {format_percent(moved)} of the portfolio."
+    if spread is not None:
+        cost = f"{1e4 * moved * spread / 2:.1f} basis points"
+        text += f" At a bid-ask spread of {format_percent(spread)} it costs {cost}."
+    if (more := len(assets) - MAX_LINES) > 0:
+        text += f" {more} more assets are traded less."
+    return [table(heads, lines, range(1, len(heads))), element("p", text)]
+
+
+def _bounds(lower: float, upper: float) -> str:
+    """What the target asks of one weight; empty for nothing."""
+    if lower == upper:
+        return format_percent(lower)
+    parts = [f"at least {format_percent(lower)}"] if np.isfinite(lower) else []
+    return " and ".join([*parts, *([f"at most {format_percent(upper)}"] if np.isfinite(upper) else [])])
