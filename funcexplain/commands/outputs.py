@@ -237,8 +237,8 @@ def describe_chance(chance: fe.Probability) -> dict[str, Any]:
 
 def recorded_chance(answers: Sequence[Mapping[str, Any]]) -> fe.Probability | None:
     """The probability of one question or of each date, as `describe_chance` recorded it; None if not."""
-    found = [answer.get("probability") for answer in answers]
-    if None in found or not found:
+    found = [answer["probability"] for answer in answers if answer.get("probability")]
+    if len(found) < len(answers) or not found:
         return None
     names, count = ("estimate", "standard_error", "lower", "upper"), len(found)
 
@@ -246,15 +246,14 @@ def recorded_chance(answers: Sequence[Mapping[str, Any]]) -> fe.Probability | No
         values = [torch.nan if chance[name] is None else chance[name] for chance in found]
         return torch.tensor(values, dtype=torch.float64, device="cpu")
 
-    numbers = [column(name) for name in names]
+    numbers: list[Any] = [column(name) for name in names]
     unknown = torch.zeros(count, dtype=torch.int64, device="cpu")
     status = unknown.new_tensor([int(fe.Status[chance["status"]]) for chance in found])
     methods = tuple(chance["method"] for chance in found)
     levels = numbers[0].new_empty(count, 0)
-    chance = fe.Probability(
-        *numbers, unknown, unknown, levels, status, methods, ("",) * count, ("date",)
-    )
-    return chance if count > 1 else chance[0]
+    fields: list[Any] = [*numbers, unknown, unknown, levels, status, methods, ("",) * count, ("date",)]
+    chances = fe.Probability(*fields)
+    return chances if count > 1 else chances[0]
 
 
 def as_json(value: Any) -> Any:

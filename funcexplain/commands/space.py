@@ -7,7 +7,6 @@ that date, so that its answer is the same with the later prices or without.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -130,8 +129,7 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
 
     def search_points(date: int, places: Tensor) -> Tensor:
         paths = replayed(base[date], past, history.last_days[places], free)
-        encode = partial(models[date].encode, base=base[date], data=data[date])
-        return torch.func.vmap(encode)(paths)
+        return torch.func.vmap(lambda path: models[date].encode(path, base[date], data[date]))(paths)
 
     transforms = [*([] if bool(mask.all()) else [fe.freeze]), transform]
     stacks = {"x0": x0, "reference": x0, "returns": base, **fe.models.stack(data)}

@@ -112,7 +112,7 @@ def _rarity(market: Market, paths: Paths, key: tuple[int, int], part: Tensor) ->
     known, free = key
     record = market.record(Layout(paths.answer.shape[1], market.lookback, free))
     both = judge(record, torch.cat([paths.answer[part], paths.reference[part]]), known)
-    halves = zip(*(values.chunk(2) for values in both[:-1]), strict=True)
+    halves: Any = zip(*(values.chunk(2) for values in both[:-1]), strict=True)
     answer, today = (Rarity(*half, both.statistics) for half in halves)
     own = (answer.tails < today.tails) | answer.tails.isnan()
     tails = torch.where(own, answer.tails, 0.0)

@@ -143,8 +143,8 @@ def stable(
     if math.isfinite(measured.get("spread", math.nan)):
         share = format_percent(measured.get("agreement", math.nan))
         parts.append(f"Answers from other starts share {share} of the largest changes.")
-    if math.isfinite(share := measured.get("ensemble_hit", math.nan)):
-        parts.append(f"{format_percent(share)} of the other models hit the target at this window.")
+    if math.isfinite(models := measured.get("ensemble_hit", math.nan)):
+        parts.append(f"{format_percent(models)} of the other models hit the target at this window.")
     unmeasured = "Not measured: that needs the size of a standard deviation, from a history or a scale."
     return Judgement(about, head, " ".join(parts) or unmeasured, mood)
 

@@ -55,7 +55,7 @@ def collect_dates(
     names: Sequence[str],
     rank: Tensor,
     size: Tensor,
-    scale: Tensor | None,
+    scale: float | Tensor | None,
     probability: Probability | None,
 ) -> Dates:
     """The best answers of all dates.

@@ -42,9 +42,9 @@ def _figure_class() -> Any:
                 ax.get_xticklabels()
                 ax.get_yticklabels()
             for text in self.findobj(Text):
-                families = find_fonts(_foreign(text.get_text()))[0]  # type: ignore[attr-defined]
+                families = find_fonts(_foreign(text.get_text()))[0]
                 if families:
-                    text.set_fontfamily([*matplotlib.rcParams["font.sans-serif"][:1], *families])  # type: ignore[attr-defined]
+                    text.set_fontfamily([*matplotlib.rcParams["font.sans-serif"][:1], *families])
             super().draw(renderer)
 
     return NamedFigure

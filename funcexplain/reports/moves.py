@@ -74,7 +74,7 @@ def measure_moves(
     """
     first = first_shocked_day(actual, scenario)
     days = len(actual) - first
-    moved = [path[..., -1, :] / path[..., first - 1, :] - 1.0 for path in (actual, scenario)]
+    before, moved = (path[-1] / path[first - 1] - 1.0 for path in (actual, scenario))
     if not days:
         still = np.zeros(actual.shape[-1])
         return Moves(0, still, still)
@@ -82,12 +82,12 @@ def measure_moves(
     if returns is not None and len(returns) >= days:
         total = np.concatenate([np.zeros((1, returns.shape[1])), np.nan_to_num(returns).cumsum(0)])
         real = np.expm1(total[days:] - total[:-days])
-        percentile = (real < moved[1]).mean(0)
+        percentile = (real < moved).mean(0)
     if draws is not None and len(draws):
         drawn = np.expm1(draws[:, -days:].sum(1))
         low, high = np.quantile(drawn, (0.05, 0.95), axis=0)
         falls = (drawn < 0.0).mean(0)
-    return Moves(days, *moved, percentile, low, high, falls)
+    return Moves(days, before, moved, percentile, low, high, falls)
 
 
 def first_shocked_day(actual: Array, scenario: Array) -> int:

@@ -37,6 +37,8 @@ class Recurrent(nn.Module):
     def __init__(self, known: Tensor) -> None:
         super().__init__()
         std, mean = torch.std_mean(known, dim=(0, 2, 3), keepdim=True)
+        self.std: Tensor
+        self.mean: Tensor
         self.register_buffer("std", std[0])
         self.register_buffer("mean", mean[0])
         self.cell, self.head = nn.LSTM(known.shape[1], 12, batch_first=True), nn.Linear(12, 1)
@@ -59,14 +61,14 @@ def networks(names: list[str]) -> Iterator[tuple[str, nn.Module, History]]:
     known = history.windows[:-HORIZON]
     future = forward_returns(prices, history.last_days[:-HORIZON], HORIZON)
     torch.manual_seed(0)
-    network = Recurrent(known)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    recurrent = Recurrent(known)
+    optimizer = torch.optim.Adam(recurrent.parameters(), lr=1e-2)
     for _ in range(150):
         batch = torch.randint(len(known), (256,))
         optimizer.zero_grad()
-        negative_sharpe(network(known[batch]), future[batch], 0.2).backward()
+        negative_sharpe(recurrent(known[batch]), future[batch], 0.2).backward()
         optimizer.step()
-    yield "lstm", network.eval(), history
+    yield "lstm", recurrent.eval(), history
 
 
 def goals(weights: Tensor, assets: tuple[str, ...]) -> Iterator[dict[str, object]]:

@@ -179,7 +179,7 @@ def test_smoothed_weights_are_the_mean_of_calls_alone(kind: Callable[[], nn.Modu
 
 def jacobians(network: nn.Module, windows: Tensor) -> Tensor:
     slopes = [torch.autograd.functional.jacobian(lambda x: network(x[None])[0], x) for x in windows]
-    return torch.stack(slopes).flatten(2)  # type: ignore[arg-type]
+    return torch.stack(slopes).flatten(2)
 
 
 @pytest.mark.parametrize("kind", [*COUPLED, *PULLED])
@@ -209,7 +209,7 @@ def test_backward_passes_see_the_parameters_of_their_model(kind: Callable[[], nn
 def test_a_network_that_refuses_windows_leaves_the_other_estimates() -> None:
     problem = scenario(make(Refusing))
     for method in ("monte_carlo", "importance"):
-        found = fe.probability(problem, num_samples=200, method=method)  # type: ignore[arg-type]
+        found = fe.probability(problem, num_samples=200, method=method)
         assert found.status is fe.Status.NONFINITE
         assert "windows the network failed, first by ArithmeticError: no solution." in found.reason
     reached = fe.reach(problem, 4.0, starts=3, max_steps=2)  # random starts are outside
@@ -262,10 +262,11 @@ def test_noise_in_eval_mode_is_named(name: str) -> None:
 def test_few_rows_for_which_a_batch_decides_are_found(kind: Callable[[], nn.Module]) -> None:
     """All batches decide by the many; 2 of 40 rows alone decide otherwise."""
     network, starts = make(kind), draw(40)
+    layer: Any = network.layer
     with torch.no_grad():
-        network.layer.bias[0] += 4.0  # type: ignore[union-attr, operator]
-        network.layer.weight.mul_(0.2)  # type: ignore[union-attr, operator]
-    starts[[17, 27]] -= 40.0 * network.layer.weight[0].detach().view(1, DAYS, ASSETS).sign()  # type: ignore[index, operator]
+        layer.bias[0] += 4.0
+        layer.weight.mul_(0.2)
+    starts[[17, 27]] -= 40.0 * layer.weight[0].detach().view(1, DAYS, ASSETS).sign()
     grid = fe.vmap(question(network), x0=starts)
     found = fe.solve(grid, fe.sgd(lr=0.1), max_steps=2)
     assert_close(found.weights, alone(network, found.x).detach(), rtol=1e-9)

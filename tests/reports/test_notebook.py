@@ -50,8 +50,11 @@ def test_pictures_are_methods() -> None:
         assert getattr(plots, name)(ax=ax) is ax
     best = int(torch.where(solution.hit, solution.loss, torch.inf).argmin())
     alone = fe.plot(solution[best], problem[best]).cumulative()
-    heights = [bar.get_height() for bar in plots.cumulative().patches]
-    assert heights == pytest.approx([bar.get_height() for bar in alone.patches])
+    one, other = (
+        [bar.get_height() for bar in ax.patches]  # type: ignore[attr-defined]
+        for ax in (plots.cumulative(), alone)
+    )
+    assert one == pytest.approx(other)
     with pytest.raises(ValueError, match="plot: solution must have the rows"):
         fe.plot(solution, problem[0])
     with pytest.raises(ValueError, match="plot: assets"):
