@@ -112,8 +112,8 @@ def _rarity(market: Market, paths: Paths, key: tuple[int, int], part: Tensor) ->
     known, free = key
     record = market.record(Layout(paths.answer.shape[1], market.lookback, free))
     both = judge(record, torch.cat([paths.answer[part], paths.reference[part]]), known)
-    halves: Any = zip(*(values.chunk(2) for values in both[:-1]), strict=True)
-    answer, today = (Rarity(*half, both.statistics) for half in halves)
+    halves: Any = zip(*(v.chunk(2) for v in both[:-1]), [both.statistics] * 2, strict=True)
+    answer, today = (Rarity(*half) for half in halves)
     own = (answer.tails < today.tails) | answer.tails.isnan()
     tails = torch.where(own, answer.tails, 0.0)
     share = share_of(fair_scores(record, known), tails.amin(1))
