@@ -133,7 +133,7 @@ def positions(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[i
     return [list(known).index(name) for name in wanted]
 
 
-def window_ending_on(history: History, day: date) -> int:
+def window_ending_on(history: History, day: date, where: str = "question.date") -> int:
     """Position of the window that ends on a day."""
     ends = history.prices.dates[history.last_days.numpy()]
     at = int(np.searchsorted(ends, np.datetime64(day)))
@@ -142,5 +142,5 @@ def window_ending_on(history: History, day: date) -> int:
             why = f"the first day with {history.lookback + history.span} days behind it is {ends[0]}"
         else:
             why = f"the trading day before it is {ends[at - 1]}"
-        raise ValueError(f"question.date: no window ends on {day}; {why}")
+        raise ValueError(f"{where}: no window ends on {day}; {why}")
     return at
