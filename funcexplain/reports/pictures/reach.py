@@ -139,6 +139,7 @@ def plot_frontier(
     left_out = f" ({hidden} assets that rise less left out)" if hidden else ""
     style_axes(ax, f"Highest weight found{left_out}", y="weight in the portfolio, %")
     ax.grid(color=PALE, linewidth=0.8)
+    ax.margins(y=0.12)
     ax.set_xlim(0.0 if today is not None else None, None)
     ax.set_xlabel("radius of the market, sigmas")
     return ax
@@ -185,7 +186,12 @@ def plot_trades(
             ax.scatter(line[order], rows, s=30, color=color, alpha=0.85, label=escape_dollars(name))
     hidden = len(assets) - len(order)
     left_out = f" ({hidden} assets with smaller trades left out)" if hidden else ""
-    style_axes(ax, f"Trade{left_out}", pad=8.0 + 14.0 * ((len(names) - 1) // 3), grid="x")
+    # The names of scenarios are long: one a line, between title and axes.
+    style_axes(ax, f"Trade{left_out}", pad=10.0 + 15.0 * len(names))
+    ax.grid(axis="x", color=PALE, linewidth=0.8)
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=9, labelcolor=INK, borderpad=0.2
+    )
     ax.set_yticks(rows, [shorten(assets[index]) for index in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlabel("trade, percentage points of the portfolio: bought right of zero, sold left")
