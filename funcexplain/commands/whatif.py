@@ -208,7 +208,7 @@ def _parse_replay(text: str) -> Scenario:
 
 
 def read_scenarios(path: Path) -> list[Scenario]:
-    """Read a csv file with a scenario in each line.
+    r"""Read a csv file with a scenario in each line.
 
     The columns are assets with changes of price, empty where none is given, and optionally ``scenario``
     (a name) and ``days``.
@@ -220,7 +220,7 @@ def read_scenarios(path: Path) -> list[Scenario]:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "moves.csv")
-        >>> _ = path.write_text("scenario,days,EUR,JPY\\ncrisis,5,-5%,\\n")
+        >>> _ = path.write_text("scenario,days,EUR,JPY\ncrisis,5,-5%,\n")
         >>> read_scenarios(path)[0][1:4]
         ('crisis', 5, {'EUR': -0.05})
     """
@@ -229,7 +229,9 @@ def read_scenarios(path: Path) -> list[Scenario]:
         text = read_bytes("--scenarios", path, 16 * MIB, "split it").decode("utf-8-sig")
         head, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(line)]
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(f"{where}: expected a csv file with a header, got another one: {error}") from None
+        raise ValueError(
+            f"{where}: expected a csv file with a header, got another one: {error}"
+        ) from None
     head = [name.strip() for name in head]
     if len(set(head)) < len(head) or not all(head):
         raise ValueError(f"{where}: expected a name for each column, none twice, got {', '.join(head)}")
@@ -337,7 +339,8 @@ def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
     for row in shown:
         yield ""
         yield f"{answers.names[row]}: weights, and the trade in percentage points"
-        yield f"{'Asset':{wide}}  {'price':>8}  {'today':>8}  {'no shock':>8}  {'after':>8}  {'trade':>8}"
+        columns = ("price", "today", "no shock", "after", "trade")
+        yield f"{'Asset':{wide}}" + "".join(f"  {column:>8}" for column in columns)
         order = trades[row].abs().argsort(descending=True, stable=True).tolist()[:_MAX_ASSETS]
         for k in order:
             shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])

@@ -126,7 +126,7 @@ def explain_change(
 
 
 def split_change(network: Any, windows: Tensor, weights: Tensor, history: History) -> Split:
-    """Split the change between two windows ``(2, C, L, A)``; by Shapley values where gradients miss it."""
+    """Split the change between windows ``(2, C, L, A)``; by Shapley values where gradients miss it."""
     before, after = weights
     uniform = torch.full_like(before, 1.0 / len(before))
     problem = fe.problem(network, uniform, windows[1], leverage=math.inf)

@@ -75,7 +75,13 @@ def plot_changes(
     shape = (len(channels), length if dates is None else len(dates), len(assets))
     sigmas = _in_sigmas(x, reference, scale, shape)
     return heat_map(
-        sigmas, assets=assets, channels=channels, dates=dates, unit=unit, title="Change of the market", ax=ax
+        sigmas,
+        assets=assets,
+        channels=channels,
+        dates=dates,
+        unit=unit,
+        title="Change of the market",
+        ax=ax,
     )
 
 

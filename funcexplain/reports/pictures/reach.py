@@ -190,7 +190,12 @@ def plot_trades(
     style_axes(ax, f"Trade{left_out}", pad=10.0 + 15.0 * len(names))
     ax.grid(axis="x", color=PALE, linewidth=0.8)
     ax.legend(
-        loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, fontsize=9, labelcolor=INK, borderpad=0.2
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        borderpad=0.2,
     )
     ax.set_yticks(rows, [shorten(assets[index]) for index in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
