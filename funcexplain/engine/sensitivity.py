@@ -31,7 +31,7 @@ from funcexplain.solvers.gauss_newton import measure_of
 from funcexplain.solvers.gradient import make_objective
 
 # A point is an answer of `closest` if ``z - z_r`` and ``J' y`` differ by at most this share.
-_STATIONARY = 0.05
+_STATIONARY = 0.1
 _MAX_STEPS = 20
 # Rows of a Hessian that are computed at a time.
 _CHUNK = 128
@@ -122,9 +122,7 @@ def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _derivatives(
-    problem: Problem, z: Tensor, change: list[Tensor | None] | None, atol: float
-) -> Tensor:
+def _derivatives(problem: Problem, z: Tensor, change: list[Tensor | None] | None, atol: float) -> Tensor:
     """Derivatives of one row's window: by each number measured, then along the change of params."""
     raise_pending()
     at, args = closest_point(problem, z, atol), problem.args

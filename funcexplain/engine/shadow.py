@@ -126,7 +126,9 @@ def _prices(problem: Problem, z: Tensor, atol: float) -> Tensor:
     at = closest_point(problem, z, atol)
     if at is None:
         args = problem.args
-        like = problem.criterion.compare(problem.criterion.weights_like(args["target"]), args["target"])[0]
+        like = problem.criterion.compare(problem.criterion.weights_like(args["target"]), args["target"])[
+            0
+        ]
         return torch.full_like(like, torch.nan)
     length = at.change.norm()
     prices = torch.where(length > 0.0, 0.01 * at.multipliers / length, 0.0)
