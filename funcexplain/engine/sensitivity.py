@@ -55,10 +55,10 @@ def sensitivity(
 ) -> Sensitivity:
     """Differentiate the closest answer by its target, and along a change of the network's params.
 
-    ``target[k]`` is ``dx* / db_k`` for the bound ``b_k``: zero where it is not active. Weights that sum to
-    one can only move together: of an allocation, only combinations that sum to zero have a meaning. With
-    ``params``, ``x*`` moves by about `Sensitivity.params` if these are added to the network's own, as
-    by a little more training. The network must have second derivatives almost everywhere.
+    ``target[k]`` is ``dx* / db_k`` for the bound ``b_k``: zero where it is not active. Weights that sum
+    to one can only move together: of an allocation, only combinations that sum to zero have a meaning.
+    With ``params``, ``x*`` moves by about `Sensitivity.params` if these are added to the network's own,
+    as by a little more training. The network must have second derivatives almost everywhere.
 
     Args:
         solution: the answer of `closest`, or of its rows; best with a small ``atol``.
@@ -113,7 +113,8 @@ def _check_change(change: Any, params: Any) -> list[Tensor | None]:
         if _is_floating(own) and not (isinstance(given, Tensor) and given.shape == own.shape):
             got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(
-                f"sensitivity: params must have the shapes of the problem's, {tuple(own.shape)}, got {got}"
+                f"sensitivity: params must have the shapes of the problem's, {tuple(own.shape)}, got "
+                f"{got}"
             )
     return [g.to(o) if _is_floating(o) else None for o, g in zip(leaves, changes, strict=True)]
 
@@ -163,7 +164,7 @@ def _derivatives(problem: Problem, z: Tensor, change: list[Tensor | None] | None
 def _refine(
     problem: Problem, z: Tensor, at: ClosestPoint, bends: Tensor, atol: float
 ) -> tuple[Tensor, ClosestPoint] | None:
-    """Newton steps, with one Hessian, towards the answer that `closest` stops near; None if they fail."""
+    """Newton steps with one Hessian to the answer that `closest` stops near; None if they fail."""
     wanted, start = at.measured.flatten(), _residual(at).norm()
     for _ in range(_MAX_STEPS):
         residual = _residual(at).norm()

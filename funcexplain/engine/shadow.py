@@ -65,8 +65,8 @@ def check_closest(where: str, solution: Any, problem: Any, atol: Any) -> float:
     atol = check_number(where, "atol", atol, minimum=0.0, strict=True)
     if problem.project is not identity:
         raise ValueError(
-            f"{where}: problem must have no bounds that project, got one with clip; box bounds the search "
-            "by a change of variables"
+            f"{where}: problem must have no bounds that project, got one with clip; box bounds the "
+            "search by a change of variables"
         )
     if 0 in problem.shape:
         raise ValueError(f"{where}: expected at least one row, got a grid of {problem.shape}")
