@@ -125,11 +125,9 @@ def _prices(problem: Problem, z: Tensor, atol: float) -> Tensor:
     raise_pending()
     at = closest_point(problem, z, atol)
     if at is None:
-        args = problem.args
-        like = problem.criterion.compare(problem.criterion.weights_like(args["target"]), args["target"])[
-            0
-        ]
-        return torch.full_like(like, torch.nan)
+        target = problem.args["target"]
+        weights = problem.criterion.weights_like(target)
+        return torch.full_like(problem.criterion.compare(weights, target)[0], torch.nan)
     length = at.change.norm()
     prices = torch.where(length > 0.0, 0.01 * at.multipliers / length, 0.0)
     return prices.to(at.measured.dtype).view(at.measured.shape)
