@@ -25,10 +25,15 @@ from funcexplain.problems.checks import (
 from funcexplain.problems.criterion import EXACT
 from funcexplain.problems.grid import RowDim, aligned
 from funcexplain.problems.problem import Args, Problem, check_search
+from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.ball_ascent import BallAscent
 from funcexplain.solvers.state import Stopping
 
-_CENTER, _OFFSET, _RADIUS = "reach.center", "reach.offset", "reach.radius"
+_CENTER, _OFFSET, _RADIUS, _POINT = "reach.center", "reach.offset", "reach.radius", "reach.point"
+# Of many searches for an end, the best points go on after a few steps.
+_FEW_STEPS, _KEPT = 25, 4
+# The first steps climb a scale that is nearly logarithmic between these, so that small weights have a slope.
+_SMALL, _LARGE = 1e-4, 0.1
 # No search ends by a hit.
 _NEVER = Stopping(atol=-1.0)
 
@@ -50,7 +55,7 @@ def reach(
     radius: float | Sequence[float],
     *,
     measure: Callable[[Tensor], Tensor] | None = None,
-    starts: int = 4,
+    starts: int = 32,
     max_steps: int = 100,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -70,7 +75,7 @@ def reach(
         measure: differentiable function ``weights -> values``, ``(A,)`` to a scalar or vector, such as
             ``lambda w: w[:3].sum()``. Default: every weight.
         starts: searches for each end: one from the reference, the others from random points within the
-            radius.
+            radius. After 25 steps, those from the 4 best points go on.
         max_steps: maximum number of steps of each search, each with one gradient.
         seed: of the starts, >= 0.
         chunk_size: as for `solve`.
@@ -102,9 +107,11 @@ def reach(
     shape, problem, like = problem.shape, *_measured(problem, measure)
     with deferred_interrupts(), torch.no_grad():
         grid = _grid(problem, torch.atleast_1d(like), radii, starts, seed)
-        found = search(grid, BallAscent(_RADIUS), _NEVER, Execution(max_steps, chunk_size=chunk_size))
-        if interrupted(found):
-            raise KeyboardInterrupt
+        few = min(max_steps, _FEW_STEPS) if starts > _KEPT else 0
+        if few:
+            found = _search(replace(grid, loss=_downhill_from_small), few, chunk_size)
+            grid = _go_on(grid, found)
+        found = _search(grid, max_steps - few, chunk_size)
     # A search for one end may find a better one of another.
     values = found.weights.flatten(0, 1)
     unknown = values.isnan()
@@ -113,6 +120,31 @@ def reach(
     ends = (torch.where(lower > upper, torch.nan, end) for end in (lower, upper))
     several = (len(radii),) if np.ndim(radius) else ()
     return Reach(*(end.reshape((*several, *shape, *like.shape)) for end in ends))
+
+
+def _search(grid: Problem, max_steps: int, chunk_size: int | None) -> Solution:
+    """Search every row; raises after Ctrl-C."""
+    found = search(grid, BallAscent(_RADIUS), _NEVER, Execution(max_steps, chunk_size=chunk_size))
+    if interrupted(found):
+        raise KeyboardInterrupt
+    return found
+
+
+def _go_on(grid: Problem, found: Solution) -> Problem:
+    """The searches for each end from its best points, of whichever end's search found them."""
+    directions = grid.args["target"]
+    scores = torch.einsum("eb...k,dk->deb...", found.weights, directions).flatten(1, 2)
+    best = scores.nan_to_num(nan=-torch.inf).topk(_KEPT, 1).indices
+    points = found.z.flatten(0, 1)
+    inner = points.shape[best.ndim - 1 :]
+    places = best.view(*best.shape, *[1] * len(inner)).expand(*best.shape, *inner)
+    points = points.expand(len(best), *points.shape).gather(1, places)
+    dims = [dim._replace(varying=dim.varying | {_POINT}) for dim in grid.dims]
+    dims[1] = RowDim("begin", _KEPT, frozenset({_POINT}))
+    args = {name: value for name, value in grid.args.items() if name != _OFFSET}
+    return replace(
+        grid, args={**args, _POINT: points}, dims=tuple(dims), start=lambda args: args[_POINT]
+    )
 
 
 def _check_radii(radius: Any) -> list[float]:
@@ -204,3 +236,8 @@ def _grid(problem: Problem, like: Tensor, radii: list[float], starts: int, seed:
 def _downhill(values: Tensor, direction: Tensor) -> Tensor:
     """What is minimized: a value's negative, or itself."""
     return -(values * direction).sum()
+
+
+def _downhill_from_small(values: Tensor, direction: Tensor) -> Tensor:
+    """Likewise, on a scale that increases with the values."""
+    return _downhill(values + _LARGE * torch.asinh(values / _SMALL), direction)
