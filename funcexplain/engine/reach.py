@@ -32,7 +32,7 @@ from funcexplain.solvers.state import Stopping
 _CENTER, _OFFSET, _RADIUS, _POINT = "reach.center", "reach.offset", "reach.radius", "reach.point"
 # Of many searches for an end, the best points go on after a few steps.
 _FEW_STEPS, _KEPT = 25, 4
-# The first steps climb a scale that is nearly logarithmic between these, so that small weights have a slope.
+# The first steps climb a scale that is nearly logarithmic between these: small weights have a slope.
 _SMALL, _LARGE = 1e-4, 0.1
 # No search ends by a hit.
 _NEVER = Stopping(atol=-1.0)
