@@ -27,6 +27,7 @@ from funcexplain.commands.question import evaluate_weights, find_dates
 from funcexplain.commands.run import read_checked
 from funcexplain.commands.space import make_space
 from funcexplain.markets.whatif import Others
+from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.tables import write_csv
@@ -316,7 +317,7 @@ def _point(
     try:
         if scenario.dates is not None:
             return fe.scenarios.replay(problem, prices, *scenario.dates, scaled=scaled)
-        return fe.scenarios.shocked(problem, scenario.moves, scenario.days, others=others)
+        return fe.scenarios.shocked(problem, {**scenario.moves}, scenario.days, others=others)
     except ValueError as error:
         raise ValueError(f"{scenario.where}: {error}") from None
 
@@ -372,6 +373,8 @@ def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np
 def _draw(answers: Answers, assets: Sequence[str], path: Path) -> None:
     """Draw the trades of the first scenarios."""
     rows = slice(1, 1 + _MAX_DRAWN)
-    ax = plot_trades(answers.trades[rows], assets=assets, names=answers.names[rows])
+    names = answers.names[rows]
+    figure = new_figure(6.0, 1.6 + 0.24 * min(len(assets), MAX_ROWS) + 0.2 * len(names))
+    plot_trades(answers.trades[rows], assets=assets, names=names, ax=figure.add_subplot())
     with replaced("output", path) as file:
-        ax.figure.savefig(file, format="png")
+        figure.savefig(file, format="png")

@@ -101,6 +101,7 @@ def sensitivity(
 
 def _check_change(change: Any, params: Any) -> list[Tensor | None]:
     """The change of each leaf of the params, None for those that are not floating."""
+    leaves: list[Any]
     leaves, tree = optree.tree_flatten(params)
     try:
         changes = tree.flatten_up_to(change)
@@ -207,7 +208,7 @@ def _along(
 
         slopes = torch.func.grad(weighted)([leaves[place] for place in places])
         steps = [change[place] for place in places]
-        return sum((s * d).sum() for s, d in zip(slopes, steps, strict=True) if d is not None)  # type: ignore[return-value]
+        return sum((s * d).sum() for s, d in zip(slopes, steps, strict=True) if d is not None)
 
     return torch.func.grad(effect, argnums=(0, 1))(z, y)
 

@@ -51,8 +51,9 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
         tensor(True)
     """
     check_question("difference", problem)
-    target = by
-    if not isinstance(by, Target):
+    if isinstance(by, Target):
+        target = by
+    else:
         share = check_number("difference", "by", by, minimum=0.0, strict=True)
 
         def rows(portfolio: Portfolio) -> Tensor:
