@@ -317,7 +317,8 @@ def _point(
     try:
         if scenario.dates is not None:
             return fe.scenarios.replay(problem, prices, *scenario.dates, scaled=scaled)
-        return fe.scenarios.shocked(problem, {**scenario.moves}, scenario.days, others=others)
+        moves: dict[int | str, float] = dict(scenario.moves.items())
+        return fe.scenarios.shocked(problem, moves, scenario.days, others=others)
     except ValueError as error:
         raise ValueError(f"{scenario.where}: {error}") from None
 

@@ -101,10 +101,9 @@ def sensitivity(
 
 def _check_change(change: Any, params: Any) -> list[Tensor | None]:
     """The change of each leaf of the params, None for those that are not floating."""
-    leaves: list[Any]
     leaves, tree = optree.tree_flatten(params)
     try:
-        changes = tree.flatten_up_to(change)
+        changes: list[Any] = tree.flatten_up_to(change)
     except ValueError as error:
         raise ValueError(
             "sensitivity: params must have the structure of the problem's args['params'], got another: "

@@ -132,12 +132,10 @@ def plot_waterfall(
     low, high = min(0.0, float(levels.min())), max(0.0, float(levels.max()))
     room = 0.02 * ((high - low) or 1.0)
     edges = np.maximum(levels[:-1], levels[1:])
-    texts: list[tuple[int, float, str]] = [
-        (0, first, f"{first:.2f}%"),
-        *zip(rows, edges, (f"{m:+.2f}" for m in moves), strict=True),
-    ]
-    for row, edge, text in [*texts, (last, levels[-1], f"{levels[-1]:.2f}%")]:
-        ax.text(max(float(edge), 0.0) + room, row, text, va="center", color=INK, fontsize=8.5)
+    places = [first, *edges.tolist(), float(levels[-1])]
+    texts = [f"{first:.2f}%", *(f"{move:+.2f}" for move in moves), f"{levels[-1]:.2f}%"]
+    for row, (edge, text) in enumerate(zip(places, texts, strict=True)):
+        ax.text(max(edge, 0.0) + room, row, text, va="center", color=INK, fontsize=8.5)
     ax.set_xlim(low - room, high + 9.0 * room)
     style_axes(ax, f"Change of {shorten(name)}, by what moved it")
     ax.grid(axis="x", color=PALE, linewidth=0.8)
