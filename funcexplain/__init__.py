@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from funcexplain.engine.prune import prune as prune
     from funcexplain.engine.reach import Reach as Reach
     from funcexplain.engine.reach import reach as reach
+    from funcexplain.engine.sensitivity import Sensitivity as Sensitivity
+    from funcexplain.engine.sensitivity import sensitivity as sensitivity
     from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.coordinates import clip as clip
     from funcexplain.problems.coordinates import reparametrize as reparametrize
     from funcexplain.problems.coordinates import standardize as standardize
+    from funcexplain.problems.difference import difference as difference
     from funcexplain.problems.mapping import vmap as vmap
     from funcexplain.problems.problem import Problem as Problem
     from funcexplain.problems.problem import pipe as pipe
@@ -83,6 +86,7 @@ _NAMES = {
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
     "problems.consensus": ("consensus",),
+    "problems.difference": ("difference",),
     "problems.mapping": ("vmap",),
     "problems.problem": ("Problem", "pipe", "problem"),
     "problems.smoothing": ("robust", "smooth"),
@@ -109,6 +113,7 @@ _NAMES = {
     "engine.progress": ("Progress", "progress"),
     "engine.prune": ("prune",),
     "engine.reach": ("Reach", "reach"),
+    "engine.sensitivity": ("Sensitivity", "sensitivity"),
     "engine.shadow": ("shadow_prices",),
     "engine.solve": ("explain", "solve"),
     "solvers.state": ("Info", "State"),

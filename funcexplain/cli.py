@@ -1,4 +1,4 @@
-"""The command line: ``funcexplain demo``, ``run``, ``check`` and ``report``.
+"""The command line: ``funcexplain demo``, ``run``, ``check``, ``report``, ``why`` and ``whatif``.
 
 Everything but argparse is imported when a command runs, so that ``--help`` is fast. A user's error is
 one line on stderr and exit code 2; ``--debug`` shows the traceback.
@@ -36,6 +36,16 @@ REPORT = """\
 Write the report of a run again, from the files in its folder and the prices that its config names. No
 code that the config names runs, unless --trust-config is given; the report leaves out and names the few
 measures that need the network.
+"""
+
+WHY = """\
+Split the change of the network's weights between two dates over the channels, days and assets whose
+prices moved it. Prints tables in percentage points, says how far their parts are from the change, and
+writes why.csv and why.png to the config's folder.
+"""
+WHATIF = """\
+The weights that the network would hold after moves of the market, beside today's, and the trade. Prints
+a table for each scenario and writes whatif.csv and whatif.png to the config's folder.
 """
 
 _MAX_MESSAGE = 2000  # characters
@@ -171,19 +181,9 @@ def parse_target(text: str) -> dict[str, float]:
         >>> parse_target("EUR=0.4, CHF=20%")
         {'EUR': 0.4, 'CHF': 0.2}
     """
-    target: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = (piece.strip() for piece in part.rpartition("="))
-        try:
-            weight = float(number.removesuffix("%")) / (100.0 if number.endswith("%") else 1.0)
-        except ValueError:
-            equals = ""
-        if not (name and equals):
-            raise ValueError(f"--target: expected NAME=WEIGHT such as EUR=0.4 or CHF=20%, got {part!r}")
-        if name in target:
-            raise ValueError(f"--target: {name} appears twice in {text!r}")
-        target[name] = weight
-    return target
+    from funcexplain.commands.entries import parse_amounts
+
+    return parse_amounts("--target", text, "NAME=WEIGHT such as EUR=0.4 or CHF=20%")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,9 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     demo.set_defaults(command=_demo)
     for name, function, summary, description, argument in (
-        ("run", "run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
-        ("check", "check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", "rewrite_report", "write the report of a run again", REPORT, "DIR"),
+        ("run", "run.run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
+        ("check", "run.check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
+        ("report", "run.rewrite_report", "write the report of a run again", REPORT, "DIR"),
+        ("why", "why.explain_change", "what moved the weights between two dates", WHY, "CONFIG.toml"),
+        ("whatif", "whatif.ask_what_if", "the weights after moves of the market", WHATIF, "CONFIG.toml"),
     ):
         own = commands.add_parser(name, help=summary, description=description)
         own.add_argument("path", metavar=argument)
@@ -266,6 +268,42 @@ def _parser() -> argparse.ArgumentParser:
         help="resume shared searches although these parts of the code changed, such as network or "
         "versions.torch,behavior; only if their answers remain valid",
     )
+    why, whatif = commands.choices["why"], commands.choices["whatif"]
+    why.set_defaults(settings=["trust_model", "start", "end"])
+    for flag, name in (("--from", "start"), ("--to", "end")):
+        why.add_argument(flag, dest=name, required=True, metavar="YYYY-MM-DD", help="a trading day")
+    whatif.set_defaults(settings=["trust_model", "shock", "replay", "scenarios", "others", "unscaled"])
+    whatif.add_argument(
+        "--shock",
+        action="append",
+        default=[],
+        metavar='"EUR=-5%%,JPY=2%% over 5 days"',
+        help="a scenario: changes of price over the last of the days ahead; may be repeated",
+    )
+    whatif.add_argument(
+        "--replay",
+        action="append",
+        default=[],
+        metavar="2020-03-02:2020-03-20",
+        help="a scenario: the returns between two dates of the prices happen again, in proportion to "
+        "each asset's volatility then and today; may be repeated",
+    )
+    whatif.add_argument(
+        "--scenarios",
+        metavar="FILE.csv",
+        help="scenarios, one a line: a column of changes of price for each asset, empty where it is not "
+        "given, and optional columns scenario (a name) and days",
+    )
+    whatif.add_argument(
+        "--others",
+        choices=["conditional", "still"],
+        default="conditional",
+        help="assets without a shock follow the shocked ones as the model of returns expects (default), "
+        "or stand still",
+    )
+    whatif.add_argument(
+        "--unscaled", action="store_true", help="replay returns as they were, not by volatility"
+    )
     return parser
 
 
@@ -300,11 +338,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
-    from funcexplain.commands import run
+    """Call a command's function and print its results: lines, one JSON object, or nothing."""
+    from importlib import import_module
+
     from funcexplain.commands.printing import print_plain
 
-    function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
+    module, name = arguments.function.split(".")
+    command = import_module(f"funcexplain.commands.{module}")
+    function: Callable[..., dict[str, Any]] = getattr(command, name)
     settings = {name: getattr(arguments, name) for name in arguments.settings}
 
     def print_line(line: str) -> None:

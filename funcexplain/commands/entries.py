@@ -170,3 +170,35 @@ def read_date(where: str, value: Any) -> date:
     if not isinstance(value, date) or getattr(value, "tzinfo", None) is not None:
         raise bad_entry(where, "a date such as 2024-01-31", value)
     return value
+
+
+def parse_amounts(where: str, text: str, expected: str) -> dict[str, float]:
+    """Read numbers by name from text such as ``EUR=0.4,CHF=20%``; ``where`` is the option.
+
+    Example:
+        >>> parse_amounts("--shock", "EUR=-5%", "NAME=CHANGE such as EUR=-5%")
+        {'EUR': -0.05}
+    """
+    amounts: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        try:
+            amount = parse_share(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise ValueError(f"{where}: expected {expected}, got {part!r}")
+        if name in amounts:
+            raise ValueError(f"{where}: {name} appears twice in {text!r}")
+        amounts[name] = amount
+    return amounts
+
+
+def parse_share(text: str) -> float:
+    """Read a number, or a percentage with ``%``; raises a ValueError for other text.
+
+    Example:
+        >>> parse_share("-5 %")
+        -0.05
+    """
+    return float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)

@@ -125,18 +125,16 @@ def positions(where: str, wanted: Sequence[str], known: Sequence[str]) -> list[i
     return [list(known).index(name) for name in wanted]
 
 
-def window_ending_on(history: History, day: date) -> int:
+def window_ending_on(history: History, day: date, where: str = "question.date") -> int:
     """Position of the last window that ends on a day."""
     wanted = np.datetime64(day)
     ends = history.prices.dates[history.last_days.numpy()]
     at = int(np.searchsorted(ends.astype(wanted.dtype), wanted, side="right")) - 1
     if at < 0:
         raise ValueError(
-            f"question.date: no window ends on {day}; the first day with "
+            f"{where}: no window ends on {day}; the first day with "
             f"{history.lookback + history.span} days behind it is {ends[0]}"
         )
     if ends[at].astype(wanted.dtype) != wanted:
-        raise ValueError(
-            f"question.date: no window ends on {day}; the trading day before it is {ends[at]}"
-        )
+        raise ValueError(f"{where}: no window ends on {day}; the trading day before it is {ends[at]}")
     return at

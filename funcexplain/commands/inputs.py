@@ -42,10 +42,16 @@ class Inputs:
 def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
     """Load everything that a config names; errors name the remedy."""
     make_method(config.method)
+    network, history = load_market(config, trust_model=trust_model)
+    return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
+
+
+def load_market(config: Config, *, trust_model: bool = False) -> tuple[nn.Module, History]:
+    """Load the network of a config, and its prices in windows of the network's dtype."""
     network = load_network(config.network, trust_model=trust_model)
     floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    history = load_history(config.prices, config.features, floats[0] if floats else torch.float32)
-    return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
+    dtype = floats[0] if floats else torch.float32
+    return network, load_history(config.prices, config.features, dtype)
 
 
 def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype) -> Inputs:

@@ -56,6 +56,46 @@ def weights_table(
         yield f"{assets[index]:{width}}{cells}"
 
 
+def points_table(
+    heading: str,
+    title: str,
+    names: Sequence[str],
+    columns: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    total: str = "",
+) -> Iterator[str]:
+    """Signed parts in percentage points, one row per name: the largest, and the sum of the others.
+
+    ``weights`` are columns in percent before them; ``total`` names a column of their sums. Rows keep
+    their order.
+    """
+    parts = 100.0 * torch.stack([*columns.values()], -1).double()
+    shares = 100.0 * torch.stack([*(weights or {}).values()], -1).double() if weights else None
+    labels = [*columns, *([total] if total else [])]
+    if total:
+        parts = torch.cat([parts, parts.sum(-1, keepdim=True)], -1)
+    largest = parts.abs().amax(-1).argsort(descending=True, stable=True)[:_MAX_ASSETS].tolist()
+    shown, rest = sorted(largest), sorted({*range(len(names))} - {*largest})
+    width = max(7, len(title), *map(len, names))
+    sizes = [max(10, len(label)) for label in (*(weights or {}), *labels)]
+    heads = zip((*(weights or {}), *labels), sizes, strict=True)
+    yield ""
+    yield f"{heading}:"
+    yield f"{title:{width}}" + "".join(f"  {label:>{size}}" for label, size in heads)
+
+    def row(name: str, index: list[int]) -> str:
+        cells = [] if shares is None else [f"{value:.2f}%" for value in shares[index].sum(0).tolist()]
+        cells += [f"{value:+.2f}" for value in parts[index].sum(0).tolist()]
+        return f"{name:{width}}" + "".join(f"  {c:>{s}}" for c, s in zip(cells, sizes, strict=True))
+
+    yield from (row(names[index], [index]) for index in shown)
+    if rest:
+        yield row(f"{len(rest)} others", rest)
+    if not total:
+        yield row("total", [*range(len(names))])
+
+
 def changes_table(
     x0: Tensor,
     x: Tensor,

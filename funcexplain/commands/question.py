@@ -88,7 +88,7 @@ def build_query(
             does not accept these windows.
     """
     question, starts = config.question, config.method.starts
-    chosen = _dates(question, history)
+    chosen = find_dates(question, history)
     if len(chosen) * starts.number > MAX_SEARCHES:
         raise ValueError(
             f"question.date: expected at most {MAX_SEARCHES} searches, got {len(chosen)} dates x "
@@ -157,7 +157,7 @@ def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def pin_dates(config: Config, history: History) -> Config:
     """Write the dates of a config out, so that added prices do not change its question."""
-    dates, chosen = history.prices.dates, _dates(config.question, history)
+    dates, chosen = history.prices.dates, find_dates(config.question, history)
     first, last = (dates[history.last_days[position]].item() for position in (chosen[0], chosen[-1]))
     date = config.question.date
     if isinstance(date, DateRange):
@@ -240,7 +240,8 @@ def _percent(weight: float) -> str:
     return f"{100 * weight:g}%"
 
 
-def _dates(question: QuestionConfig, history: History) -> list[int]:
+def find_dates(question: QuestionConfig, history: History) -> list[int]:
+    """Positions of the windows that end on the dates of a question."""
     selected = question.date
     if selected == "last":
         return [len(history.windows) - 1]

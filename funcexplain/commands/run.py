@@ -93,7 +93,7 @@ def run_config(
         KeyboardInterrupt: after Ctrl-C; the folder is as it was before. If workers share the searches,
             the next call resumes.
     """
-    config, files = _read_checked(path), [CONFIG]
+    config, files = read_checked(path), [CONFIG]
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
@@ -185,7 +185,7 @@ def check_config(
     path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
 ) -> dict:
     """Check everything that a config names without solving, and the gradient of the first search."""
-    config = _read_checked(path)
+    config = read_checked(path)
     check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model)
@@ -271,7 +271,7 @@ def _read(path: str | Path) -> Config:
     return rebase(read_config(path), os.path.dirname(path), os.curdir)
 
 
-def _read_checked(path: str | Path) -> Config:
+def read_checked(path: str | Path) -> Config:
     """Read a config, and check that matplotlib is installed if it is needed."""
     config = _read(path)
     if config.output.picture or config.output.report:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,16 +27,21 @@ from funcexplain.problems.checks import (
 from funcexplain.problems.criterion import EXACT
 from funcexplain.problems.grid import RowDim, aligned
 from funcexplain.problems.problem import Args, Problem, check_search
+from funcexplain.solutions.solution import Solution
 from funcexplain.solvers.ball_ascent import BallAscent
 from funcexplain.solvers.state import Stopping
 
-_CENTER, _OFFSET = "reach.center", "reach.offset"
+_CENTER, _OFFSET, _RADIUS, _POINT = "reach.center", "reach.offset", "reach.radius", "reach.point"
+# Of many searches for an end, the best points go on after a few steps.
+_FEW_STEPS, _KEPT = 25, 4
+# The first steps climb a scale that is nearly logarithmic between these: small weights have a slope.
+_SMALL, _LARGE = 1e-4, 0.1
 # No search ends by a hit.
 _NEVER = Stopping(atol=-1.0)
 
 
 class Reach(NamedTuple):
-    """The lowest and the highest value found, with the problem's rows in front.
+    """The lowest and the highest value found, with radii, if several, and the problem's rows in front.
 
     Attributes:
         lower: weights ``(A,)``, or what else is measured.
@@ -48,10 +54,10 @@ class Reach(NamedTuple):
 
 def reach(
     problem: Problem,
-    radius: float,
+    radius: float | Sequence[float],
     *,
     measure: Callable[[Tensor], Tensor] | None = None,
-    starts: int = 4,
+    starts: int = 32,
     max_steps: int = 100,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -66,11 +72,12 @@ def reach(
 
     Args:
         problem: the question, or a grid; target, loss and penalties have no effect.
-        radius: maximum ``|z - z_r|``, > 0.
+        radius: maximum ``|z - z_r|``, > 0; or several, increasing, for the curve of each end over the
+            radius: what was found within a smaller one counts for the larger ones.
         measure: differentiable function ``weights -> values``, ``(A,)`` to a scalar or vector, such as
             ``lambda w: w[:3].sum()``. Default: every weight.
         starts: searches for each end: one from the reference, the others from random points within the
-            radius.
+            radius. After 25 steps, those from the 4 best points go on.
         max_steps: maximum number of steps of each search, each with one gradient.
         seed: of the starts, >= 0.
         chunk_size: as for `solve`.
@@ -91,7 +98,7 @@ def reach(
         Reach(lower=tensor([0.1956, 0.1956]), upper=tensor([0.8044, 0.8044]))
     """
     check_search("reach", problem)
-    radius = check_number("reach", "radius", radius, minimum=0.0, strict=True)
+    radii = _check_radii(radius)
     check_positive("reach", "starts", starts)
     check_count("reach", "max_steps", max_steps)
     check_count("reach", "seed", seed)
@@ -102,20 +109,59 @@ def reach(
     warn_of_noise("reach", problem.apply)
     shape, problem, like = problem.shape, *_measured(problem, measure)
     with deferred_interrupts(), torch.no_grad():
-        grid = _grid(problem, torch.atleast_1d(like), radius, starts, seed)
-        # The other starts are not the caller's.
-        execution = Execution(max_steps, chunk_size=chunk_size, checks_starts=False)
-        found = search(grid, BallAscent(radius), _NEVER, execution)
-        if interrupted(found):
-            raise KeyboardInterrupt
+        grid = _grid(problem, torch.atleast_1d(like), radii, starts, seed)
+        few = min(max_steps, _FEW_STEPS) if starts > _KEPT else 0
+        if few:
+            found = _search(replace(grid, loss=_downhill_from_small), few, chunk_size)
+            grid = _go_on(grid, found)
+        found = _search(grid, max_steps - few, chunk_size)
     # A search for one end may find a better one of another.
     values = found.weights.flatten(0, 1)
     unknown = values.isnan()
-    lower = torch.where(unknown, torch.inf, values).amin(0)
-    upper = torch.where(unknown, -torch.inf, values).amax(0)
-    none = unknown.all(0)
-    ends = (torch.where(none, torch.nan, end) for end in (lower, upper))
-    return Reach(*(end.reshape((*shape, *like.shape)) for end in ends))
+    lower = torch.where(unknown, torch.inf, values).amin(0).cummin(0).values
+    upper = torch.where(unknown, -torch.inf, values).amax(0).cummax(0).values
+    ends = (torch.where(lower > upper, torch.nan, end) for end in (lower, upper))
+    several = (len(radii),) if np.ndim(radius) else ()
+    return Reach(*(end.reshape((*several, *shape, *like.shape)) for end in ends))
+
+
+def _search(grid: Problem, max_steps: int, chunk_size: int | None) -> Solution:
+    """Search every row; raises after Ctrl-C."""
+    # The other starts are not the caller's.
+    execution = Execution(max_steps, chunk_size=chunk_size, checks_starts=False)
+    found = search(grid, BallAscent(_RADIUS), _NEVER, execution)
+    if interrupted(found):
+        raise KeyboardInterrupt
+    return found
+
+
+def _go_on(grid: Problem, found: Solution) -> Problem:
+    """The searches for each end from its best points, of whichever end's search found them."""
+    directions = grid.args["target"]
+    scores = torch.einsum("eb...k,dk->deb...", found.weights, directions).flatten(1, 2)
+    best = scores.nan_to_num(nan=-torch.inf).topk(_KEPT, 1).indices
+    points = found.z.flatten(0, 1)
+    inner = points.shape[best.ndim - 1 :]
+    places = best.view(*best.shape, *[1] * len(inner)).expand(*best.shape, *inner)
+    points = points.expand(len(best), *points.shape).gather(1, places)
+    dims = [dim._replace(varying=dim.varying | {_POINT}) for dim in grid.dims]
+    dims[1] = RowDim("begin", _KEPT, frozenset({_POINT}))
+    args = {name: value for name, value in grid.args.items() if name != _OFFSET}
+    return replace(
+        grid, args={**args, _POINT: points}, dims=tuple(dims), start=lambda args: args[_POINT]
+    )
+
+
+def _check_radii(radius: Any) -> list[float]:
+    """Radii from one or several of them; raises unless they are positive and increase."""
+    if isinstance(radius, Tensor):
+        radius = radius.tolist()
+    if not isinstance(radius, list | tuple):
+        return [check_number("reach", "radius", radius, minimum=0.0, strict=True)]
+    radii = [check_number("reach", "radius", each, minimum=0.0, strict=True) for each in radius]
+    if not radii or sorted(set(radii)) != radii:
+        raise ValueError(f"reach: radius must be numbers that increase, got {radii}; sort them")
+    return radii
 
 
 def _measured(problem: Problem, measure: Any) -> tuple[Problem, Tensor]:
@@ -151,8 +197,8 @@ class _Measured(Unpicklable):
         return bound(self.apply, params)
 
 
-def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int) -> Problem:
-    """The searches: for each end and start, and each row of the problem."""
+def _grid(problem: Problem, like: Tensor, radii: list[float], starts: int, seed: int) -> Problem:
+    """The searches: for each end, start and radius, and each row of the problem."""
     references = aligned(problem.dims, problem.args, "reference")
     references = references.expand(*problem.shape, *references.shape[-3:])
     center = map_points(problem.encode, problem, references)
@@ -168,7 +214,7 @@ def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int)
     def project(z: Tensor, args: Args) -> Tensor:
         change = z - args[_CENTER]
         length = torch.linalg.vector_norm(change)
-        inside = torch.where(length > radius, radius / length, 1.0)
+        inside = torch.where(length > args[_RADIUS], args[_RADIUS] / length, 1.0)
         return problem.project(args[_CENTER] + inside * change, args)
 
     def start(args: Args) -> Tensor:
@@ -180,15 +226,20 @@ def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int)
         offset = torch.where(torch.func.grad(window)(args[_CENTER]) != 0.0, args[_OFFSET], 0.0)
         length = torch.linalg.vector_norm(offset)
         unit = torch.where(length > 0.0, offset / length, 0.0)
-        return project(args[_CENTER] + radius * unit, args)
+        return project(args[_CENTER] + args[_RADIUS] * unit, args)
 
     dims = tuple(dim._replace(varying=(dim.varying - {"target"}) | {_CENTER}) for dim in problem.dims)
     ends = RowDim("end", len(directions), frozenset({"target"}))
     begins = RowDim("begin", starts, frozenset({_OFFSET}))
+    sizes = RowDim("size", len(radii), frozenset({_RADIUS}))
     return replace(
         problem,
-        args={**problem.args, "target": directions, _CENTER: center, _OFFSET: offsets},
-        dims=(ends, begins, *dims),
+        args={
+            **problem.args,
+            **{"target": directions, _CENTER: center, _OFFSET: offsets},
+            _RADIUS: center.new_tensor(radii),
+        },
+        dims=(ends, begins, sizes, *dims),
         criterion=EXACT,
         loss=_downhill,
         penalties=(),
@@ -201,3 +252,8 @@ def _grid(problem: Problem, like: Tensor, radius: float, starts: int, seed: int)
 def _downhill(values: Tensor, direction: Tensor) -> Tensor:
     """What is minimized: a value's negative, or itself."""
     return -(values * direction).sum()
+
+
+def _downhill_from_small(values: Tensor, direction: Tensor) -> Tensor:
+    """Likewise, on a scale that increases with the values."""
+    return _downhill(values + _LARGE * torch.asinh(values / _SMALL), direction)

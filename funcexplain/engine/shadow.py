@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,31 +52,54 @@ def shadow_prices(solution: Solution, problem: Problem, *, atol: float = 1e-3) -
         >>> fe.shadow_prices(fe.closest(p), p)
         tensor([0.0100])
     """
-    check_answer("shadow_prices", solution, problem)
-    atol = check_number("shadow_prices", "atol", atol, minimum=0.0, strict=True)
-    if problem.project is not identity:
-        raise ValueError(
-            "shadow_prices: problem must have no bounds that project, got one with clip; box bounds the "
-            "search by a change of variables"
-        )
+    atol = check_closest("shadow_prices", solution, problem, atol)
     rows = np.ndindex(*problem.shape)
     with deferred_interrupts(), torch.no_grad():
         found = [_prices(problem[row] if row else problem, solution.z[row], atol) for row in rows]
-    if not found:
-        raise ValueError(f"shadow_prices: expected at least one row, got a grid of {problem.shape}")
     return torch.stack(found).reshape(*problem.shape, *found[0].shape)
 
 
-def _prices(problem: Problem, z: Tensor, atol: float) -> Tensor:
-    """The prices of one row, in the shape of what is measured."""
-    raise_pending()
+def check_closest(where: str, solution: Any, problem: Any, atol: Any) -> float:
+    """Raise unless a solution answers a problem and may be a closest answer; returns the tolerance."""
+    check_answer(where, solution, problem)
+    atol = check_number(where, "atol", atol, minimum=0.0, strict=True)
+    if problem.project is not identity:
+        raise ValueError(
+            f"{where}: problem must have no bounds that project, got one with clip; box bounds the "
+            "search by a change of variables"
+        )
+    if 0 in problem.shape:
+        raise ValueError(f"{where}: expected at least one row, got a grid of {problem.shape}")
+    return atol
+
+
+class ClosestPoint(NamedTuple):
+    """A closest answer, where ``z - z_r = J' y``.
+
+    Attributes:
+        measured: what the target measures, ``(K,)`` after flattening.
+        jacobian: ``J``, ``(K, N)``, float64.
+        change: ``z - z_r``, ``(N,)``, float64.
+        active: which bounds are active, ``(K,)``.
+        multipliers: ``y``, zero for the others, ``(K,)``, float64.
+    """
+
+    measured: Tensor
+    jacobian: Tensor
+    change: Tensor
+    active: Tensor
+    multipliers: Tensor
+
+
+def closest_point(problem: Problem, z: Tensor, atol: float) -> ClosestPoint | None:
+    """The multipliers of one row at its answer; None if it misses the target."""
     args, criterion = problem.args, problem.criterion
     with bound(problem.apply, args["params"]):
         evaluate = with_backward_jacobian(make_objective(problem), measure_of(problem))
         at = evaluate(z, args)
     measured = criterion.compare(at.weights, args["target"])[0]
     if not bool(criterion.error(at.weights, args["target"], atol=atol) <= atol):
-        return torch.full_like(measured, torch.nan)
+        return None
     lower, upper, _ = (each.flatten().to(WIDE) for each in criterion.bounds(args["target"]))
     values, jacobian = measured.flatten().to(WIDE), at.slopes.to(WIDE)
     change = (z - problem.encode(args["reference"], args)).flatten().to(WIDE)
@@ -82,16 +107,27 @@ def _prices(problem: Problem, z: Tensor, atol: float) -> Tensor:
     # Multipliers are positive at a lower bound, negative at an upper one, of any sign at an equality.
     sign = torch.where(lower == upper, 0.0, at_lower.to(WIDE) - at_upper.to(WIDE))
     active = at_lower | at_upper | (lower == upper)
-    prices = torch.zeros_like(values)
+    multipliers = torch.zeros_like(values)
     while active.any():
         some = jacobian[active]
         solved = torch.linalg.pinv(some @ some.mT, hermitian=True) @ (some @ change)
-        prices = torch.zeros_like(values).masked_scatter(active, solved)
-        wrong = active & (prices * sign < 0.0)
+        multipliers = torch.zeros_like(values).masked_scatter(active, solved)
+        wrong = active & (multipliers * sign < 0.0)
         if not wrong.any():
             break
         active = active & ~wrong
-        prices = torch.where(active, prices, 0.0)
-    length = change.norm()
-    prices = torch.where(length > 0.0, 0.01 * prices / length, 0.0)
-    return prices.to(measured.dtype).view(measured.shape)
+        multipliers = torch.where(active, multipliers, 0.0)
+    return ClosestPoint(measured, jacobian, change, active, multipliers)
+
+
+def _prices(problem: Problem, z: Tensor, atol: float) -> Tensor:
+    """The prices of one row, in the shape of what is measured."""
+    raise_pending()
+    at = closest_point(problem, z, atol)
+    if at is None:
+        target = problem.args["target"]
+        weights = problem.criterion.weights_like(target)
+        return torch.full_like(problem.criterion.compare(weights, target)[0], torch.nan)
+    length = at.change.norm()
+    prices = torch.where(length > 0.0, 0.01 * at.multipliers / length, 0.0)
+    return prices.to(at.measured.dtype).view(at.measured.shape)

@@ -17,9 +17,14 @@ from torch import Tensor
 
 from funcexplain.reports.drawing import INK, Days, Values, escape_dollars, new_figure
 from funcexplain.reports.drawing import MAX_ROWS as MAX_ROWS
+from funcexplain.reports.pictures.attribution import plot_attribution as plot_attribution
+from funcexplain.reports.pictures.attribution import plot_waterfall as plot_waterfall
 from funcexplain.reports.pictures.changes import plot_changes as plot_changes
 from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
 from funcexplain.reports.pictures.prices import plot_prices as plot_prices
+from funcexplain.reports.pictures.reach import plot_frontier as plot_frontier
+from funcexplain.reports.pictures.reach import plot_reach as plot_reach
+from funcexplain.reports.pictures.reach import plot_trades as plot_trades
 from funcexplain.reports.pictures.search import plot_history as plot_history
 from funcexplain.reports.pictures.search import plot_tradeoff as plot_tradeoff
 from funcexplain.reports.pictures.weights import plot_weights as plot_weights

@@ -48,9 +48,9 @@ class BallAscentState(NamedTuple):
 
 
 class BallAscent(NamedTuple):
-    """Minimize within a ball of this radius, onto which `Problem.project` projects."""
+    """Minimize within a ball, onto which `Problem.project` projects; ``args`` have its radius."""
 
-    radius: float
+    name: str
 
     def bind(
         self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]
@@ -67,6 +67,7 @@ class BallAscent(NamedTuple):
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
         carried: BallAscentState = state.optimizer
+        radius = args[self.name]
         first = carried.value.isnan()
         finite = at.value.isfinite() & at.slopes.sum().isfinite()
         improves = finite & (first | (at.value < carried.value))
@@ -79,10 +80,10 @@ class BallAscent(NamedTuple):
         z = torch.where(improves, state.z, carried.z)
         grads = torch.where(improves, at.slopes, carried.grads)
         norm = torch.linalg.vector_norm(grads, dtype=torch.float64).to(z.dtype)
-        unit = self.radius / norm.clamp_min(torch.finfo(z.dtype).tiny)
+        unit = radius / norm.clamp_min(torch.finfo(z.dtype).tiny)
         factor = torch.where(first, _FIRST * unit, torch.minimum(factor, _LARGEST * unit))
         following = problem.project(z - factor * grads, args)
-        tiny = self.radius * torch.finfo(z.dtype).eps ** _STILL
+        tiny = radius * torch.finfo(z.dtype).eps ** _STILL
         still = (problem.project(z - unit * grads, args) - z).abs().amax() <= tiny
         ends = still | ((following - z).abs().amax() <= tiny * _SHORTEN) | (norm == 0.0)
         best = torch.where(improves, at.value, carried.value)

@@ -144,6 +144,8 @@ def test_bounds_hold() -> None:
         (ValueError, {"radius": -1.0}, "radius must be"),
         (ValueError, {"radius": math.nan}, "radius must be"),
         (TypeError, {"radius": "far"}, "radius must be"),
+        (ValueError, {"radius": []}, "radius must be"),
+        (ValueError, {"radius": [2.0, 1.0]}, "radius must be"),
         (ValueError, {"starts": 0}, "starts must be"),
         (ValueError, {"max_steps": -1}, "max_steps must be"),
         (ValueError, {"seed": -1}, "seed must be"),
@@ -151,10 +153,22 @@ def test_bounds_hold() -> None:
         (ValueError, {"measure": lambda w: w.outer(w)}, "measure must map weights"),
         (TypeError, {"measure": lambda w: 3.0}, "the output of measure must be"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_bad_arguments_are_refused(
     error: type[Exception], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(error, match=f"reach: .*{message}"):
         fe.reach(make_problem(), **{"radius": 1.0, **arguments})
+
+
+def test_several_radii_give_the_curve() -> None:
+    network, radii = linear(), [0.5, 1.0, 2.0]
+    grid = fe.vmap(question(network), x0=make_x0()[None], reference=make_x0()[None])
+    found = fe.reach(grid, radii, starts=1)
+    assert found.upper.shape == (3, 1, ASSETS)
+    for place, radius in enumerate(radii):
+        assert_close(found.upper[place], fe.reach(grid, radius, starts=1).upper, rtol=1e-10)
+    curved = fe.reach(question(make_network("mlp_tanh")), torch.tensor(radii), starts=1, max_steps=5)
+    assert (curved.upper.diff(dim=0) >= 0.0).all()
+    assert (curved.lower.diff(dim=0) <= 0.0).all()

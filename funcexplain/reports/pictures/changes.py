@@ -74,9 +74,32 @@ def plot_changes(
     length = np.shape(x)[1] if np.ndim(x) == 3 else 0
     shape = (len(channels), length if dates is None else len(dates), len(assets))
     sigmas = _in_sigmas(x, reference, scale, shape)
-    order = np.argsort(-np.square(sigmas).mean(axis=(0, 1)), kind="stable")[:MAX_ROWS]
+    return heat_map(
+        sigmas,
+        assets=assets,
+        channels=channels,
+        dates=dates,
+        unit=unit,
+        title="Change of the market",
+        ax=ax,
+    )
+
+
+def heat_map(
+    values: Array,
+    *,
+    assets: Sequence[str],
+    channels: Sequence[str],
+    dates: Days | None,
+    unit: str,
+    title: str,
+    ax: Axes | None,
+) -> Axes:
+    """Signed values ``(C, L, A)`` as colors: one block per channel, the largest assets first."""
+    length = values.shape[1]
+    order = np.argsort(-np.square(values).mean(axis=(0, 1)), kind="stable")[:MAX_ROWS]
     ax = ax or new_axes(8.0, 1.6 + 0.24 * len(order))
-    limit = float(np.abs(sigmas).max()) or 1.0
+    limit = float(np.abs(values).max()) or 1.0
     gap = max(1.0, 0.1 * length)
     # White lines separate the cells, as long as the cells are wider than the lines.
     line = 0.3 if len(channels) * length <= 100 else 0.0
@@ -85,7 +108,7 @@ def plot_changes(
         mesh = ax.pcolormesh(
             left + np.arange(length + 1),
             np.arange(len(order) + 1),
-            sigmas[channel][:, order].T,
+            values[channel][:, order].T,
             cmap="RdBu_r",
             vmin=-limit,
             vmax=limit,
@@ -103,8 +126,8 @@ def plot_changes(
             fontsize=9,
         )
     hidden = len(assets) - len(order)
-    left_out = f" ({hidden} assets with smaller changes left out)" if hidden else ""
-    style_axes(ax, f"Change of the market{left_out}", pad=20)
+    left_out = f" ({hidden} assets with smaller values left out)" if hidden else ""
+    style_axes(ax, f"{title}{left_out}", pad=20)
     for side in ("bottom", "left"):
         ax.spines[side].set_visible(False)
     ax.set_yticks(np.arange(len(order)) + 0.5, [shorten(assets[index]) for index in order])

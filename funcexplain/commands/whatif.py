@@ -1,0 +1,381 @@
+"""The command ``whatif``: the weights that the network would hold after moves of the market."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import funcexplain as fe
+from funcexplain.commands.config import Config, WindowPart
+from funcexplain.commands.entries import parse_amounts, parse_share, read_date
+from funcexplain.commands.environment import torch_threads
+from funcexplain.commands.folder import make_folder
+from funcexplain.commands.history import History, days_between, positions
+from funcexplain.commands.inputs import load_market
+from funcexplain.commands.outputs import as_json
+from funcexplain.commands.printing import PrintLine, prices_line, print_plain
+from funcexplain.commands.question import evaluate_weights, find_dates
+from funcexplain.commands.run import read_checked
+from funcexplain.commands.space import make_space
+from funcexplain.markets.whatif import Others
+from funcexplain.reports.drawing import MAX_ROWS, new_figure
+from funcexplain.reports.plots import plot_trades
+from funcexplain.solutions.reading import MIB, read_bytes
+from funcexplain.solutions.tables import write_csv
+from funcexplain.solutions.writing import replaced
+
+TABLE, PICTURE = "whatif.csv", "whatif.png"
+
+_EXPECTED = 'NAME=CHANGE such as "EUR=-5% over 5 days"'
+# Days ahead where neither the config nor a scenario names any.
+_DAYS = 5
+_MAX_SHOWN, _MAX_ASSETS, _MAX_DRAWN = 3, 12, 7
+_MAX_SCENARIOS = 10_000
+
+
+class Scenario(NamedTuple):
+    """A move of the market: of prices over some days, or that between two dates.
+
+    Attributes:
+        where: option or line that asks for it, for errors.
+        name: for tables.
+        days: trading days that it takes, None for all days ahead.
+        moves: change of price by asset.
+        dates: first and last date of a replay.
+    """
+
+    where: str
+    name: str
+    days: int | None
+    moves: Mapping[str, float]
+    dates: tuple[str, str] | None = None
+
+
+class Answers(NamedTuple):
+    """What follows from each of ``S`` scenarios; the first is that without shocks.
+
+    Attributes:
+        names: of the scenarios.
+        moves: changes of price over all days ahead, ``(S, A)``.
+        size: ``|z|`` in sigmas, ``(S,)``.
+        today: weights today, ``(A,)``.
+        weights: weights after each scenario, ``(S, A)``.
+    """
+
+    names: list[str]
+    moves: Tensor
+    size: Tensor
+    today: Tensor
+    weights: Tensor
+
+    @property
+    def trades(self) -> Tensor:
+        """Weights after each scenario minus today's."""
+        return self.weights - self.today
+
+
+def ask_what_if(
+    path: str | Path,
+    *,
+    shock: Sequence[str] = (),
+    replay: Sequence[str] = (),
+    scenarios: str | None = None,
+    others: str = "conditional",
+    unscaled: bool = False,
+    trust_model: bool = False,
+    print_line: PrintLine = print_plain,
+) -> dict:
+    """Evaluate the network after moves of the market over the days to come.
+
+    All scenarios end on the same day, and one of fewer days than are ahead takes the last of them. The
+    days ahead are those of the config (``question.ahead``), or as many as the longest scenario takes.
+
+    Args:
+        path: the config file; its last date is today.
+        shock: scenarios such as ``"EUR=-5%,JPY=2% over 5 days"``.
+        replay: scenarios such as ``"2020-03-02:2020-03-20"``.
+        scenarios: csv file of further ones.
+        others: of shocks: ``"conditional"``, as the model of returns expects, or ``"still"``.
+        unscaled: replay returns as they were, not in proportion to volatilities.
+        trust_model: whether a ``.pt2`` file may run its code.
+        print_line: called with each line of output.
+
+    Returns:
+        The weights, trades and moves of prices of every scenario, as JSON values: shares.
+
+    Raises:
+        ValueError: if a scenario cannot be read, takes more days than are ahead, or names something
+            unknown.
+    """
+    config = read_checked(path)
+    asked = [*map(parse_shock, shock), *map(_parse_replay, replay)]
+    if scenarios is not None:
+        asked += read_scenarios(Path(scenarios))
+    if not asked:
+        raise ValueError(f"--shock: expected a scenario, got none; give --shock {_EXPECTED[17:]}")
+    with torch_threads(config.method.threads):
+        network, history = load_market(config, trust_model=trust_model)
+        asked = [_check(scenario, history) for scenario in asked]
+        folder = make_folder(Path(config.output.folder))
+        problem, today, ahead, position, market = _make_problem(config, network, history, asked)
+        prices = history.prices_until(position)
+        kind: Others = "conditional" if others == "conditional" else "unchanged"
+        points = [_point(problem, each, prices, kind, scaled=not unscaled) for each in asked]
+        zero = torch.zeros_like(points[0])
+        z = torch.stack([zero, *points])
+        found = fe.scenarios.outcome(problem, z)
+    moves = found.returns[:, -ahead:].double().sum(1).expm1()
+    names = ["no shock", *(scenario.name for scenario in asked)]
+    answers = Answers(names, moves, z.double().flatten(1).norm(dim=1), today, found.weights)
+    assets, date = history.prices.assets, history.ends[position]
+    print_line(prices_line(history.prices))
+    period = "the next trading day" if ahead == 1 else f"the next {ahead} trading days"
+    rest = "follow the model" if kind == "conditional" else "stand still"
+    print_line(
+        f"What would the network hold after {period}, from {date}? ({market}; assets without a shock "
+        f"{rest})"
+    )
+    for line in _lines(answers, assets):
+        print_line(line)
+    files = [TABLE]
+    write_csv("output", folder / TABLE, _blocks(answers, assets))
+    if config.output.picture:
+        _draw(answers, assets, folder / PICTURE)
+        files.append(PICTURE)
+    print_line(f"{folder}: {', '.join(files)}")
+    results = {
+        "exit_code": 0,
+        "date": date,
+        "ahead": ahead,
+        "market": market,
+        "others": others,
+        "unit": "share of the portfolio; of the price for moves",
+        "today": dict(zip(assets, today.tolist(), strict=True)),
+        "scenarios": [
+            {
+                "name": name,
+                "sigmas": float(answers.size[row]),
+                "turnover": float(answers.trades[row].abs().sum() / 2),
+                **{
+                    kind: dict(zip(assets, values[row].tolist(), strict=True))
+                    for kind, values in (
+                        ("moves", moves),
+                        ("weights", answers.weights),
+                        ("trades", answers.trades),
+                    )
+                },
+            }
+            for row, name in enumerate(names)
+        ],
+        "folder": str(folder),
+        "files": files,
+    }
+    return as_json(results)
+
+
+def parse_shock(text: str) -> Scenario:
+    """Read a scenario such as ``EUR=-5%,JPY=2% over 5 days``; the days are optional.
+
+    Example:
+        >>> parse_shock("EUR=-5% over 5 days")[2:4]
+        (5, {'EUR': -0.05})
+    """
+    body, days = text, None
+    if over := re.fullmatch(r"(.*\S)\s+over\s+(\d{1,6})\s+days?\s*", text, re.DOTALL):
+        body, days = over[1], int(over[2])
+    moves = parse_amounts("--shock", body, _EXPECTED)
+    return Scenario(f"--shock {text!r}", text.strip(), days, moves)
+
+
+def _parse_replay(text: str) -> Scenario:
+    """Read a replay such as ``2020-03-02:2020-03-20``."""
+    first, colon, last = (piece.strip() for piece in text.partition(":"))
+    if not colon:
+        raise ValueError(
+            f"--replay: expected two dates such as 2020-03-02:2020-03-20, got {text!r}; put a colon "
+            "between them"
+        )
+    dates = (str(read_date("--replay", first)), str(read_date("--replay", last)))
+    return Scenario(f"--replay {text!r}", f"replay {dates[0]}:{dates[1]}", None, {}, dates)
+
+
+def read_scenarios(path: Path) -> list[Scenario]:
+    r"""Read a csv file with a scenario in each line.
+
+    The columns are assets with changes of price, empty where none is given, and optionally ``scenario``
+    (a name) and ``days``.
+
+    Raises:
+        ValueError: if it is not such a file.
+        OSError: if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "moves.csv")
+        >>> _ = path.write_text("scenario,days,EUR,JPY\ncrisis,5,-5%,\n")
+        >>> read_scenarios(path)[0][1:4]
+        ('crisis', 5, {'EUR': -0.05})
+    """
+    where = f"--scenarios {str(path)!r}"
+    try:
+        text = read_bytes("--scenarios", path, 16 * MIB, "split it").decode("utf-8-sig")
+        head, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(line)]
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected a csv file with a header, got another one: {error}"
+        ) from None
+    head = [name.strip() for name in head]
+    if len(set(head)) < len(head) or not all(head):
+        raise ValueError(f"{where}: expected a name for each column, none twice, got {', '.join(head)}")
+    if not 0 < len(lines) <= _MAX_SCENARIOS:
+        raise ValueError(f"{where}: expected 1 ... {_MAX_SCENARIOS} scenarios, got {len(lines)}")
+    return [_read_line(f"{where}, scenario {n}", n, head, line) for n, line in enumerate(lines, 1)]
+
+
+def _read_line(where: str, number: int, head: list[str], line: list[str]) -> Scenario:
+    """Read one scenario of a csv file."""
+    if len(line) != len(head):
+        raise ValueError(f"{where}: expected {len(head)} cells, as in the header, got {len(line)}")
+    cells = {name: cell.strip() for name, cell in zip(head, line, strict=True) if cell.strip()}
+    name, days = cells.pop("scenario", f"scenario {number}"), cells.pop("days", None)
+    if days is not None and not (days.isdecimal() and len(days) <= 6):
+        raise ValueError(f"{where}: days must be an integer, got {days!r}")
+    moves = {}
+    for asset, cell in cells.items():
+        try:
+            moves[asset] = parse_share(cell)
+        except ValueError:
+            raise ValueError(
+                f"{where}: expected a change of price such as -5% or -0.05 for {asset}, got {cell!r}"
+            ) from None
+    if not moves:
+        raise ValueError(f"{where}: expected a change of price, got none")
+    return Scenario(where, name, None if days is None else int(days), moves)
+
+
+def _check(scenario: Scenario, history: History) -> Scenario:
+    """Raise unless assets and dates are in the data; counts the days of a replay."""
+    positions(scenario.where, [*scenario.moves], history.prices.assets)
+    if scenario.dates is None:
+        return scenario
+    first, last = (read_date(scenario.where, date) for date in scenario.dates)
+    days = history.prices.dates[1:]  # of the returns
+    count = int(days_between(days, first, last).sum())
+    if not (days[0] <= np.datetime64(first) and np.datetime64(last) <= days[-1] and count):
+        raise ValueError(
+            f"{scenario.where}: expected two dates in order, within {days[0]} ... {days[-1]}, with a "
+            "trading day between them; these are the days of the prices"
+        )
+    return scenario._replace(days=count)
+
+
+def _make_problem(
+    config: Config, network: nn.Module, history: History, asked: Sequence[Scenario]
+) -> tuple[fe.Problem, Tensor, int, int, str]:
+    """A scenario of the days ahead with all of them free; today's weights, and the days."""
+    position = find_dates(config.question, history)[-1]
+    longest = max((scenario.days for scenario in asked if scenario.days is not None), default=_DAYS)
+    ahead, most = config.question.ahead or max(1, longest), history.lookback + history.span - 1
+    for scenario in asked:
+        limit = min(ahead, most)
+        if scenario.days is not None and not 1 <= scenario.days <= limit:
+            remedy = "set question.ahead" if limit < most else "a window shows only as many"
+            raise ValueError(
+                f"{scenario.where}: expected 1 ... {limit} trading days, as many as are ahead, got "
+                f"{scenario.days}; {remedy}"
+            )
+    question = replace(
+        config.question, ahead=ahead, search="scenario", free=WindowPart(), frozen=WindowPart()
+    )
+    space = make_space(question, history, [position])
+    today = evaluate_weights(network, history.windows[[position]], history)[0]
+    problem = fe.problem(
+        network,
+        torch.full_like(today, 1.0 / len(today)),
+        space.x0[0],
+        mask=space.mask,
+        assets=history.prices.assets,
+        leverage=math.inf,
+    )
+    assert space.market is not None
+    return fe.pipe(problem, *space.transforms), today, ahead, position, space.market
+
+
+def _point(
+    problem: fe.Problem, scenario: Scenario, prices: Any, others: Others, *, scaled: bool
+) -> Tensor:
+    """The search point of a scenario."""
+    try:
+        if scenario.dates is not None:
+            return fe.scenarios.replay(problem, prices, *scenario.dates, scaled=scaled)
+        moves: dict[int | str, float] = dict(scenario.moves.items())
+        return fe.scenarios.shocked(problem, moves, scenario.days, others=others)
+    except ValueError as error:
+        raise ValueError(f"{scenario.where}: {error}") from None
+
+
+def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
+    """One line for each scenario, then tables of the first ones."""
+    trades = 100.0 * answers.trades.double()
+    width = max(8, *map(len, answers.names))
+    yield ""
+    yield (
+        f"{'Scenario':{width}}  {'sigmas':>6}  {'turnover':>8}  {'largest buy, points':>22}  "
+        f"{'largest sale, points':>22}"
+    )
+    for name, size, trade in zip(answers.names, answers.size.tolist(), trades, strict=True):
+        ends = [f"{assets[int(k)]} {float(trade[k]):+.2f}" for k in (trade.argmax(), trade.argmin())]
+        turnover = f"{float(trade.abs().sum() / 2):.2f}%"
+        yield f"{name:{width}}  {size:6.2f}  {turnover:>8}  {ends[0]:>22}  {ends[1]:>22}"
+    shown = range(1, min(len(answers.names), 1 + _MAX_SHOWN))
+    wide = max(7, *map(len, assets))
+    for row in shown:
+        yield ""
+        yield f"{answers.names[row]}: weights, and the trade in percentage points"
+        columns = ("price", "today", "no shock", "after", "trade")
+        yield f"{'Asset':{wide}}" + "".join(f"  {column:>8}" for column in columns)
+        order = trades[row].abs().argsort(descending=True, stable=True).tolist()[:_MAX_ASSETS]
+        for k in order:
+            shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])
+            cells = "".join(f"  {100 * float(share):7.2f}%" for share in shares)
+            move = 100 * float(answers.moves[row, k])
+            yield f"{assets[k]:{wide}}  {move:+7.2f}%{cells}  {float(trades[row, k]):+8.2f}"
+        if len(assets) > len(order):
+            yield f"... and {len(assets) - len(order)} that trade less, in {TABLE}"
+    if len(answers.names) > 1 + _MAX_SHOWN:
+        yield ""
+        yield f"... and {len(answers.names) - 1 - _MAX_SHOWN} more scenarios, in {TABLE}"
+    yield ""
+
+
+def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+    """Lines of the csv file: one for each scenario and asset."""
+    for row, name in enumerate(answers.names):
+        yield {
+            "scenario": np.full(len(assets), name, dtype=object),
+            "asset": np.array(assets, dtype=object),
+            "price_move": answers.moves[row].numpy(),
+            "weight_today": answers.today.numpy(),
+            "weight_no_shock": answers.weights[0].numpy(),
+            "weight": answers.weights[row].numpy(),
+            "trade": answers.trades[row].numpy(),
+        }
+
+
+def _draw(answers: Answers, assets: Sequence[str], path: Path) -> None:
+    """Draw the trades of the first scenarios."""
+    rows = slice(1, 1 + _MAX_DRAWN)
+    names = answers.names[rows]
+    figure = new_figure(6.0, 1.6 + 0.24 * min(len(assets), MAX_ROWS) + 0.2 * len(names))
+    plot_trades(answers.trades[rows], assets=assets, names=names, ax=figure.add_subplot())
+    with replaced("output", path) as file:
+        figure.savefig(file, format="png")
