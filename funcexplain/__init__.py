@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from funcexplain.measures.agreement import agreement as agreement
     from funcexplain.measures.attribution import Attribution as Attribution
     from funcexplain.measures.attribution import attribute as attribute
+    from funcexplain.measures.draws import bands as bands
+    from funcexplain.measures.draws import drivers as drivers
+    from funcexplain.measures.draws import moves as moves
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
+    from funcexplain.measures.stories import stories as stories
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -90,8 +94,10 @@ _NAMES = {
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "measures.agreement": ("agreement",),
     "measures.attribution": ("Attribution", "attribute"),
+    "measures.draws": ("bands", "drivers", "moves"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
+    "measures.stories": ("stories",),
     "reports.report": ("report",),
     "solutions.files": ("load",),
     "solutions.probability": ("Probability",),
