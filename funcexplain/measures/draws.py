@@ -145,9 +145,7 @@ def bands(
     return Bands(wanted, *found, markets.first)
 
 
-def moves(
-    draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, seed: int = 0
-) -> Moves:
+def moves(draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, seed: int = 0) -> Moves:
     """Each asset's cumulative move when the target holds, against its move in all markets.
 
     Args:

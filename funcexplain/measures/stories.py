@@ -6,7 +6,7 @@ them; the silhouette chooses how many kinds there are, and whether there is more
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from funcexplain.solutions.solution import Solution
 
 MAX_STORIES = 5
 _CLUSTERED = 512  # draws; others join the nearest medoid
-_REPLICATIONS = 19  # one in twenty samples of a single kind is divided
+_REPLICATIONS, _MARGIN = 9, 1.1  # draws of a chain are a little alike
 
 
 class Stories(NamedTuple):
@@ -53,13 +53,13 @@ def stories(
 
     k-medoids of the cumulative moves of all assets, each in standard deviations of its moves in ordinary
     markets. There are as many kinds as have the highest mean silhouette. Draws of a single kind can be
-    divided, too: there is one kind unless the silhouette is higher than those of 19 samples of a normal
-    law with the draws' mean and covariance.
+    divided, too: there is one kind unless the silhouette is a tenth higher than those of nine samples of
+    a normal law with the draws' mean and covariance.
 
     Args:
         draws: markets at which the target holds, from `sample`.
         problem: their question.
-        count: number of kinds. Default: by the silhouette, 1 to 5.
+        count: number of kinds. Default: by the silhouette, 1 to 5; one of fewer than ten draws.
         num_samples: number of ordinary markets that measure the standard deviations.
         seed: seed of the ordinary markets and of the normal samples, with ``args["seed"]``.
 
@@ -91,13 +91,15 @@ def stories(
     markets = read("stories", draws, problem, num_samples, seed)
     total = markets.total(markets.given)
     if count is not None and check_positive("stories", "count", count) > len(total):
-        raise ValueError(f"stories: count must be at most the number of draws, {len(total)}, got {count}")
+        raise ValueError(
+            f"stories: count must be at most the number of draws, {len(total)}, got {count}"
+        )
     points = total / markets.sigma
     spread = torch.linspace(0, len(points) - 1, min(len(points), _CLUSTERED), dtype=torch.float64)
     chosen = spread.round().long().to(points.device)
     medoids, silhouette = _divide(points[chosen], count, fold_in(problem.args["seed"], seed))
     medoids = chosen[medoids]
-    labels = torch.cdist(points, points[medoids]).argmin(1)
+    labels = _distances(points, points[medoids]).argmin(1)
     sizes = torch.bincount(labels, minlength=len(medoids))
     order = sizes.argsort(descending=True, stable=True)
     medoids, sizes, labels = medoids[order], sizes[order], order.argsort()[labels]
@@ -154,27 +156,33 @@ def silhouette_of(distances: Tensor, labels: Tensor) -> float:
     return float(torch.where(sizes[labels] > 1, scores, 0.0).mean())
 
 
+def _distances(points: Tensor, others: Tensor) -> Tensor:
+    """Distances between points and others, exact where they are equal."""
+    return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _divide(points: Tensor, count: int | None, seed: Tensor) -> tuple[Tensor, float]:
     """Medoids of points, and the mean silhouette."""
     if count is not None:
-        return _cluster(torch.cdist(points, points), count)
+        return _cluster(_distances(points, points), count)
+    if len(points) < 2 * MAX_STORIES:
+        return _cluster(_distances(points, points), 1)
     found = _best(points)
     centered = points - points.mean(0)
-    values, vectors = torch.linalg.eigh(centered.mT @ centered / max(1, len(points) - 1))
+    values, vectors = torch.linalg.eigh(centered.mT @ centered / (len(points) - 1))
     root = vectors * values.clamp(min=0.0).sqrt()
     for replication in range(_REPLICATIONS):
         noise = normal(fold_in(seed, replication), points.shape, points.dtype) @ root.mT
-        if not _best(noise)[1] < found[1]:
-            return _cluster(torch.cdist(points, points), 1)
+        if found[1] <= _MARGIN * _best(noise)[1]:
+            return _cluster(_distances(points, points), 1)
     return found
 
 
 def _best(points: Tensor) -> tuple[Tensor, float]:
     """The division of points with the highest silhouette."""
-    distances = torch.cdist(points, points)
-    counts = range(2, min(MAX_STORIES, len(points) - 1) + 1)
-    found = [_cluster(distances, count) for count in counts]
-    return max(found, key=lambda pair: pair[1], default=_cluster(distances, 1))
+    distances = _distances(points, points)
+    found = [_cluster(distances, count) for count in range(2, MAX_STORIES + 1)]
+    return max(found, key=lambda pair: pair[1])
 
 
 def _cluster(distances: Tensor, count: int) -> tuple[Tensor, float]:
