@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -261,7 +262,7 @@ def check_levels(where: str, levels: Any) -> list[float]:
     except (TypeError, ValueError):
         raise TypeError(f"{where}: levels must be numbers in [0, 1], got {levels!r}") from None
     inside = given and all(0.0 <= level <= 1.0 for level in given)
-    if not inside or any(b <= a for a, b in zip(given, given[1:], strict=False)):
+    if not inside or any(b <= a for a, b in pairwise(given)):
         raise ValueError(
             f"{where}: levels must be rising numbers in [0, 1], such as (0.05, 0.5, 0.95), got {given}"
         )

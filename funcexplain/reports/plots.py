@@ -19,6 +19,9 @@ from funcexplain.reports.drawing import INK, Days, Values, escape_dollars, new_f
 from funcexplain.reports.drawing import MAX_ROWS as MAX_ROWS
 from funcexplain.reports.pictures.changes import plot_changes as plot_changes
 from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
+from funcexplain.reports.pictures.draws import plot_fan as plot_fan
+from funcexplain.reports.pictures.draws import plot_shifts as plot_shifts
+from funcexplain.reports.pictures.draws import plot_stories as plot_stories
 from funcexplain.reports.pictures.prices import plot_prices as plot_prices
 from funcexplain.reports.pictures.search import plot_history as plot_history
 from funcexplain.reports.pictures.search import plot_tradeoff as plot_tradeoff
