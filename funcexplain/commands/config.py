@@ -23,7 +23,6 @@ from funcexplain.commands.entries import (
     bad_entry,
     entry,
     integer_between,
-    key_path,
     one_of,
     read_amounts,
     read_date,
@@ -33,8 +32,8 @@ from funcexplain.commands.entries import (
     read_number,
     read_table,
     read_text,
-    suggest,
 )
+from funcexplain.commands.method import DEFAULT, METHODS, MethodConfig, read_method
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.writing import check_regular
 
@@ -46,14 +45,6 @@ MAX_DEPTH = 16
 _PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*){{{MAX_DEPTH}}}", re.ASCII)
 
-# Settings of each method, with their defaults. Those of adam suit a search in sigmas: an eps as large as
-# a typical gradient leaves entries alone that hardly matter.
-METHODS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03},
-    "sgd": {"lr": 0.1, "momentum": 0.0},
-    "levenberg_marquardt": {"residual": "auto", "damping": 10.0},
-}
-_METHOD = "levenberg_marquardt"
 MARKETS = ("normal", "student_t", "filtered_history")
 """Models of returns, by their names in `fe.models`."""
 LOSSES = ("auto", "cosine_distance", "cross_entropy", "js", "kl", "mae", "mse")
@@ -144,15 +135,6 @@ def _groups(where: str, value: Any) -> tuple[GroupConfig, ...]:
     return groups
 
 
-@dataclass(frozen=True)
-class StartsConfig:
-    """Where searches start: at the window plus seeded noise, in sigmas."""
-
-    number: int = entry(integer_between(1, 10**5), 4)
-    jitter: float = entry(read_non_negative, 0.3)
-    seed: int = entry(integer_between(0, 2**32 - 1), 0)
-
-
 def _leverage(where: str, value: Any) -> float:
     """A positive number; ``inf`` assumes nothing."""
     if value == math.inf:
@@ -160,14 +142,6 @@ def _leverage(where: str, value: Any) -> float:
     if read_non_negative(where, value) == 0.0:
         raise bad_entry(where, "a number > 0, or inf", value)
     return float(value)
-
-
-def _settings(where: str, value: Any) -> Any:
-    """A setting of a method: a number, text or a list of them. The method checks its value."""
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, str):
-            read_number(where, item)
-    return value
 
 
 @dataclass(frozen=True)
@@ -220,6 +194,7 @@ class QuestionConfig:
     ahead: int | None = entry(integer_between(1), None)
     market: str = entry(one_of("auto", *MARKETS), "auto")
     how_likely: bool = entry(read_flag, False)
+    draws: int | None = entry(integer_between(2, 10**5), None)
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
     free: WindowPart = entry(_table(WindowPart), WindowPart())
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())
@@ -227,44 +202,6 @@ class QuestionConfig:
 
 GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
 """Entries of a question that state a goal."""
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """How to search."""
-
-    name: str = entry(one_of(*METHODS), _METHOD)
-    answer: str = entry(one_of("closest", "first"), "closest")
-    few: str | None = entry(one_of("shocks", "assets", "days"), None)
-    max_steps: int = entry(integer_between(0), 100)
-    atol: float = entry(read_non_negative, 1e-3)
-    patience: int | None = entry(integer_between(1), None)
-    starts: StartsConfig = entry(_table(StartsConfig), StartsConfig())
-    threads: int = entry(integer_between(1, 1024), 1)
-    settings: dict[str, Any] = entry(lambda where, value: value, None)
-
-
-def _method(where: str, value: Any) -> MethodConfig:
-    """Read ``[method]``, where the settings of the method are entries like the others."""
-    if not isinstance(value, dict):
-        raise bad_entry(where, "a table", value)
-    # The method whose settings are given.
-    default = next((name for name in ("adam", "sgd") if METHODS[name].keys() & value), _METHOD)
-    name = one_of(*METHODS)(key_path(where, "name"), value.get("name", default))
-    own = METHODS[name]
-    common = [key for key in MethodConfig.__dataclass_fields__ if key != "settings"]
-    for key in value:
-        if key not in own and key not in common:
-            known = (*own, *common)
-            raise ValueError(f"{key_path(where, key)}: unknown setting of {name}; {suggest(key, known)}")
-    given = {key: _settings(key_path(where, key), value[key]) for key in own if key in value}
-    rest = {key: value[key] for key in common if key in value}
-    if name != _METHOD:  # which takes a tenth of the steps
-        rest = {"max_steps": 1000, **rest}
-    method = read_table(MethodConfig, where, {**rest, "name": name, "settings": {**own, **given}})
-    if method.few is not None and method.answer == "first":
-        raise ValueError(f'{where}.few: needs answer = "closest", got "first"; leave one of them out')
-    return method
 
 
 @dataclass(frozen=True)
@@ -285,7 +222,7 @@ class Config:
     prices: PricesConfig = entry(_table(PricesConfig))
     question: QuestionConfig = entry(_table(QuestionConfig))
     features: FeaturesConfig = entry(_table(FeaturesConfig), FeaturesConfig())
-    method: MethodConfig = entry(_method, MethodConfig(settings=METHODS[_METHOD]))
+    method: MethodConfig = entry(read_method, MethodConfig(settings=METHODS[DEFAULT]))
     output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
@@ -373,11 +310,12 @@ def parse_config(table: dict[str, Any]) -> Config:
             "question.frozen: a scenario computes all channels from the same returns, so that channels "
             'cannot be frozen; freeze assets or days, or use search = "features"'
         )
-    if question.how_likely and question.ahead is None:
-        raise ValueError(
-            "question.how_likely: needs ahead, the number of days to come: what has happened has no "
-            "probability; add ahead = 10, or leave how_likely out"
-        )
+    for name in ("how_likely", "draws"):
+        if getattr(question, name) and question.ahead is None:
+            raise ValueError(
+                f"question.{name}: needs ahead, the number of days to come: what has happened has no "
+                f"probability; add ahead = 10, or leave {name} out"
+            )
     search = question.search
     if search == "auto":  # single channels cannot move along a path of prices
         search = "features" if channels else "scenario"

@@ -16,6 +16,7 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted
 from funcexplain.commands.config import QuestionConfig
+from funcexplain.commands.draws import draw_markets, write_fan
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
 from funcexplain.commands.folder import make_folder
@@ -45,6 +46,7 @@ LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT, SMALL = 0.2, 0.05
 ATOL = 1e-3
 JITTER = 0.3  # sigmas
+DRAWS, SAMPLES = 128, 16_000
 
 
 def run_demo(
@@ -133,7 +135,10 @@ def run_demo(
         for start, solution in enumerate(solutions):
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
-        report = write_report(folder, solutions, query, history, title=None, settings=settings)
+        drawn = draw_markets(query, DRAWS, ATOL, assets, num_samples=SAMPLES)
+        report = write_report(
+            folder, solutions, query, history, title=None, settings=settings, draws=drawn.draws
+        )
 
     outcome = make_outcome(solutions, {}, query)
     best = solutions[outcome.best[0]]
@@ -154,9 +159,12 @@ def run_demo(
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
     with torch_threads(1):
         print_line(likelihood_sentence(fe.probability(query.from_reference, atol=ATOL), ahead))
+    print_line(drawn.sentence)
     print_line(f"Report: {folder / report}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")
+    if drawn.found is not None:
+        print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
     return best
 
 

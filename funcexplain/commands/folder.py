@@ -24,8 +24,9 @@ CONFIG, SOLUTION, SUMMARY = "config.toml", "solution.safetensors", "summary.json
 ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches; it is resumed, and never moved."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
+DRAWS, FAN = "draws.safetensors", "fan.png"
 
-_FILES = (CONFIG, SOLUTION, WEIGHTS, METRICS, PICTURE, REPORT)
+_FILES = (CONFIG, SOLUTION, DRAWS, WEIGHTS, METRICS, PICTURE, FAN, REPORT)
 _FRESH = ".run-"
 _MAX_SUMMARY = 256 * MIB
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.config import Config, MethodConfig
+from funcexplain.commands.config import Config
 from funcexplain.commands.history import History, load_history
+from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.network import load_network
 from funcexplain.commands.question import Query, build_query, pin_dates
 

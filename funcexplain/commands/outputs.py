@@ -153,8 +153,9 @@ def write_report(
     title: str | None,
     settings: Mapping[str, Any],
     probe: bool = True,
+    draws: fe.Solution | None = None,
 ) -> str:
-    """Write the report of a solution, and return the name of its file; ``probe`` as in `fe.report`."""
+    """Write the report of a solution, ``probe`` and ``draws`` as in `fe.report`; its file's name."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -177,6 +178,7 @@ def write_report(
         title=title or query.sentence,
         settings=settings,
         probe=probe,
+        draws=draws,
         prices=prices if history.has_returns else None,
     )
     return REPORT

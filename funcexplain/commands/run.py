@@ -16,11 +16,20 @@ import torch
 import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.config import Config, read_config
+from funcexplain.commands.draws import (
+    check_drawable,
+    describe_draws,
+    draw_markets,
+    load_draws,
+    save_draws,
+    write_fan,
+)
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
 from funcexplain.commands.folder import (
     ANSWERS,
     CONFIG,
+    DRAWS,
     SOLUTION,
     SUMMARY,
     check_writable,
@@ -95,6 +104,9 @@ def run_config(
         folder = make_folder(Path(config.output.folder))
         _describe(inputs, print_line)
         query, history = inputs.query, inputs.history
+        assets = history.prices.assets
+        if config.question.draws:
+            check_drawable(query, config.method.atol)
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
             method = config.method
@@ -118,12 +130,17 @@ def run_config(
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, history.prices.assets)
+        summary = outputs.summarize(outcome, query, assets)
         chance = None
         if config.question.how_likely:
             chance = fe.probability(query.from_reference, atol=config.method.atol)
             for row, answer in enumerate(summary["answers"]):
                 answer["probability"] = outputs.describe_chance(chance[row] if chance.dims else chance)
+        drawn = None
+        if config.question.draws:
+            drawn = draw_markets(query, config.question.draws, config.method.atol, assets)
+            found = drawn.found and describe_draws(drawn.found, assets)
+            summary["answers"][0]["draws"] = outputs.as_json(found)
         if isinstance(solution, fe.clusters.ChunkedSolution):
             failures = solution.failures
         else:
@@ -137,11 +154,17 @@ def run_config(
             else:
                 settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
+            files += outputs.write_tables(fresh, outcome, query, assets)
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
+            if drawn is not None and drawn.draws is not None and drawn.found is not None:
+                files.append(save_draws(fresh, drawn.draws, assets))
+                if config.output.picture:
+                    best = solution.flat(torch.tensor(outcome.best))[0]
+                    files.append(write_fan(fresh, drawn.found, query, best, assets))
             if config.output.report:
-                files.append(_write_report(fresh, folder, inputs, solution))
+                draws = drawn and drawn.draws
+                files.append(_write_report(fresh, folder, inputs, solution, draws))
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
@@ -154,10 +177,12 @@ def run_config(
                 "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
             }
             replace_files(folder, fresh, summary)
-    for line in outcome_lines(outcome, query, history.prices.assets):
+    for line in outcome_lines(outcome, query, assets):
         print_line(line)
     if chance is not None and not chance.dims:
         print_line(likelihood_sentence(chance, query.ahead))
+    if drawn is not None:
+        print_line(drawn.sentence)
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
         print_line(f"{which} failed: {error.splitlines()[0]}")
@@ -228,7 +253,8 @@ def rewrite_report(
                 "run again, or restore the original"
             )
         with fresh_folder(make_folder(folder)) as fresh:
-            name = _write_report(fresh, folder, inputs, solution)
+            draws = load_draws(folder) if DRAWS in before["files"] else None
+            name = _write_report(fresh, folder, inputs, solution, draws)
             names = dict.fromkeys([*before["files"], name])
             replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
@@ -259,7 +285,9 @@ def _settings(inputs: Inputs, folder: Path) -> Any:
     return outputs.as_json(to_plain(rebase(inputs.config, os.curdir, folder)))
 
 
-def _write_report(fresh: Path, folder: Path, inputs: Inputs, solution: fe.Solution) -> str:
+def _write_report(
+    fresh: Path, folder: Path, inputs: Inputs, solution: fe.Solution, draws: fe.Solution | None
+) -> str:
     return outputs.write_report(
         fresh,
         solution,
@@ -268,6 +296,7 @@ def _write_report(fresh: Path, folder: Path, inputs: Inputs, solution: fe.Soluti
         title=inputs.config.output.title,
         settings=_settings(inputs, folder),
         probe=inputs.network is not None,
+        draws=draws,
     )
 
 

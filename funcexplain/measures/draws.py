@@ -8,17 +8,15 @@ tell both apart (`drivers`). Every number is a function of the draws alone; thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from funcexplain.engine.reweighting import map_points
 from funcexplain.networks.noise import fold_in, normal
 from funcexplain.problems.checks import check_count, check_positive
-from funcexplain.problems.grid import RowDim
+from funcexplain.problems.grid import map_rows
 from funcexplain.problems.law import check_law, free_shocks
 from funcexplain.problems.problem import Problem, check_question
 from funcexplain.solutions.matching import check_answer
@@ -28,6 +26,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_SAMPLES = 2000
 """Ordinary markets that draws are compared with."""
 
+_CHUNK = 256  # paths at a time, for the cache
 _STREAM = 20  # of the question's noise: another one than the draws'
 
 
@@ -83,12 +82,18 @@ class Markets(NamedTuple):
     Attributes:
         given: of the draws, ``(N, D, A)``.
         ordinary: of ordinary markets, ``(S, D, A)``.
+        shift: mean shocks of the draws, ``(D, A)``, zero where frozen.
         first: the first day that shocks reach.
     """
 
     given: Tensor
     ordinary: Tensor
+    shift: Tensor
     first: int
+
+    def paths(self, returns: Tensor) -> Tensor:
+        """Cumulative log returns, zero on the day before the first shocked one."""
+        return cumulative(returns, self.first)
 
     def total(self, returns: Tensor) -> Tensor:
         """Cumulative moves over the shocked days, ``(N, A)``."""
@@ -140,10 +145,8 @@ def bands(
         >>> found.given.shape, bool((found.given.diff(dim=0) >= 0).all())
         (torch.Size([5, 3, 2]), True)
     """
-    wanted = torch.tensor(check_levels("bands", levels), dtype=torch.float64)
-    markets = read("bands", draws, problem, num_samples, seed)
-    found = (_quantiles(cumulative(part, markets.first), wanted.to(part)) for part in markets[:2])
-    return Bands(wanted, *found, markets.first)
+    checked = check_levels("bands", levels)
+    return bands_of(read("bands", draws, problem, num_samples, seed), checked)
 
 
 def moves(draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, seed: int = 0) -> Moves:
@@ -210,22 +213,32 @@ def drivers(
         E. E. Cureton (1956), Rank-Biserial Correlation, Psychometrika 21,
         https://doi.org/10.1007/BF02289138
     """
-    markets = read("drivers", draws, problem, num_samples, seed)
-    values, ordinary = (part.flatten(1).mT.contiguous() for part in markets[:2])
-    ordered, count = ordinary.sort().values, ordinary.shape[1]
-    below = torch.searchsorted(ordered, values)
-    above = count - torch.searchsorted(ordered, values, right=True)
-    correlation = (below - above).double().mean(1) / count
-    shift = torch.where(free_shocks(problem), draws.z.double().mean(0), 0.0)
-    return Drivers(shift, correlation.view(shift.shape))
+    return drivers_of(read("drivers", draws, problem, num_samples, seed))
+
+
+def bands_of(markets: Markets, levels: Sequence[float] = LEVELS) -> Bands:
+    """`bands` of markets that were read."""
+    wanted = torch.tensor(levels, dtype=torch.float64, device=markets.given.device)
+    parts = (markets.given, markets.ordinary)
+    return Bands(wanted, *(_quantiles(markets.paths(part), wanted) for part in parts), markets.first)
 
 
 def moves_of(markets: Markets) -> Moves:
     """`moves` of markets that were read."""
-    given, ordinary = (markets.total(part) for part in markets[:2])
+    given, ordinary = (markets.total(part) for part in (markets.given, markets.ordinary))
     sigmas = (given.mean(0) - ordinary.mean(0)) / markets.sigma
     falls, before = ((moved < 0).double().mean(0) for moved in (given, ordinary))
     return Moves(given.mean(0), sigmas, falls, before)
+
+
+def drivers_of(markets: Markets) -> Drivers:
+    """`drivers` of markets that were read."""
+    values, ordinary = (part.flatten(1).mT.contiguous() for part in (markets.given, markets.ordinary))
+    ordered, count = ordinary.sort().values, ordinary.shape[1]
+    below = torch.searchsorted(ordered, values)
+    above = count - torch.searchsorted(ordered, values, right=True)
+    correlation = (below - above).double().mean(1) / count
+    return Drivers(markets.shift, correlation.view(markets.shift.shape))
 
 
 def read(where: str, draws: Any, problem: Any, num_samples: int, seed: int) -> Markets:
@@ -238,7 +251,8 @@ def read(where: str, draws: Any, problem: Any, num_samples: int, seed: int) -> M
     z = torch.where(free, normal(key, (num_samples, *free.shape), draws.z.dtype), 0.0)
     first = int(free.any(1).nonzero()[0]) if bool(free.any()) else 0
     given, ordinary = (_returns(problem, points) for points in (draws.z, z))
-    return Markets(given, ordinary, first)
+    shift = torch.where(free, draws.z.double().mean(0), 0.0)
+    return Markets(given, ordinary, shift, first)
 
 
 def cumulative(returns: Tensor, first: int) -> Tensor:
@@ -271,11 +285,12 @@ def check_levels(where: str, levels: Any) -> list[float]:
 
 def _returns(problem: Problem, z: Tensor) -> Tensor:
     """Daily log returns of search points ``(N, D, A)``, float64."""
-    assert problem.returns is not None
+    returns = problem.returns
+    assert returns is not None
     # Parameters would be copied for every row, and no path needs them.
     data = {name: value for name, value in problem.args.items() if name != "params"}
-    dims = (RowDim("draw", len(z), frozenset()),)
-    return map_points(problem.returns, replace(problem, args=data, dims=dims), z).double()
+    decode = map_rows(lambda point: returns(point, data), 0)
+    return torch.cat([decode(part) for part in z.split(_CHUNK)]).double()
 
 
 def _quantiles(values: Tensor, levels: Tensor) -> Tensor:

@@ -89,15 +89,19 @@ def stories(
         P. J. Rousseeuw (1987), Silhouettes, https://doi.org/10.1016/0377-0427(87)90125-7
     """
     markets = read("stories", draws, problem, num_samples, seed)
+    size = len(markets.given)
+    if count is not None and check_positive("stories", "count", count) > size:
+        raise ValueError(f"stories: count must be at most the number of draws, {size}, got {count}")
+    return stories_of(markets, fold_in(problem.args["seed"], seed), count)
+
+
+def stories_of(markets: Markets, seed: Tensor, count: int | None = None) -> Stories:
+    """`stories` of markets that were read."""
     total = markets.total(markets.given)
-    if count is not None and check_positive("stories", "count", count) > len(total):
-        raise ValueError(
-            f"stories: count must be at most the number of draws, {len(total)}, got {count}"
-        )
     points = total / markets.sigma
     spread = torch.linspace(0, len(points) - 1, min(len(points), _CLUSTERED), dtype=torch.float64)
     chosen = spread.round().long().to(points.device)
-    medoids, silhouette = _divide(points[chosen], count, fold_in(problem.args["seed"], seed))
+    medoids, silhouette = _divide(points[chosen], count, seed)
     medoids = chosen[medoids]
     labels = _distances(points, points[medoids]).argmin(1)
     sizes = torch.bincount(labels, minlength=len(medoids))

@@ -23,6 +23,7 @@ from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
 from funcexplain.reports.details import Labels, Row, changes_table, row_pictures, select_row
 from funcexplain.reports.drawing import as_array, require_matplotlib
+from funcexplain.reports.draws import common, draws_section
 from funcexplain.reports.overview import best_first, format_number, format_quantiles, overview
 from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, date_of, precedents
@@ -58,6 +59,7 @@ def report(
     scale: float | Tensor | None = None,
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     models: Any = None,
+    draws: Solution | None = None,
     probe: bool = True,
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -84,6 +86,7 @@ def report(
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
         models: parameters of other models, evaluated at each answer.
+        draws: markets from `sample` at which the target of the best row holds.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. Without, what needs that is left out, and the report names it.
         title: headline.
@@ -110,10 +113,10 @@ def report(
     file_path = output_path("report", path)
     check_regular("report", file_path, name="a file in it")
     setting_lines = _setting_lines(settings)
-    draws = DRAWS if probe else 0
+    count = DRAWS if probe else 0
     if isinstance(solution, Solution) and isinstance(problem, Problem):
         problem = repeat_for_draws(solution, problem)
-    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=draws)
+    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=count)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     if history_dates is not None:
@@ -135,6 +138,11 @@ def report(
     if probe and history is not None:
         best = problem[order[0]] if order[0] else problem
         found = precedents(best, history, torch.tensor(rows[0].sigma), atol=ATOL)
+    drawn = []
+    if draws is not None:
+        question = problem[order[0]] if order[0] else problem
+        answer = solution[order[0]] if order[0] else solution
+        drawn = draws_section(common(draws, question), question, answer, labels.assets)
     head = title or "What would the market have to look like?"
     content = [
         element("h1", head),
@@ -148,6 +156,7 @@ def report(
             content.append(element("p", _question(row, labels)))
         content += row_pictures(row, labels, prices_at and prices_at(index))
         content += [element("h3", "Largest changes"), changes_table(row, labels)]
+    content += drawn
     if not solution.dims:
         ax = plots.plot_history(solution.history)
         content.append(picture(ax, "Loss at each step of the search, on a logarithmic scale."))

@@ -97,13 +97,15 @@ def plot_fan(
         ax.fill_between(days, usual[0], usual[-1], color=PALE, linewidth=0, label=f"ordinary, {outer}")
         ax.fill_between(days, fan[0], fan[-1], color=_LIGHT, linewidth=0, label=f"target holds, {outer}")
         if center > 1:
-            ax.fill_between(days, fan[1], fan[-2], color=_MIDDLE, linewidth=0, label=f"of these, {inner}")
+            ax.fill_between(
+                days, fan[1], fan[-2], color=_MIDDLE, linewidth=0, label=f"of these, {inner}"
+            )
         for edge in (usual[0], usual[-1]):  # seen where the fan covers the band
             ax.plot(days, edge, color=GREY, linewidth=0.8, dashes=(3, 2))
         ax.plot(days, fan[center], color=BLUE, linewidth=2.0, label="their median")
         if path is not None:
             line = _percent(path[None], first, bands.first)[0, :, asset]
-            ax.plot(days, line, color=ORANGE, linewidth=1.8, label="likeliest")
+            ax.plot(days, line, color=ORANGE, linewidth=1.8, label="closest answer")
         ax.plot(days[known], fan[center][known], color=INK, linewidth=1.4)
         style_axes(ax, shorten(assets[asset]), y="move, %" if place % _COLUMNS == 0 else "")
         ax.grid(axis="y", color=PALE, linewidth=0.8)
@@ -165,16 +167,19 @@ def plot_shifts(
     ax.set_yticks(rows, [shorten(assets[index]) for index in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlabel("mean move where the target holds against ordinary markets, sigmas")
-    aside = {"xycoords": ax.get_yaxis_transform(), "color": INK, "fontsize": 8.5, "annotation_clip": False}
+    aside = {
+        "xycoords": ax.get_yaxis_transform(),
+        "color": INK,
+        "fontsize": 8.5,
+        "annotation_clip": False,
+    }
     ax.annotate("falls (ordinary)", (1.02, -0.75), va="bottom", **aside)  # type: ignore[arg-type]
     for row, share, usual in zip(rows, falls, before, strict=True):
         ax.annotate(f"{100 * share:.0f}% ({100 * usual:.0f}%)", (1.02, row), va="center", **aside)  # type: ignore[arg-type]
     return ax
 
 
-def plot_stories(
-    stories: Stories, moves: Values, *, assets: Sequence[str], most: int = 12
-) -> Figure:
+def plot_stories(stories: Stories, moves: Values, *, assets: Sequence[str], most: int = 12) -> Figure:
     """Kinds of market side by side: the moves of each kind's medoid, and the range of its draws.
 
     Args:
@@ -230,6 +235,6 @@ def plot_stories(
 
 
 def _percent(paths: Array, start: int, first: int) -> Array:
-    """Cumulative log returns ``(Q, D, A)`` in percent from a day on; day 0 is added if it is not there."""
+    """Cumulative log returns ``(Q, D, A)`` in percent from a day on; day 0 is added if missing."""
     moved = 100.0 * np.expm1(paths[:, start:])
     return moved if first else np.concatenate([np.zeros_like(moved[:, :1]), moved], axis=1)
