@@ -58,10 +58,7 @@ def draw_markets(
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    problem, chains = query.from_reference, max(1, min(NUM_SAMPLES = 40_000
-"""About as many windows at which the network is called."""
-
-_MAX_CHAINS, number // _LENGTH))
+    problem, chains = query.from_reference, max(1, min(_MAX_CHAINS, number // _LENGTH))
     try:
         samples = num_samples or NUM_SAMPLES
         draws = fe.sample(problem, number, atol=atol, num_chains=chains, num_samples=samples)

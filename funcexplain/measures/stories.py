@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funcexplain.measures.draws import NUM_SAMPLES, read
+from funcexplain.measures.draws import NUM_SAMPLES, Markets, read
 from funcexplain.networks.noise import fold_in, normal
 from funcexplain.problems.checks import check_positive
 from funcexplain.problems.problem import Problem
