@@ -24,6 +24,7 @@ from funcexplain.commands.entries import (
     entry,
     integer_between,
     one_of,
+    one_or_more,
     read_amounts,
     read_date,
     read_flag,
@@ -146,13 +147,35 @@ def _leverage(where: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, the package or folder of that, and its weights."""
+    """The network: the function that makes it, the package or folder of that, and its weights.
 
-    factory: str | None = entry(_factory, None)
-    arguments: dict[str, Any] | None = entry(_arguments, None)
-    weights: str | None = entry(read_text, None)
+    A list of any of the first three is of several networks, which share the others.
+    """
+
+    factory: str | tuple[str, ...] | None = entry(one_or_more(_factory), None)
+    arguments: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None = entry(
+        one_or_more(_arguments), None
+    )
+    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None)
     package: str | None = entry(_package, None)
     folder: str = entry(read_text, ".")
+
+    def members(self) -> list[NetworkConfig]:
+        """Each network of several, or the only one.
+
+        Example:
+            >>> [one.weights for one in NetworkConfig("mine:make", weights=("a.pt", "b.pt")).members()]
+            ['a.pt', 'b.pt']
+        """
+        lists = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+        sizes = {name: len(value) for name, value in lists.items()}
+        if len({*sizes.values()}) > 1:
+            named = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+            raise ValueError(f"network: lists must have one entry for each network, got {named}")
+        count = max(sizes.values(), default=1)
+        return [
+            replace(self, **{name: value[at] for name, value in lists.items()}) for at in range(count)
+        ]
 
 
 @dataclass(frozen=True)
@@ -289,14 +312,9 @@ def _inside(value: Any) -> Iterable[Any]:
 def parse_config(table: dict[str, Any]) -> Config:
     """Parse a table as `read_config` parses a file."""
     config = read_table(Config, "", table)
-    network, question = config.network, config.question
-    exported = (network.weights or "").endswith(".pt2")
-    if network.factory is None and not exported:
-        raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
-    if exported and (network.factory or network.arguments or network.package):
-        raise ValueError(
-            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
-        )
+    question = config.question
+    for network in config.network.members():
+        _check_network(network)
     if not any(getattr(question, goal) is not None for goal in GOALS):
         raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")
     if question.shift is not None and len(question.shift) > 1:
@@ -327,3 +345,14 @@ def parse_config(table: dict[str, Any]) -> Config:
                     'prices, got search = "features"; leave one of them out'
                 )
     return replace(config, question=replace(question, search=search))
+
+
+def _check_network(network: NetworkConfig) -> None:
+    """Raise unless the entries of one network fit together."""
+    exported = (network.weights or "").endswith(".pt2")
+    if network.factory is None and not exported:
+        raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
+    if exported and (network.factory or network.arguments or network.package):
+        raise ValueError(
+            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
+        )

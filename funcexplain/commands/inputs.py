@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +29,27 @@ class Inputs:
 
     Attributes:
         config: the config, with its dates written out.
-        network: the network; None if only its recorded weights are known.
+        network: the network, the first of several; None if only its recorded weights are known.
         history: the windows.
         query: the question as a problem.
+        others: the other networks.
     """
 
     config: Config
     network: nn.Module | None
     history: History
     query: Query
+    others: Sequence[nn.Module] = ()
 
 
 def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
     """Load everything that a config names; errors name the remedy."""
     make_method(config.method)
-    network = load_network(config.network, trust_model=trust_model)
+    network, *others = (load_network(one, trust_model=trust_model) for one in config.network.members())
     floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
     history = load_history(config.prices, config.features, floats[0] if floats else torch.float32)
-    return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
+    query = build_query(config, network, history, others=others)
+    return Inputs(pin_dates(config, history), network, history, query, others)
 
 
 def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
@@ -54,6 +57,10 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
 
     No code that the config names runs. Away from today's windows the weights of the question are NaN.
     """
+    if len(config.network.members()) > 1:
+        raise ValueError(
+            "network: a report about several networks needs them; --trust-config builds them"
+        )
     history = load_history(config.prices, config.features, dtype)
     names = history.prices.assets
 
@@ -79,7 +86,8 @@ def hash_inputs(inputs: Inputs) -> dict[str, str]:
     hashes = {}
     if inputs.network is not None:
         # Today's weights detect changes of the network's code, which is not part of its state.
-        hashes["network"] = of(*inputs.network.state_dict().values(), inputs.query.today)
+        states = [t for one in (inputs.network, *inputs.others) for t in one.state_dict().values()]
+        hashes["network"] = of(*states, inputs.query.today)
     return hashes | {"prices": of(torch.as_tensor(inputs.history.prices.values))}
 
 

@@ -17,6 +17,8 @@ import funcexplain as fe
 from funcexplain.commands.folder import METRICS, PICTURE, REPORT, SOLUTION, WEIGHTS
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
+from funcexplain.measures.agreement import Agreement
+from funcexplain.reports.details import single_target
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.tables import columns_of, write_csv
 from funcexplain.solutions.writing import replaced
@@ -66,6 +68,11 @@ def save_solution(
         settings=settings,
     )
     return SOLUTION
+
+
+def mean_weights(solution: fe.Solution) -> Tensor:
+    """Weights of one row, ``(A,)``; the mean of several networks'."""
+    return solution.weights.reshape(-1, solution.weights.shape[-1]).mean(0)
 
 
 def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Query) -> Outcome:
@@ -125,8 +132,8 @@ def write_picture(
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
     figure = plot_overview(
         query.today[-1],
-        question.args["target"],
-        best.weights,
+        single_target(question.args["target"], len(history.prices.assets)),
+        mean_weights(best),
         best.x,
         query.references[-1],
         rows.history,
@@ -154,8 +161,9 @@ def write_report(
     settings: Mapping[str, Any],
     probe: bool = True,
     draws: fe.Solution | None = None,
+    agreement: Agreement | None = None,
 ) -> str:
-    """Write the report of a solution, ``probe`` and ``draws`` as in `fe.report`; its file's name."""
+    """Write the report of a solution, the last arguments as in `fe.report`; its file's name."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -179,6 +187,7 @@ def write_report(
         settings=settings,
         probe=probe,
         draws=draws,
+        agreement=agreement,
         prices=prices if history.has_returns else None,
     )
     return REPORT
@@ -220,7 +229,7 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
             "size": float(outcome.size[row]),
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
-            "weights": dict(zip(assets, best.weights.tolist(), strict=True)),
+            "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),
             "today": dict(zip(assets, query.today[number].tolist(), strict=True)),
             "unshocked": dict(zip(assets, query.held[number].tolist(), strict=True)),
         }

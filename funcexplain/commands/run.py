@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from funcexplain.commands.draws import (
     save_draws,
     write_fan,
 )
+from funcexplain.commands.ensemble import agreement_of, ask_the_first, describe_agreement
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
 from funcexplain.commands.folder import (
@@ -58,6 +60,7 @@ from funcexplain.commands.printing import (
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.report import LEFT_OUT
+from funcexplain.reports.wording import whose
 
 HIT, NOT_REACHED = 0, 1
 
@@ -130,7 +133,7 @@ def run_config(
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, assets)
+        summary = outputs.summarize(outcome, query, history.prices.assets)
         chance = None
         if config.question.how_likely:
             chance = fe.probability(query.from_reference, atol=config.method.atol)
@@ -139,8 +142,12 @@ def run_config(
         drawn = None
         if config.question.draws:
             drawn = draw_markets(query, config.question.draws, config.method.atol, assets)
-            found = drawn.found and describe_draws(drawn.found, assets)
-            summary["answers"][0]["draws"] = outputs.as_json(found)
+            described = drawn.found and describe_draws(drawn.found, assets)
+            summary["answers"][0]["draws"] = outputs.as_json(described)
+        first = ask_the_first(inputs, f"nothing is written to {str(folder)!r}")
+        if first is not None:
+            for row, answer in enumerate(summary["answers"]):
+                answer["agreement"] = outputs.as_json(describe_agreement(*first, row))
         if isinstance(solution, fe.clusters.ChunkedSolution):
             failures = solution.failures
         else:
@@ -154,7 +161,7 @@ def run_config(
             else:
                 settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            files += outputs.write_tables(fresh, outcome, query, assets)
+            files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             if drawn is not None and drawn.draws is not None and drawn.found is not None:
@@ -164,7 +171,7 @@ def run_config(
                     files.append(write_fan(fresh, drawn.found, query, best, assets))
             if config.output.report:
                 draws = drawn and drawn.draws
-                files.append(_write_report(fresh, folder, inputs, solution, draws))
+                files.append(_write_report(fresh, folder, inputs, solution, draws, summary))
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
@@ -177,12 +184,15 @@ def run_config(
                 "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
             }
             replace_files(folder, fresh, summary)
-    for line in outcome_lines(outcome, query, assets):
+    for line in outcome_lines(outcome, query, history.prices.assets):
         print_line(line)
     if chance is not None and not chance.dims:
         print_line(likelihood_sentence(chance, query.ahead))
     if drawn is not None:
         print_line(drawn.sentence)
+    if (found := agreement_of(summary)) is not None:
+        card = whose(found)
+        print_line(f"{card.about} {card.head}. {card.text}")
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
         print_line(f"{which} failed: {error.splitlines()[0]}")
@@ -254,7 +264,7 @@ def rewrite_report(
             )
         with fresh_folder(make_folder(folder)) as fresh:
             draws = load_draws(folder) if DRAWS in before["files"] else None
-            name = _write_report(fresh, folder, inputs, solution, draws)
+            name = _write_report(fresh, folder, inputs, solution, draws, before)
             names = dict.fromkeys([*before["files"], name])
             replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
@@ -286,7 +296,12 @@ def _settings(inputs: Inputs, folder: Path) -> Any:
 
 
 def _write_report(
-    fresh: Path, folder: Path, inputs: Inputs, solution: fe.Solution, draws: fe.Solution | None
+    fresh: Path,
+    folder: Path,
+    inputs: Inputs,
+    solution: fe.Solution,
+    draws: fe.Solution | None,
+    summary: Mapping[str, Any],
 ) -> str:
     return outputs.write_report(
         fresh,
@@ -297,6 +312,7 @@ def _write_report(
         settings=_settings(inputs, folder),
         probe=inputs.network is not None,
         draws=draws,
+        agreement=agreement_of(summary),
     )
 
 
@@ -319,9 +335,10 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     problem, method = inputs.query.problem, inputs.config.method
     print_line(prices_line(inputs.history.prices))
     assert inputs.network is not None
-    count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
-    print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
+    for network in (inputs.network, *inputs.others):
+        count = sum(parameter.numel() for parameter in network.parameters())
+        print_line(f"Network: {type(network).__name__} with {count} parameters, {dtype}")
     if inputs.query.market is None:
         print_line("Market: each channel by itself; no path of prices need make such a window")
     else:

@@ -67,7 +67,7 @@ def select_row(
     return Row(
         name=", ".join(f"{name} {at}" for name, at in zip(solution.dims, index, strict=True)),
         today=as_array(today).reshape(-1, size).mean(0),
-        target=_target(as_array(args["target"]), size),
+        target=single_target(args["target"], size),
         weights=as_array(one.weights).reshape(-1, size).mean(0),
         x=as_array(one.x),
         reference=as_array(args["reference"]),
@@ -118,8 +118,9 @@ def changes_table(row: Row, labels: Labels) -> Html:
     return table(("date", "asset", "channel", "from", "to", unit), lines, numbers=(3, 4, 5))
 
 
-def _target(target: Array, size: int) -> Array:
+def single_target(given: Tensor, size: int) -> Array:
     """One target: for a consensus the first model's; goals that fix every weight are an allocation."""
+    target = as_array(given)
     if target.shape[-1] == size:
         return target.reshape(-1, size)[0]
     goals = target.reshape(-1, *target.shape[-2:])[0]

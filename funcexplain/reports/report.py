@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
@@ -60,6 +61,7 @@ def report(
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     models: Any = None,
     draws: Solution | None = None,
+    agreement: Agreement | None = None,
     probe: bool = True,
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -87,6 +89,7 @@ def report(
             None; it is called for the rows that are shown.
         models: parameters of other models, evaluated at each answer.
         draws: markets from `sample` at which the target of the best row holds.
+        agreement: of several networks at the answer of the first one alone, from `agreement`.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. Without, what needs that is left out, and the report names it.
         title: headline.
@@ -147,7 +150,7 @@ def report(
     content = [
         element("h1", head),
         element("p", _question(rows[0], labels, solution), class_="lead"),
-        _verdict(solution, metrics, order[0], probe, found, labels.assets),
+        _verdict(solution, metrics, order[0], probe, found, labels.assets, agreement),
         *(overview(solution, problem, metrics, order) if solution.dims else []),
     ]
     for row, index in zip(rows, order, strict=False):
@@ -190,8 +193,9 @@ def _verdict(
     probe: bool,
     found: Precedents | None,
     assets: Sequence[str],
+    agreement: Agreement | None,
 ) -> Html:
-    """Three cards on the answer, or the best row of a grid and a fourth on how many rows hit."""
+    """Three cards on the answer, or the best row of a grid; more on other rows and other networks."""
     best = solution[index] if index else solution
     measured, worst = (
         {name: float(value[index]) for name, value in values.items()}
@@ -203,6 +207,7 @@ def _verdict(
         ),
         wording.unusual(measured, worst, found, assets=assets, hit=Status(int(best.status)).is_hit),
         wording.stable(measured, NOISE, ATOL, probed=probe),
+        *([] if agreement is None else [wording.whose(agreement)]),
     ]
     if solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
