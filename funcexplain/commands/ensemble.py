@@ -37,7 +37,7 @@ def ask_the_first(inputs: Inputs, consequence: str) -> tuple[fe.Solution, Agreem
 def describe_agreement(solution: fe.Solution, found: Agreement, row: int) -> dict[str, Any]:
     """What networks make of the first one's answer on a date, as JSON values."""
     names = ("held", "error", "gap_closed")
-    values = {name: getattr(found, name).flatten(1)[:, row].tolist() for name in names}
+    values = {name: getattr(found, name).view(len(found.held), -1)[:, row].tolist() for name in names}
     return {"reached": bool(solution.hit.flatten()[row]), **values}
 
 

@@ -155,6 +155,8 @@ def build_query(
         raise ValueError(f"question: {error}") from None
     dates = [history.ends[position] for position in chosen]
     sentence = describe_question(question, dates)
+    if others:
+        sentence = sentence.replace("for the network", f"for all {len(known)} networks")
     ahead = question.ahead or 0
     return Query(
         problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, ahead, first

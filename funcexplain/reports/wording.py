@@ -308,7 +308,7 @@ def whose(found: Agreement) -> Judgement:
         >>> held, closed = torch.tensor([True, False, False]), torch.tensor([1.0, 0.1, -0.2])
         >>> card = whose(Agreement(held, 1.0 - closed, closed))
         >>> card.head, card.text
-        ("One network's", 'At the answer of the first network alone, 1 of 3 networks hold the target; ...')
+        ("One network's", 'At the answer of the first network alone, 1 of 3 networks hold the ...')
     """
     about, size = "Whose story is it?", len(found.held)
     if not bool(found.held[0]):
