@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.agreement import agreement as agreement
+    from funcexplain.measures.alternatives import alternatives as alternatives
     from funcexplain.measures.attribution import Attribution as Attribution
     from funcexplain.measures.attribution import attribute as attribute
     from funcexplain.measures.draws import bands as bands
@@ -93,6 +94,7 @@ _NAMES = {
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "measures.agreement": ("agreement",),
+    "measures.alternatives": ("alternatives",),
     "measures.attribution": ("Attribution", "attribute"),
     "measures.draws": ("bands", "drivers", "moves"),
     "measures.evaluate": ("evaluate",),

@@ -250,7 +250,7 @@ def read(where: str, draws: Any, problem: Any, num_samples: int, seed: int) -> M
     key = fold_in(fold_in(problem.args["seed"], seed), _STREAM)
     z = torch.where(free, normal(key, (num_samples, *free.shape), draws.z.dtype), 0.0)
     first = int(free.any(1).nonzero()[0]) if bool(free.any()) else 0
-    given, ordinary = (_returns(problem, points) for points in (draws.z, z))
+    given, ordinary = (returns_at(problem, points) for points in (draws.z, z))
     shift = torch.where(free, draws.z.double().mean(0), 0.0)
     return Markets(given, ordinary, shift, first)
 
@@ -265,8 +265,9 @@ def check_draws(where: str, draws: Any, problem: Any) -> None:
     """Raise unless a solution is draws of one question whose search point has a law."""
     check_law(where, check_question(where, problem))
     check_answer(where, draws, problem)
-    if len(draws.num_steps) < 2:
-        raise ValueError(f"{where}: draws must be at least two markets, got {len(draws.num_steps)}")
+    if draws.dims != ("draw",) or len(draws.num_steps) < 2:
+        got = f"{len(draws.num_steps)}" if draws.dims == ("draw",) else f"rows {draws.dims}"
+        raise ValueError(f"{where}: draws must be at least two markets from fe.sample, got {got}")
 
 
 def check_levels(where: str, levels: Any) -> list[float]:
@@ -283,7 +284,7 @@ def check_levels(where: str, levels: Any) -> list[float]:
     return given
 
 
-def _returns(problem: Problem, z: Tensor) -> Tensor:
+def returns_at(problem: Problem, z: Tensor) -> Tensor:
     """Daily log returns of search points ``(N, D, A)``, float64."""
     returns = problem.returns
     assert returns is not None

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.engine.draws import _solution
+from funcexplain.engine.draws import solution_of
 from funcexplain.engine.event import Event
 from funcexplain.solutions.draws import Draws, Mixing
 from tests.markets.market import F64, generator
@@ -49,7 +49,7 @@ def exact_draws(problem: fe.Problem, count: int = 400, *, sides: int = 1, beta: 
         along[::2] *= -1.0
     across = noise - (noise * ALPHA).sum((1, 2), keepdim=True) * ALPHA
     z, event = across + along[:, None, None] * ALPHA, Event(problem, 1e-9)
-    found = _solution(event, event.free(z), 1e-9, Mixing(0.5, count, 1.0, 1, 1000, 20))
+    found = solution_of(event, event.free(z), 1e-9, Mixing(0.5, count, 1.0, 1, 1000, 20))
     assert isinstance(found, Draws)
     assert bool(found.hit.all())
     return found

@@ -124,7 +124,9 @@ def test_the_seed_draws_ordinary_markets_alone() -> None:
 def test_what_is_not_draws_is_refused(name: str) -> None:
     problem, measure = question(), getattr(P, name)
     draws = exact_draws(problem, 12)
-    with pytest.raises(ValueError, match=f"{name}: draws must be at least two markets, got 1"):
+    with pytest.raises(
+        ValueError, match=f"{name}: draws must be at least two markets from fe.sample, got 1"
+    ):
         measure(draws[:1], problem)
     with pytest.raises(ValueError, match=f"{name}: solution must have the rows"):
         measure(fe.solve(fe.vmap(problem, seed=torch.arange(2)), max_steps=0), problem)
