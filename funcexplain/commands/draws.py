@@ -23,7 +23,7 @@ from funcexplain.solutions.writing import replaced
 NUM_SAMPLES = 40_000
 """About as many windows at which the network is called."""
 
-_MAX_CHAINS, _LENGTH = 32, 4  # R-hat needs four draws of each chain
+_MAX_CHAINS, _LENGTH = 32, 8  # R-hat compares halves of each chain's draws
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,6 +156,23 @@ def drivers_sentence(found: Drivers, first: int, assets: Sequence[str]) -> str:
     )
 
 
+def answer_sentence(path: Tensor, found: Common, assets: Sequence[str]) -> str:
+    """Whether the answer is typical of the draws, in the asset whose move shifts most.
+
+    Args:
+        path: cumulative log returns of the answer, ``(D, A)``.
+        found: of the draws.
+        assets: ``A`` names.
+    """
+    at, bands = int(found.moves.sigmas.abs().argmax()), found.bands
+    low, high, moved = float(bands.given[0, -1, at]), float(bands.given[-1, -1, at]), float(path[-1, at])
+    width = share_of(float(bands.levels[-1] - bands.levels[0]))
+    typical = f"within the range of {width} of the draws"
+    if not low <= moved <= high:
+        typical = f"outside the range of {width} of the draws: it is not typical of them"
+    return f"In the closest answer, {assets[at]} moves {100 * math.expm1(moved):+.1f}%, {typical}."
+
+
 def draws_section(
     found: Common, question: Problem, answer: Solution, assets: Sequence[str]
 ) -> list[Html]:
@@ -168,6 +185,7 @@ def draws_section(
     content = [
         element("h2", "What markets in which the target holds have in common"),
         element("p", f"{moves_sentence(found, assets)} {mixing_sentence(found.mixing, found.count)}"),
+        *([] if path is None else [element("p", answer_sentence(path, found, assets))]),
         picture(
             fan.axes[0],
             "Paths of the assets that shift most: in the draws, in ordinary markets, and in the answer.",

@@ -14,6 +14,7 @@ import funcexplain as fe
 from funcexplain.measures.draws import Bands, Moves
 from funcexplain.measures.stories import Stories
 from funcexplain.reports.draws import (
+    answer_sentence,
     common,
     drivers_sentence,
     mixing_sentence,
@@ -93,6 +94,7 @@ def test_stories_are_side_by_side(kinds: int) -> None:
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles[0] == f"Kind 1: {100 / kinds:.0f}%"
     for kind, ax in enumerate(figure.axes):
+        assert not kind or not any(label.get_visible() for label in ax.get_yticklabels())
         dots = np.sort(np.asarray(ax.collections[1].get_offsets())[:, 0])
         np.testing.assert_allclose(dots, 100 * np.sort(moves[kind].expm1()), rtol=1e-5)
     assert_no_overlap(figure.axes[0])
@@ -133,6 +135,13 @@ def test_sentences_are_true_of_the_draws() -> None:
     sign = drivers_sentence(found.drivers, 2, assets)
     day, asset = divmod(int(found.drivers.correlation.abs().argmax()), 3)
     assert f"{assets[asset]} on day {day - 1}" in sign
+    for draw, typical in ((0, True), (1, True), (0, False)):
+        path = totals[draw].expand(6, -1).clone()
+        path[-1, at] = path[-1, at] if typical else 0.5
+        said = answer_sentence(path, found, assets)
+        moved = f"{assets[at]} moves {100 * math.expm1(path[-1, at]):+.1f}%, "
+        inside = low.log1p() <= path[-1, at] <= high.log1p()
+        assert said.startswith(f"In the closest answer, {moved}{'within' if inside else 'outside'}")
     one = fe.stories(draws, problem, 1)
     assert stories_sentence(one, torch.ones(3), assets) == (
         "They are of one kind: their moves do not fall into groups."
@@ -160,7 +169,8 @@ def test_shares_of_chains_that_did_not_mix_are_called_rough(
 @pytest.mark.usefixtures("rough_pictures")
 def test_a_report_has_a_section_on_draws(tmp_path: Path) -> None:
     problem = question(sides=2, level=3.0)
-    draws, solution = exact_draws(problem, 60, sides=2, beta=3.0), fe.closest(problem)
+    draws = exact_draws(problem, 60, sides=2, beta=3.0)
+    solution = draws[0]
     assets = ["EUR", "JPY", "CHF"]
     plain, drawn = (
         fe.report(

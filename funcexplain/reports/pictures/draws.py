@@ -219,13 +219,13 @@ def plot_stories(stories: Stories, moves: Values, *, assets: Sequence[str], most
     for kind, ax in enumerate(panels):
         low, high = np.quantile(table[labels == kind][:, order], _RANGE, axis=0)
         middle = table[medoids[kind], order]
-        ax.hlines(rows, low, high, color=_LIGHT, linewidth=6, label="90% of the draws of the kind")
+        ax.hlines(rows, low, high, color=_LIGHT, linewidth=6)
         ax.scatter(middle, rows, s=28, color=np.where(middle < 0, ORANGE, BLUE), zorder=3)
         style_axes(ax, f"Kind {kind + 1}: {100 * float(stories.shares[kind]):.0f}%")
         ax.grid(axis="x", color=PALE, linewidth=0.8)
         ax.axvline(0.0, color=GREY, linewidth=0.8)
         ax.locator_params(axis="x", nbins=5)
-    panels[0].set_yticks(rows, [shorten(assets[index]) for index in order])
+        ax.set_yticks(rows, [shorten(assets[index]) for index in order])
     panels[0].set_ylim(len(order) - 0.4, -0.6)
     figure.supxlabel(
         "move over the shocked days, %; dot: the draw in the middle, bar: 90% of the kind's draws",
