@@ -349,7 +349,9 @@ def parse_config(table: dict[str, Any]) -> Config:
 
 def _check_network(network: NetworkConfig) -> None:
     """Raise unless the entries of one network fit together."""
-    exported = (network.weights or "").endswith(".pt2")
+    weights = network.weights or ""
+    assert isinstance(weights, str)
+    exported = weights.endswith(".pt2")
     if network.factory is None and not exported:
         raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
     if exported and (network.factory or network.arguments or network.package):

@@ -80,10 +80,11 @@ def moves_sentence(found: Common, assets: Sequence[str]) -> str:
         >>> moves_sentence(found, ["EUR"])
         'In 200 markets drawn at which the target holds, EUR falls in 90% (ordinary markets: 50%), ...'
     """
-    order = found.moves.sigmas.abs().argsort(descending=True, stable=True)[:MAX_NAMED].tolist()
+    sigmas = found.moves.sigmas.abs()
+    named, moving = list[str](), max(1, int((sigmas > 0).sum()))
+    order = sigmas.argsort(descending=True, stable=True)[: min(MAX_NAMED, moving)].tolist()
     low, high = (found.bands.given[at, -1].expm1() for at in (0, -1))
     width = share_of(float(found.bands.levels[-1] - found.bands.levels[0]))
-    named = []
     for place, at in enumerate(order):
         usual = share_of(float(found.moves.ordinary_falls[at]))
         named.append(
