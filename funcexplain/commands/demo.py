@@ -161,10 +161,10 @@ def run_demo(
         print_line(likelihood_sentence(fe.probability(query.from_reference, atol=ATOL), ahead))
     print_line(drawn.sentence)
     print_line(f"Report: {folder / report}")
-    picture = write_picture(folder, outcome, query, history, show_prices=True)
-    print_line(f"Picture: {folder / picture}")
     if drawn.found is not None:
         print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
+    picture = write_picture(folder, outcome, query, history, show_prices=True)
+    print_line(f"Picture: {folder / picture}")
     return best
 
 
