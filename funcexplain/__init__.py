@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.agreement import agreement as agreement
+    from funcexplain.measures.alternatives import alternatives as alternatives
     from funcexplain.measures.attribution import Attribution as Attribution
     from funcexplain.measures.attribution import attribute as attribute
+    from funcexplain.measures.draws import bands as bands
+    from funcexplain.measures.draws import drivers as drivers
+    from funcexplain.measures.draws import moves as moves
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
+    from funcexplain.measures.stories import stories as stories
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -94,9 +99,12 @@ _NAMES = {
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
     "measures.agreement": ("agreement",),
+    "measures.alternatives": ("alternatives",),
     "measures.attribution": ("Attribution", "attribute"),
+    "measures.draws": ("bands", "drivers", "moves"),
     "measures.evaluate": ("evaluate",),
     "measures.rarity": ("rarity",),
+    "measures.stories": ("stories",),
     "reports.plotting": ("plot",),
     "reports.report": ("report",),
     "solutions.files": ("load",),

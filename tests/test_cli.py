@@ -154,6 +154,8 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
     assert "for the network to hold at least 50% OIL?" in shown
     assert "The network holds the target" in shown
     assert shown.rstrip().endswith(f"Picture: {out / 'overview.png'}")
+    assert "In 128 markets drawn at which the target holds, " in shown or "No market could be" in shown
+    assert (f"Fan: {out / 'fan.png'}" in shown) == (out / "fan.png").exists()
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -23,8 +23,8 @@ from funcexplain.commands.entries import (
     bad_entry,
     entry,
     integer_between,
-    key_path,
     one_of,
+    one_or_more,
     read_amounts,
     read_date,
     read_flag,
@@ -33,8 +33,8 @@ from funcexplain.commands.entries import (
     read_number,
     read_table,
     read_text,
-    suggest,
 )
+from funcexplain.commands.method import DEFAULT, METHODS, MethodConfig, read_method
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.writing import check_regular
@@ -47,14 +47,6 @@ MAX_DEPTH = 16
 _PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*){{{MAX_DEPTH}}}", re.ASCII)
 
-# Settings of each method, with their defaults. Those of adam suit a search in sigmas: an eps as large as
-# a typical gradient leaves entries alone that hardly matter.
-METHODS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 0.2, "betas": [0.5, 0.999], "eps": 0.03},
-    "sgd": {"lr": 0.1, "momentum": 0.0},
-    "levenberg_marquardt": {"residual": "auto", "damping": 10.0},
-}
-_METHOD = "levenberg_marquardt"
 MARKETS = ("normal", "student_t", "filtered_history")
 """Models of returns, by their names in `fe.models`."""
 LOSSES = ("auto", "cosine_distance", "cross_entropy", "js", "kl", "mae", "mse")
@@ -145,15 +137,6 @@ def _groups(where: str, value: Any) -> tuple[GroupConfig, ...]:
     return groups
 
 
-@dataclass(frozen=True)
-class StartsConfig:
-    """Where searches start: at the window, at precedents, and at the window plus noise, in sigmas."""
-
-    number: int = entry(integer_between(1, 10**5), 8)
-    jitter: float = entry(read_non_negative, 1.0)
-    seed: int = entry(integer_between(0, 2**32 - 1), 0)
-
-
 def _leverage(where: str, value: Any) -> float:
     """A positive number; ``inf`` assumes nothing."""
     if value == math.inf:
@@ -163,23 +146,37 @@ def _leverage(where: str, value: Any) -> float:
     return float(value)
 
 
-def _settings(where: str, value: Any) -> Any:
-    """A setting of a method: a number, text or a list of them. The method checks its value."""
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, str):
-            read_number(where, item)
-    return value
-
-
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network: the function that makes it, the package or folder of that, and its weights."""
+    """The network: the function that makes it, the package or folder of that, and its weights.
 
-    factory: str | None = entry(_factory, None)
-    arguments: dict[str, Any] | None = entry(_arguments, None)
-    weights: str | None = entry(read_text, None)
+    A list of any of the first three is of several networks, which share the others.
+    """
+
+    factory: str | tuple[str, ...] | None = entry(one_or_more(_factory), None)
+    arguments: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None = entry(
+        one_or_more(_arguments), None
+    )
+    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None)
     package: str | None = entry(_package, None)
     folder: str = entry(read_text, ".")
+
+    def members(self) -> list[NetworkConfig]:
+        """Each network of several, or the only one.
+
+        Example:
+            >>> [one.weights for one in NetworkConfig("mine:make", weights=("a.pt", "b.pt")).members()]
+            ['a.pt', 'b.pt']
+        """
+        lists = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+        sizes = {name: len(value) for name, value in lists.items()}
+        if len({*sizes.values()}) > 1:
+            named = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+            raise ValueError(f"network: lists must have one entry for each network, got {named}")
+        count = max(sizes.values(), default=1)
+        return [
+            replace(self, **{name: value[at] for name, value in lists.items()}) for at in range(count)
+        ]
 
 
 @dataclass(frozen=True)
@@ -211,6 +208,7 @@ class QuestionConfig:
     ahead: int | None = entry(integer_between(1), None)
     market: str = entry(one_of("auto", *MARKETS), "auto")
     how_likely: bool = entry(read_flag, False)
+    draws: int | None = entry(integer_between(2, 10**5), None)
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
     free: WindowPart = entry(_table(WindowPart), WindowPart())
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())
@@ -218,44 +216,6 @@ class QuestionConfig:
 
 GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
 """Entries of a question that state a goal."""
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """How to search."""
-
-    name: str = entry(one_of(*METHODS), _METHOD)
-    answer: str = entry(one_of("closest", "first"), "closest")
-    few: str | None = entry(one_of("shocks", "assets", "days"), None)
-    max_steps: int = entry(integer_between(0), 100)
-    atol: float = entry(read_non_negative, 1e-3)
-    patience: int | None = entry(integer_between(1), None)
-    starts: StartsConfig = entry(_table(StartsConfig), StartsConfig())
-    threads: int = entry(integer_between(1, 1024), 1)
-    settings: dict[str, Any] = entry(lambda where, value: value, None)
-
-
-def _method(where: str, value: Any) -> MethodConfig:
-    """Read ``[method]``, where the settings of the method are entries like the others."""
-    if not isinstance(value, dict):
-        raise bad_entry(where, "a table", value)
-    # The method whose settings are given.
-    default = next((name for name in ("adam", "sgd") if METHODS[name].keys() & value), _METHOD)
-    name = one_of(*METHODS)(key_path(where, "name"), value.get("name", default))
-    own = METHODS[name]
-    common = [key for key in MethodConfig.__dataclass_fields__ if key != "settings"]
-    for key in value:
-        if key not in own and key not in common:
-            known = (*own, *common)
-            raise ValueError(f"{key_path(where, key)}: unknown setting of {name}; {suggest(key, known)}")
-    given = {key: _settings(key_path(where, key), value[key]) for key in own if key in value}
-    rest = {key: value[key] for key in common if key in value}
-    if name != _METHOD:  # which takes a tenth of the steps
-        rest = {"max_steps": 1000, **rest}
-    method = read_table(MethodConfig, where, {**rest, "name": name, "settings": {**own, **given}})
-    if method.few is not None and method.answer == "first":
-        raise ValueError(f'{where}.few: needs answer = "closest", got "first"; leave one of them out')
-    return method
 
 
 @dataclass(frozen=True)
@@ -276,7 +236,7 @@ class Config:
     prices: PricesConfig = entry(_table(PricesConfig))
     question: QuestionConfig = entry(_table(QuestionConfig))
     features: FeaturesConfig = entry(_table(FeaturesConfig), FeaturesConfig())
-    method: MethodConfig = entry(_method, MethodConfig(settings=METHODS[_METHOD]))
+    method: MethodConfig = entry(read_method, MethodConfig(settings=METHODS[DEFAULT]))
     output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
@@ -343,14 +303,9 @@ def _inside(value: Any) -> Iterable[Any]:
 def parse_config(table: dict[str, Any]) -> Config:
     """Parse a table as `read_config` parses a file."""
     config = read_table(Config, "", table)
-    network, question = config.network, config.question
-    exported = (network.weights or "").endswith(".pt2")
-    if network.factory is None and not exported:
-        raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
-    if exported and (network.factory or network.arguments or network.package):
-        raise ValueError(
-            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
-        )
+    question = config.question
+    for network in config.network.members():
+        _check_network(network)
     if not any(getattr(question, goal) is not None for goal in GOALS):
         raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")
     if question.shift is not None and len(question.shift) > 1:
@@ -364,11 +319,12 @@ def parse_config(table: dict[str, Any]) -> Config:
             "question.frozen: a scenario computes all channels from the same returns, so that channels "
             'cannot be frozen; freeze assets or days, or use search = "features"'
         )
-    if question.how_likely and question.ahead is None:
-        raise ValueError(
-            "question.how_likely: needs ahead, the number of days to come: what has happened has no "
-            "probability; add ahead = 10, or leave how_likely out"
-        )
+    for name in ("how_likely", "draws"):
+        if getattr(question, name) and question.ahead is None:
+            raise ValueError(
+                f"question.{name}: needs ahead, the number of days to come: what has happened has no "
+                f"probability; add ahead = 10, or leave {name} out"
+            )
     search = question.search
     if search == "auto":  # single channels cannot move along a path of prices
         search = "features" if channels else "scenario"
@@ -380,3 +336,16 @@ def parse_config(table: dict[str, Any]) -> Config:
                     'prices, got search = "features"; leave one of them out'
                 )
     return replace(config, question=replace(question, search=search))
+
+
+def _check_network(network: NetworkConfig) -> None:
+    """Raise unless the entries of one network fit together."""
+    weights = network.weights or ""
+    assert isinstance(weights, str)
+    exported = weights.endswith(".pt2")
+    if network.factory is None and not exported:
+        raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
+    if exported and (network.factory or network.arguments or network.package):
+        raise ValueError(
+            "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
+        )

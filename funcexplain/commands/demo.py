@@ -16,20 +16,16 @@ from torch import Tensor
 import funcexplain as fe
 from funcexplain.commands.allocation import check_wanted
 from funcexplain.commands.audit import audit
-from funcexplain.commands.config import (
-    Config,
-    MethodConfig,
-    NetworkConfig,
-    PricesConfig,
-    QuestionConfig,
-    StartsConfig,
-)
+from funcexplain.commands.config import Config, NetworkConfig, QuestionConfig
+from funcexplain.commands.draws import draw_markets, write_fan
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History
 from funcexplain.commands.inputs import REFINEMENTS
+from funcexplain.commands.method import MethodConfig, StartsConfig
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
+from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.printing import (
     PrintLine,
     agreement,
@@ -49,6 +45,7 @@ from funcexplain.reports.drawing import require_matplotlib
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
 DEFAULT_WEIGHT, SMALL = 0.2, 0.05
 ATOL = 1e-3
+DRAWS, SAMPLES = 128, 16_000
 
 
 def run_demo(
@@ -136,6 +133,7 @@ def run_demo(
             print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
         chance = fe.probability(query.from_reference, atol=ATOL)
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
+        drawn = draw_markets(query, DRAWS, ATOL, assets, num_samples=SAMPLES)
         report = write_report(
             folder,
             solutions,
@@ -144,6 +142,7 @@ def run_demo(
             title=None,
             settings=settings | audit("funcexplain demo", {}),
             probability=chance,
+            draws=drawn.draws,
         )
 
     best = rows[outcome.best[0]]
@@ -163,7 +162,10 @@ def run_demo(
         found = agreement(outcome).replace(" found", " starts found")
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
     print_line(likelihood_sentence(chance, ahead))
+    print_line(drawn.sentence)
     print_line(f"Report: {folder / report}")
+    if drawn.found is not None:
+        print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
     picture = write_picture(folder, outcome, query, history, show_prices=True)
     print_line(f"Picture: {folder / picture}")
     return best

@@ -140,6 +140,19 @@ def one_of(*names: str) -> Reader:
     return read
 
 
+def one_or_more(read: Reader) -> Reader:
+    """Make a reader of a value, or of a list of at least two, which becomes a tuple."""
+
+    def read_all(where: str, value: Any) -> Any:
+        if not isinstance(value, list):
+            return read(where, value)
+        if len(value) < 2:
+            raise bad_entry(where, "one value, or a list of at least two", value)
+        return tuple(read(f"{where}[{index}]", item) for index, item in enumerate(value))
+
+    return read_all
+
+
 def read_names(where: str, value: Any) -> tuple[str, ...]:
     """Read a name, or a list of distinct names."""
     if isinstance(value, str):

@@ -25,8 +25,10 @@ ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches; it is resumed, and never moved."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 MARKET, SHOCKS, TABLES = "market.csv", "shocks.csv", "tables.xlsx"
+DRAWS, FAN = "draws.safetensors", "fan.png"
 
-_FILES = (CONFIG, SOLUTION, WEIGHTS, METRICS, MARKET, SHOCKS, TABLES, PICTURE, REPORT)
+_TABLES = (WEIGHTS, METRICS, MARKET, SHOCKS, TABLES)
+_FILES = (CONFIG, SOLUTION, DRAWS, *_TABLES, PICTURE, FAN, REPORT)
 _FRESH = ".run-"
 _MAX_SUMMARY = 256 * MIB
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.config import Config, MethodConfig
+from funcexplain.commands.config import Config
 from funcexplain.commands.history import History, load_history
+from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.network import load_network
 from funcexplain.commands.question import Query, build_query, pin_dates
 
@@ -28,30 +29,42 @@ class Inputs:
 
     Attributes:
         config: the config, with its dates written out.
-        network: the network; None if only its recorded weights are known.
+        network: the network, the first of several; None if only its recorded weights are known.
         history: the windows.
         query: the question as a problem.
+        others: the other networks.
     """
 
     config: Config
     network: nn.Module | None
     history: History
     query: Query
+    others: Sequence[nn.Module] = ()
 
 
 def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
     """Load everything that a config names; errors name the remedy."""
     make_method(config.method)
-    network, history = load_market(config, trust_model=trust_model)
-    return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
+    networks, history = load_market(config, trust_model=trust_model)
+    network, *others = networks
+    query = build_query(config, network, history, others=others)
+    return Inputs(pin_dates(config, history), network, history, query, others)
 
 
-def load_market(config: Config, *, trust_model: bool = False) -> tuple[nn.Module, History]:
-    """Load the network of a config, and its prices in windows of the network's dtype."""
-    network = load_network(config.network, trust_model=trust_model)
-    floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
+def load_market(config: Config, *, trust_model: bool = False) -> tuple[list[nn.Module], History]:
+    """Load the networks of a config, and its prices in windows of the first one's dtype."""
+    networks = [load_network(one, trust_model=trust_model) for one in config.network.members()]
+    floats = [p.dtype for p in networks[0].parameters() if p.is_floating_point()]
     dtype = floats[0] if floats else torch.float32
-    return network, load_history(config.prices, config.features, dtype)
+    return networks, load_history(config.prices, config.features, dtype)
+
+
+def load_single(config: Config, *, trust_model: bool = False) -> tuple[nn.Module, History]:
+    """Load the only network of a config, and its prices."""
+    if (count := len(config.network.members())) > 1:
+        raise ValueError(f"network: this command asks one network, got {count}; name one of them")
+    (network,), history = load_market(config, trust_model=trust_model)
+    return network, history
 
 
 def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
@@ -59,6 +72,10 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
 
     No code that the config names runs. Away from today's windows the weights of the question are NaN.
     """
+    if len(config.network.members()) > 1:
+        raise ValueError(
+            "network: a report about several networks needs them; --trust-config builds them"
+        )
     history = load_history(config.prices, config.features, dtype)
     names = history.prices.assets
 
@@ -84,7 +101,8 @@ def hash_inputs(inputs: Inputs) -> dict[str, str]:
     hashes = {}
     if inputs.network is not None:
         # Today's weights detect changes of the network's code, which is not part of its state.
-        hashes["network"] = of(*inputs.network.state_dict().values(), inputs.query.today)
+        states = [t for one in (inputs.network, *inputs.others) for t in one.state_dict().values()]
+        hashes["network"] = of(*states, inputs.query.today)
     return hashes | {"prices": of(torch.as_tensor(inputs.history.prices.values))}
 
 

@@ -41,6 +41,8 @@ def load_network(config: NetworkConfig, *, trust_model: bool = False) -> nn.Modu
         >>> load_network(NetworkConfig("torch.nn:Linear", {"in_features": 2, "out_features": 1}))
         Linear(in_features=2, out_features=1, bias=True)
     """
+    assert not isinstance(config.factory, tuple)
+    assert not isinstance(config.weights, tuple)
     if config.factory is None:
         return _load_exported(config.weights or "", trust_model)
     with fixed_seed(), importable(os.path.abspath(config.folder)):
@@ -60,6 +62,7 @@ def one_line(error: BaseException | str) -> str:
 
 def _make(factory: str, config: NetworkConfig) -> nn.Module:
     where, arguments = "network.factory", config.arguments or {}
+    assert not isinstance(arguments, tuple)
     package, folder = config.package, Path(config.folder)
     name, _, function = factory.partition(":")
     check_module(name, function, package, folder)

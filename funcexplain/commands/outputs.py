@@ -16,6 +16,8 @@ import funcexplain as fe
 from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
+from funcexplain.measures.agreement import Agreement
+from funcexplain.reports.details import single_target
 from funcexplain.reports.overview import rank_rows
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.writing import replaced
@@ -70,6 +72,11 @@ def save_solution(
     return SOLUTION
 
 
+def mean_weights(solution: fe.Solution) -> Tensor:
+    """Weights of one row, ``(A,)``; the mean of several networks'."""
+    return solution.weights.reshape(-1, solution.weights.shape[-1]).mean(0)
+
+
 def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Query) -> Outcome:
     """Choose the best start of each date."""
     hit = torch.as_tensor(solution.hit).flatten()
@@ -106,8 +113,8 @@ def write_picture(
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
     figure = plot_overview(
         query.today[-1],
-        question.args["target"],
-        best.weights,
+        single_target(question.args["target"], len(history.prices.assets)),
+        mean_weights(best),
         best.x,
         query.references[-1],
         rows.history,
@@ -135,8 +142,10 @@ def write_report(
     settings: Mapping[str, Any],
     probability: fe.Probability | None = None,
     probe: bool = True,
+    draws: fe.Solution | None = None,
+    agreement: Agreement | None = None,
 ) -> str:
-    """Write the report of a solution, and return the name of its file; ``probe`` as in `fe.report`."""
+    """Write the report of a solution, the last arguments as in `fe.report`; its file's name."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -167,6 +176,8 @@ def write_report(
         title=title or query.sentence,
         settings=settings,
         probe=probe,
+        draws=draws,
+        agreement=agreement,
         prices=prices if history.has_returns else None,
     )
     return REPORT
@@ -208,7 +219,7 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
             "size": float(outcome.size[row]),
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
-            "weights": dict(zip(assets, best.weights.tolist(), strict=True)),
+            "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),
             "today": dict(zip(assets, query.today[number].tolist(), strict=True)),
             "unshocked": dict(zip(assets, query.held[number].tolist(), strict=True)),
         }

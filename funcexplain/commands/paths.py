@@ -28,7 +28,9 @@ def rebase(config: Config, before: str | Path, after: str | Path) -> Config:
         return path if os.path.isabs(path) else os.path.relpath(os.path.join(before, path), after)
 
     network, prices, output = config.network, config.prices, config.output
-    weights = network.weights and moved(network.weights)
+    weights = network.weights
+    if weights is not None:
+        weights = moved(weights) if isinstance(weights, str) else tuple(map(moved, weights))
     file = prices.file if prices.file in _SHIPPED else moved(prices.file)
     return replace(
         config,

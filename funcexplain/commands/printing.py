@@ -11,7 +11,7 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands.folder import WEIGHTS
-from funcexplain.commands.outputs import Outcome
+from funcexplain.commands.outputs import Outcome, mean_weights
 from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
 from funcexplain.markets.sanity import Finding
@@ -130,8 +130,9 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
         )
         return
     today, best = query.today[0], outcome.solution.flat(torch.tensor(outcome.best))[0]
-    moved = (best.weights - today).abs().nan_to_num().argsort(descending=True, stable=True)
-    columns = {"today": today, "reached": best.weights}
+    reached = mean_weights(best)
+    moved = (reached - today).abs().nan_to_num().argsort(descending=True, stable=True)
+    columns = {"today": today, "reached": reached}
     yield from weights_table(columns, assets, moved[:_MAX_ASSETS].tolist())
     if len(assets) > _MAX_ASSETS:
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +36,12 @@ class Query:
         positions: positions of the dates' windows in the history.
         dates: last day of each of these windows.
         seeds: seed of each start.
-        today: the network's weights on each date, ``(dates, A)``.
+        today: the network's weights on each date, ``(dates, A)``; the mean of several.
         held: its weights at the reference windows: today's, or those ahead without shocks.
         sentence: the question in words.
         market: model of returns, None for a search over features.
         ahead: days to come that are shocked, 0 for those behind the windows.
+        first: of several networks, the question to the first alone, one row for each date.
     """
 
     problem: fe.Problem
@@ -52,6 +53,7 @@ class Query:
     sentence: str
     market: str | None
     ahead: int = 0
+    first: fe.Problem | None = None
 
     @property
     def from_reference(self) -> fe.Problem:
@@ -73,6 +75,7 @@ def build_query(
     network: nn.Module | None,
     history: History,
     recorded: tuple[Tensor, Tensor] | None = None,
+    others: Sequence[nn.Module] = (),
 ) -> Query:
     """Turn the question of a config into a problem.
 
@@ -82,6 +85,7 @@ def build_query(
         history: the windows.
         recorded: these weights, of today and without shocks, ``(dates, A)`` each; the problem's are NaN
             at any other window.
+        others: further networks, which must hold the target, too.
 
     Raises:
         ValueError: if a name, date or part does not exist, the target is out of reach, or the network
@@ -97,11 +101,11 @@ def build_query(
     _check_names(question, history.prices.assets)
     windows, seeds = history.windows[chosen], torch.arange(starts.number) + starts.seed * starts.number
     space = make_space(question, history, chosen)
-    known: Any = network
+    known: list[Any] = [network, *others]
     if network is not None:
-        today = held = evaluate_weights(network, windows, history)
+        today = held = _mean_weights(known, windows, history)
         if question.ahead:
-            held = evaluate_weights(network, space.x0, history)
+            held = _mean_weights(known, space.x0, history)
     else:
         assert recorded is not None
         today, held = recorded
@@ -110,43 +114,59 @@ def build_query(
                 f"question.date: expected recorded weights of {len(windows)} dates, got "
                 f"{len(today)}; run again"
             )
-        known = (_recorded_weights, {"window": space.x0[0], "weights": held[0]})
+        known = [(_recorded_weights, {"window": space.x0[0], "weights": held[0]})]
     parts = (question.target, question.shift, question.turnover)
     depends_on_today = any(part is not None for part in parts)  # and so on the date
     varying = today if depends_on_today else today[:1]
     targets = [_target(question, history, weights) for weights in varying]
-    stacks = space.stacks
-    try:
-        problem = fe.problem(
-            known,
-            targets[0],
-            space.x0[0],
-            loss=_loss(question, targets[0]),
-            mask=space.mask,
-            seed=int(seeds[0]),
-            assets=history.prices.assets,
-            leverage=question.leverage,
+    if len(known) > 1 and len(targets) > 1:
+        raise ValueError(
+            "question: several networks share one target, and target, shift and turnover depend on each "
+            "date's weights; name one date, or use other goals"
         )
+    stacks = space.stacks
+    if len(chosen) > 1:
+        if len(targets) > 1:
+            stacks["target"] = targets
+        if network is None:
+            stacks["params"] = {"window": space.x0, "weights": held}
+
+    def complete(problem: fe.Problem, number: int) -> fe.Problem:
         problem = fe.pipe(problem, *space.transforms)
-        if starts.number > 1:
+        if number > 1:
             problem = map_starts(problem, seeds, starts.jitter)
-        if len(chosen) > 1:
-            if starts.number > 1:
+            if len(chosen) > 1:
                 precedents = problem.args["precedents"]
                 stacks["precedents"] = precedents.expand(len(chosen), *precedents.shape)
-            if len(targets) > 1:
-                stacks["target"] = targets
-            if network is None:
-                stacks["params"] = {"window": space.x0, "weights": held}
-            problem = fe.vmap(problem, name="date", **stacks)
+        return fe.vmap(problem, name="date", **stacks) if len(chosen) > 1 else problem
+
+    try:
+        single = [
+            fe.problem(
+                one,
+                targets[0],
+                space.x0[0],
+                loss=_loss(question, targets[0]),
+                mask=space.mask,
+                seed=int(seeds[0]),
+                assets=history.prices.assets,
+                leverage=question.leverage,
+            )
+            for one in known
+        ]
+        problem = complete(fe.consensus(single) if len(single) > 1 else single[0], starts.number)
+        first = complete(single[0], 1) if len(single) > 1 else None
     except ValueError as error:
         raise ValueError(f"question: {error}") from None
     if network is not None and starts.number > 1:
         problem = with_precedents(problem, history, chosen, config.method.atol, space.search_points)
     dates = [history.ends[position] for position in chosen]
     sentence = describe_question(question, dates)
+    if others:
+        sentence = sentence.replace("for the network", f"for all {len(known)} networks")
+    ahead = question.ahead or 0
     return Query(
-        problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, question.ahead or 0
+        problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, ahead, first
     )
 
 
@@ -167,6 +187,11 @@ def pin_dates(config: Config, history: History) -> Config:
         prices=replace(config.prices, start=dates[0].item(), end=dates[-1].item()),
         question=replace(config.question, date=(last,) if date == "last" else date),
     )
+
+
+def _mean_weights(networks: Sequence[nn.Module], windows: Tensor, history: History) -> Tensor:
+    """The mean of several networks' weights at windows."""
+    return torch.stack([evaluate_weights(network, windows, history) for network in networks]).mean(0)
 
 
 def evaluate_weights(network: nn.Module, windows: Tensor, history: History) -> Tensor:

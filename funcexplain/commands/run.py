@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
 from funcexplain.commands.config import Config, read_config
+from funcexplain.commands.draws import (
+    check_drawable,
+    describe_draws,
+    draw_markets,
+    load_draws,
+    save_draws,
+    write_fan,
+)
+from funcexplain.commands.ensemble import agreement_of, ask_the_first, describe_agreement
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
 from funcexplain.commands.folder import (
     ANSWERS,
     CONFIG,
+    DRAWS,
     SOLUTION,
     SUMMARY,
     check_writable,
@@ -51,6 +62,7 @@ from funcexplain.commands.printing import (
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.markets.sanity import find_faults
+from funcexplain.reports.cards import whose
 from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.origin import LEFT_OUT
 from funcexplain.solutions.tables import require
@@ -104,6 +116,9 @@ def run_config(
         folder = make_folder(Path(config.output.folder))
         _describe(inputs, print_line)
         query, history = inputs.query, inputs.history
+        assets = history.prices.assets
+        if config.question.draws:
+            check_drawable(query, config.method.atol)
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
             method = config.method
@@ -133,6 +148,15 @@ def run_config(
             chance = fe.probability(query.from_reference, atol=config.method.atol)
             for row, answer in enumerate(summary["answers"]):
                 answer["probability"] = outputs.describe_chance(chance[row] if chance.dims else chance)
+        drawn = None
+        if config.question.draws:
+            drawn = draw_markets(query, config.question.draws, config.method.atol, assets)
+            described = drawn.found and describe_draws(drawn.found, assets)
+            summary["answers"][0]["draws"] = outputs.as_json(described)
+        first = ask_the_first(inputs, f"nothing is written to {str(folder)!r}")
+        if first is not None:
+            for row, answer in enumerate(summary["answers"]):
+                answer["agreement"] = outputs.as_json(describe_agreement(*first, row))
         if isinstance(solution, fe.clusters.ChunkedSolution):
             failures = solution.failures
         else:
@@ -152,8 +176,14 @@ def run_config(
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             digest = hash_inputs(inputs)
             summary["audit"] = audit(f"funcexplain run {path}", digest)
+            if drawn is not None and drawn.draws is not None and drawn.found is not None:
+                files.append(save_draws(fresh, drawn.draws, assets))
+                if config.output.picture:
+                    best = solution.flat(torch.tensor(outcome.best))[0]
+                    files.append(write_fan(fresh, drawn.found, query, best, assets))
             if config.output.report:
-                files.append(_write_report(fresh, folder, inputs, solution, summary["audit"], chance))
+                draws = None if drawn is None else drawn.draws
+                files.append(_write_report(fresh, folder, inputs, solution, draws, summary))
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
@@ -170,6 +200,11 @@ def run_config(
         print_line(line)
     if chance is not None and not chance.dims:
         print_line(likelihood_sentence(chance, query.ahead))
+    if drawn is not None:
+        print_line(drawn.sentence)
+    if (found := agreement_of(summary)) is not None:
+        card = whose(found)
+        print_line(f"{card.about} {card.head}. {card.text}")
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
         print_line(f"{which} failed: {error.splitlines()[0]}")
@@ -246,14 +281,8 @@ def rewrite_report(
                 "run again, or restore the original"
             )
         with fresh_folder(make_folder(folder)) as fresh:
-            name = _write_report(
-                fresh,
-                folder,
-                inputs,
-                solution,
-                before.get("audit", {}),
-                outputs.recorded_chance(before["answers"]),
-            )
+            draws = load_draws(folder) if DRAWS in before["files"] else None
+            name = _write_report(fresh, folder, inputs, solution, draws, before)
             names = dict.fromkeys([*before["files"], name])
             replace_files(folder, fresh, {**before, "files": [*names]})
     print_line(f"{folder / name}")
@@ -289,8 +318,8 @@ def _write_report(
     folder: Path,
     inputs: Inputs,
     solution: fe.Solution,
-    audited: dict[str, Any],
-    probability: fe.Probability | None = None,
+    draws: fe.Solution | None,
+    summary: Mapping[str, Any],
 ) -> str:
     return outputs.write_report(
         fresh,
@@ -298,9 +327,11 @@ def _write_report(
         inputs.query,
         inputs.history,
         title=inputs.config.output.title,
-        settings=_settings(inputs, folder) | audited,
-        probability=probability,
+        settings=_settings(inputs, folder) | summary.get("audit", {}),
+        probability=outputs.recorded_chance(summary["answers"]),
         probe=inputs.network is not None,
+        draws=draws,
+        agreement=agreement_of(summary),
     )
 
 
@@ -323,9 +354,10 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     problem, method = inputs.query.problem, inputs.config.method
     print_line(prices_line(inputs.history.prices))
     assert inputs.network is not None
-    count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
-    print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
+    for network in (inputs.network, *inputs.others):
+        count = sum(parameter.numel() for parameter in network.parameters())
+        print_line(f"Network: {type(network).__name__} with {count} parameters, {dtype}")
     if inputs.query.market is None:
         print_line("Market: each channel by itself; its changes come from no path of prices")
     else:

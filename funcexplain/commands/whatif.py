@@ -19,13 +19,14 @@ from funcexplain.commands.config import Config, WindowPart
 from funcexplain.commands.entries import parse_amounts, parse_share, read_date
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
-from funcexplain.commands.history import History, days_between, positions
-from funcexplain.commands.inputs import load_market
+from funcexplain.commands.history import History, positions
+from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
 from funcexplain.commands.run import read_checked
 from funcexplain.commands.space import make_space
+from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
@@ -123,7 +124,7 @@ def ask_what_if(
     if not asked:
         raise ValueError(f"--shock: expected a scenario, got none; give --shock {_EXPECTED[17:]}")
     with torch_threads(config.method.threads):
-        network, history = load_market(config, trust_model=trust_model)
+        network, history = load_single(config, trust_model=trust_model)
         asked = [_check(scenario, history) for scenario in asked]
         folder = make_folder(Path(config.output.folder))
         problem, today, ahead, position, market = _make_problem(config, network, history, asked)

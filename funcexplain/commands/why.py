@@ -16,7 +16,7 @@ from funcexplain.commands.entries import read_date
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, window_ending_on
-from funcexplain.commands.inputs import load_market
+from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
@@ -83,7 +83,7 @@ def explain_change(
     if first >= last:
         raise ValueError(f"--from: must be before --to, got {first} and {last}; exchange them")
     with torch_threads(config.method.threads):
-        network, history = load_market(config, trust_model=trust_model)
+        network, history = load_single(config, trust_model=trust_model)
         places = [
             window_ending_on(history, day, option) for option, day in (("--from", first), ("--to", last))
         ]

@@ -102,7 +102,7 @@ def sample(
     with deferred_interrupts() as hold, forwards_only(problem):
         level = _last_level(event, atol, num_samples // 2, key)
         points, mixing = _mix(event, level, num_draws, num_chains, num_samples, fold_in(key, 6))
-        return answer(hold, _solution(event, points, atol, mixing))  # type: ignore[return-value]
+        return answer(hold, solution_of(event, points, atol, mixing))  # type: ignore[return-value]
 
 
 class _Kept(NamedTuple):
@@ -240,7 +240,7 @@ def effective_size(quantities: Tensor) -> float:
     return float((length * count / total).min())
 
 
-def _solution(event: Event, points: Tensor, atol: float, mixing: Mixing) -> Solution:
+def solution_of(event: Event, points: Tensor, atol: float, mixing: Mixing) -> Solution:
     """The solution of some points."""
     problem, z = event.problem, event.search_points(points)
     target, criterion = problem.args["target"], problem.criterion

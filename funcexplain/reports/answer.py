@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from funcexplain.reports.drawing import Array
-from funcexplain.reports.moves import MAX_NAMED, Moves, describe_moves
+from funcexplain.reports.moves import MAX_NAMED, PriceMoves, describe_moves
 from funcexplain.reports.numbers import format_percent, format_points, join
 from funcexplain.reports.wording import met
 from funcexplain.solutions.status import Status
@@ -17,7 +17,7 @@ def describe_answer(
     status: Status,
     error: float,
     sigmas: Array,
-    moves: Moves | None,
+    moves: PriceMoves | None,
     assets: Sequence[str],
     *,
     law: bool,
@@ -40,7 +40,7 @@ def describe_answer(
         A sentence or two.
 
     Example:
-        >>> moves = Moves(5, np.zeros(2), np.array([-0.06, 0.001]))
+        >>> moves = PriceMoves(5, np.zeros(2), np.array([-0.06, 0.001]))
         >>> describe_answer(Status.CLOSEST, 1e-4, np.ones((1, 1, 2)), moves, ["NOK", "JPY"], law=True,
         ...                 ahead=5)
         'In the likeliest market found, over the next 5 trading days NOK falls by 6.00%; ...'

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.numbers import format_chance, format_days, format_percent, format_points
 from funcexplain.reports.reason import Reason, describe_reason
 from funcexplain.solutions.html import Html, element
@@ -147,6 +148,40 @@ def stable(
         parts.append(f"{format_percent(models)} of the other models hit the target at this window.")
     unmeasured = "Not measured: that needs the size of a standard deviation, from a history or a scale."
     return Judgement(about, head, " ".join(parts) or unmeasured, mood)
+
+
+def whose(found: Agreement) -> Judgement:
+    """Whether the story is the market's or one network's: what others make of the first one's answer.
+
+    It is the market's if at least half of the others hold the target, too, and the first one's alone if
+    none does and they close less than half of their gap in the median.
+
+    Args:
+        found: of one question, the network that answered it first.
+
+    Example:
+        >>> import torch
+        >>> held, closed = torch.tensor([True, False, False]), torch.tensor([1.0, 0.1, -0.2])
+        >>> card = whose(Agreement(held, 1.0 - closed, closed))
+        >>> card.head, card.text
+        ("One network's", 'At the answer of the first network alone, 1 of 3 networks hold the ...')
+    """
+    about, size = "Whose story is it?", len(found.held)
+    if not bool(found.held[0]):
+        return Judgement(about, "Unknown", "The first network alone does not hold the target.", "open")
+    others, closed = found.held[1:].double(), found.gap_closed[1:].double()
+    middle = float(closed.nanmedian())
+    if float(others.mean()) >= 0.5:
+        head, mood = "The market's", "good"
+    elif bool(others.any()) or middle >= 0.5:
+        head, mood = "Some networks'", "open"
+    else:
+        head, mood = "One network's", "bad"
+    text = (
+        f"At the answer of the first network alone, {int(found.held.sum())} of {size} networks hold the "
+        f"target; the others close {format_percent(middle)} of their gap to it (median)."
+    )
+    return Judgement(about, head, text, mood)
 
 
 def why(reason: Reason | None, assets: Sequence[str]) -> Judgement:

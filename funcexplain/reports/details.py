@@ -55,7 +55,7 @@ def select_row(one: Solution, question: Problem, sigma: Tensor | None, unit: str
     size = one.x.shape[-1]
     return Row(
         today=as_array(today).reshape(-1, size).mean(0),
-        target=_target(as_array(args["target"]), size),
+        target=single_target(args["target"], size),
         weights=as_array(one.weights).reshape(-1, size).mean(0),
         x=as_array(one.x),
         reference=as_array(args["reference"]),
@@ -100,8 +100,9 @@ def changes_table(row: Row, labels: Labels) -> Html:
     return table(("date", "asset", "channel", "from", "to", unit), lines, numbers=(3, 4, 5))
 
 
-def _target(target: Array, size: int) -> Array:
+def single_target(given: Tensor, size: int) -> Array:
     """One target: for a consensus the first model's; goals that fix every weight are an allocation."""
+    target = as_array(given)
     if target.shape[-1] == size:
         return target.reshape(-1, size)[0]
     goals = target.reshape(-1, *target.shape[-2:])[0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from funcexplain.reports.drawing import Array
-from funcexplain.reports.numbers import format_days, format_percent, format_signed, join
+from funcexplain.reports.numbers import format_days, format_percent, format_signed, join, share_of
 from funcexplain.solutions.html import Html, element, table
 
 MAX_NAMED = 3
@@ -21,7 +21,7 @@ NAMED_SHARE = 0.5
 """An asset is named if its move differs by at least this share of the largest difference."""
 
 
-class Moves(NamedTuple):
+class PriceMoves(NamedTuple):
     """Price moves over the shocked days, as fractions, one number for each asset ``(A,)``.
 
     Attributes:
@@ -54,14 +54,14 @@ class Moves(NamedTuple):
 
 def measure_moves(
     actual: Array, scenario: Array, returns: Array | None = None, draws: Array | None = None
-) -> Moves:
+) -> PriceMoves:
     """Measure the moves between two price paths.
 
     Args:
         actual: prices without shocks, ``(D, A)``.
         scenario: prices at the answer, ``(D, A)``.
         returns: log returns of the history, ``(days, A)``.
-        draws: log returns at draws, up to the same last day, ``(draws, days, A)``.
+        draws: log returns over the shocked days, one for each market drawn, ``(draws, A)``.
 
     Returns:
         The moves from the day before the first one at which the paths differ to the last.
@@ -77,17 +77,17 @@ def measure_moves(
     before, moved = (path[-1] / path[first - 1] - 1.0 for path in (actual, scenario))
     if not days:
         still = np.zeros(actual.shape[-1])
-        return Moves(0, still, still)
+        return PriceMoves(0, still, still)
     percentile = low = high = falls = None
     if returns is not None and len(returns) >= days:
         total = np.concatenate([np.zeros((1, returns.shape[1])), np.nan_to_num(returns).cumsum(0)])
         real = np.expm1(total[days:] - total[:-days])
         percentile = (real < moved).mean(0)
     if draws is not None and len(draws):
-        drawn = np.expm1(draws[:, -days:].sum(1))
+        drawn = np.expm1(draws)
         low, high = np.quantile(drawn, (0.05, 0.95), axis=0)
         falls = (drawn < 0.0).mean(0)
-    return Moves(days, before, moved, percentile, low, high, falls)
+    return PriceMoves(days, before, moved, percentile, low, high, falls)
 
 
 def first_shocked_day(actual: Array, scenario: Array) -> int:
@@ -104,7 +104,7 @@ def first_shocked_day(actual: Array, scenario: Array) -> int:
     return int(differs.argmax()) if differs.any() else len(actual)
 
 
-def describe_moves(moves: Moves, assets: Sequence[str], *, ahead: int = 0, last: str = "") -> str:
+def describe_moves(moves: PriceMoves, assets: Sequence[str], *, ahead: int = 0, last: str = "") -> str:
     """The moves that differ most from those without shocks, in a sentence.
 
     Args:
@@ -117,7 +117,7 @@ def describe_moves(moves: Moves, assets: Sequence[str], *, ahead: int = 0, last:
         A sentence without its period, to be continued or ended.
 
     Example:
-        >>> moves = Moves(5, np.zeros(2), np.array([-0.06, 0.001]))
+        >>> moves = PriceMoves(5, np.zeros(2), np.array([-0.06, 0.001]))
         >>> describe_moves(moves, ["NOK", "JPY"], ahead=5)
         'over the next 5 trading days NOK falls by 6.00%; JPY moves by at most 0.10%'
         >>> describe_moves(moves._replace(actual=np.array([0.01, 0.0])), ["NOK", "JPY"])
@@ -144,7 +144,7 @@ def describe_moves(moves: Moves, assets: Sequence[str], *, ahead: int = 0, last:
     return f"{text}; {who} {verbs[1]} by at most {100 * size[others].max():.2f} points"
 
 
-def _describe_move(moves: Moves, at: int, name: str, *, ahead: int) -> str:
+def _describe_move(moves: PriceMoves, at: int, name: str, *, ahead: int) -> str:
     """The move of one asset; with its range over draws, and the move without shocks unless ahead."""
     move = float(moves.scenario[at])
     text = f"{name} {'falls' if move < 0 else 'rises'} by {format_percent(abs(move))}"
@@ -155,7 +155,7 @@ def _describe_move(moves: Moves, at: int, name: str, *, ahead: int) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def moves_table(moves: Moves, assets: Sequence[str], *, ahead: int = 0) -> Html:
+def moves_table(moves: PriceMoves, assets: Sequence[str], *, ahead: int = 0) -> Html:
     """The move of every asset, the largest differences first."""
     if not moves.days:
         return element("p", "No price moves.")
@@ -172,7 +172,7 @@ def moves_table(moves: Moves, assets: Sequence[str], *, ahead: int = 0) -> Html:
         heads += ["5 to 95% of draws", "share of draws that fall"]
         bounds = zip(moves.low, moves.high, strict=True)
         columns.append([f"{format_signed(low)} to {format_signed(high)}" for low, high in bounds])
-        columns.append([format_percent(float(value)) for value in moves.falls])
+        columns.append([share_of(float(value)) for value in moves.falls])
     lines = [[assets[at], *(column[at] for column in columns)] for at in moves.order[:MAX_LINES]]
     body = table(heads, lines, range(1, len(heads)))
     if (more := len(assets) - MAX_LINES) > 0:

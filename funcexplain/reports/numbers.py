@@ -80,3 +80,15 @@ def format_number(value: Tensor | float) -> str:
         '0.000123'
     """
     return f"{float(value):.3g}"
+
+
+def share_of(share: float) -> str:
+    """A share in percent; only what is all or none of it is 100% or 0%.
+
+    Example:
+        >>> share_of(0.0), share_of(0.002), share_of(0.126), share_of(0.999)
+        ('0%', 'under 1%', '13%', 'over 99%')
+    """
+    if 0.0 < share < 0.01:
+        return "under 1%"
+    return "over 99%" if 0.99 < share < 1.0 else f"{100 * share:.0f}%"

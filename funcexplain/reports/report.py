@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funcexplain.markets import scenarios
+from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
-from funcexplain.reports import cards, plots, wording
+from funcexplain.reports import plots, wording
 from funcexplain.reports.answer import describe_answer
-from funcexplain.reports.dates import DATE, Dates, collect_dates, dates_section, describe_dates
-from funcexplain.reports.details import Row, changes_table, row_pictures, select_row
-from funcexplain.reports.drawing import as_array, new_axes, require_matplotlib
+from funcexplain.reports.dates import DATE, collect_dates, dates_section
+from funcexplain.reports.details import changes_table, row_pictures, select_row
+from funcexplain.reports.drawing import as_array, require_matplotlib
+from funcexplain.reports.draws import draws_section, find_common
+from funcexplain.reports.front import Answer, Front, day_of, front_page
 from funcexplain.reports.inputs import (
     Labels,
-    PricePaths,
     check_coords,
     check_history_dates,
     complete_labels,
     name_of_row,
     price_paths,
 )
-from funcexplain.reports.moves import Moves, first_shocked_day, measure_moves, moves_table
+from funcexplain.reports.moves import measure_moves, moves_table
 from funcexplain.reports.numbers import format_points
 from funcexplain.reports.origin import ATOL, DRAWS, NOISE, origin_table, setting_lines
 from funcexplain.reports.overview import (
@@ -49,7 +49,7 @@ from funcexplain.reports.overview import (
 from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.reports.questions import describe_question
-from funcexplain.reports.reason import Reason, find_reason, reason_table
+from funcexplain.reports.reason import find_reason, reason_table
 from funcexplain.reports.trades import trades_table
 from funcexplain.solutions.html import Html, details, element, table
 from funcexplain.solutions.labels import check_labels
@@ -58,23 +58,8 @@ from funcexplain.solutions.probability import Probability
 from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
-_PAIR = 5.2, 3.8  # inches; drawn for half a page, and for a phone
-
 DETAILED_ROWS = 3
 """Number of answers of a grid that are shown with pictures."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """One answer that is shown: its row, prices and moves, and why its weights change."""
-
-    index: tuple[int, ...]
-    solution: Solution
-    row: Row
-    prices: PricePaths | None
-    moves: Moves | None
-    reason: Reason | None
-    sentence: str
 
 
 def report(
@@ -92,6 +77,7 @@ def report(
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     probability: Probability | None = None,
     draws: Solution | None = None,
+    agreement: Agreement | None = None,
     ahead: int = 0,
     today: Tensor | None = None,
     spread: float | None = None,
@@ -126,7 +112,9 @@ def report(
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
         probability: of the target, from `probability`, for one question or for each date.
-        draws: markets at which the target holds, from `sample`, whose moves give ranges.
+        draws: markets from `sample` at which the target of the best answer holds; they give ranges, and
+            a section on what they have in common.
+        agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of days to come that are shocked; 0 for days up to the window's end.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
@@ -175,17 +163,20 @@ def report(
         latest = tuple(map(int, np.unravel_index(series.rows[-1], solution.shape)))
         order = [latest, *(index for index in order if index != latest)]
 
-    def show(index: tuple[int, ...]) -> _Answer:
+    common = None
+    if draws is not None:
+        common = find_common(draws, problem[order[0]] if order[0] else problem)
+
+    def show(index: tuple[int, ...]) -> Answer:
         one, question = (solution[index], problem[index]) if index else (solution, problem)
         row = select_row(one, question, *_sigma(question, history, scale))
         if today is not None:
             row = row._replace(today=as_array(today.broadcast_to((*solution.shape, window[-1]))[index]))
         pair = prices_at(index) if prices_at else None
+        totals = as_array(common.totals) if common is not None and index == order[0] else None
         moves, reason = None, None
         if pair is not None:
-            moves = measure_moves(
-                *pair, _past_returns(question, history), _drawn_returns(draws, question)
-            )
+            moves = measure_moves(*pair, _past_returns(question, history), totals)
         if probe and index == order[0]:
             reason = find_reason(question, one, row.target)
         sentence = describe_answer(
@@ -198,7 +189,7 @@ def report(
             ahead=ahead,
             last=labels.dates[-1] if labels.dates and not ahead else "",
         )
-        return _Answer(index, one, row, pair, moves, reason, sentence)
+        return Answer(index, one, row, pair, moves, reason, sentence)
 
     best = show(order[0])
     found = None
@@ -213,13 +204,20 @@ def report(
     head = title or describe_question(
         best.row.today, best.row.target, labels.assets, "" if ahead else last, ahead
     )
+    front = Front(
+        head, note, best, solution, metrics, labels, series, chance, common, agreement, found, known,
+        ahead, probe,
+    )  # fmt: skip
     content = [
-        _front(head, note, best, solution, metrics, labels, series, chance, found, known, ahead, probe),
+        front_page(front),
         *(dates_section(series, size[1], labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
         *trades_table(best.row.today, best.row.target, best.row.weights, labels.assets, spread),
     ]
+    if common is not None:
+        question = problem[order[0]] if order[0] else problem
+        content += draws_section(common, question, best.solution, labels.assets)
     if best.reason is not None:
         content.append(
             details("Why: what the data of each asset add", *reason_table(best.reason, labels.assets))
@@ -248,86 +246,7 @@ def report(
     return file_path
 
 
-def _front(
-    head: str,
-    note: str,
-    best: _Answer,
-    solution: Solution,
-    metrics: Metrics,
-    labels: Labels,
-    series: Dates | None,
-    chance: Probability | None,
-    found: Precedents | None,
-    known: Sequence[object] | None,
-    ahead: int,
-    probe: bool,
-) -> Html:
-    """The first page: question, answer, verdict and two pictures."""
-    index, status = best.index, Status(int(best.solution.status))
-    measured, worst = (
-        {name: float(value[index]) for name, value in values.items()}
-        for values in (metrics, metrics.worst)
-    )
-    already = best.row.met
-    judged = [
-        cards.reached(
-            status,
-            float(best.solution.error),
-            measured,
-            *best.solution.exceptions.values(),
-            already=already,
-        )
-    ]
-    if chance is not None:
-        judged.append(cards.likely(chance, ahead))
-    if not already:
-        nearest = _day_of(int(found.days[0]), found, known) if found is not None else ""
-        judged += [
-            wording.unusual(
-                measured, worst, found, assets=labels.assets, hit=status.is_hit, nearest=nearest
-            ),
-            cards.stable(measured, NOISE, ATOL, probed=probe),
-            cards.why(best.reason, labels.assets),
-        ]
-    text = [best.sentence]
-    if series:
-        text = [describe_dates(series), f"On {series.names[-1]}: {best.sentence}"]
-    elif solution.dims:
-        hits, total = int(solution.hit.sum()), solution.num_steps.numel()
-        name = name_of_row(solution.dims, index, {})
-        text.append(f"{hits} of {total} searches reach their target; this is the best of them ({name}).")
-    pictures = []
-    if best.prices is not None and best.moves is not None and best.moves.days:
-        pictures.append(_prices_picture(best.prices, labels, ahead))
-    row, ax = best.row, new_axes(*_PAIR)
-    plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets, most=12, ax=ax)
-    goal = "target" if row.target.ndim == 1 else "bounds"
-    pictures.append(picture(ax, f"Weights today and reached, and their {goal}, in percent."))
-    return element(
-        "section",
-        element("h1", head),
-        *([element("p", note, class_="note")] if note else []),
-        *(element("p", part, class_="lead") for part in text),
-        cards.cards(judged),
-        element("div", *pictures, class_="pair"),
-        class_="front",
-    )
-
-
-def _prices_picture(pair: PricePaths, labels: Labels, ahead: int) -> Html:
-    """Prices of all shocked days, from the day before the first one on."""
-    first = first_shocked_day(*pair)
-    actual, scenario = (path[first - 1 :] for path in pair)
-    ax = plots.plot_prices(
-        actual, scenario, assets=labels.assets, window=len(labels.days), ahead=ahead, ax=new_axes(*_PAIR)
-    )
-    dashed = "without shocks" if ahead else "as they were"
-    text = f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked day."
-    shaded = len(actual) > len(labels.days)
-    return picture(ax, text + (" Shaded: the days that the network sees." if shaded else ""))
-
-
-def _other(answer: _Answer, labels: Labels) -> list[Html]:
+def _other(answer: Answer, labels: Labels) -> list[Html]:
     """Another answer of a grid in detail."""
     row = answer.row
     weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
@@ -339,17 +258,10 @@ def _other(answer: _Answer, labels: Labels) -> list[Html]:
     ]
 
 
-def _day_of(day: int, found: Precedents, dates: Sequence[object] | None) -> str:
-    """The last day of a real window."""
-    if dates is not None:
-        return str(dates[day - 1])
-    return f"{found.known - day} days before" if day < found.known else "the day of the question"
-
-
 def _history(found: Precedents, dates: Sequence[object] | None) -> list[Html]:
     """The real windows that hold the target or come nearest to it, to compare the answer with."""
     lines = [
-        (_day_of(int(day), found, dates), format_points(float(error)), f"{float(change):.2f}")
+        (day_of(int(day), found, dates), format_points(float(error)), f"{float(change):.2f}")
         for day, error, change in zip(*found[:3], strict=True)
     ]
     heads = ("ends on", "misses the target by", "root mean square distance, standard deviations")
@@ -393,8 +305,3 @@ def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor
 def _past_returns(problem: Problem, history: Tensor | None) -> np.ndarray | None:
     """Log returns of the history up to the question's date: its first channel."""
     return None if history is None else as_array(history[0, : date_of(problem, history)])
-
-
-def _drawn_returns(draws: Solution | None, problem: Problem) -> np.ndarray | None:
-    """Log returns of markets drawn for this question."""
-    return None if draws is None else as_array(scenarios.returns_of(draws, problem))

@@ -42,7 +42,7 @@ def check_answer(where: str, solution: Any, problem: Any) -> Problem:
 
 
 def repeat_for_draws(solution: Solution, problem: Problem) -> Problem:
-    """The problem with one row for each draw, if the solution holds draws of this one question."""
-    if problem.dims or solution.dims != ("draw",):
+    """The problem with one row for each market, if the solution holds several of this one question."""
+    if problem.dims or solution.dims not in (("draw",), ("alternative",)):
         return problem
-    return replace(problem, dims=(RowDim("draw", len(solution.num_steps), frozenset()),))
+    return replace(problem, dims=(RowDim(*solution.dims, len(solution.num_steps), frozenset()),))

@@ -11,20 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funcexplain.commands.config import (
-    METHODS,
     DateRange,
     FeaturesConfig,
     GroupConfig,
-    MethodConfig,
     NetworkConfig,
     OutputConfig,
     PricesConfig,
     QuestionConfig,
-    StartsConfig,
     WindowPart,
     parse_config,
     read_config,
 )
+from funcexplain.commands.method import METHODS
 from funcexplain.commands.toml import to_plain, to_toml
 
 LEAST: dict[str, Any] = {
@@ -156,9 +154,7 @@ def test_the_guide_names_every_entry() -> None:
         PricesConfig,
         FeaturesConfig,
         QuestionConfig,
-        MethodConfig,
         OutputConfig,
-        StartsConfig,
         WindowPart,
         DateRange,
         GroupConfig,

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from funcexplain.cli import main
-from funcexplain.commands.config import MethodConfig, QuestionConfig
+from funcexplain.commands.config import QuestionConfig
+from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.toml import format_toml
 from tests.cli.workplace import ASSETS, furnish, table

@@ -10,7 +10,7 @@ import torch
 
 from funcexplain.cli import main
 from funcexplain.commands.config import parse_config
-from funcexplain.commands.inputs import load_market
+from funcexplain.commands.inputs import load_single
 from funcexplain.commands.whatif import parse_shock, read_scenarios
 from funcexplain.markets.features import features
 from tests.cli.test_why import answer, error_line
@@ -60,7 +60,7 @@ def test_the_weights_are_those_of_the_library(
     shocks = ["--shock", "GOLD=-5%,RICE=2% over 3 days", "--others", "still"]
     found = answer(capsys, "whatif", write(folder, whole), *shocks)["scenarios"][1]
     assert found["moves"]["OIL"] == pytest.approx(0.0, abs=1e-6)
-    network, history = load_market(parse_config(whole))
+    network, history = load_single(parse_config(whole))
     past = torch.from_numpy(history.prices.values).log().diff(dim=0)
     coming = torch.tensor([-0.05, 0.0, 0.02], dtype=torch.float64).log1p() / 3
     path = torch.cat([past, coming.expand(3, 3)])

@@ -10,7 +10,7 @@ import torch
 
 from funcexplain.cli import main
 from funcexplain.commands.config import parse_config
-from funcexplain.commands.inputs import load_market
+from funcexplain.commands.inputs import load_single
 from tests.cli.workplace import ASSETS, furnish, table, write
 
 DATES = ("--from", "2024-02-10", "--to", "2024-02-29")
@@ -41,7 +41,7 @@ def test_parts_add_up_to_the_change(place: tuple[Path, str], capsys: pytest.Capt
     whole = table(module)
     found = answer(capsys, "why", write(folder, whole), *DATES)
     assert (found["method"], found["complete"], found["exit_code"]) == ("integrated gradients", True, 0)
-    network, history = load_market(parse_config(whole))
+    network, history = load_single(parse_config(whole))
     windows = torch.stack([history.windows[history.ends.index(day)] for day in DATES[1::2]])
     with torch.no_grad():
         before, after = network(windows).tolist()

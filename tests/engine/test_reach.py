@@ -169,6 +169,6 @@ def test_several_radii_give_the_curve() -> None:
     assert found.upper.shape == (3, 1, ASSETS)
     for place, radius in enumerate(radii):
         assert_close(found.upper[place], fe.reach(grid, radius, starts=1).upper, rtol=1e-10)
-    curved = fe.reach(question(make_network("mlp_tanh")), torch.tensor(radii), starts=1, max_steps=5)
+    curved = fe.reach(question(make_network("mlp_tanh")), radii, starts=1, max_steps=5)
     assert (curved.upper.diff(dim=0) >= 0.0).all()
     assert (curved.lower.diff(dim=0) <= 0.0).all()

@@ -116,4 +116,4 @@ def test_networks_of_other_assets_and_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="difference: problem must be one question"):
         fe.difference(p, grid)
     with pytest.raises(TypeError, match="difference: problem must be a Problem"):
-        fe.difference(linear(), linear())  # type: ignore[arg-type]
+        fe.difference(linear(), linear())

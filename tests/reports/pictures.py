@@ -80,7 +80,8 @@ def labels_out_of_view(ax: Axes) -> set[Text]:
     labels: set[Text] = set()
     for axis in (ax.xaxis, ax.yaxis):
         low, high = sorted(axis.get_view_interval())
-        places = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+        shown = axis.get_majorticklabels()  # none where another panel has those of a shared axis
+        places = zip(axis.get_majorticklocs(), shown, strict=True) if shown else ()
         labels |= {label for place, label in places if not low <= place <= high}
         labels |= set(axis.get_minorticklabels())
     return labels

@@ -157,7 +157,7 @@ def test_goals_and_grids_are_reported(tmp_path: Path) -> None:
     sizes = fe.evaluate(answers, grid, scale=1.0)["rms_sigmas"]
     assert answers.hit.any()
     best = np.unravel_index(int(torch.where(answers.hit, sizes, torch.inf).argmin()), (2, 3))
-    assert f"this is the best of them (target {best[0]}, start {best[1]})" in text
+    assert f"this is the best (target {best[0]}, start {best[1]})" in text
     others = re.findall(r"Another answer: target (\d), start (\d)", text)
     assert len(others) == 2
     assert tuple(map(str, best)) not in others

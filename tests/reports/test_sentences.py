@@ -12,7 +12,7 @@ import funcexplain as fe
 from funcexplain.reports.answer import describe_answer
 from funcexplain.reports.cards import likely, reached, why
 from funcexplain.reports.dates import Dates, describe_dates
-from funcexplain.reports.moves import Moves, describe_moves, measure_moves, moves_table
+from funcexplain.reports.moves import PriceMoves, describe_moves, measure_moves, moves_table
 from funcexplain.reports.reason import Reason, describe_reason, find_reason
 from funcexplain.reports.trades import trades_table, turnover
 from tests.helpers import make_problem
@@ -25,7 +25,7 @@ def names(count: int) -> list[str]:
     return [f"asset{'ABCDEFGHIJ'[at]}" for at in range(count)]
 
 
-def random_moves(seed: int, ahead: bool) -> Moves:
+def random_moves(seed: int, ahead: bool) -> PriceMoves:
     rng = np.random.default_rng(seed)
     assets, days, shocked = rng.integers(1, 8), rng.integers(2, 9), rng.integers(1, 9)
     steps = 0.02 * rng.standard_normal((days + shocked, assets))
@@ -34,7 +34,7 @@ def random_moves(seed: int, ahead: bool) -> Moves:
     moved = base.copy()
     moved[-shocked:] += shocks
     actual, scenario = (np.exp(np.cumsum(table, 0)) for table in (base, moved))
-    draws = moved[None] + 0.01 * rng.standard_normal((50, 1, 1))
+    draws = moved[-shocked:].sum(0) + 0.01 * rng.standard_normal((50, 1))
     found = measure_moves(actual, scenario, rng.standard_normal((200, assets)), draws)
     assert found.days == shocked
     np.testing.assert_allclose(np.log1p(found.difference + found.actual), moved[-shocked:].sum(0))
@@ -118,7 +118,7 @@ def test_a_linear_network_has_its_parts_as_reason() -> None:
 @pytest.mark.parametrize("status", list(fe.Status))
 @pytest.mark.parametrize("ahead", [0, 5])
 def test_answers_are_called_what_they_are(status: fe.Status, ahead: int) -> None:
-    moves, sigmas = Moves(5, np.zeros(2), np.array([-0.06, 0.001])), np.ones((1, 1, 2))
+    moves, sigmas = PriceMoves(5, np.zeros(2), np.array([-0.06, 0.001])), np.ones((1, 1, 2))
     text = describe_answer(status, 0.02, sigmas, moves, ["A", "B"], law=True, ahead=ahead)
     assert ("likeliest" in text) == (status is fe.Status.CLOSEST)
     assert ("Not reached" in text) == (not status.is_hit)

@@ -27,7 +27,7 @@ def test_parts_of_a_weight_lead_from_before_to_after() -> None:
     ax = plot_waterfall(0.4, [0.02, -0.3, 0.0, 0.1], names=NAMES, name="EUR", ends=("May", "June"))
     assert row_names(ax) == ["May", "JPY", "CHF", "EUR", "a \\$long\\$…n asset", "June"]
     assert texts(ax) == ["40.00%", "-30.00", "+10.00", "+2.00", "+0.00", "22.00%"]
-    bars = {bar.get_y() + bar.get_height() / 2: bar for bar in ax.patches}  # type: ignore[attr-defined]
+    bars: dict[float, Any] = {bar.get_y() + bar.get_height() / 2: bar for bar in ax.patches}  # type: ignore[attr-defined]
     assert bars[1.0].get_x() + bars[1.0].get_width() == pytest.approx(10.0)
     assert bars[5.0].get_width() == pytest.approx(22.0)
     assert_no_overlap(ax)

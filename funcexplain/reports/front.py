@@ -1,0 +1,166 @@
+"""The first page of a report: question, answer, verdict, and two pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from funcexplain.measures.agreement import Agreement
+from funcexplain.measures.metrics import Metrics
+from funcexplain.reports import cards, plots, wording
+from funcexplain.reports.dates import Dates, describe_dates
+from funcexplain.reports.details import Row
+from funcexplain.reports.drawing import new_axes
+from funcexplain.reports.draws import Common, moves_sentence
+from funcexplain.reports.inputs import Labels, PricePaths, name_of_row
+from funcexplain.reports.moves import PriceMoves, first_shocked_day
+from funcexplain.reports.origin import ATOL, NOISE
+from funcexplain.reports.page import picture
+from funcexplain.reports.precedents import Precedents
+from funcexplain.reports.reason import Reason
+from funcexplain.solutions.html import Html, element
+from funcexplain.solutions.probability import Probability
+from funcexplain.solutions.solution import Solution, Status
+
+_SIZE = 5.2, 3.8  # of a picture, inches: for half a page, and for a phone
+_MAX_ASSETS = 12  # in the picture of weights
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One answer that is shown.
+
+    Attributes:
+        index: of its row in the grid.
+        solution: of this row.
+        row: in arrays.
+        prices: actual and in the scenario, if they are known.
+        moves: of these prices.
+        reason: why the weights change, if that was found.
+        sentence: the answer in words.
+    """
+
+    index: tuple[int, ...]
+    solution: Solution
+    row: Row
+    prices: PricePaths | None
+    moves: PriceMoves | None
+    reason: Reason | None
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """What the first page shows.
+
+    Attributes:
+        head: the question.
+        note: what to know first, or empty.
+        best: the best answer.
+        solution: all answers.
+        metrics: their measures.
+        labels: names of channels, days and assets.
+        series: answers date by date, if the question was asked on several.
+        probability: of the target, if it was estimated.
+        common: what draws have in common, if there are any.
+        agreement: of several networks at the answer.
+        found: precedents of the target.
+        history_dates: days of the history.
+        ahead: number of shocked days to come.
+        probe: whether the network was evaluated at other windows.
+    """
+
+    head: str
+    note: str
+    best: Answer
+    solution: Solution
+    metrics: Metrics
+    labels: Labels
+    series: Dates | None
+    probability: Probability | None
+    common: Common | None
+    agreement: Agreement | None
+    found: Precedents | None
+    history_dates: Sequence[object] | None
+    ahead: int
+    probe: bool
+
+
+def front_page(front: Front) -> Html:
+    """The section of the first page."""
+    return element(
+        "section",
+        element("h1", front.head),
+        *([element("p", front.note, class_="note")] if front.note else []),
+        *(element("p", text, class_="lead") for text in _sentences(front)),
+        cards.cards(_verdict(front)),
+        element("div", *_pictures(front), class_="pair"),
+        class_="front",
+    )
+
+
+def _sentences(front: Front) -> list[str]:
+    """The answer, how many searches found one, and what draws have in common."""
+    best, solution = front.best, front.solution
+    texts = [best.sentence]
+    if front.series:
+        texts = [describe_dates(front.series), f"On {front.series.names[-1]}: {best.sentence}"]
+    elif solution.dims:
+        hits, total = int(solution.hit.sum()), solution.num_steps.numel()
+        name = name_of_row(solution.dims, best.index, {})
+        texts.append(f"{hits} of {total} searches reach their target; this is the best ({name}).")
+    if front.common is not None:
+        texts.append(moves_sentence(front.common, front.labels.assets))
+    return texts
+
+
+def _verdict(front: Front) -> list[cards.Judgement]:
+    """The cards; a target that holds already needs only the first ones."""
+    best, found, assets = front.best, front.found, front.labels.assets
+    one, status = best.solution, Status(int(best.solution.status))
+    measured, worst = (
+        {name: float(value[best.index]) for name, value in values.items()}
+        for values in (front.metrics, front.metrics.worst)
+    )
+    errors, met = one.exceptions.values(), best.row.met
+    judged = [cards.reached(status, float(one.error), measured, *errors, already=met)]
+    if front.probability is not None:
+        judged.append(cards.likely(front.probability, front.ahead))
+    if met:
+        return judged
+    nearest = ""
+    if found is not None:
+        nearest = day_of(int(found.days[0]), found, front.history_dates)
+    judged.append(
+        wording.unusual(measured, worst, found, assets=assets, hit=status.is_hit, nearest=nearest)
+    )
+    judged.append(cards.stable(measured, NOISE, ATOL, probed=front.probe))
+    if front.agreement is not None:
+        judged.append(cards.whose(front.agreement))
+    return [*judged, cards.why(best.reason, assets)]
+
+
+def _pictures(front: Front) -> list[Html]:
+    """Prices of all shocked days from the day before the first one on, and weights."""
+    best, labels, pictures = front.best, front.labels, []
+    if best.prices is not None and best.moves is not None and best.moves.days:
+        first = first_shocked_day(*best.prices)
+        actual, scenario = (path[first - 1 :] for path in best.prices)
+        seen, ax = len(labels.days), new_axes(*_SIZE)
+        plots.plot_prices(actual, scenario, assets=labels.assets, window=seen, ahead=front.ahead, ax=ax)
+        dashed = "without shocks" if front.ahead else "as they were"
+        text = f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked day."
+        if len(actual) > seen:
+            text += " Shaded: the days that the network sees."
+        pictures.append(picture(ax, text))
+    row, ax = best.row, new_axes(*_SIZE)
+    plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets, most=_MAX_ASSETS, ax=ax)
+    goal = "target" if row.target.ndim == 1 else "bounds"
+    return [*pictures, picture(ax, f"Weights today and reached, and their {goal}, in percent.")]
+
+
+def day_of(day: int, found: Precedents, dates: Sequence[object] | None) -> str:
+    """The last day of a real window."""
+    if dates is not None:
+        return str(dates[day - 1])
+    return f"{found.known - day} days before" if day < found.known else "the day of the question"
