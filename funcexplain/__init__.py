@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
+    from funcexplain.markets import channels as channels
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.agreement import agreement as agreement
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from funcexplain.measures.attribution import attribute as attribute
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
+    from funcexplain.networks.adapt import adapt as adapt
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from funcexplain.problems.coordinates import reparametrize as reparametrize
     from funcexplain.problems.coordinates import standardize as standardize
     from funcexplain.problems.mapping import vmap as vmap
+    from funcexplain.problems.pipe import pipe as pipe
     from funcexplain.problems.problem import Problem as Problem
-    from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
     from funcexplain.problems.smoothing import robust as robust
     from funcexplain.problems.smoothing import smooth as smooth
@@ -77,13 +79,15 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "compat": ("gradient_wrt_input",),
+    "networks.adapt": ("adapt",),
     "networks.functional": ("functionalize", "stack"),
     "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
     "problems.coordinates": ("box", "clip", "reparametrize", "standardize"),
     "problems.consensus": ("consensus",),
     "problems.mapping": ("vmap",),
-    "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.pipe": ("pipe",),
+    "problems.problem": ("Problem", "problem"),
     "problems.smoothing": ("robust", "smooth"),
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
@@ -114,6 +118,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
+    "channels": "markets.channels",
     "clusters": "clusters",
     "losses": "problems.losses",
     "models": "markets.models",

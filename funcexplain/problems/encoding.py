@@ -56,13 +56,19 @@ def encode_targets(
                 f"{type(target).__name__}; fe.targets.exact(weights) makes one of an allocation"
             )
     from_today = any(target.from_today for target in targets)
-    like = args["x0"][0, 0]
+    like = args["x0"][0, 0] if assets is None else args["x0"].new_zeros(len(assets))
     with deferred_interrupts(), torch.no_grad():
         weights = _probe_weights(apply, args)
         if weights.ndim > 2:
             raise ValueError(
                 f"{where}: problem must not be a consensus, whose targets cannot be replaced, got one; "
                 "map over targets first"
+            )
+        if weights[0].shape != like.shape:
+            raise ValueError(
+                f"{where}: network must return {len(like)} weights, one for each "
+                f"{'asset' if assets is None else 'of assets or outputs'}, got shape "
+                f'{tuple(weights[0].shape)}; name all weights, such as outputs=[*assets, "CASH"]'
             )
         portfolio = Portfolio(like, assets, weights[0])
         exact = [target.weights(portfolio) for target in targets if target.weights is not None]

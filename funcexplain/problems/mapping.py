@@ -129,7 +129,7 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
             raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
         row = problem[(0,) * len(problem.dims)]
         target, criterion = encode_targets(
-            "vmap", target, problem.apply, row.args, problem.assets, problem.leverage
+            "vmap", target, problem.apply, row.args, problem.outputs or problem.assets, problem.leverage
         )
         check_loss("vmap", problem.loss, criterion)
         like = target[0]

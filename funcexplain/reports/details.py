@@ -22,12 +22,13 @@ MAX_CHANGES = 20
 
 
 class Labels(NamedTuple):
-    """Names of the channels, days and assets of a window, and its ``dates`` if they are known."""
+    """Names of the channels, days and assets of a window, of the weights, and its ``dates`` if known."""
 
     channels: list[str]
     days: list[str]
     assets: list[str]
     dates: list[str] | None
+    weights: list[str]
 
 
 class Row(NamedTuple):
@@ -63,7 +64,7 @@ def select_row(
     (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
         sigma = args.get("std", torch.ones((), device="cpu"))
-    size = one.x.shape[-1]
+    size = one.weights.shape[-1]
     return Row(
         name=", ".join(f"{name} {at}" for name, at in zip(solution.dims, index, strict=True)),
         today=as_array(today).reshape(-1, size).mean(0),
@@ -78,7 +79,7 @@ def select_row(
 
 def row_pictures(row: Row, labels: Labels, prices: Any) -> list[Html]:
     """The allocation, the changes, their sum per asset, and prices if there are any."""
-    allocation = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
+    allocation = plots.plot_weights(row.today, row.target, row.weights, assets=labels.weights)
     heat = plots.plot_changes(
         row.x,
         row.reference,

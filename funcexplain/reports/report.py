@@ -124,7 +124,7 @@ def report(
                 "report: history_dates must be one for each day of history, got "
                 f"{len(history_dates)} for {days}"
             )
-    labels = _complete_labels(names, window)
+    labels = _complete_labels(names, window, solution.sample.weights.shape[-1], problem.outputs)
     prices_at = None if prices is None else _price_paths(prices, solution)
     order = best_first(solution, metrics)
     rows = [
@@ -167,7 +167,7 @@ def report(
 def _question(row: Row, labels: Labels, solution: Solution | None = None) -> str:
     """The question of a row; for the best row of a grid, with a sentence that identifies it."""
     day = labels.dates[-1] if labels.dates else ""
-    text = wording.question(row.today, row.target, labels.assets, day)
+    text = wording.question(row.today, row.target, labels.weights, day)
     if solution is None or not solution.dims:
         return text
     rows = solution.num_steps.numel()
@@ -281,14 +281,21 @@ def _sigma(
     return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
-def _complete_labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
+def _complete_labels(
+    names: Mapping[str, list[str]], window: Sequence[int], count: int, outputs: Sequence[str] | None
+) -> Labels:
     """A label for everything: numbers where there are no names, days counted back from the last one."""
-    channels, days, assets = window
+    channels, days, size = window
+    assets = names.get("asset", [f"asset {number}" for number in range(size)])
+    weights = (
+        [*outputs] if outputs else [*assets, *(f"output {number}" for number in range(size, count))]
+    )
     return Labels(
         names.get("channel", [f"channel {number}" for number in range(channels)]),
         names.get("day", [f"day {number - days + 1}" for number in range(days)]),
-        names.get("asset", [f"asset {number}" for number in range(assets)]),
+        assets,
         names.get("day"),
+        weights[:count],
     )
 
 
