@@ -322,21 +322,28 @@ def check_allocation(where: str, target: Any, x0: Tensor, count: int | None = No
     return check_shape(where, "target", target, x0.shape[-1:], meaning)
 
 
-def check_names(
-    where: str, assets: Any, count: int | None, name: str = "assets"
-) -> tuple[str, ...] | None:
-    """Raise unless there is one different name for each asset of x0, or for any number of outputs."""
+def check_names(where: str, assets: Any, count: int, name: str = "assets") -> tuple[str, ...] | None:
+    """Raise unless there is one different name for each asset of x0, or for each weight."""
     if assets is None:
         return None
     names = tuple(assets) if isinstance(assets, Iterable) and not isinstance(assets, str) else ()
-    wanted = len(names) or 1 if count is None else count
-    if not all(isinstance(text, str) for text in names) or not len(set(names)) == len(names) == wanted:
-        kind = "weight" if count is None else "asset of x0"
-        number = "" if count is None else f"{count} "
+    if not all(isinstance(text, str) for text in names) or not len(set(names)) == len(names) == count:
+        kind = "asset of x0" if name == "assets" else "weight"
         raise ValueError(
-            f"{where}: {name} must be {number}different names, one for each {kind}, got {assets!r}"
+            f"{where}: {name} must be {count} different names, one for each {kind}, got {assets!r}"
         )
     return names
+
+
+def check_outputs(where: str, outputs: Any, assets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names of the weights, where ``...`` stands for the assets; None for those of the assets."""
+    if outputs is None:
+        return None
+    given = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else []
+    if ... in given and assets is None:
+        raise ValueError(f"{where}: outputs must be names, since assets have none, got {outputs!r}")
+    names = [name for item in given for name in (assets or () if item is ... else (item,))]
+    return check_names(where, names, max(1, len(names)), "outputs")
 
 
 def check_params(params: Any, x0: Tensor) -> None:

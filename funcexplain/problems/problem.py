@@ -250,8 +250,8 @@ def problem(
         seed: seed of the noise of the start (see `jitter`) and of dropout in training mode (see
             `functionalize`).
         assets: names of the ``A`` assets, for targets that use names.
-        outputs: names of the weights, if they are not those of the assets: ``[*assets, "CASH"]`` for a
-            network that holds cash, too.
+        outputs: names of the weights, if they are not those of the assets: ``[..., "CASH"]`` for a
+            network that holds cash, too, where ``...`` stands for all assets.
         inputs: more inputs of the network by the names of its arguments, such as today's weights or a
             macro series, each for one window. They are given; the window alone is searched.
         leverage: largest weight in absolute value that the network may hold; targets beyond it are
@@ -281,7 +281,7 @@ def problem(
     if x0.numel() == 0:
         raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
     names = checks.check_names("problem", assets, x0.shape[-1])
-    labels = checks.check_names("problem", outputs, None, "outputs")
+    labels = checks.check_outputs("problem", outputs, names)
     if not isinstance(target, Target):
         target = checks.check_allocation("problem", target, x0, len(labels) if labels else None)
     checks.check_outside_transforms("problem")
