@@ -122,7 +122,9 @@ def run_demo(
         with torch.no_grad():
             held = network(x0[None])
         position = [len(history.windows) - 1]
-        query = Query(problem, position, [date], seeds, today[None], held, sentence, market, ahead)
+        query = Query(
+            problem, position, [date], seeds, today[None], held, sentence, assets, market, ahead
+        )
         solutions = solve_or_raise(
             problem,
             fe.levenberg_marquardt(),

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from funcexplain.commands.config import NetworkConfig
+from funcexplain.commands.entries import suggest
 from funcexplain.commands.environment import fixed_seed, importable
 from funcexplain.commands.network import import_factory
 from funcexplain.commands.sections import FeaturesConfig
-from funcexplain.commands.weights import one_line, read_file
-from funcexplain.markets.channels import Channels, join, parse, sliding
+from funcexplain.commands.weights import one_line, read_tensors
+from funcexplain.markets.channels import CHANNEL_NAMES, Channels, join, parse, sliding
 from funcexplain.markets.features import CHANNELS, log_returns
 from funcexplain.markets.prices import Prices
 
@@ -84,7 +84,11 @@ def make_windows(prices: Prices, config: FeaturesConfig, network: NetworkConfig)
 def _named_channels(config: FeaturesConfig) -> Channels:
     """Channels by the names of the config."""
     parts = []
+    known = (*CHANNELS, *CHANNEL_NAMES)
     for index, text in enumerate(config.channels or CHANNELS):
+        if text.isidentifier() and text not in known:
+            hint = suggest(text, known)
+            raise ValueError(f"features.channels: there is no {text!r} in the data; {hint}")
         try:
             parts.append(parse(text, config.span))
         except ValueError as error:
@@ -219,17 +223,7 @@ def _labels(where: str, names: Any, count: int) -> tuple[str, ...]:
 def _read_windows(prices: Prices, config: FeaturesConfig) -> Windows:
     """Windows of the last days of the prices, from a file."""
     where, path = "features.file", config.file or ""
-    if path.endswith(".npy"):
-        try:
-            loaded: Any = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{where}: there is no file {path!r}; check the name") from None
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{where}: {path!r} is not a file of numpy.save: {one_line(error)}"
-            ) from None
-    else:
-        loaded = read_file(where, path)
+    loaded = read_tensors(where, path)
     if isinstance(loaded, dict):
         loaded = loaded.get("windows", next(iter(loaded.values())) if len(loaded) == 1 else None)
     if not isinstance(loaded, Tensor) or not loaded.is_floating_point() or loaded.ndim not in (3, 4):

@@ -120,8 +120,8 @@ def load_history(
     prices = select_prices(load(market.file), market)
     if config.factory is not None and network is None:
         raise ValueError(
-            "features.factory: computes the windows, which runs code that the config names; if you trust "
-            "its author, add --trust-config"
+            "features.factory: computes the windows, which runs code that the config names; if you "
+            "trust its author, add --trust-config"
         )
     return make_history(prices, make_windows(prices, config, network or NetworkConfig()), dtype)
 

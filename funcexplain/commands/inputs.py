@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.commands.adapting import fit_network, output_names
 from funcexplain.commands.config import Config, MethodConfig
+from funcexplain.commands.groups import load_groups
 from funcexplain.commands.history import History, load_history
 from funcexplain.commands.network import load_network
 from funcexplain.commands.question import Query, build_query, pin_dates
+from funcexplain.commands.weights import Say
 
 # Losses recorded per search: enough for a curve, and few even if there are thousands of steps.
 _MAX_RECORDED_LOSSES = 250
@@ -39,13 +42,17 @@ class Inputs:
     query: Query
 
 
-def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
-    """Load everything that a config names; errors name the remedy."""
+def load_inputs(config: Config, *, trust_model: bool = False, say: Say = lambda line: None) -> Inputs:
+    """Load everything that a config names; errors name the remedy, and ``say`` gets what was sniffed."""
     make_method(config.method)
-    network = load_network(config.network, trust_model=trust_model)
+    network = load_network(config.network, trust_model=trust_model, say=say)
     floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
-    history = load_history(config.prices, config.features, floats[0] if floats else torch.float32)
-    return Inputs(pin_dates(config, history), network, history, build_query(config, network, history))
+    dtype = floats[0] if floats else torch.float32
+    history = load_history(config.prices, config.features, dtype, config.network)
+    groups = load_groups(config.groups, history.prices.assets)
+    network = fit_network(network, config, history, say)
+    query = build_query(config, network, history, groups=groups)
+    return Inputs(pin_dates(config, history), network, history, query)
 
 
 def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype) -> Inputs:
@@ -54,13 +61,15 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
     No code that the config names runs. Away from today's windows the weights of the question are NaN.
     """
     history = load_history(config.prices, config.features, dtype)
-    names = history.prices.assets
+    names = output_names(config.network, history.prices.assets)
+    groups = load_groups(config.groups, history.prices.assets)
 
     def recorded(kind: str) -> Tensor:
         rows = [[answer[kind].get(name) for name in names] for answer in summary["answers"]]
         return torch.tensor(np.array(rows, dtype=float), dtype=dtype)
 
-    query = build_query(config, None, history, (recorded("today"), recorded("unshocked")))
+    weights = recorded("today"), recorded("unshocked")
+    query = build_query(config, None, history, weights, groups)
     if query.dates != [answer.get("date") for answer in summary["answers"]]:
         raise ValueError("question.date: the dates changed since the run; run again, or restore them")
     return Inputs(pin_dates(config, history), None, history, query)

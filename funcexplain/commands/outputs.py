@@ -133,6 +133,7 @@ def write_picture(
         scale=history.scale(query.positions[-1])[1],
         assets=history.prices.assets,
         channels=history.channels,
+        outputs=query.names,
         dates=history.window_days(query.positions[-1], query.ahead),
         best=row - first,
         hit=rows.hit,
@@ -163,7 +164,8 @@ def write_report(
         return _price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
 
     days = history.until(query.positions[-1]).to(history.windows.dtype)
-    known = history.prices.dates[history.span : history.span + days.shape[1]]
+    first = int(history.last_days[0]) - history.lookback + 1
+    known = history.prices.dates[first : first + days.shape[1]]
     fe.report(
         solution,
         query.problem,

@@ -91,7 +91,7 @@ def run_config(
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
-        inputs = load_inputs(config, trust_model=trust_model)
+        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
         folder = make_folder(Path(config.output.folder))
         _describe(inputs, print_line)
         query, history = inputs.query, inputs.history
@@ -118,7 +118,7 @@ def run_config(
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, history.prices.assets)
+        summary = outputs.summarize(outcome, query, query.names)
         chance = None
         if config.question.how_likely:
             chance = fe.probability(query.from_reference, atol=config.method.atol)
@@ -137,7 +137,7 @@ def run_config(
             else:
                 settings = {"config": _settings(inputs, folder), "dates": query.dates}
                 files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            files += outputs.write_tables(fresh, outcome, query, history.prices.assets)
+            files += outputs.write_tables(fresh, outcome, query, query.names)
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             if config.output.report:
@@ -154,7 +154,7 @@ def run_config(
                 "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
             }
             replace_files(folder, fresh, summary)
-    for line in outcome_lines(outcome, query, history.prices.assets):
+    for line in outcome_lines(outcome, query, query.names):
         print_line(line)
     if chance is not None and not chance.dims:
         print_line(likelihood_sentence(chance, query.ahead))
@@ -174,7 +174,7 @@ def check_config(
     config = _read_checked(path)
     check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
-        inputs = load_inputs(config, trust_model=trust_model)
+        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
         _describe(inputs, print_line)
         query, problem = inputs.query, inputs.query.problem
         first = problem[(0,) * len(problem.dims)] if problem.dims else problem

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,6 +123,17 @@ def read_file(where: str, path: str) -> Any:
             f"{where}: {path!r} is damaged or holds more than tensors; write one with "
             "torch.save(network.state_dict(), path)"
         ) from error
+
+
+def read_tensors(where: str, path: str) -> Any:
+    """Read tensors as `read_file` does, or an array of ``numpy.save``."""
+    if not path.endswith(".npy"):
+        return read_file(where, path)
+    check_exists(path, where)
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{where}: {path!r} is not of numpy.save: {one_line(error)}") from None
 
 
 def is_script(path: str) -> bool:

@@ -291,6 +291,8 @@ _MAKERS: dict[str, Callable[..., Channels]] = {
         *(volatility, zscore),
     )
 }
+CHANNEL_NAMES = tuple(_MAKERS)
+"""Names that `parse` knows, besides ``return``."""
 _SPANNED = ("momentum", "volatility")
 
 
