@@ -63,24 +63,18 @@ def read_inputs(where: str, value: Any) -> dict[str, Any]:
     """Read more inputs by name: a number, a list, weights by asset, or a file of a tensor."""
     if not isinstance(value, dict) or not value:
         raise bad_entry(where, "a table of inputs by name, such as {today = {EUR = 0.4}}", value)
-    for name, given in value.items():
-        if not name.isidentifier():
-            raise bad_entry(key_path(where, name), "an argument's name", name)
-        _read_input(key_path(where, name), given)
-    return value
+    if unnamed := [name for name in value if not name.isidentifier()]:
+        raise bad_entry(where, "names of arguments", unnamed[0])
+    return {name: _read_input(key_path(where, name), given) for name, given in value.items()}
 
 
-def _read_input(where: str, value: Any) -> None:
-    """Check one input, to any depth of lists."""
+def _read_input(where: str, value: Any) -> Any:
+    """Read one input, to any depth of lists."""
     if isinstance(value, dict):
-        read_amounts(where, value)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _read_input(f"{where}[{index}]", item)
-    elif isinstance(value, str):
-        read_text(where, value)
-    else:
-        read_number(where, value)
+        return read_amounts(where, value)
+    if isinstance(value, list):
+        return [_read_input(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    return read_text(where, value) if isinstance(value, str) else read_number(where, value)
 
 
 @dataclass(frozen=True)

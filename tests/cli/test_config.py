@@ -63,7 +63,11 @@ def test_defaults_are_those_of_the_demo() -> None:
         ("features", {"lookback": True}, "got True"),
         ("question", {"targets": {"EUR": 0.4}}, "did you mean 'target'?"),
         ("question", {"target": 0.4}, "a table of numbers by asset, such as {EUR = 0.4}, got 0.4"),
-        ("question", {"target": {"EUR": "40"}}, "question.target.EUR: expected a number such as 0.4, or"),
+        (
+            "question",
+            {"target": {"EUR": "40"}},
+            "question.target.EUR: expected a number such as 0.4",
+        ),
         ("question", {"target": {"EUR": "4O%"}}, "text such as \"40%\", got '4O%'"),
         ("question", {"at_least": {"EUR": 40}}, 'got 40; 40 percent is "40%"'),
         ("question", {"group": {"assets": ["EUR"], "at_least": 40}}, 'got 40; 40 percent is "40%"'),
