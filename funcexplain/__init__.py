@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import jitter as jitter
     from funcexplain.problems.transforms import penalize as penalize
     from funcexplain.problems.transforms import zero_masked as zero_masked
+    from funcexplain.problems.tying import tie as tie
     from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
     from funcexplain.solutions.probability import Probability as Probability
@@ -92,6 +93,7 @@ _NAMES = {
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "problems.tying": ("tie",),
     "measures.agreement": ("agreement",),
     "measures.attribution": ("Attribution", "attribute"),
     "measures.evaluate": ("evaluate",),

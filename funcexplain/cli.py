@@ -1,4 +1,4 @@
-"""The command line: ``funcexplain demo``, ``run``, ``check`` and ``report``.
+"""The command line: ``funcexplain demo``, ``init``, ``run``, ``check`` and ``report``.
 
 Everything but argparse is imported when a command runs, so that ``--help`` is fast. A user's error is
 one line on stderr and exit code 2; ``--debug`` shows the traceback.
@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from typing import Any, NoReturn
 
 DEMO = """\
@@ -25,6 +26,11 @@ Ask your own network about your own prices, as stated in a config, and write the
 folder: the solution, tables of weights and metrics, a picture, a report. Exit code 0 if the network
 holds the target on every date, 1 if not, 2 if the input is invalid, 130 after Ctrl-C, which
 leaves an earlier answer as it was.
+"""
+INIT = """\
+Write a commented config for a network and a price file, after trying how they fit together: the size and
+layout of the windows, and the weights among the outputs. Without names, takes the only network, prices
+and weights in this folder.
 """
 CHECK = """\
 Check everything that a config names without solving it: keys, network, weights, prices, features,
@@ -176,7 +182,18 @@ def _parser() -> argparse.ArgumentParser:
         ("report", "rewrite_report", "write the report of a run again", REPORT, "DIR"),
     ):
         own = commands.add_parser(name, help=summary, description=description)
-        own.add_argument("path", metavar=argument)
+        if name == "report":
+            own.add_argument("path", metavar=argument)
+        else:
+            own.add_argument("path", metavar=argument, nargs="?", help="default: config.toml")
+            own.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                dest="entries",
+                metavar="question.at_least.CHF=0.3",
+                help="set an entry of the config for this call; may be repeated",
+            )
         own.add_argument("--quiet", action="store_true", help="print nothing but errors")
         own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
         own.add_argument(
@@ -196,6 +213,16 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["run"].set_defaults(
         settings=["trust_model", "workers", "dask", "timeout", "accept", "quiet"]
     )
+    _add_files(commands.choices["run"])
+    init = commands.add_parser("init", help="write a config for your network", description=INIT)
+    init.add_argument("names", metavar="NETWORK PRICES", nargs="*", help="mine.py and market.csv")
+    _add_files(init)
+    init.add_argument("--out", default="config.toml", metavar="FILE", help="default: config.toml")
+    init.add_argument("--trust-model", action="store_true", help="allow a file that runs code")
+    init.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    init.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    init.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    init.set_defaults(command=_init)
     executor = commands.choices["run"].add_mutually_exclusive_group()
     executor.add_argument(
         "--workers",
@@ -222,6 +249,14 @@ def _parser() -> argparse.ArgumentParser:
         "versions.torch,behavior; only if their answers remain valid",
     )
     return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """Options of a first try, without a config."""
+    parser.add_argument("--network", metavar="FILE.py[:make]", help="the network's file")
+    parser.add_argument("--prices", metavar="FILE.csv", help="the price file, or ecb")
+    parser.add_argument("--weights", metavar="FILE", help="the network's weights")
+    parser.add_argument("--target", metavar="EUR=0.4,CHF=20%", help="minimum weights")
 
 
 def _seed(text: str) -> int:
@@ -257,18 +292,69 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     """Call a function of `commands.run` and print its results: lines, one JSON object, or nothing."""
     from funcexplain.commands import run
-    from funcexplain.commands.printing import print_plain
 
     function: Callable[..., dict[str, Any]] = getattr(run, arguments.function)
     settings = {name: getattr(arguments, name) for name in arguments.settings}
+    path: Any = arguments.path
+    if arguments.function != "rewrite_report":
+        settings["settings"] = arguments.entries
+        path = path or "config.toml"
+    files = {name: getattr(arguments, name, None) for name in ("network", "prices", "weights", "target")}
+    if any(files.values()):
+        from funcexplain.commands.init import first_config
+
+        if arguments.path is not None:
+            raise ValueError(
+                "--network: a first try has no config; leave out CONFIG.toml, or the options"
+            )
+        target = arguments.target and parse_target(arguments.target)
+        path = first_config(
+            **{**files, "target": target},
+            entries=arguments.entries,
+            trust_model=arguments.trust_model,
+            print_line=_printer(arguments),
+        )
+    return _show(arguments, partial(function, path, **settings))
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Write a config."""
+    from funcexplain.commands.init import init_config
+
+    if len(arguments.names) > 2:
+        raise ValueError(f"init: expected a network and prices, got {len(arguments.names)} names")
+    network, prices = (*arguments.names, None, None)[:2]
+    target = arguments.target and parse_target(arguments.target)
+    return _show(
+        arguments,
+        partial(
+            init_config,
+            network or arguments.network,
+            prices or arguments.prices,
+            weights=arguments.weights,
+            target=target,
+            out=arguments.out,
+            trust_model=arguments.trust_model,
+        ),
+    )
+
+
+def _printer(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """What prints lines, unless there is to be one JSON object or nothing."""
+    from funcexplain.commands.printing import print_plain
 
     def print_line(line: str) -> None:
         if not (arguments.quiet or arguments.json):
             print_plain(line)
 
+    return print_line
+
+
+def _show(arguments: argparse.Namespace, function: Callable[..., dict[str, Any]]) -> int:
+    """Call a function, and print its lines, one JSON object, or nothing."""
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        results = function(arguments.path, print_line=print_line, **settings)
+        results = function(print_line=_printer(arguments))
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
     return int(results["exit_code"])

@@ -36,6 +36,7 @@ from funcexplain.commands.entries import (
     read_text,
     suggest,
 )
+from funcexplain.commands.overrides import set_entries, split_questions
 from funcexplain.commands.sections import (
     FeaturesConfig,
     GroupConfig,
@@ -270,7 +271,7 @@ class Config:
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a TOML file, check each entry, and fill in the defaults.
+    """Read a TOML file of one question, check each entry, and fill in the defaults.
 
     Raises:
         ValueError: if it is not TOML, or an entry is wrong; the message names the file and the entry.
@@ -287,13 +288,26 @@ def read_config(path: str | Path) -> Config:
         >>> read_config(path).method.max_steps
         100
     """
+    configs = read_configs(path)
+    if len(configs) > 1:
+        raise ValueError(f"{path}: question: expected one, got {len(configs)}; leave one [[question]]")
+    return next(iter(configs.values()))
+
+
+def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | None, Config]:
+    """Read a TOML file as `read_config` does, with entries set, and a config for each ``[[question]]``.
+
+    Returns:
+        The configs by the labels of their questions; one that is not in a list has the label None.
+    """
     path = Path(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no config file {str(path)!r}; check the name")
     check_regular("config", path, name="a config file, such as config.toml")
     content = read_bytes("config", path, MIB, "shorten its lists")
     try:
-        return parse_config(parse_toml(content.decode("utf-8-sig")))
+        table = set_entries(parse_toml(content.decode("utf-8-sig")), settings)
+        return {label: parse_config(one) for label, one in split_questions(table)}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a TOML file: {error}; see https://toml.io") from None
     except ValueError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 
 import funcexplain as fe
 from funcexplain.commands import outputs
-from funcexplain.commands.config import Config, read_config
+from funcexplain.commands.checking import find_warnings, today_lines
+from funcexplain.commands.comparing import compare
+from funcexplain.commands.config import Config, read_config, read_configs
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
 from funcexplain.commands.folder import (
@@ -42,11 +46,13 @@ from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import (
     PrintLine,
     likelihood_sentence,
+    met_sentence,
     outcome_lines,
     prices_line,
     print_plain,
 )
 from funcexplain.commands.toml import to_plain, to_toml
+from funcexplain.networks.adapt import Adapted
 from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.report import LEFT_OUT
 
@@ -56,8 +62,9 @@ _MAX_FAILURES = 3  # printed; the summary has all of them
 
 
 def run_config(
-    path: str | Path,
+    path: str | Path | Config,
     *,
+    settings: Iterable[str] = (),
     workers: int | None = None,
     dask: str | None = None,
     timeout: float | None = None,
@@ -69,7 +76,8 @@ def run_config(
     """Solve the question of a config, and write the answer to its folder.
 
     Args:
-        path: the config file.
+        path: the config file, or a config.
+        settings: entries to set in it, such as ``"question.at_least.CHF=0.3"``.
         workers: processes of this machine that share the searches. Default: only this process.
         dask: address of a Dask scheduler whose workers share them.
         timeout: maximum number of seconds for a chunk of searches in a worker; see `fe.clusters.solve`.
@@ -80,13 +88,41 @@ def run_config(
         print_line: called with each line of output.
 
     Returns:
-        The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
+        The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1. Of several
+        questions, a dict of their summaries as ``"questions"``.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the folder is as it was before. If workers share the searches,
             the next call resumes.
     """
-    config, files = _read_checked(path), [CONFIG]
+    configs = {None: path} if isinstance(path, Config) else _read_all(path, settings)
+    own = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
+    summaries = {}
+    for label, config in configs.items():
+        if label is not None:
+            print_line(f"{chr(10) if summaries else ''}Question {label}:")
+        summaries[label] = _run(
+            config, **own, trust_model=trust_model, quiet=quiet, print_line=print_line
+        )
+    if None in summaries:
+        return summaries[None]
+    return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
+
+
+def _run(
+    config: Config,
+    *,
+    workers: int | None,
+    dask: str | None,
+    timeout: float | None,
+    accept: str | None,
+    trust_model: bool,
+    quiet: bool,
+    print_line: PrintLine,
+) -> dict[str, Any]:
+    """Solve one question, and write the answer to its folder."""
+    files = [CONFIG]
+    _require_plots(config)
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
@@ -168,10 +204,27 @@ def run_config(
 
 
 def check_config(
-    path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
+    path: str | Path,
+    *,
+    settings: Iterable[str] = (),
+    trust_model: bool = False,
+    print_line: PrintLine = print_plain,
 ) -> dict:
-    """Check everything that a config names without solving, and the gradient of the first search."""
-    config = _read_checked(path)
+    """Check everything that a config names without solving, and the gradient of the first search.
+
+    It prints today's weights, and the range of the features in the last window and in history.
+    """
+    found = {
+        label: _check(config, trust_model, print_line)
+        for label, config in _read_all(path, settings).items()
+    }
+    print_line(f"{path} is valid; funcexplain run {path} solves it")
+    return found.get(None, {"exit_code": HIT, "questions": found})
+
+
+def _check(config: Config, trust_model: bool, print_line: PrintLine) -> dict[str, Any]:
+    """Check one question."""
+    _require_plots(config)
     check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
         inputs = load_inputs(config, trust_model=trust_model, say=print_line)
@@ -179,19 +232,25 @@ def check_config(
         query, problem = inputs.query, inputs.query.problem
         first = problem[(0,) * len(problem.dims)] if problem.dims else problem
         checked = fe.check_gradient(first, rtol=0.05)
-        if not checked.ok or all(slope.gradient == 0.0 for slope in checked.slopes):
-            raise ValueError(
-                f"network: {checked.verdict} A search by gradients needs differentiable layers"
-            )
-        print_line(checked.verdict)
-    print_line(f"{path} is valid; funcexplain run {path} solves it")
-    today = dict(zip(inputs.history.prices.assets, query.today[-1].tolist(), strict=True))
+        verdict, flat = checked.verdict, all(slope.gradient == 0.0 for slope in checked.slopes)
+        if flat and float(first.criterion.error(query.held[0], first.args["target"])) == 0.0:
+            verdict = met_sentence(query)
+        elif flat or not checked.ok:
+            raise ValueError(f"network: {verdict} A search by gradients needs differentiable layers")
+        for line in today_lines(inputs):
+            print_line(line)
+        print_line(verdict)
+    today = dict(zip(query.names, query.today[-1].tolist(), strict=True))
     return {
         "exit_code": HIT,
         "question": query.sentence,
         "searches": int(torch.Size(problem.shape).numel()),
-        "gradient": checked.verdict,
+        "gradient": verdict,
         "today": outputs.as_json(today),
+        "sum": outputs.as_json(float(query.today[-1].sum())),
+        "parameters": sum(parameter.numel() for parameter in inputs.network.parameters()),
+        "digest": hash_inputs(inputs),
+        "warnings": list(find_warnings(inputs)),
     }
 
 
@@ -246,12 +305,19 @@ def _read(path: str | Path) -> Config:
     return rebase(read_config(path), os.path.dirname(path), os.curdir)
 
 
-def _read_checked(path: str | Path) -> Config:
-    """Read a config, and check that matplotlib is installed if it is needed."""
-    config = _read(path)
+def _read_all(path: str | Path, settings: Iterable[str]) -> dict[str | None, Config]:
+    """Read the configs of a file by the labels of their questions, as `_read` does."""
+    folder = os.path.dirname(path)
+    return {
+        label: rebase(config, folder, os.curdir)
+        for label, config in read_configs(path, settings).items()
+    }
+
+
+def _require_plots(config: Config) -> None:
+    """Check that matplotlib is installed if it is needed."""
     if config.output.picture or config.output.report:
         require_matplotlib()
-    return config
 
 
 def _settings(inputs: Inputs, folder: Path) -> Any:
@@ -292,7 +358,8 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     assert inputs.network is not None
     count = sum(parameter.numel() for parameter in inputs.network.parameters())
     dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
-    print_line(f"Network: {type(inputs.network).__name__} with {count} parameters, {dtype}")
+    module = inputs.network.network if isinstance(inputs.network, Adapted) else inputs.network
+    print_line(f"Network: {type(module).__name__} with {count} parameters, {dtype}")
     if inputs.query.market is None:
         print_line("Market: each channel by itself; no path of prices need make such a window")
     else:
@@ -300,6 +367,8 @@ def _describe(inputs: Inputs, print_line: PrintLine) -> None:
     print_line(inputs.query.sentence)
     dims = " x ".join(f"{dim.size} {dim.name}s" for dim in problem.dims) or "1 search"
     kind = "the first hit" if method.answer == "first" else "then towards the reference"
+    for warning in find_warnings(inputs):
+        warnings.warn(warning, stacklevel=2)
     print_line(
         f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}, {kind}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -179,9 +179,9 @@ def _pick(out: Any, key: str | int | None) -> Any:
     """The weights in what a network returns."""
     if key is None:
         if not isinstance(out, Tensor):
-            known = "; ".join(_describe(out)) or type(out).__name__
             raise TypeError(
-                f"network must return one tensor of weights, got {type(out).__name__} of {known}; name "
+                f"network must return one tensor of weights, got {type(out).__name__} of "
+                f"{_describe(out)}; name "
                 "them as output, a name or an index, in fe.adapt(network, output=...) or [network]"
             )
         return out
@@ -191,22 +191,30 @@ def _pick(out: Any, key: str | int | None) -> Any:
     except (LookupError, AttributeError, TypeError):
         found = None
     if not isinstance(found, Tensor) or (isinstance(out, Tensor) and isinstance(key, int)):
-        known = "; ".join(_describe(out)) or type(out).__name__
-        raise TypeError(f"network: output must be one of what it returns, {known}; got {key!r}")
+        raise TypeError(f"network: output must be one of what it returns, {_describe(out)}; got {key!r}")
     return found
 
 
-def _describe(out: Any) -> Iterator[str]:
-    """Name and shape of each tensor that a network returns."""
+def outputs_of(out: Any) -> list[tuple[str | int, Tensor]]:
+    """The tensors in a dict, tuple or dataclass, by name or index.
+
+    Example:
+        >>> outputs_of((None, torch.ones(1)))
+        [(1, tensor([1.]))]
+    """
     if isinstance(out, Mapping):
         items: Any = out.items()
     elif isinstance(out, tuple | list):
         items = enumerate(out)
     else:
         items = vars(out).items() if hasattr(out, "__dict__") and not isinstance(out, Tensor) else ()
-    for name, value in items:
-        if isinstance(value, Tensor):
-            yield f"{name!r} {tuple(value.shape)}"
+    return [(name, value) for name, value in items if isinstance(value, Tensor)]
+
+
+def _describe(out: Any) -> str:
+    """Name and shape of each tensor that a network returns."""
+    shapes = (f"{name!r} {tuple(value.shape)}" for name, value in outputs_of(out))
+    return ", ".join(shapes) or type(out).__name__
 
 
 def _at_horizon(out: Tensor, horizon: Horizon | None, num_assets: int) -> Tensor:

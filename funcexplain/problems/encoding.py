@@ -18,7 +18,8 @@ from funcexplain.problems.criterion import EXACT, GOALS, Criterion, Portfolio, T
 _NUM_PROBES = 4
 _SUM_TOLERANCE = 1e-3
 # Losses of whole allocations; they are meaningless for the measured values of goals.
-_ALLOCATION_LOSSES = (losses.kl, losses.js, losses.cross_entropy, losses.cosine_distance)
+_DISTRIBUTION_LOSSES = (losses.kl, losses.js, losses.cross_entropy)
+_ALLOCATION_LOSSES = (*_DISTRIBUTION_LOSSES, losses.cosine_distance)
 
 _PROBED = (
     "at the windows tried; if not at others, pass leverage=, the largest weight that it holds, to "
@@ -88,8 +89,13 @@ def encode_targets(
     return stack, criterion._replace(from_today=from_today)
 
 
-def check_loss(where: str, loss: Any, criterion: Criterion) -> None:
-    """Raise if a loss compares whole allocations and the target is not an allocation."""
+def check_loss(where: str, loss: Any, criterion: Criterion, target: Tensor) -> None:
+    """Raise if a loss compares whole allocations, or distributions, and the target is another thing."""
+    if criterion.ndim == EXACT.ndim and loss in _DISTRIBUTION_LOSSES and bool((target < 0.0).any()):
+        raise ValueError(
+            f"{where}: loss {loss.__name__} compares distributions, weights >= 0 that sum to one, got a "
+            "target with shorts; use fe.losses.mse or mae for a long-short portfolio"
+        )
     if criterion.ndim == GOALS.ndim and loss in _ALLOCATION_LOSSES:
         raise ValueError(
             f"{where}: loss must compare what targets measure with their bounds, as fe.losses.mse and "

@@ -305,12 +305,12 @@ def problem(
         leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):
         stack, criterion = encode_targets("problem", [target], apply, args, labels or names, leverage)
-        check_loss("problem", loss, criterion)
         args["target"] = stack[0]
     else:
         args["target"] = target
         if leverage is None:
             check_sum("problem", apply, args)
+    check_loss("problem", loss, criterion, args["target"])
     return Problem(
         apply, loss, args, criterion=criterion, assets=names, outputs=labels, leverage=leverage
     )
