@@ -15,13 +15,13 @@ import funcexplain as fe
 
 ROOT = Path(fe.__file__).parent
 SURFACE = """
-    Attribution GradientCheck Info Optimizer Probability Problem Progress Reach Solution State Status
-    adam adapt agreement as_optimizer asset_masks attribute box cast channels check_gradient clip
-    closest clusters consensus evaluate explain freeze functionalize gradient_wrt_input jitter levenberg_marquardt load
-    losses make_step models one_hot_targets opaque penalize penalties pipe probability problem progress
-    prune rarity reach register_rule reparametrize report robust run sample scenarios sgd shadow_prices
-    smooth solve sparsify stack
-    standardize starts targets tie vmap windows zero_masked
+    Attribution GradientCheck Info Optimizer Probability Problem Progress Reach Solution State
+    Status adam adapt agreement as_optimizer asset_masks attribute box cast channels check_gradient
+    clip closest clusters consensus evaluate explain freeze functionalize gradient_wrt_input jitter
+    levenberg_marquardt load losses make_step models one_hot_targets opaque penalize penalties pipe
+    probability problem progress prune rarity reach register_rule reparametrize report robust run
+    sample scenarios sgd shadow_prices smooth solve sparsify stack standardize starts targets tie
+    vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from funcexplain.commands.config import QuestionConfig, WindowPart
@@ -26,21 +27,21 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
     """
     if config is None:
         return {}
-    where, path = "groups.file", config.file
+    where, path = "groups.file", Path(config.file)
     try:
         check_regular(where, path, name="a csv file, such as sectors.csv")
         text = read_bytes(where, path, 16 * MIB, "shorten it").decode("utf-8-sig")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: there is no file {path!r}; check the name") from None
+        raise FileNotFoundError(f"{where}: there is no file {config.file!r}; check the name") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {path!r} is not text: {error}; save it as utf-8") from None
+        raise ValueError(f"{where}: {config.file!r} is not text: {error}; save it as utf-8") from None
     groups: dict[str, list[str]] = {}
     seen: dict[str, str] = {}
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
         rows = list(csv.reader(text.splitlines(), delimiter=separator))
     except csv.Error as error:
-        raise ValueError(f"{where}: {path!r} is not a csv: {error}") from None
+        raise ValueError(f"{where}: {config.file!r} is not a csv: {error}") from None
     for number, row in enumerate(rows, start=1):
         asset, group = (cell.strip() for cell in (*row, "", "")[:2])
         if asset not in assets:  # the header, or another asset
@@ -53,8 +54,8 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
             groups.setdefault(group, []).append(asset)
     if not groups:
         raise ValueError(
-            f"{where}: expected rows such as '{assets[0]},Name of its group' in {path!r}, got none with "
-            "an asset of the prices"
+            f"{where}: expected rows such as '{assets[0]},Name of its group' in {config.file!r}, got none "
+            "with an asset of the prices"
         )
     if clash := sorted(groups.keys() & {*assets}):
         raise ValueError(f"{where}: a group must not have an asset's name, got {clash[0]!r}; rename it")

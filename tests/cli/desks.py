@@ -157,6 +157,18 @@ def of_prices(prices):
     return (10.0 * (prices / prices[-1:] - 1.0))[None]
 
 
+def of_levels(prices):
+    return prices[1:][None]
+
+
+def branches(returns):
+    return returns[None] if returns.sum() > 0 else -returns[None]
+
+
+def flat_result(returns):
+    return returns
+
+
 def composed():
     c = fe.channels
     strength = c.scaled(c.rsi(4), 50.0, 100.0)
