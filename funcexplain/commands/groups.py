@@ -54,8 +54,8 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
             groups.setdefault(group, []).append(asset)
     if not groups:
         raise ValueError(
-            f"{where}: expected rows such as '{assets[0]},Name of its group' in {config.file!r}, got none "
-            "with an asset of the prices"
+            f"{where}: expected rows such as '{assets[0]},Name of its group' in {config.file!r}, got "
+            "none with an asset of the prices"
         )
     if clash := sorted(groups.keys() & {*assets}):
         raise ValueError(f"{where}: a group must not have an asset's name, got {clash[0]!r}; rename it")

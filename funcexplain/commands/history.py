@@ -54,7 +54,7 @@ class History:
     @property
     def has_returns(self) -> bool:
         """Whether the first channel holds returns, from which measures against history are computed."""
-        returns = log_returns(self.prices)[-self.days.shape[1] :]
+        returns = log_returns(self.prices)[-self.days.shape[1] :].to(self.days)
         return self.channels[0] == "return" and torch.allclose(self.days[0], returns)
 
     @property
@@ -63,7 +63,7 @@ class History:
         if self.channels != CHANNELS or self.span < 2:
             return False
         own = features(log_returns(self.prices), self.span)[:, -self.days.shape[1] :]
-        return torch.allclose(self.days, own)
+        return torch.allclose(self.days, own.to(self.days))
 
     @property
     def ends(self) -> list[str]:

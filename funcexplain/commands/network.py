@@ -20,6 +20,7 @@ from funcexplain.commands.config import PROGRAMS, NetworkConfig
 from funcexplain.commands.environment import fixed_seed, importable
 from funcexplain.commands.factories import check_factory, check_module
 from funcexplain.commands.weights import Say, check_exists, is_script, load_weights, one_line
+from funcexplain.commands.weights import read_weights as read_weights
 from funcexplain.networks.versions import load_program
 
 

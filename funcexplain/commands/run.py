@@ -96,8 +96,8 @@ def run_config(
             the next call resumes.
     """
     configs = {None: path} if isinstance(path, Config) else _read_all(path, settings)
-    own = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
-    summaries = {}
+    own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
+    summaries: dict[str | None, dict[str, Any]] = {}
     for label, config in configs.items():
         if label is not None:
             print_line(f"{chr(10) if summaries else ''}Question {label}:")

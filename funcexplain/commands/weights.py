@@ -81,11 +81,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
 def read_scaling(where: str, path: str) -> tuple[Tensor, Tensor]:
     """Read ``mean`` and ``std`` from a file of tensors, such as that of the weights."""
     loaded = read_file(where, path)
-    tables = [loaded, *loaded.values()] if isinstance(loaded, Mapping) else []
+    tables: list[Any] = [loaded, *loaded.values()] if isinstance(loaded, Mapping) else []
     for table in tables:
         found = [table.get(name) for name in _SCALING] if isinstance(table, Mapping) else []
         if found and all(isinstance(value, Tensor) and value.is_floating_point() for value in found):
-            return found[0], found[1]
+            mean, std = found
+            return mean, std
     raise ValueError(
         f"{where}: expected floating tensors called mean and std in {path!r}, got none; save them with "
         "the weights, as in torch.save({'state_dict': network.state_dict(), 'mean': mean, 'std': std})"

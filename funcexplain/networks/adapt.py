@@ -186,8 +186,8 @@ def _pick(out: Any, key: str | int | None) -> Any:
             )
         return out
     try:
-        by_name = isinstance(key, str) and not isinstance(out, Mapping)
-        found = getattr(out, key) if by_name else out[key]
+        attribute = isinstance(key, str) and not isinstance(out, Mapping)
+        found = getattr(out, str(key)) if attribute else out[key]
     except (LookupError, AttributeError, TypeError):
         found = None
     if not isinstance(found, Tensor) or (isinstance(out, Tensor) and isinstance(key, int)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -247,7 +248,7 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
     return criterion.reach_allocation(call, allocation, own is None)
 
 
-def move(changes: Mapping[Asset, float], *, today: Tensor | None = None) -> Target:
+def move(changes: Mapping[Any, float], *, today: Tensor | None = None) -> Target:
     """Today's weights with those of some assets changed, and the others unchanged: ``w_k = t_k + d_k``.
 
     One allocation, to be reached like that of `exact`. In a portfolio that is always invested, the
