@@ -41,7 +41,7 @@ class Adapted(nn.Module):
         for name, value in inputs.items():
             self.inputs.register_buffer(name, value)
         self.given = tuple(inputs)
-        self.train(network.training)
+        self.training = network.training  # train() would call that of an exported program, which raises
 
     def forward(self, x: Tensor) -> Tensor:
         """Map windows ``(N, C, L, A)`` to weights ``(N, A)``."""
