@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from funcexplain.engine.shadow import shadow_prices as shadow_prices
     from funcexplain.engine.solve import explain as explain
     from funcexplain.engine.solve import solve as solve
+    from funcexplain.markets import channels as channels
     from funcexplain.markets import models as models
     from funcexplain.markets import scenarios as scenarios
     from funcexplain.measures.agreement import agreement as agreement
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from funcexplain.measures.evaluate import evaluate as evaluate
     from funcexplain.measures.rarity import rarity as rarity
     from funcexplain.measures.stories import stories as stories
+    from funcexplain.networks.adapt import adapt as adapt
     from funcexplain.networks.functional import functionalize as functionalize
     from funcexplain.networks.functional import stack as stack
     from funcexplain.networks.opaque import opaque as opaque
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
     from funcexplain.problems.coordinates import standardize as standardize
     from funcexplain.problems.difference import difference as difference
     from funcexplain.problems.mapping import vmap as vmap
+    from funcexplain.problems.pipe import pipe as pipe
     from funcexplain.problems.problem import Problem as Problem
-    from funcexplain.problems.problem import pipe as pipe
     from funcexplain.problems.problem import problem as problem
     from funcexplain.problems.smoothing import robust as robust
     from funcexplain.problems.smoothing import smooth as smooth
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from funcexplain.problems.transforms import jitter as jitter
     from funcexplain.problems.transforms import penalize as penalize
     from funcexplain.problems.transforms import zero_masked as zero_masked
+    from funcexplain.problems.tying import tie as tie
     from funcexplain.reports.plotting import plot as plot
     from funcexplain.reports.report import report as report
     from funcexplain.solutions.files import load as load
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "compat": ("gradient_wrt_input",),
+    "networks.adapt": ("adapt",),
     "networks.functional": ("functionalize", "stack"),
     "networks.opaque": ("opaque",),
     "networks.prepare": ("register_rule",),
@@ -93,11 +97,13 @@ _NAMES = {
     "problems.consensus": ("consensus",),
     "problems.difference": ("difference",),
     "problems.mapping": ("vmap",),
-    "problems.problem": ("Problem", "pipe", "problem"),
+    "problems.pipe": ("pipe",),
+    "problems.problem": ("Problem", "problem"),
     "problems.smoothing": ("robust", "smooth"),
     "problems.sparsity": ("sparsify",),
     "problems.stacks": ("asset_masks", "one_hot_targets", "starts", "windows"),
     "problems.transforms": ("cast", "freeze", "jitter", "penalize", "zero_masked"),
+    "problems.tying": ("tie",),
     "measures.agreement": ("agreement",),
     "measures.alternatives": ("alternatives",),
     "measures.attribution": ("Attribution", "attribute"),
@@ -129,6 +135,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = {
+    "channels": "markets.channels",
     "clusters": "clusters",
     "losses": "problems.losses",
     "models": "markets.models",

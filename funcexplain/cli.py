@@ -1,4 +1,4 @@
-"""The command line: ``funcexplain demo``, ``run``, ``check``, ``report``, ``why`` and ``whatif``.
+"""The command line: ``demo``, ``init``, ``run``, ``check``, ``report``, ``why`` and ``whatif``.
 
 Everything but argparse is imported when a command runs, so that ``--help`` is fast. A user's error is
 one line on stderr and exit code 2; ``--debug`` shows the traceback.
@@ -9,55 +9,19 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
-DEMO = """\
-Train a small allocator on real prices, then ask what the market would have to look like for it to hold
-another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes less than
-a minute.
-"""
-RUN = """\
-Ask your own network about your own prices, as stated in a config, and write the answer to the config's
-folder: the solution, tables, a picture, a report. Exit code 0 if the network holds the target on every
-date, 1 if not, 2 if the input is invalid, 74 if the disk is full, 130 after Ctrl-C, 141 if the output is
-no longer read (as by head); the last three leave an earlier answer as it was.
-"""
-CHECK = """\
-Check everything that a config names without solving it: keys, network, weights, prices, features,
-target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
-"""
-REPORT = """\
-Write the report of a run again, from the files in its folder and the prices that its config names. No
-code that the config names runs, unless --trust-config is given; the report leaves out and names the few
-measures that need the network.
-"""
-
-WHY = """\
-Split the change of the network's weights between two dates over the channels, days and assets whose
-prices moved it. Prints tables in percentage points, says how far their parts are from the change, and
-writes why.csv and why.png to the config's folder.
-"""
-WHATIF = """\
-The weights that the network would hold after moves of the market, beside today's, and the trade. Prints
-a table for each scenario and writes whatif.csv and whatif.png to the config's folder.
-"""
+from funcexplain.commands.parser import make_parser
 
 _MAX_MESSAGE = 2000  # characters
 _DISK_FULL = 74  # EX_IOERR of sysexits.h
 _PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its errors, so that all errors are reported in one place."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = make_parser(demo=_demo, init=_init, call=_call).parse_args(argv)
         with _one_line_warnings(getattr(arguments, "quiet", False)):
             return int(arguments.command(arguments))
     except BrokenPipeError:
@@ -186,149 +150,6 @@ def parse_target(text: str) -> dict[str, float]:
     return parse_amounts("--target", text, "NAME=WEIGHT such as EUR=0.4 or CHF=20%")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from funcexplain import __version__
-
-    parser = _Parser(
-        prog="funcexplain",
-        description="What would the market have to look like for my network to hold this portfolio?",
-    )
-    parser.add_argument("--version", action="version", version=f"funcexplain {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser("demo", help="ask a trained network about real prices", description=DEMO)
-    demo.add_argument(
-        "--data",
-        default="ecb",
-        metavar="ecb|sp500|FILE.csv",
-        help="prices: 16 currencies (default), 20 US stocks (needs skfolio), or a csv file with a date "
-        "column first and one column of prices per asset",
-    )
-    demo.add_argument(
-        "--target",
-        metavar="EUR=0.4,CHF=20%",
-        help="minimum weights (default: 20%% in the largest position below 5%%)",
-    )
-    demo.add_argument("--seed", type=_seed, default=0, help="seed of network and starts (default: 0)")
-    demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
-    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    demo.set_defaults(command=_demo)
-    for name, function, summary, description, argument in (
-        ("run", "run.run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
-        ("check", "run.check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", "run.rewrite_report", "write the report of a run again", REPORT, "DIR"),
-        ("why", "why.explain_change", "what moved the weights between two dates", WHY, "CONFIG.toml"),
-        ("whatif", "whatif.ask_what_if", "the weights after moves of the market", WHATIF, "CONFIG.toml"),
-    ):
-        own = commands.add_parser(name, help=summary, description=description)
-        own.add_argument("path", metavar=argument)
-        own.add_argument("--quiet", action="store_true", help="print nothing but errors")
-        own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-        own.add_argument(
-            "--trust-model",
-            action="store_true",
-            help="allow loading a .pt2 file, which runs code from it; only if you trust its author",
-        )
-        own.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        own.set_defaults(command=_call, function=function, settings=["trust_model"])
-    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model"])
-    commands.choices["report"].add_argument(
-        "--trust-config",
-        action="store_true",
-        help="build the network, which runs the code that the folder's config names; only if you trust "
-        "its author",
-    )
-    commands.choices["run"].set_defaults(
-        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "quiet"]
-    )
-    executor = commands.choices["run"].add_mutually_exclusive_group()
-    executor.add_argument(
-        "--workers",
-        type=_workers,
-        metavar="N",
-        help="share the searches among N processes; answers are kept, and the same command resumes "
-        "after Ctrl-C",
-    )
-    executor.add_argument(
-        "--dask",
-        metavar="tcp://HOST:PORT",
-        help="share them among the workers of a Dask scheduler that see this folder",
-    )
-    commands.choices["run"].add_argument(
-        "--timeout",
-        type=_seconds,
-        metavar="SECONDS",
-        help="end and retry a chunk of shared searches after so many seconds (default: no limit)",
-    )
-    commands.choices["run"].add_argument(
-        "--xlsx", action="store_true", help="write the tables as one Excel file, too (needs openpyxl)"
-    )
-    commands.choices["run"].add_argument(
-        "--accept",
-        metavar="NAMES",
-        help="resume shared searches although these parts of the code changed, such as network or "
-        "versions.torch,behavior; only if their answers remain valid",
-    )
-    why, whatif = commands.choices["why"], commands.choices["whatif"]
-    why.set_defaults(settings=["trust_model", "start", "end"])
-    for flag, name in (("--from", "start"), ("--to", "end")):
-        why.add_argument(flag, dest=name, required=True, metavar="YYYY-MM-DD", help="a trading day")
-    whatif.set_defaults(settings=["trust_model", "shock", "replay", "scenarios", "others", "unscaled"])
-    whatif.add_argument(
-        "--shock",
-        action="append",
-        default=[],
-        metavar='"EUR=-5%%,JPY=2%% over 5 days"',
-        help="a scenario: changes of price over the last of the days ahead; may be repeated",
-    )
-    whatif.add_argument(
-        "--replay",
-        action="append",
-        default=[],
-        metavar="2020-03-02:2020-03-20",
-        help="a scenario: the returns between two dates of the prices happen again, in proportion to "
-        "each asset's volatility then and today; may be repeated",
-    )
-    whatif.add_argument(
-        "--scenarios",
-        metavar="FILE.csv",
-        help="scenarios, one a line: a column of changes of price for each asset, empty where it is not "
-        "given, and optional columns scenario (a name) and days",
-    )
-    whatif.add_argument(
-        "--others",
-        choices=["conditional", "still"],
-        default="conditional",
-        help="assets without a shock follow the shocked ones as the model of returns expects (default), "
-        "or stand still",
-    )
-    whatif.add_argument(
-        "--unscaled", action="store_true", help="replay returns as they were, not by volatility"
-    )
-    return parser
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected an integer in 0 ... {2**32 - 1}, got {text!r}")
-    return int(text)
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, got {text!r}")
-    return seconds
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     target = None if arguments.target is None else parse_target(arguments.target)
     from funcexplain.commands.demo import run_demo
@@ -341,20 +162,73 @@ def _call(arguments: argparse.Namespace) -> int:
     """Call a command's function and print its results: lines, one JSON object, or nothing."""
     from importlib import import_module
 
-    from funcexplain.commands.printing import print_plain
-
     module, name = arguments.function.split(".")
     command = import_module(f"funcexplain.commands.{module}")
     function: Callable[..., dict[str, Any]] = getattr(command, name)
     settings = {name: getattr(arguments, name) for name in arguments.settings}
+    path: Any = arguments.path
+    if arguments.has_config:
+        settings["settings"] = arguments.entries
+        path = path or "config.toml"
+    files = {name: getattr(arguments, name, None) for name in ("network", "prices", "weights", "target")}
+    if any(files.values()):
+        from funcexplain.commands.init import first_config
+
+        if arguments.path is not None:
+            raise ValueError(
+                "--network: a first try has no config; leave out CONFIG.toml, or the options"
+            )
+        target = arguments.target and parse_target(arguments.target)
+        path = first_config(
+            files["network"],
+            files["prices"],
+            weights=files["weights"],
+            target=target,
+            entries=arguments.entries,
+            trust_model=arguments.trust_model,
+            print_line=_printer(arguments),
+        )
+    return _show(arguments, partial(function, path, **settings))
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Write a config."""
+    from funcexplain.commands.init import init_config
+
+    if len(arguments.names) > 2:
+        raise ValueError(f"init: expected a network and prices, got {len(arguments.names)} names")
+    network, prices = (*arguments.names, None, None)[:2]
+    target = arguments.target and parse_target(arguments.target)
+    return _show(
+        arguments,
+        partial(
+            init_config,
+            network or arguments.network,
+            prices or arguments.prices,
+            weights=arguments.weights,
+            target=target,
+            out=arguments.out,
+            trust_model=arguments.trust_model,
+        ),
+    )
+
+
+def _printer(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """What prints lines, unless there is to be one JSON object or nothing."""
+    from funcexplain.commands.printing import print_plain
 
     def print_line(line: str) -> None:
         if not (arguments.quiet or arguments.json):
             print_plain(line)
 
+    return print_line
+
+
+def _show(arguments: argparse.Namespace, function: Callable[..., dict[str, Any]]) -> int:
+    """Call a function, and print its lines, one JSON object, or nothing."""
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        results = function(arguments.path, print_line=print_line, **settings)
+        results = function(print_line=_printer(arguments))
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
     return int(results["exit_code"])

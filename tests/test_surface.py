@@ -16,12 +16,12 @@ import funcexplain as fe
 ROOT = Path(fe.__file__).parent
 SURFACE = """
     Attribution GradientCheck Info Optimizer Probability Problem Progress Reach Sensitivity Solution
-    State Status adam agreement alternatives as_optimizer asset_masks attribute bands box cast
-    check_gradient clip closest clusters consensus difference drivers evaluate explain freeze
+    State Status adam adapt agreement alternatives as_optimizer asset_masks attribute bands box cast
+    channels check_gradient clip closest clusters consensus difference drivers evaluate explain freeze
     functionalize gradient_wrt_input jitter levenberg_marquardt load losses make_step models moves
     one_hot_targets opaque penalize penalties pipe plot probability problem progress prune rarity reach
     register_rule reparametrize report robust run sample scenarios sensitivity sgd shadow_prices smooth
-    solve sparsify stack standardize starts stories targets vmap windows zero_masked
+    solve sparsify stack standardize starts stories targets tie vmap windows zero_masked
 """.split()
 # Left to right: a module imports from its own house or from one to its left.
 HOUSES = [

@@ -179,7 +179,8 @@ class ChunkedSolution(Solution):
             OSError: if it cannot be written.
         """
         where, window = "to_parquet", self._manifest.fields["x"][1]
-        names = check_labels(where, window, assets=assets).get("asset")
+        weights = self._manifest.fields["weights"][1]
+        names = check_labels(where, (0, 0, weights[-1]), assets=assets).get("asset")
         own = math.prod(window)
 
         def block(chunk: Solution, begun: int) -> dict[str, np.ndarray]:

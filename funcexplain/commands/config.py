@@ -30,12 +30,26 @@ from funcexplain.commands.entries import (
     read_flag,
     read_names,
     read_non_negative,
-    read_number,
+    read_share,
     read_table,
     read_text,
 )
 from funcexplain.commands.method import DEFAULT, METHODS, MethodConfig, read_method
+from funcexplain.commands.overrides import set_entries, split_questions
 from funcexplain.commands.prices import PricesConfig
+from funcexplain.commands.sections import (
+    FeaturesConfig,
+    GroupConfig,
+    GroupsConfig,
+    check_features,
+    read_arguments,
+    read_factory,
+    read_group_goals,
+    read_horizon,
+    read_inputs,
+    read_output,
+    read_package,
+)
 from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.writing import check_regular
 
@@ -47,6 +61,8 @@ MAX_DEPTH = 16
 _PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\.[ \t]*){{{MAX_DEPTH}}}", re.ASCII)
 
+PROGRAMS = (".pt2", ".ts", ".jit", ".torchscript")
+"""Suffixes of files that are whole networks; loading one runs code."""
 MARKETS = ("normal", "student_t", "filtered_history")
 """Models of returns, by their names in `fe.models`."""
 LOSSES = ("auto", "cosine_distance", "cross_entropy", "js", "kl", "mae", "mse")
@@ -66,26 +82,6 @@ Dates = str | tuple[date, ...] | DateRange
 
 def _table(kind: type) -> Any:
     return lambda where, value: read_table(kind, where, value)
-
-
-def _factory(where: str, value: Any) -> str:
-    module, colon, function = read_text(where, value).partition(":")
-    dotted = [*module.split("."), *function.split(".")]
-    if not colon or not all(part.isidentifier() for part in dotted):
-        raise bad_entry(where, 'text such as "package.module:make"', value)
-    return value
-
-
-def _package(where: str, value: Any) -> str:
-    if not all(part.isidentifier() for part in read_text(where, value).split(".")):
-        raise bad_entry(where, 'the name of an installed package such as "deepdow"', value)
-    return value
-
-
-def _arguments(where: str, value: Any) -> dict[str, Any] | None:
-    if not isinstance(value, dict):
-        raise bad_entry(where, "a table of keyword arguments, such as {n_assets = 16}", value)
-    return value or None
 
 
 def _dates(where: str, value: Any) -> Dates:
@@ -113,30 +109,6 @@ class WindowPart:
     last_days: int | None = entry(integer_between(1), None)
 
 
-@dataclass(frozen=True)
-class GroupConfig:
-    """Weight of several assets together."""
-
-    assets: tuple[str, ...] = entry(read_names)
-    weight: float | None = entry(read_number, None)
-    at_least: float | None = entry(read_number, None)
-    at_most: float | None = entry(read_number, None)
-
-
-def _groups(where: str, value: Any) -> tuple[GroupConfig, ...]:
-    tables = [value] if isinstance(value, dict) else value
-    if not isinstance(tables, list) or not tables:
-        raise bad_entry(where, 'a table such as {assets = ["EUR", "CHF"], at_least = 0.5}', value)
-    groups = tuple(
-        read_table(GroupConfig, f"{where}[{index}]", table) for index, table in enumerate(tables)
-    )
-    for index, group in enumerate(groups):
-        bounds = (group.at_least, group.at_most)
-        if (group.weight is None) == (bounds == (None, None)):
-            raise ValueError(f"{where}[{index}]: give either weight, or at_least and at_most (or one)")
-    return groups
-
-
 def _leverage(where: str, value: Any) -> float:
     """A positive number; ``inf`` assumes nothing."""
     if value == math.inf:
@@ -146,6 +118,10 @@ def _leverage(where: str, value: Any) -> float:
     return float(value)
 
 
+def _turnover(where: str, value: Any) -> float:
+    return read_non_negative(where, read_share(where, value))
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The network: the function that makes it, the package or folder of that, and its weights.
@@ -153,13 +129,19 @@ class NetworkConfig:
     A list of any of the first three is of several networks, which share the others.
     """
 
-    factory: str | tuple[str, ...] | None = entry(one_or_more(_factory), None)
+    factory: str | tuple[str, ...] | None = entry(one_or_more(read_factory), None)
     arguments: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None = entry(
-        one_or_more(_arguments), None
+        one_or_more(read_arguments), None
     )
     weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None)
-    package: str | None = entry(_package, None)
+    package: str | None = entry(read_package, None)
     folder: str = entry(read_text, ".")
+    layout: str | None = entry(read_text, None)
+    output: str | int | None = entry(read_output, None)
+    horizon: str | int | None = entry(read_horizon, None)
+    normalize: str | None = entry(one_of("softmax", "sum"), None)
+    outputs: tuple[str, ...] | None = entry(read_names, None)
+    inputs: dict[str, Any] | None = entry(read_inputs, None)
 
     def members(self) -> list[NetworkConfig]:
         """Each network of several, or the only one.
@@ -180,28 +162,22 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
-    """How windows are made from prices."""
-
-    lookback: int = entry(integer_between(1), 20)
-    span: int = entry(integer_between(2), 20)
-    channels: tuple[str, ...] = entry(read_names, ("return", "momentum", "volatility"))
-
-
-@dataclass(frozen=True)
 class QuestionConfig:
     """The goals, the dates, and which entries are free to change."""
 
+    name: str | None = entry(read_text, None)
     target: dict[str, float] | None = entry(read_amounts, None)
     at_least: dict[str, float] | None = entry(read_amounts, None)
     at_most: dict[str, float] | None = entry(read_amounts, None)
     top: str | None = entry(read_text, None)
     exit: tuple[str, ...] | None = entry(read_names, None)
-    group: tuple[GroupConfig, ...] | None = entry(_groups, None)
+    group: tuple[GroupConfig, ...] | None = entry(read_group_goals, None)
     shift: dict[str, float] | None = entry(read_amounts, None)
-    turnover: float | None = entry(read_non_negative, None)
+    move: dict[str, float] | None = entry(read_amounts, None)
+    turnover: float | None = entry(_turnover, None)
     concentration: float | None = entry(read_non_negative, None)
     leverage: float | None = entry(_leverage, None)
+    benchmark: dict[str, float] | None = entry(read_amounts, None)
     loss: str = entry(one_of(*LOSSES), "auto")
     date: Dates = entry(_dates, "last")
     search: str = entry(one_of("auto", "scenario", "features"), "auto")
@@ -214,7 +190,10 @@ class QuestionConfig:
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())
 
 
-GOALS = ("target", "at_least", "at_most", "top", "exit", "group", "shift", "turnover", "concentration")
+GOALS = (
+    *("target", "at_least", "at_most", "top", "exit", "group", "shift", "move", "turnover"),
+    "concentration",
+)
 """Entries of a question that state a goal."""
 
 
@@ -236,12 +215,13 @@ class Config:
     prices: PricesConfig = entry(_table(PricesConfig))
     question: QuestionConfig = entry(_table(QuestionConfig))
     features: FeaturesConfig = entry(_table(FeaturesConfig), FeaturesConfig())
+    groups: GroupsConfig | None = entry(_table(GroupsConfig), None)
     method: MethodConfig = entry(read_method, MethodConfig(settings=METHODS[DEFAULT]))
     output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a TOML file, check each entry, and fill in the defaults.
+    """Read a TOML file of one question, check each entry, and fill in the defaults.
 
     Raises:
         ValueError: if it is not TOML, or an entry is wrong; the message names the file and the entry.
@@ -258,13 +238,26 @@ def read_config(path: str | Path) -> Config:
         >>> read_config(path).method.max_steps
         100
     """
+    configs = read_configs(path)
+    if len(configs) > 1:
+        raise ValueError(f"{path}: question: expected one, got {len(configs)}; leave one [[question]]")
+    return next(iter(configs.values()))
+
+
+def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | None, Config]:
+    """Read a TOML file as `read_config` does, with entries set, and a config for each ``[[question]]``.
+
+    Returns:
+        The configs by the labels of their questions; one that is not in a list has the label None.
+    """
     path = Path(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no config file {str(path)!r}; check the name")
     check_regular("config", path, name="a config file, such as config.toml")
     content = read_bytes("config", path, MIB, "shorten its lists")
     try:
-        return parse_config(parse_toml(content.decode("utf-8-sig")))
+        table = set_entries(parse_toml(content.decode("utf-8-sig")), settings)
+        return {label: parse_config(one) for label, one in split_questions(table)}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a TOML file: {error}; see https://toml.io") from None
     except ValueError as error:
@@ -306,12 +299,13 @@ def parse_config(table: dict[str, Any]) -> Config:
     question = config.question
     for network in config.network.members():
         _check_network(network)
+    check_features(config.features)
     if not any(getattr(question, goal) is not None for goal in GOALS):
         raise ValueError(f"question: no goal is given; give at least one of {', '.join(GOALS)}")
     if question.shift is not None and len(question.shift) > 1:
         raise ValueError(
             f"question.shift: expected one asset, funded by all others, got {len(question.shift)}; use "
-            "target for several"
+            "move for several, which leaves the others unchanged, or target"
         )
     channels = question.free.channels or question.frozen.channels
     if question.search == "scenario" and channels:
@@ -325,9 +319,14 @@ def parse_config(table: dict[str, Any]) -> Config:
                 f"question.{name}: needs ahead, the number of days to come: what has happened has no "
                 f"probability; add ahead = 10, or leave {name} out"
             )
-    search = question.search
+    search, given = question.search, config.features.file
     if search == "auto":  # single channels cannot move along a path of prices
-        search = "features" if channels else "scenario"
+        search = "features" if channels or given else "scenario"
+    if search == "scenario" and given:
+        raise ValueError(
+            "question.search: a scenario computes windows from returns, and features.file holds them "
+            'without that; use search = "features", or features.factory'
+        )
     if search == "features":
         for name, default in (("ahead", None), ("market", "auto")):
             if getattr(question, name) != default:
@@ -342,10 +341,14 @@ def _check_network(network: NetworkConfig) -> None:
     """Raise unless the entries of one network fit together."""
     weights = network.weights or ""
     assert isinstance(weights, str)
-    exported = weights.endswith(".pt2")
-    if network.factory is None and not exported:
+    if network.factory is None and not weights.endswith((*PROGRAMS, ".pt", ".pth")):
         raise ValueError('network.factory: missing; name the function, as in factory = "mine:make"')
-    if exported and (network.factory or network.arguments or network.package):
+    if network.factory is None and (network.arguments or network.package):
+        raise ValueError(
+            "network.factory: missing, but arguments or package are given; add it, or leave them out: a "
+            "file such as .pt2 is the whole network"
+        )
+    if network.factory and weights.endswith(PROGRAMS):
         raise ValueError(
             "network.factory: a .pt2 file is the whole network; leave out factory, arguments, package"
         )

@@ -8,6 +8,7 @@ as a picture and a report. `run_demo`, read from top to bottom, shows the whole 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from funcexplain.commands.config import Config, NetworkConfig, QuestionConfig
 from funcexplain.commands.draws import draw_markets, write_fan
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_or_raise
+from funcexplain.commands.features import Windows
 from funcexplain.commands.folder import make_folder
-from funcexplain.commands.history import History
+from funcexplain.commands.history import History, make_history
 from funcexplain.commands.inputs import REFINEMENTS
 from funcexplain.commands.method import MethodConfig, StartsConfig
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
@@ -37,7 +39,7 @@ from funcexplain.commands.printing import (
 )
 from funcexplain.commands.question import build_query, describe_question
 from funcexplain.markets.allocators import ConvAllocator, train_allocator
-from funcexplain.markets.features import CHANNELS, forward_returns, windows
+from funcexplain.markets.features import CHANNELS, features, forward_returns, windows
 from funcexplain.markets.prices import Prices, load
 from funcexplain.reports import wording
 from funcexplain.reports.drawing import require_matplotlib
@@ -199,9 +201,8 @@ def train_on(
             print_line(f"  step {step} of {num_steps}: loss {loss:+.3f}")
 
     network = train_allocator(known, future, seed=seed, num_steps=num_steps, callback=report)
-    # The last days of all windows are the channels of every day.
-    days = stack[:, :, -1].movedim(0, 1)
-    history = History(prices, CHANNELS, SPAN, stack, last_days, days)
+    compute = partial(features, span=SPAN)
+    history = make_history(prices, Windows(CHANNELS, SPAN, stack, compute), stack.dtype)
     return network, history
 
 

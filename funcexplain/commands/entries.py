@@ -122,6 +122,34 @@ def read_number(where: str, value: Any, *, minimum: float = -math.inf) -> float:
     return float(value)
 
 
+_HINT = 'a number such as 0.4, or text such as "40%"'
+_MAX_SHARE = 10.0  # a weight of 1000 percent is a percentage without its sign
+
+
+def read_share(where: str, value: Any) -> float:
+    """Read a share of the portfolio: a number, or text in percent.
+
+    Example:
+        >>> read_share("question.target.EUR", "40%")
+        0.4
+        >>> read_share("question.target.EUR", 40)
+        Traceback (most recent call last):
+        ValueError: question.target.EUR: expected a number such as 0.4, ... got 40; 40 percent is "40%"
+    """
+    if isinstance(value, str):
+        try:
+            share = float(value.strip().removesuffix("%")) / 100.0
+        except ValueError:
+            share = math.nan
+        if not value.strip().endswith("%") or not math.isfinite(share):
+            raise bad_entry(where, _HINT, value)
+        return share
+    share = read_number(where, value)
+    if _MAX_SHARE < abs(share) <= 100.0:
+        raise ValueError(f'{bad_entry(where, _HINT, value)}; {share:g} percent is "{share:g}%"')
+    return share
+
+
 def read_non_negative(where: str, value: Any) -> float:
     """Read a finite number, >= 0."""
     return read_number(where, value, minimum=0.0)
@@ -169,10 +197,10 @@ def read_names(where: str, value: Any) -> tuple[str, ...]:
 
 
 def read_amounts(where: str, value: Any) -> dict[str, float]:
-    """Read a table of numbers by name."""
+    """Read a table of shares by name."""
     if not isinstance(value, dict) or not value:
         raise bad_entry(where, "a table of numbers by asset, such as {EUR = 0.4}", value)
-    return {name: read_number(key_path(where, name), amount) for name, amount in value.items()}
+    return {name: read_share(key_path(where, name), amount) for name, amount in value.items()}
 
 
 def read_date(where: str, value: Any) -> date:

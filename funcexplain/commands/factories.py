@@ -28,7 +28,9 @@ _NO_NETWORKS = {"torch", "numpy", "optree", "pip", "setuptools", "pkg_resources"
 """Packages whose functions run commands or load code; only their classes may be networks."""
 
 
-def check_module(name: str, function: str, package: str | None, folder: Path) -> None:
+def check_module(
+    name: str, function: str, package: str | None, folder: Path, where: str = "network.factory"
+) -> None:
     """Raise, before a module is imported, if no factory may come from it.
 
     Args:
@@ -36,48 +38,51 @@ def check_module(name: str, function: str, package: str | None, folder: Path) ->
         function: the name in it.
         package: the package that the config names.
         folder: the folder of the config, or the one that it names.
+        where: the entry, for messages.
     """
     _check_package(package)
     if "__main__" in name.split("."):
-        raise ValueError(f"network.factory: {name!r} is a program; name a module with the network")
+        raise ValueError(f"{where}: {name!r} is a program; name a module with the network")
     if _is_standard(name):
         raise ValueError(
-            f"network.factory: expected a module with a network, got {name!r} of Python's standard "
+            f"{where}: expected a module with a network, got {name!r} of Python's standard "
             "library; name a module of your own, and rename it if it has the name of one of Python's"
         )
     foreign = name not in sys.modules and not _may_call(name, package, folder)
     if foreign and not _may_hold_class(name, function.partition(".")[0]):
-        raise _foreign(f"{name}:{function}", name)
+        raise _foreign(where, f"{name}:{function}", name)
 
 
-def check_factory(factory: str, found: Any, package: str | None, folder: Path) -> None:
+def check_factory(
+    factory: str, found: Any, package: str | None, folder: Path, where: str = "network.factory"
+) -> None:
     """Raise unless an imported object may be called, or is a network already."""
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
         return
     if isinstance(found, type):
         raise ValueError(
-            f"network.factory: {factory} must be a function or a class of torch.nn.Module, got the "
+            f"{where}: {factory} must be a function or a class of torch.nn.Module, got the "
             f"class {found.__qualname__}; name one of those"
         )
     function = inspect.unwrap(getattr(found, "__func__", found))
     if not inspect.isfunction(function):
         raise ValueError(
-            f"network.factory: {factory} must be a function, got {type(found).__name__}; define one in "
+            f"{where}: {factory} must be a function, got {type(found).__name__}; define one in "
             "a module of your own"
         )
     module = str(function.__globals__.get("__name__"))  # __module__ may be set to another
     if not _may_call(module, package, folder):
-        raise _foreign(factory, module)
+        raise _foreign(where, factory, module)
 
 
-def _foreign(factory: str, module: str) -> ValueError:
+def _foreign(where: str, factory: str, module: str) -> ValueError:
     """The error for a function that was not defined in the folder or the named package."""
     top = module.partition(".")[0]
     remedy = "define one in a module of your own"
     if not _is_standard(module) and top not in _NO_NETWORKS:
         remedy = f'if you trust it, add package = "{top}" to [network]'
     return ValueError(
-        f"network.factory: {factory} must be a function of a module in the config's folder, or a class "
+        f"{where}: {factory} must be a function of a module in the config's folder, or a class "
         f"of torch.nn.Module, got one of {module!r}; {remedy}"
     )
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funcexplain.commands.config import FeaturesConfig
+from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.entries import suggest
+from funcexplain.commands.features import Compute, Windows, make_windows
 from funcexplain.commands.prices import PricesConfig
-from funcexplain.markets.features import CHANNELS, features, log_returns, windows
+from funcexplain.commands.sections import FeaturesConfig
+from funcexplain.markets.features import CHANNELS, features, log_returns
 from funcexplain.markets.prices import Prices, load
 
 
@@ -28,10 +30,12 @@ class History:
     Attributes:
         prices: the prices of the selected assets and days.
         channels: names of the ``C`` channels.
-        span: days that momentum and volatility look back.
+        span: returns that the first day of a window needs, its own included.
         windows: all windows ``(N, C, L, A)``, in the network's dtype.
         last_days: rows of the prices at which they end, int64, ``(N,)``.
         days: channels of every day, float64, ``(C, days, A)``.
+        compute: from the returns behind a window, ``(L + span - 1, A)``, to the window; None for windows
+            from a file.
     """
 
     prices: Prices
@@ -40,6 +44,7 @@ class History:
     windows: Tensor
     last_days: Tensor
     days: Tensor
+    compute: Compute | None
 
     @property
     def lookback(self) -> int:
@@ -49,7 +54,16 @@ class History:
     @property
     def has_returns(self) -> bool:
         """Whether the first channel holds returns, from which measures against history are computed."""
-        return self.channels[0] == "return"
+        returns = log_returns(self.prices)[-self.days.shape[1] :].to(self.days)
+        return self.channels[0] == "return" and torch.allclose(self.days[0], returns)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether windows have the library's three channels, from which returns can be recovered."""
+        if self.channels != CHANNELS or self.span < 2:
+            return False
+        own = features(log_returns(self.prices), self.span)[:, -self.days.shape[1] :]
+        return torch.allclose(self.days, own.to(self.days))
 
     @property
     def ends(self) -> list[str]:
@@ -67,7 +81,7 @@ class History:
 
     def until(self, position: int) -> Tensor:
         """Channels of the days up to the last one of a window, ``(C, days, A)``."""
-        return self.days[:, : int(self.last_days[position]) - self.span + 1]
+        return self.days[:, : range(len(self.windows))[position] + self.lookback]
 
     def scale(self, position: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel up to then, ``(C, 1, 1)``, as the network's."""
@@ -81,9 +95,18 @@ class History:
 
 
 def load_history(
-    market: PricesConfig, config: FeaturesConfig, dtype: torch.dtype = torch.float32
+    market: PricesConfig,
+    config: FeaturesConfig,
+    dtype: torch.dtype = torch.float32,
+    network: NetworkConfig | None = None,
 ) -> History:
     """Load the prices of a config and compute their windows in a dtype.
+
+    Args:
+        market: the prices.
+        config: the features.
+        dtype: of the windows.
+        network: where the function of the features is looked for; None refuses to run one.
 
     Raises:
         ValueError: if the file is not a price history, a name is unknown, or there are too few days.
@@ -95,11 +118,21 @@ def load_history(
         torch.Size([3, 5, 2])
     """
     prices = load_prices(market)
-    channels = positions("features.channels", config.channels, CHANNELS)
-    stack, last_days = windows(prices, config.lookback, config.span)
-    days = features(log_returns(prices), config.span)[channels]
-    stack = stack[:, channels].to(dtype)
-    return History(prices, config.channels, config.span, stack, last_days, days)
+    if config.factory is not None and network is None:
+        raise ValueError(
+            "features.factory: computes the windows, which runs code that the config names; if you "
+            "trust its author, add --trust-config"
+        )
+    return make_history(prices, make_windows(prices, config, network or NetworkConfig()), dtype)
+
+
+def make_history(prices: Prices, made: Windows, dtype: torch.dtype) -> History:
+    """A history of the windows of the last days of some prices."""
+    stack = made.stack
+    last_days = torch.arange(len(prices.dates) - len(stack), len(prices.dates))
+    # Days of the first window, and the last day of each later one.
+    days = torch.cat([stack[0], stack[1:, :, -1].movedim(0, 1)], dim=1)
+    return History(prices, made.channels, made.span, stack.to(dtype), last_days, days, made.compute)
 
 
 def load_prices(market: PricesConfig) -> Prices:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.commands.adapting import fit_network, output_names
 from funcexplain.commands.config import Config
+from funcexplain.commands.groups import load_groups
 from funcexplain.commands.history import History, load_history
 from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.network import load_network
 from funcexplain.commands.question import Query, build_query, pin_dates
+from funcexplain.commands.weights import Say
 
 # Losses recorded per search: enough for a curve, and few even if there are thousands of steps.
 _MAX_RECORDED_LOSSES = 250
@@ -42,21 +45,30 @@ class Inputs:
     others: Sequence[nn.Module] = ()
 
 
-def load_inputs(config: Config, *, trust_model: bool = False) -> Inputs:
-    """Load everything that a config names; errors name the remedy."""
+def load_inputs(config: Config, *, trust_model: bool = False, say: Say = lambda line: None) -> Inputs:
+    """Load everything that a config names; errors name the remedy, and ``say`` gets what was sniffed."""
     make_method(config.method)
-    networks, history = load_market(config, trust_model=trust_model)
+    networks, history = load_market(config, trust_model=trust_model, say=say)
     network, *others = networks
-    query = build_query(config, network, history, others=others)
+    groups = load_groups(config.groups, history.prices.assets)
+    query = build_query(config, network, history, others=others, groups=groups)
     return Inputs(pin_dates(config, history), network, history, query, others)
 
 
-def load_market(config: Config, *, trust_model: bool = False) -> tuple[list[nn.Module], History]:
+def load_market(
+    config: Config, *, trust_model: bool = False, say: Say = lambda line: None
+) -> tuple[list[nn.Module], History]:
     """Load the networks of a config, and its prices in windows of the first one's dtype."""
-    networks = [load_network(one, trust_model=trust_model) for one in config.network.members()]
+    members = config.network.members()
+    networks = [load_network(one, trust_model=trust_model, say=say) for one in members]
     floats = [p.dtype for p in networks[0].parameters() if p.is_floating_point()]
     dtype = floats[0] if floats else torch.float32
-    return networks, load_history(config.prices, config.features, dtype)
+    history = load_history(config.prices, config.features, dtype, members[0])
+    fitted = [
+        fit_network(network, replace(config, network=member), history, say)
+        for network, member in zip(networks, members, strict=True)
+    ]
+    return fitted, history
 
 
 def load_single(config: Config, *, trust_model: bool = False) -> tuple[nn.Module, History]:
@@ -77,13 +89,15 @@ def load_recorded(config: Config, summary: Mapping[str, Any], dtype: torch.dtype
             "network: a report about several networks needs them; --trust-config builds them"
         )
     history = load_history(config.prices, config.features, dtype)
-    names = history.prices.assets
+    names = output_names(config.network, history.prices.assets)
+    groups = load_groups(config.groups, history.prices.assets)
 
     def recorded(kind: str) -> Tensor:
         rows = [[answer[kind].get(name) for name in names] for answer in summary["answers"]]
         return torch.tensor(np.array(rows, dtype=float), dtype=dtype)
 
-    query = build_query(config, None, history, (recorded("today"), recorded("unshocked")))
+    weights = recorded("today"), recorded("unshocked")
+    query = build_query(config, None, history, weights, groups=groups)
     if query.dates != [answer.get("date") for answer in summary["answers"]]:
         raise ValueError("question.date: the dates changed since the run; run again, or restore them")
     return Inputs(pin_dates(config, history), None, history, query)

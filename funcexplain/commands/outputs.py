@@ -113,7 +113,7 @@ def write_picture(
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
     figure = plot_overview(
         query.today[-1],
-        single_target(question.args["target"], len(history.prices.assets)),
+        single_target(question.args["target"], len(query.names)),
         mean_weights(best),
         best.x,
         query.references[-1],
@@ -121,6 +121,7 @@ def write_picture(
         scale=history.scale(query.positions[-1])[1],
         assets=history.prices.assets,
         channels=history.channels,
+        outputs=query.names,
         dates=history.window_days(query.positions[-1], query.ahead),
         best=row - first,
         hit=rows.hit,
@@ -157,7 +158,8 @@ def write_report(
     if "date" in solution.dims:
         today = query.today[:, None] if len(solution.dims) > 1 else query.today
     days = history.until(query.positions[-1]).to(history.windows.dtype)
-    known = history.prices.dates[history.span : history.span + days.shape[1]]
+    first = int(history.last_days[0]) - history.lookback + 1
+    known = history.prices.dates[first : first + days.shape[1]]
     fe.report(
         solution,
         query.problem,

@@ -27,14 +27,23 @@ def rebase(config: Config, before: str | Path, after: str | Path) -> Config:
     def moved(path: str) -> str:
         return path if os.path.isabs(path) else os.path.relpath(os.path.join(before, path), after)
 
-    network, prices, output = config.network, config.prices, config.output
+    def optional(path: str | None, *names: str) -> str | None:
+        return path if path is None or path in names else moved(path)
+
+    network, prices, features = config.network, config.prices, config.features
     weights = network.weights
     if weights is not None:
         weights = moved(weights) if isinstance(weights, str) else tuple(map(moved, weights))
-    file = prices.file if prices.file in _SHIPPED else moved(prices.file)
+    inputs = network.inputs and {
+        name: moved(value) if isinstance(value, str) else value for name, value in network.inputs.items()
+    }
     return replace(
         config,
-        network=replace(network, folder=moved(network.folder), weights=weights),
-        prices=replace(prices, file=file),
-        output=replace(output, folder=moved(output.folder)),
+        network=replace(network, folder=moved(network.folder), weights=weights, inputs=inputs),
+        prices=replace(prices, file=prices.file if prices.file in _SHIPPED else moved(prices.file)),
+        features=replace(
+            features, file=optional(features.file), scaling=optional(features.scaling, "weights")
+        ),
+        groups=config.groups and replace(config.groups, file=moved(config.groups.file)),
+        output=replace(config.output, folder=moved(config.output.folder)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,26 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.allocation import check_wanted, fill_target
+from funcexplain.commands.adapting import describe_layouts, output_names
+from funcexplain.commands.allocation import check_wanted, fill_active, fill_target
 from funcexplain.commands.config import (
     MAX_SEARCHES,
     Config,
     DateRange,
     QuestionConfig,
 )
+from funcexplain.commands.groups import Groups, expand_groups
 from funcexplain.commands.history import History, positions, window_ending_on
-from funcexplain.commands.network import one_line
 from funcexplain.commands.space import make_space
 from funcexplain.commands.starts import map_starts, with_precedents
+from funcexplain.commands.weights import one_line
 from funcexplain.engine.forward import weights_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
+
+DISTRIBUTIONS = ("kl", "js", "cross_entropy")
+"""Losses of weights that are a distribution."""
+_SHORT = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +45,11 @@ class Query:
         today: the network's weights on each date, ``(dates, A)``; the mean of several.
         held: its weights at the reference windows: today's, or those ahead without shocks.
         sentence: the question in words.
+        names: of the weights.
         market: model of returns, None for a search over features.
         ahead: days to come that are shocked, 0 for those behind the windows.
         first: of several networks, the question to the first alone, one row for each date.
+        groups: members of each group of assets by its name.
     """
 
     problem: fe.Problem
@@ -51,9 +59,11 @@ class Query:
     today: Tensor
     held: Tensor
     sentence: str
+    names: tuple[str, ...]
     market: str | None
     ahead: int = 0
     first: fe.Problem | None = None
+    groups: Groups = field(default_factory=dict)
 
     @property
     def from_reference(self) -> fe.Problem:
@@ -76,6 +86,7 @@ def build_query(
     history: History,
     recorded: tuple[Tensor, Tensor] | None = None,
     others: Sequence[nn.Module] = (),
+    groups: Groups | None = None,
 ) -> Query:
     """Turn the question of a config into a problem.
 
@@ -86,43 +97,51 @@ def build_query(
         recorded: these weights, of today and without shocks, ``(dates, A)`` each; the problem's are NaN
             at any other window.
         others: further networks, which must hold the target, too.
+        groups: members of each group of assets by its name.
 
     Raises:
         ValueError: if a name, date or part does not exist, the target is out of reach, or the network
             does not accept these windows.
     """
-    question, starts = config.question, config.method.starts
+    groups, starts = groups or {}, config.method.starts
+    question = expand_groups(config.question, groups)
+    assets, names = history.prices.assets, output_names(config.network, history.prices.assets)
     chosen = find_dates(question, history)
     if len(chosen) * starts.number > MAX_SEARCHES:
         raise ValueError(
             f"question.date: expected at most {MAX_SEARCHES} searches, got {len(chosen)} dates x "
             f"{starts.number} starts; use every = n, or fewer starts"
         )
-    _check_names(question, history.prices.assets)
+    _check_names(question, names, groups)
     windows, seeds = history.windows[chosen], torch.arange(starts.number) + starts.seed * starts.number
     space = make_space(question, history, chosen)
     known: list[Any] = [network, *others]
     if network is not None:
-        today = held = _mean_weights(known, windows, history)
+        today = held = _mean_weights(known, windows, history, names)
         if question.ahead:
-            held = _mean_weights(known, space.x0, history)
+            held = _mean_weights(known, space.x0, history, names)
     else:
         assert recorded is not None
         today, held = recorded
-        if today.shape != (len(windows), windows.shape[-1]):
+        if today.shape != (len(windows), len(names)):
             raise ValueError(
                 f"question.date: expected recorded weights of {len(windows)} dates, got "
                 f"{len(today)}; run again"
             )
         known = [(_recorded_weights, {"window": space.x0[0], "weights": held[0]})]
-    parts = (question.target, question.shift, question.turnover)
+    if question.target is not None:
+        try:
+            check_wanted(question.target, names, long_short=_is_long_short(question, today))
+        except ValueError as error:
+            raise ValueError(f"question.{error}") from None
+    parts = (question.target, question.shift, question.move, question.turnover)
     depends_on_today = any(part is not None for part in parts)  # and so on the date
     varying = today if depends_on_today else today[:1]
-    targets = [_target(question, history, weights) for weights in varying]
+    targets = [_target(question, names, weights) for weights in varying]
     if len(known) > 1 and len(targets) > 1:
         raise ValueError(
-            "question: several networks share one target, and target, shift and turnover depend on each "
-            "date's weights; name one date, or use other goals"
+            "question: several networks share one target, and target, shift, move and turnover "
+            "depend on each date's weights; name one date, or use other goals"
         )
     stacks = space.stacks
     if len(chosen) > 1:
@@ -146,10 +165,11 @@ def build_query(
                 one,
                 targets[0],
                 space.x0[0],
-                loss=_loss(question, targets[0]),
+                loss=_loss(question, targets[0], today),
                 mask=space.mask,
                 seed=int(seeds[0]),
-                assets=history.prices.assets,
+                assets=assets,
+                outputs=None if names == assets else names,
                 leverage=question.leverage,
             )
             for one in known
@@ -161,12 +181,22 @@ def build_query(
     if network is not None and starts.number > 1:
         problem = with_precedents(problem, history, chosen, config.method.atol, space.search_points)
     dates = [history.ends[position] for position in chosen]
-    sentence = describe_question(question, dates)
+    sentence = describe_question(config.question, dates)
     if others:
         sentence = sentence.replace("for the network", f"for all {len(known)} networks")
-    ahead = question.ahead or 0
     return Query(
-        problem, chosen, dates, seeds.tolist(), today, held, sentence, space.market, ahead, first
+        problem=problem,
+        positions=chosen,
+        dates=dates,
+        seeds=seeds.tolist(),
+        today=today,
+        held=held,
+        sentence=sentence,
+        names=names,
+        market=space.market,
+        ahead=question.ahead or 0,
+        first=first,
+        groups=groups,
     )
 
 
@@ -189,27 +219,33 @@ def pin_dates(config: Config, history: History) -> Config:
     )
 
 
-def _mean_weights(networks: Sequence[nn.Module], windows: Tensor, history: History) -> Tensor:
+def _mean_weights(
+    networks: Sequence[nn.Module], windows: Tensor, history: History, names: tuple[str, ...]
+) -> Tensor:
     """The mean of several networks' weights at windows."""
-    return torch.stack([evaluate_weights(network, windows, history) for network in networks]).mean(0)
+    found = [evaluate_weights(network, windows, history, names) for network in networks]
+    return torch.stack(found).mean(0)
 
 
-def evaluate_weights(network: nn.Module, windows: Tensor, history: History) -> Tensor:
+def evaluate_weights(
+    network: nn.Module, windows: Tensor, history: History, names: tuple[str, ...]
+) -> Tensor:
     """Weights ``(N, A)`` at windows ``(N, C, L, A)``; raises if the network does not accept them."""
     count = windows.shape[-1]
-    uniform = windows.new_full((count,), 1.0 / count)
+    uniform = windows.new_full((len(names),), 1.0 / len(names))
     shape = (
         f"windows of {len(history.channels)} channels ({', '.join(history.channels)}), "
         f"{history.lookback} days and {count} assets"
     )
     try:
-        probe = fe.problem(network, uniform, windows[0])
+        probe = fe.problem(network, uniform, windows[0], outputs=names)
         with torch.no_grad():
             probe.objective(windows[0], probe.args)
     except Exception as error:  # any type: this runs the user's network
         raise ValueError(
-            f"features: the network does not map {shape} to {count} weights: "
-            f"{one_line(error)}; use the lookback, channels and assets that it was trained with"
+            f"features: the network does not map {shape} to {len(names)} weights: "
+            f"{one_line(error)}; use the lookback, channels and assets that it was trained with; "
+            f"{describe_layouts(windows[0])}"
         ) from error
     weights = weights_of(probe, windows, probe.args)
     if not bool(weights.isfinite().all()):
@@ -230,6 +266,7 @@ def describe_question(question: QuestionConfig, dates: list[str]) -> str:
     day = dates[0] if len(dates) == 1 else f"each of {len(dates)} days, {dates[0]} to {dates[-1]},"
     wanted = list(_phrases(question))
     phrase = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+    phrase += " relative to the benchmark" if question.benchmark is not None else ""
     if question.ahead:
         days = "day" if question.ahead == 1 else f"{question.ahead} trading days"
         day = f"after {day}".rstrip(",")
@@ -255,6 +292,10 @@ def _phrases(question: QuestionConfig) -> Iterator[str]:
         yield f"{amounts} in {' + '.join(group.assets)}"
     for name, delta in (question.shift or {}).items():
         yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name} than today"
+    for name, delta in (question.move or {}).items():
+        yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name}"
+    if question.move is not None:
+        yield "all others as today"
     if question.turnover is not None:
         yield f"a portfolio within a turnover of at most {_percent(question.turnover)}"
     if question.concentration is not None:
@@ -283,25 +324,35 @@ def find_dates(question: QuestionConfig, history: History) -> list[int]:
     return chosen
 
 
-def _check_names(question: QuestionConfig, assets: tuple[str, ...]) -> None:
-    """Raise unless all names are assets, before anything is computed from them."""
-    for goal in ("target", "at_least", "at_most", "shift"):
+def _check_names(question: QuestionConfig, names: tuple[str, ...], groups: Groups) -> None:
+    """Raise unless all names are of weights, before anything is computed from them."""
+    assets = (*names, *groups)  # groups are expanded; the message may suggest one
+    for goal in ("target", "at_least", "at_most", "shift", "move"):
         positions(f"question.{goal}", list(getattr(question, goal) or ()), assets)
     positions("question.top", [] if question.top is None else [question.top], assets)
     positions("question.exit", question.exit or (), assets)
     for index, group in enumerate(question.group or ()):
         positions(f"question.group[{index}]", group.assets, assets)
-    if question.target is not None:
-        try:
-            check_wanted(question.target, assets)
-        except ValueError as error:
-            raise ValueError(f"question.{error}") from None
+    for goal in ("target", "shift", "move", "top"):
+        given = getattr(question, goal) or ()
+        for name in [given] if isinstance(given, str) else given:
+            if name in groups:
+                raise ValueError(
+                    f"question.{goal}: {name} is a group; use at_least, at_most or group for its total"
+                )
 
 
-def _target(question: QuestionConfig, history: History, today: Tensor) -> Target:
-    assets, wanted = history.prices.assets, list[Target]()
+def _is_long_short(question: QuestionConfig, today: Tensor) -> bool:
+    """Whether the portfolio may have shorts: it has, it is relative, or the config allows any."""
+    relative = question.benchmark is not None or question.leverage is not None
+    return relative or bool((today < -_SHORT).any())
+
+
+def _target(question: QuestionConfig, assets: tuple[str, ...], today: Tensor) -> Target:
+    wanted = list[Target]()
     if question.target is not None:
-        wanted.append(fe.targets.exact(fill_target(question.target, today, assets)))
+        fill = fill_active if _is_long_short(question, today) else fill_target
+        wanted.append(fe.targets.exact(fill(question.target, today, assets)))
     wanted += [fe.targets.at_least(*bound) for bound in (question.at_least or {}).items()]
     wanted += [fe.targets.at_most(*bound) for bound in (question.at_most or {}).items()]
     if question.top is not None:
@@ -312,6 +363,8 @@ def _target(question: QuestionConfig, history: History, today: Tensor) -> Target
         for group in question.group or ()
     ]
     wanted += [fe.targets.shift(*moved, today=today) for moved in (question.shift or {}).items()]
+    if question.move is not None:
+        wanted.append(fe.targets.move(question.move, today=today))
     if question.turnover is not None:
         wanted.append(fe.targets.turnover(question.turnover, today=today))
     if question.concentration is not None:
@@ -319,9 +372,14 @@ def _target(question: QuestionConfig, history: History, today: Tensor) -> Target
     return wanted[0] if len(wanted) == 1 else fe.targets.all_of(*wanted)
 
 
-def _loss(question: QuestionConfig, target: Target) -> Any:
+def _loss(question: QuestionConfig, target: Target, today: Tensor) -> Any:
     """The loss; by default KL for one allocation, since it does not stall near one-hot weights."""
-    name = question.loss
+    name, long_short = question.loss, _is_long_short(question, today)
     if name == "auto":
-        name = "mse" if target.weights is None else "kl"
+        name = "mse" if target.weights is None or long_short else "kl"
+    if name in DISTRIBUTIONS and long_short:
+        raise ValueError(
+            f"question.loss: {name} compares distributions, weights >= 0 that sum to one, and this "
+            'portfolio is long-short or relative to a benchmark; use "mse" or "mae"'
+        )
     return getattr(fe.losses, name)

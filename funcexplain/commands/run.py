@@ -1,4 +1,4 @@
-"""The commands ``run``, ``check`` and ``report``, each readable from top to bottom.
+"""The commands ``run`` and ``report``, each readable from top to bottom.
 
 Each prints lines with ``print_line`` and returns a dict of JSON values. For bad input, it raises a
 ValueError, TypeError, OSError or ImportError whose message names the remedy.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
-from funcexplain.commands.config import Config, read_config
+from funcexplain.commands.checking import describe_inputs
+from funcexplain.commands.comparing import compare
+from funcexplain.commands.config import Config
 from funcexplain.commands.draws import (
     check_drawable,
     describe_draws,
@@ -35,7 +37,6 @@ from funcexplain.commands.folder import (
     DRAWS,
     SOLUTION,
     SUMMARY,
-    check_writable,
     fresh_folder,
     make_folder,
     read_summary,
@@ -53,17 +54,14 @@ from funcexplain.commands.inputs import (
 from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import (
     PrintLine,
-    fault_lines,
     likelihood_sentence,
     outcome_lines,
-    prices_line,
     print_plain,
 )
+from funcexplain.commands.reading import read_all, read_plain, require_plots
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
-from funcexplain.markets.sanity import find_faults
 from funcexplain.reports.cards import whose
-from funcexplain.reports.drawing import require_matplotlib
 from funcexplain.reports.origin import LEFT_OUT
 from funcexplain.solutions.tables import require
 
@@ -73,8 +71,9 @@ _MAX_FAILURES = 3  # printed; the summary has all of them
 
 
 def run_config(
-    path: str | Path,
+    path: str | Path | Config,
     *,
+    settings: Iterable[str] = (),
     workers: int | None = None,
     dask: str | None = None,
     timeout: float | None = None,
@@ -87,7 +86,8 @@ def run_config(
     """Solve the question of a config, and write the answer to its folder.
 
     Args:
-        path: the config file.
+        path: the config file, or a config.
+        settings: entries to set in it, such as ``"question.at_least.CHF=0.3"``.
         workers: processes of this machine that share the searches. Default: only this process.
         dask: address of a Dask scheduler whose workers share them.
         timeout: maximum number of seconds for a chunk of searches in a worker; see `fe.clusters.solve`.
@@ -99,22 +99,52 @@ def run_config(
         print_line: called with each line of output.
 
     Returns:
-        The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1.
+        The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1. Of several
+        questions, a dict of their summaries as ``"questions"``.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the folder is as it was before. If workers share the searches,
             the next call resumes.
     """
-    config, files = read_checked(path), [CONFIG]
+    command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
+    configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
+    own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
+    own |= {"xlsx": xlsx, "trust_model": trust_model, "quiet": quiet, "print_line": print_line}
+    summaries: dict[str | None, dict[str, Any]] = {}
+    for label, config in configs.items():
+        if label is not None:
+            print_line(f"{chr(10) if summaries else ''}Question {label}:")
+        summaries[label] = _run(config, command, **own)
+    if None in summaries:
+        return summaries[None]
+    return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
+
+
+def _run(
+    config: Config,
+    command: str,
+    *,
+    workers: int | None,
+    dask: str | None,
+    timeout: float | None,
+    accept: str | None,
+    xlsx: bool,
+    trust_model: bool,
+    quiet: bool,
+    print_line: PrintLine,
+) -> dict[str, Any]:
+    """Solve one question, and write the answer to its folder."""
+    files = [CONFIG]
+    require_plots(config)
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
     if xlsx:
         require("--xlsx", "openpyxl", "excel")  # before any work is done
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
-        inputs = load_inputs(config, trust_model=trust_model)
+        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
         folder = make_folder(Path(config.output.folder))
-        _describe(inputs, print_line)
+        describe_inputs(inputs, print_line)
         query, history = inputs.query, inputs.history
         assets = history.prices.assets
         if config.question.draws:
@@ -142,7 +172,7 @@ def run_config(
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, history.prices.assets)
+        summary = outputs.summarize(outcome, query, query.names)
         chance = None
         if config.question.how_likely:
             chance = fe.probability(query.from_reference, atol=config.method.atol)
@@ -175,7 +205,7 @@ def run_config(
             if config.output.picture:
                 files.append(outputs.write_picture(fresh, outcome, query, history))
             digest = hash_inputs(inputs)
-            summary["audit"] = audit(f"funcexplain run {path}", digest)
+            summary["audit"] = audit(command, digest)
             if drawn is not None and drawn.draws is not None and drawn.found is not None:
                 files.append(save_draws(fresh, drawn.draws, assets))
                 if config.output.picture:
@@ -196,7 +226,7 @@ def run_config(
                 "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
             }
             replace_files(folder, fresh, summary)
-    for line in outcome_lines(outcome, query, history.prices.assets):
+    for line in outcome_lines(outcome, query, query.names):
         print_line(line)
     if chance is not None and not chance.dims:
         print_line(likelihood_sentence(chance, query.ahead))
@@ -214,38 +244,6 @@ def run_config(
     if ANSWERS not in files and (folder / ANSWERS).exists():
         print_line(f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old")
     return summary
-
-
-def check_config(
-    path: str | Path, *, trust_model: bool = False, print_line: PrintLine = print_plain
-) -> dict:
-    """Check everything that a config names without solving, and the gradient of the first search."""
-    config = read_checked(path)
-    check_writable(Path(config.output.folder))
-    with torch_threads(config.method.threads):
-        inputs = load_inputs(config, trust_model=trust_model)
-        _describe(inputs, print_line)
-        faults = find_faults(inputs.history.prices)
-        for line in fault_lines(faults):
-            print_line(line)
-        query, problem = inputs.query, inputs.query.problem
-        first = problem[(0,) * len(problem.dims)] if problem.dims else problem
-        checked = fe.check_gradient(first, rtol=0.05)
-        if not checked.ok or all(slope.gradient == 0.0 for slope in checked.slopes):
-            raise ValueError(
-                f"network: {checked.verdict} A search by gradients needs differentiable layers"
-            )
-        print_line(checked.verdict)
-    print_line(f"{path} is valid; funcexplain run {path} solves it")
-    today = dict(zip(inputs.history.prices.assets, query.today[-1].tolist(), strict=True))
-    return {
-        "exit_code": HIT,
-        "question": query.sentence,
-        "searches": int(torch.Size(problem.shape).numel()),
-        "gradient": checked.verdict,
-        "today": outputs.as_json(today),
-        "faults": [fault._asdict() for fault in faults],
-    }
 
 
 def rewrite_report(
@@ -266,7 +264,7 @@ def rewrite_report(
     """
     folder = Path(folder)
     before = read_summary(folder)
-    config, shared = _read(folder / CONFIG), ANSWERS in before["files"]
+    config, shared = read_plain(folder / CONFIG), ANSWERS in before["files"]
     solution = fe.clusters.open(folder / ANSWERS) if shared else fe.load(folder / SOLUTION)
     with torch_threads(config.method.threads):
         if trust_config:
@@ -293,19 +291,6 @@ def rewrite_report(
             "it has changed since the run was not checked; --trust-config builds it"
         )
     return {"exit_code": HIT, "folder": str(folder), "files": [name], "left_out": left_out}
-
-
-def _read(path: str | Path) -> Config:
-    """Read a config, with paths relative to the current folder."""
-    return rebase(read_config(path), os.path.dirname(path), os.curdir)
-
-
-def read_checked(path: str | Path) -> Config:
-    """Read a config, and check that matplotlib is installed if it is needed."""
-    config = _read(path)
-    if config.output.picture or config.output.report:
-        require_matplotlib()
-    return config
 
 
 def _settings(inputs: Inputs, folder: Path) -> Any:
@@ -346,25 +331,4 @@ def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
         days if known else None,
         scale=None if known else history.scale(last)[1],
         atol=inputs.config.method.atol,
-    )
-
-
-def _describe(inputs: Inputs, print_line: PrintLine) -> None:
-    """Print prices, network, question and search."""
-    problem, method = inputs.query.problem, inputs.config.method
-    print_line(prices_line(inputs.history.prices))
-    assert inputs.network is not None
-    dtype = str(inputs.history.windows.dtype).removeprefix("torch.")
-    for network in (inputs.network, *inputs.others):
-        count = sum(parameter.numel() for parameter in network.parameters())
-        print_line(f"Network: {type(network).__name__} with {count} parameters, {dtype}")
-    if inputs.query.market is None:
-        print_line("Market: each channel by itself; its changes come from no path of prices")
-    else:
-        print_line(f"Market: {inputs.query.market}, from the prices up to each date")
-    print_line(inputs.query.sentence)
-    dims = " x ".join(f"{dim.size} {dim.name}s" for dim in problem.dims) or "1 search"
-    kind = "the first hit" if method.answer == "first" else "then towards the reference"
-    print_line(
-        f"Search: {dims}, {method.name}, at most {method.max_steps} steps, atol {method.atol:g}, {kind}"
     )

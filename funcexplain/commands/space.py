@@ -15,9 +15,10 @@ from torch import Tensor
 
 import funcexplain as fe
 from funcexplain.commands.config import QuestionConfig, WindowPart
+from funcexplain.commands.features import Compute
 from funcexplain.commands.history import History, positions
 from funcexplain.markets import covariances
-from funcexplain.markets.features import CHANNELS, features, log_returns
+from funcexplain.markets.features import log_returns
 from funcexplain.markets.models import MIN_DAYS
 from funcexplain.markets.starts import replayed
 
@@ -83,25 +84,21 @@ def _features(question: QuestionConfig, history: History, chosen: list[int]) -> 
 
 def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
     """Shocks to the returns behind the windows, or to those of the days to come."""
-    dtype, last_days = history.windows.dtype, history.last_days[chosen]
+    dtype, last_days, compute = history.windows.dtype, history.last_days[chosen], history.compute
+    assert compute is not None, "a config with features.file searches over features"
     num_days, ahead = history.lookback + history.span - 1, question.ahead or 0
     if ahead > num_days:
         raise ValueError(
             f"question.ahead: expected at most lookback + span - 1 = {num_days} days, got {ahead}; a "
             "window shows only as many"
         )
-    base = fe.scenarios.base_returns(history.prices, last_days, history.lookback, history.span).to(dtype)
+    base = fe.scenarios.base_returns(history.prices, last_days, num_days, 1).to(dtype)
     if ahead:
         coming = base.new_full((len(chosen), ahead, base.shape[-1]), _DRIFT)
         base = torch.cat([base[:, ahead:], coming], dim=1)
     free = torch.zeros(base.shape[1:], dtype=torch.bool)
     first = num_days - ahead if ahead else 0
     free[first:] = free_mask(question, history, free[first:].shape)
-    channels = [CHANNELS.index(name) for name in history.channels]
-
-    def compute(returns: Tensor) -> Tensor:
-        return features(returns, history.span)[channels]
-
     x0 = torch.stack([compute(returns) for returns in base]) if ahead else history.windows[chosen]
     name = _market(question, history, chosen)
     past = log_returns(history.prices).to(dtype)
@@ -112,11 +109,10 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
             f"{history.prices.assets[int(still.int().argmax())]!r}; leave it out of prices.assets"
         )
     models = [_model(name, question.covariance, past[:last]) for last in last_days.tolist()]
-    inverse: Any = None
-    if history.channels != CHANNELS:
-        # Returns cannot be recovered from fewer channels: searches start at the actual ones.
-        inverse = lambda window, returns: returns  # noqa: E731
-    own = {} if inverse is None else {"features": compute, "inverse": inverse}
+    own: Any = {}
+    if not history.is_standard:
+        # Returns cannot be recovered from other channels: searches start at the actual ones.
+        own = {"features": compute, "inverse": lambda window, returns: returns}
     if ahead:
         prices = history.prices_until(chosen[0])
         transform = fe.scenarios.ahead(
@@ -124,7 +120,7 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
         )
     else:
         transform = fe.scenarios.scenario(base[0], models[0], free=free, **own)
-    mask = fe.scenarios.reached(free, history.lookback)[channels]
+    mask = _reached(compute, base[0], free) if own else fe.scenarios.reached(free, history.lookback)
     data = [model.data(num_days, free=free, ahead=ahead) for model in models]
 
     def search_points(date: int, places: Tensor) -> Tensor:
@@ -134,6 +130,13 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
     transforms = [*([] if bool(mask.all()) else [fe.freeze]), transform]
     stacks = {"x0": x0, "reference": x0, "returns": base, **fe.models.stack(data)}
     return Space(x0, mask, transforms, stacks, name, search_points)
+
+
+def _reached(compute: Compute, base: Tensor, free: Tensor) -> Tensor:
+    """Mask of the window's entries that change with the free returns."""
+    noise = torch.arange(base.numel(), dtype=base.dtype).cos().view(base.shape)
+    moved = [compute(base + torch.where(free, size * noise, 0.0)) for size in (0.01, -0.02)]
+    return torch.stack([window != compute(base) for window in moved]).any(0)
 
 
 def _market(question: QuestionConfig, history: History, chosen: list[int]) -> str:

@@ -36,7 +36,7 @@ def write_tables(folder: Path, outcome: Outcome, query: Query, history: History)
     starts, total = len(query.seeds), len(outcome.hit)
     days, is_best = np.array(query.dates, dtype=object), np.zeros(total, dtype=int)
     is_best[outcome.best] = 1
-    assets, targets = history.prices.assets, _wanted(query)
+    assets, targets = query.names, _wanted(query)
 
     def keys(numbers: np.ndarray) -> Columns:
         return {"date": days[numbers // starts], "start": numbers % starts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
+from funcexplain.commands.adapting import output_names
 from funcexplain.commands.config import Config, WindowPart
 from funcexplain.commands.entries import parse_amounts, parse_share, read_date
 from funcexplain.commands.environment import torch_threads
@@ -24,7 +25,7 @@ from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
-from funcexplain.commands.run import read_checked
+from funcexplain.commands.reading import read_checked
 from funcexplain.commands.space import make_space
 from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
@@ -92,6 +93,7 @@ def ask_what_if(
     scenarios: str | None = None,
     others: str = "conditional",
     unscaled: bool = False,
+    settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
@@ -107,6 +109,7 @@ def ask_what_if(
         scenarios: csv file of further ones.
         others: of shocks: ``"conditional"``, as the model of returns expects, or ``"still"``.
         unscaled: replay returns as they were, not in proportion to volatilities.
+        settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
 
@@ -117,7 +120,7 @@ def ask_what_if(
         ValueError: if a scenario cannot be read, takes more days than are ahead, or names something
             unknown.
     """
-    config = read_checked(path)
+    config = read_checked(path, settings)
     asked = [*map(parse_shock, shock), *map(_parse_replay, replay)]
     if scenarios is not None:
         asked += read_scenarios(Path(scenarios))
@@ -298,13 +301,15 @@ def _make_problem(
         config.question, ahead=ahead, search="scenario", free=WindowPart(), frozen=WindowPart()
     )
     space = make_space(question, history, [position])
-    today = evaluate_weights(network, history.windows[[position]], history)[0]
+    names = output_names(config.network, history.prices.assets)
+    today = evaluate_weights(network, history.windows[[position]], history, names)[0]
     problem = fe.problem(
         network,
         torch.full_like(today, 1.0 / len(today)),
         space.x0[0],
         mask=space.mask,
         assets=history.prices.assets,
+        outputs=None if names == history.prices.assets else names,
         leverage=math.inf,
     )
     assert space.market is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import funcexplain as fe
+from funcexplain.commands.adapting import output_names
 from funcexplain.commands.entries import read_date
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
@@ -20,7 +21,7 @@ from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
-from funcexplain.commands.run import read_checked
+from funcexplain.commands.reading import read_checked
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
 from funcexplain.solutions.tables import write_csv
@@ -59,6 +60,7 @@ def explain_change(
     *,
     start: str,
     end: str,
+    settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
@@ -68,6 +70,7 @@ def explain_change(
         path: the config file.
         start: first date, on which a window ends.
         end: second date.
+        settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
 
@@ -78,7 +81,7 @@ def explain_change(
     Raises:
         ValueError: if a date is not one on which a window ends, or they are not in order.
     """
-    config = read_checked(path)
+    config = read_checked(path, settings)
     first, last = read_date("--from", start), read_date("--to", end)
     if first >= last:
         raise ValueError(f"--from: must be before --to, got {first} and {last}; exchange them")
@@ -88,24 +91,24 @@ def explain_change(
             window_ending_on(history, day, option) for option, day in (("--from", first), ("--to", last))
         ]
         folder = make_folder(Path(config.output.folder))
-        weights = evaluate_weights(network, history.windows[places], history)
+        names = output_names(config.network, history.prices.assets)
+        weights = evaluate_weights(network, history.windows[places], history, names)
         split = split_change(network, history.windows[places], weights, history)
-    assets = history.prices.assets
     print_line(prices_line(history.prices))
-    for line in _lines(split, assets, (str(first), str(last))):
+    for line in _lines(split, names, (str(first), str(last))):
         print_line(line)
     files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(split, assets))
+    write_csv("output", folder / TABLE, _blocks(split, names))
     if config.output.picture:
-        _draw(split, history, (str(first), str(last)), folder / PICTURE)
+        _draw(split, names, history, (str(first), str(last)), folder / PICTURE)
         files.append(PICTURE)
     print_line(f"{folder}: {', '.join(files)}")
     named = {
         f"by_{kind}": {
-            asset: dict(zip(names, row.tolist(), strict=True))
-            for asset, row in zip(assets, parts, strict=True)
+            name: dict(zip(moved, row.tolist(), strict=True))
+            for name, row in zip(names, parts, strict=True)
         }
-        for kind, (names, parts) in split.parts.items()
+        for kind, (moved, parts) in split.parts.items()
     }
     results = {
         "exit_code": 0,
@@ -113,9 +116,9 @@ def explain_change(
         "to": str(last),
         "unit": "share of the portfolio",
         "method": _method(split),
-        "before": dict(zip(assets, split.before.tolist(), strict=True)),
-        "after": dict(zip(assets, split.after.tolist(), strict=True)),
-        "change": dict(zip(assets, (split.after - split.before).tolist(), strict=True)),
+        "before": dict(zip(names, split.before.tolist(), strict=True)),
+        "after": dict(zip(names, split.after.tolist(), strict=True)),
+        "change": dict(zip(names, (split.after - split.before).tolist(), strict=True)),
         **named,
         "error": split.error,
         "complete": split.complete,
@@ -202,7 +205,9 @@ def _blocks(split: Split, assets: Sequence[str]) -> Iterator[Mapping[str, np.nda
         }
 
 
-def _draw(split: Split, history: History, dates: tuple[str, str], path: Path) -> None:
+def _draw(
+    split: Split, weights: Sequence[str], history: History, dates: tuple[str, str], path: Path
+) -> None:
     """Draw the weight that changes most: its parts by asset, and by entry where they are known."""
     weight, assets = _most(split)[0], history.prices.assets
     names, parts = split.parts["asset"]
@@ -212,7 +217,7 @@ def _draw(split: Split, history: History, dates: tuple[str, str], path: Path) ->
         float(split.before[weight]),
         parts[weight],
         names=names,
-        name=assets[weight],
+        name=weights[weight],
         ends=dates,
         ax=figure.add_subplot(grid[0]),
     )
@@ -222,7 +227,7 @@ def _draw(split: Split, history: History, dates: tuple[str, str], path: Path) ->
             split.entries[weight],
             assets=assets,
             channels=history.channels,
-            name=assets[weight],
+            name=weights[weight],
             ax=right,
         )
     else:
@@ -231,7 +236,7 @@ def _draw(split: Split, history: History, dates: tuple[str, str], path: Path) ->
             float(split.before[weight]),
             parts[weight],
             names=names,
-            name=assets[weight],
+            name=weights[weight],
             ends=dates,
             ax=right,
         )

@@ -22,7 +22,13 @@ from funcexplain.markets.shocked import (
     differs,
     search_shocks,
 )
-from funcexplain.problems.checks import check_like, check_number, check_positive, check_shape
+from funcexplain.problems.checks import (
+    check_count,
+    check_like,
+    check_number,
+    check_positive,
+    check_shape,
+)
 from funcexplain.problems.grid import varying_dims
 from funcexplain.problems.problem import Problem, check_problem
 from funcexplain.problems.transforms import Transform
@@ -80,8 +86,9 @@ def ahead(
     """
     past = log_returns(prices)
     count = check_positive("ahead", "days", days)
-    check_positive("ahead", "span", span)
     check_functions("ahead", features, inverse)
+    if check_count("ahead", "span", span) < 1 and features is None:
+        check_positive("ahead", "span", span)
 
     def transform(problem: Problem) -> Problem:
         args = check_problem("ahead", problem).args

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from funcexplain.markets.channels import join, log_return, momentum, sliding, volatility
 from funcexplain.markets.prices import Prices
 from funcexplain.problems.checks import check_count
 
@@ -66,15 +67,7 @@ def features(returns: Tensor, span: int = 20) -> Tensor:
         raise ValueError(f"features: expected a span of at least 2 days, got {span}")
     remedy = f"at least span = {span} rows"
     returns = _check_table("features", returns, span, remedy, "returns", "(L + span - 1, A)")
-    trailing = _sliding(returns, span)  # (L, span, A)
-    momentum = trailing.sum(dim=1)
-    # Tensor.var takes six times as long as two passes.
-    variance = (trailing - momentum[:, None] / span).square().sum(dim=1) / (span - 1)
-    # Both `where` are needed: the inner one keeps 0 out of the root, whose infinite derivative would
-    # otherwise reach the gradient as inf * 0 = nan from the unselected branch.
-    positive = variance > 0
-    volatility = torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
-    return torch.stack([returns[span - 1 :], momentum, volatility])
+    return join(log_return(), momentum(span), volatility(span))(returns)
 
 
 def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tuple[Tensor, Tensor]:
@@ -102,7 +95,7 @@ def windows(prices: Prices | Tensor, lookback: int = 20, span: int = 20) -> tupl
     need = check_count("windows", "span", span) + lookback
     prices = _check_table("windows", prices, need, f"at least span + lookback = {need} days")
     channels = features(log_returns(prices), span)
-    stack = _sliding(channels.transpose(0, 1), lookback).transpose(1, 2)
+    stack = sliding(channels.transpose(0, 1), lookback).transpose(1, 2)
     last_days = torch.arange(need - 1, prices.shape[0], device=prices.device)
     return stack, last_days
 
@@ -141,13 +134,6 @@ def forward_returns(prices: Prices | Tensor, days: Tensor, horizon: int = 5) -> 
             f"days; got {int(days.min())} ... {int(days.max())}"
         )
     return prices[days + horizon] / prices[days] - 1
-
-
-def _sliding(rows: Tensor, length: int) -> Tensor:
-    """All ``length`` consecutive rows: ``(T, ...)`` to ``(T - length + 1, length, ...)``."""
-    # Tensor.unfold returns a view, but its backward has no batching rule under torch.func.vmap.
-    first = torch.arange(rows.shape[0] - length + 1, device=rows.device)
-    return rows[first[:, None] + torch.arange(length, device=rows.device)]
 
 
 def _check_table(

@@ -88,7 +88,8 @@ class Network(Unpicklable):
         if not isinstance(out, Tensor):
             raise TypeError(
                 "network must return one tensor of weights (n_samples, n_assets), got "
-                f"{type(out).__name__}; wrap it in a module that returns the weights alone"
+                f"{type(out).__name__}; wrap it in a module that returns the weights alone, such as "
+                "fe.adapt(network, output=0)"
             )
         if out.ndim != 2 or out.shape[0] != xs.shape[0]:
             raise ValueError(

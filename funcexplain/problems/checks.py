@@ -306,8 +306,8 @@ def check_covariance(where: str, value: Any) -> Tensor:
     return cov
 
 
-def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
-    """Raise unless a target is an allocation of x0's assets."""
+def check_allocation(where: str, target: Any, x0: Tensor, count: int | None = None) -> Tensor:
+    """Raise unless a target is an allocation of x0's assets, or of ``count`` outputs."""
     if isinstance(target, list | tuple | dict):
         raise TypeError(
             f"{where}: target must be a torch.Tensor of weights or a target of fe.targets, got "
@@ -315,19 +315,35 @@ def check_allocation(where: str, target: Any, x0: Tensor) -> Tensor:
         )
     target = check_like(where, "target", target, x0, "x0")
     meaning = f"one weight per asset of x0 {tuple(x0.shape)}, (channels, lookback, assets)"
+    if count is not None:
+        return check_shape(where, "target", target, (count,), "one weight for each of outputs")
+    if target.shape == (x0.shape[-1] + 1,):
+        meaning += '; if the network holds cash, too, name all weights: outputs=[*assets, "CASH"]'
     return check_shape(where, "target", target, x0.shape[-1:], meaning)
 
 
-def check_names(where: str, assets: Any, count: int) -> tuple[str, ...] | None:
-    """Raise unless there is one different name for each asset of x0."""
+def check_names(where: str, assets: Any, count: int, name: str = "assets") -> tuple[str, ...] | None:
+    """Raise unless there is one different name for each asset of x0, or for each weight."""
     if assets is None:
         return None
     names = tuple(assets) if isinstance(assets, Iterable) and not isinstance(assets, str) else ()
-    if not all(isinstance(name, str) for name in names) or not len(set(names)) == len(names) == count:
+    if not all(isinstance(text, str) for text in names) or not len(set(names)) == len(names) == count:
+        kind = "asset of x0" if name == "assets" else "weight"
         raise ValueError(
-            f"{where}: assets must be {count} different names, one for each asset of x0, got {assets!r}"
+            f"{where}: {name} must be {count} different names, one for each {kind}, got {assets!r}"
         )
     return names
+
+
+def check_outputs(where: str, outputs: Any, assets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names of the weights, where ``...`` stands for the assets; None for those of the assets."""
+    if outputs is None:
+        return None
+    given = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else []
+    if ... in given and assets is None:
+        raise ValueError(f"{where}: outputs must be names, since assets have none, got {outputs!r}")
+    names = [name for item in given for name in (assets or () if item is ... else (item,))]
+    return check_names(where, names, max(1, len(names)), "outputs")
 
 
 def check_params(params: Any, x0: Tensor) -> None:

@@ -19,7 +19,8 @@ from funcexplain.problems.criterion import EXACT, GOALS, Criterion, Portfolio, T
 _NUM_PROBES = 4
 _SUM_TOLERANCE = 1e-3
 # Losses of whole allocations; they are meaningless for the measured values of goals.
-_ALLOCATION_LOSSES = (losses.kl, losses.js, losses.cross_entropy, losses.cosine_distance)
+_DISTRIBUTION_LOSSES = (losses.kl, losses.js, losses.cross_entropy)
+_ALLOCATION_LOSSES = (*_DISTRIBUTION_LOSSES, losses.cosine_distance)
 
 _PROBED = (
     "at the windows tried; if not at others, pass leverage=, the largest weight that it holds, to "
@@ -57,13 +58,19 @@ def encode_targets(
                 f"{type(target).__name__}; fe.targets.exact(weights) makes one of an allocation"
             )
     from_today = any(target.from_today for target in targets)
-    like = args["x0"][0, 0]
+    like = args["x0"][0, 0] if assets is None else args["x0"].new_zeros(len(assets))
     with deferred_interrupts(), torch.no_grad():
         weights = _probe_weights(apply, args)
         if weights.ndim > 2:
             raise ValueError(
                 f"{where}: problem must not be a consensus, whose targets cannot be replaced, got one; "
                 "map over targets first"
+            )
+        if weights[0].shape != like.shape:
+            raise ValueError(
+                f"{where}: network must return {len(like)} weights, one for each "
+                f"{'asset' if assets is None else 'of assets or outputs'}, got shape "
+                f'{tuple(weights[0].shape)}; name all weights, such as outputs=[*assets, "CASH"]'
             )
         portfolio = Portfolio(like, assets, weights[0])
         exact = [target.weights(portfolio) for target in targets if target.weights is not None]
@@ -83,8 +90,13 @@ def encode_targets(
     return stack, criterion._replace(from_today=from_today)
 
 
-def check_loss(where: str, loss: Any, criterion: Criterion) -> None:
-    """Raise if a loss compares whole allocations and the target is not an allocation."""
+def check_loss(where: str, loss: Any, criterion: Criterion, target: Tensor) -> None:
+    """Raise if a loss compares whole allocations, or distributions, and the target is another thing."""
+    if criterion.ndim == EXACT.ndim and loss in _DISTRIBUTION_LOSSES and bool((target < 0.0).any()):
+        raise ValueError(
+            f"{where}: loss {loss.__name__} compares distributions, weights >= 0 that sum to one, got a "
+            "target with shorts; use fe.losses.mse or mae for a long-short portfolio"
+        )
     if criterion.ndim == GOALS.ndim and loss in _ALLOCATION_LOSSES:
         raise ValueError(
             f"{where}: loss must compare what targets measure with their bounds, as fe.losses.mse and "

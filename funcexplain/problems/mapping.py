@@ -43,12 +43,12 @@ def vmap(
         name: name of the new dimension, as used by `Solution.isel` and `Solution.best`. Default: the
             first mapped name, with a number appended if another dimension already has that name.
         stacks: by the names of ``problem.args`` (``x0``, ``target``, ``reference``, ``mask``, ``seed``,
-            ``params``, and what transforms added, such as ``lower``, or a penalty's strength by its
-            name): a stack with one value per row, with the entry's shape, dtype and device after the
-            first dimension. ``params`` are stacked tensor by tensor (see `stack`); targets in portfolio
-            language are a list. All stacks of one call are mapped together, row by row. Non-finite rows
-            are allowed: they end as NONFINITE and do not affect others. A start outside its bounds
-            begins on the bound.
+            ``params``, ``inputs`` as a dict of stacks, and what transforms added, such as ``lower``, or
+            a penalty's strength by its name): a stack with one value per row, with the entry's shape,
+            dtype and device after the first dimension. ``params`` are stacked tensor by tensor (see
+            `stack`); targets in portfolio language are a list. All stacks of one call are mapped
+            together, row by row. Non-finite rows are allowed: they end as NONFINITE and do not affect
+            others. A start outside its bounds begins on the bound.
 
     Returns:
         The grid, with one copy of the rows of ``problem`` for each value of the stacks; the new
@@ -84,6 +84,9 @@ def vmap(
             return vmap(check_problem("vmap", problem), name=name, **stacks)
 
         return mapped
+    if "inputs" in stacks and "inputs" not in problem.args:
+        name, stacks = name or _free_name("inputs", {dim.name for dim in problem.dims}), {**stacks}
+        stacks["params"] = _stack_inputs(problem, stacks.pop("inputs"), stacks)
     problem, stacks = _encode_stack(problem, stacks)
     names = {dim.name for dim in problem.dims}
     if name is not None and (not isinstance(name, str) or not name.isidentifier()):
@@ -129,9 +132,9 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
             raise ValueError("vmap: target must be mapped once by a list of targets, got a second list")
         row = problem[(0,) * len(problem.dims)]
         target, criterion = encode_targets(
-            "vmap", target, problem.apply, row.args, problem.assets, problem.leverage
+            "vmap", target, problem.apply, row.args, problem.outputs or problem.assets, problem.leverage
         )
-        check_loss("vmap", problem.loss, criterion)
+        check_loss("vmap", problem.loss, criterion, target)
         like = target[0]
     elif isinstance(target, Tensor) and criterion.ndim == GOALS.ndim and target.ndim == EXACT.ndim + 1:
         like, criterion = criterion.weights_like(problem.args["target"]), EXACT
@@ -139,6 +142,29 @@ def _encode_stack(problem: Problem, stacks: dict[str, Any]) -> tuple[Problem, di
         return problem, stacks
     problem = replace(problem, criterion=criterion, args={**problem.args, "target": like})
     return problem, {**stacks, "target": target}
+
+
+def _stack_inputs(problem: Problem, inputs: Any, stacks: dict[str, Any]) -> Any:
+    """Stacked parameters of a network whose given inputs vary, and nothing else of it."""
+    params = problem.args["params"]
+    nested = isinstance(params, dict) and params.keys() == {"params", "inputs"}
+    own = params["inputs"] if nested else params
+    prefix = "" if nested else "inputs."
+    known = [name.removeprefix(prefix) for name in own if name.startswith(prefix)]
+    if not isinstance(inputs, dict) or not inputs or not all(name in known for name in inputs):
+        raise ValueError(
+            f"vmap: inputs must be a dict of stacks of the network's given inputs {known}, got "
+            f"{list(inputs) if isinstance(inputs, dict) else type(inputs).__name__}; "
+            "fe.problem(..., inputs={...}) gives them"
+        )
+    if "params" in stacks:
+        raise ValueError("vmap: inputs and params must be mapped in separate calls, got both")
+    for name, stack in inputs.items():
+        check_is_tensor("vmap", f"inputs[{name!r}]", stack)
+    size = len(next(iter(inputs.values())))
+    stacked: Any = optree.tree_map(lambda leaf: leaf.expand(size, *leaf.shape), params)
+    (stacked["inputs"] if nested else stacked).update({f"{prefix}{n}": s for n, s in inputs.items()})
+    return stacked
 
 
 def _free_name(wanted: str, names: set[str]) -> str:

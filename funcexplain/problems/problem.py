@@ -3,16 +3,15 @@
     z  --decode-->  x  --apply-->  weights  --loss-->  value
     search space    window         allocation          (plus penalties of x)
 
-A transform is a function ``Problem -> Problem``; `pipe` applies several from left to right. All data
+A transform is a function ``Problem -> Problem``. All data
 (parameters, start, target, bounds, strengths) is in ``args``; the functions capture no data. So one
 question can be mapped over seeds, starts, targets, assets and models (see `mapping`).
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,6 +20,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from funcexplain.networks.adapt import adapt
 from funcexplain.networks.functional import functionalize
 from funcexplain.networks.network import Apply, set_seed
 from funcexplain.networks.objects import clone_tensor
@@ -62,6 +62,7 @@ class Problem(Unpicklable):
             (scalar int64), and the data of transforms.
         criterion: how weights are compared with the target.
         assets: names of the assets, if they have names.
+        outputs: names of the weights, if they are not those of the assets.
         leverage: largest weight in absolute value that the network may hold, if that is known.
         rules: what stacks of the data must fulfill, as single values do.
         normal: the ``decode`` under which ``z`` is standard normal, if one is; see `law`.
@@ -91,6 +92,7 @@ class Problem(Unpicklable):
     dims: tuple[RowDim, ...] = ()
     criterion: Criterion = EXACT
     assets: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
     leverage: float | None = None
     rules: tuple[Rule, ...] = ()
     normal: Map | None = None
@@ -224,6 +226,8 @@ def problem(
     reference: Tensor | None = None,
     seed: int = 0,
     assets: Sequence[str] | None = None,
+    outputs: Sequence[Any] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
     leverage: float | None = None,
 ) -> Problem:
     """Make a question: for which window does the network hold the target allocation?
@@ -245,6 +249,10 @@ def problem(
         seed: seed of the noise of the start (see `jitter`) and of dropout in training mode (see
             `functionalize`).
         assets: names of the ``A`` assets, for targets that use names.
+        outputs: names of the weights, if they are not those of the assets: ``[..., "CASH"]`` for a
+            network that holds cash, too, where ``...`` stands for all assets.
+        inputs: more inputs of the network by the names of its arguments, such as today's weights or a
+            macro series, each for one window. They are given; the window alone is searched.
         leverage: largest weight in absolute value that the network may hold; targets beyond it are
             refused as infeasible, with ``math.inf`` none. Default: 10, or long-only weights that sum to
             one if the network holds such weights at the reference and at four windows around it.
@@ -266,13 +274,15 @@ def problem(
         Problem(x0=(2, 3, 4), dtype=torch.float32, device=cpu, args=['mask', 'params', ...])
     """
     checks.check_gradients("problem")
-    apply, params = _split_network(network)
+    apply, params = _split_network(network, inputs)
     checks.check_callable("problem", "loss", loss)
     x0 = checks.check_window("problem", x0)
     if x0.numel() == 0:
         raise ValueError(f"problem: x0 must not be empty, got {tuple(x0.shape)}")
+    names = checks.check_names("problem", assets, x0.shape[-1])
+    labels = checks.check_outputs("problem", outputs, names)
     if not isinstance(target, Target):
-        target = checks.check_allocation("problem", target, x0)
+        target = checks.check_allocation("problem", target, x0, len(labels) if labels else None)
     checks.check_outside_transforms("problem")
     checks.check_params(params, x0)
     mask = checks.check_mask("problem", mask, x0)
@@ -289,67 +299,20 @@ def problem(
     }
     # The caller's own dict of parameters, which may be known; args hold copies.
     verify(apply, network[1] if isinstance(network, tuple) else params, x0)
-    names, criterion = checks.check_names("problem", assets, x0.shape[-1]), EXACT
+    criterion = EXACT
     if leverage is not None and not (isinstance(leverage, float) and leverage == math.inf):
         leverage = checks.check_number("problem", "leverage", leverage, minimum=0.0, strict=True)
     if isinstance(target, Target):
-        stack, criterion = encode_targets("problem", [target], apply, args, names, leverage)
-        check_loss("problem", loss, criterion)
+        stack, criterion = encode_targets("problem", [target], apply, args, labels or names, leverage)
         args["target"] = stack[0]
     else:
         args["target"] = target
         if leverage is None:
             check_sum("problem", apply, args)
-    return Problem(apply, loss, args, criterion=criterion, assets=names, leverage=leverage)
-
-
-def pipe(problem: Problem, *transforms: Callable[[Problem], Problem]) -> Problem:
-    """Apply transforms to a problem from left to right; later ones wrap earlier ones.
-
-    Args:
-        problem: the question.
-        transforms: functions ``Problem -> Problem``.
-
-    Returns:
-        The transformed problem; ``problem`` itself does not change.
-
-    Raises:
-        TypeError: if an argument or the result of a transform is not a Problem (with its position).
-
-    Example:
-        >>> import torch, funcexplain as fe
-        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
-        >>> p = fe.problem(network, torch.tensor([0.9, 0.1]), torch.zeros(1, 1, 2))
-        >>> fe.pipe(p, fe.freeze, fe.cast(dtype=torch.float64)).args["x0"].dtype
-        torch.float64
-    """
-    check_problem("pipe", problem)
-    for index, transform in enumerate(transforms):
-        name = getattr(transform, "__name__", repr(transform))
-        if not callable(transform):
-            raise TypeError(
-                f"pipe: transforms[{index}] must be a function Problem -> Problem, "
-                f"got {type(transform).__name__}"
-            )
-        try:
-            inspect.signature(transform).bind(problem)
-        except TypeError as error:
-            raise TypeError(
-                f"pipe: transforms[{index}] ({name}) must be a function Problem -> Problem, got one "
-                f"with other arguments ({error}); call a transform with its settings first, as in "
-                "fe.box(lower, upper)"
-            ) from None
-        except ValueError:  # some built-in functions have no signature
-            pass
-        result = transform(problem)
-        if not isinstance(result, Problem):
-            raise TypeError(
-                f"pipe: transforms[{index}] ({name}) must return a Problem, got "
-                f"{type(result).__name__}; call a transform with its settings first, as in "
-                "fe.box(lower, upper)"
-            )
-        problem = result
-    return problem
+    check_loss("problem", loss, criterion, args["target"])
+    return Problem(
+        apply, loss, args, criterion=criterion, assets=names, outputs=labels, leverage=leverage
+    )
 
 
 def check_problem(where: str, value: Any) -> Problem:
@@ -379,15 +342,20 @@ def check_question(where: str, value: Any) -> Problem:
     return value
 
 
-def _split_network(network: Any) -> tuple[Apply, Any]:
+def _split_network(network: Any, inputs: Mapping[str, Tensor] | None) -> tuple[Apply, Any]:
+    """A network as ``(apply, params)``, where the given inputs are among the parameters."""
     if isinstance(network, nn.Module):
-        return functionalize(network)
+        return functionalize(adapt(network, inputs=inputs) if inputs else network)
     if isinstance(network, tuple) and len(network) == 2 and not isinstance(network[1], nn.Module):
         apply, params = network
         if callable(apply):
             # With live parameters an outer autograd graph would record the whole search.
             copies = optree.tree_map(lambda p: clone_tensor(p) if isinstance(p, Tensor) else p, params)
-            return apply, copies
+            if not inputs:
+                return apply, copies
+            holder: Any = adapt(nn.Identity(), inputs=inputs)
+            given = holder.inputs.state_dict()
+            return lambda p, x: apply(p["params"], x, **p["inputs"]), {"params": copies, "inputs": given}
     raise TypeError(
         "problem: network must be a torch.nn.Module or a pair (apply, params) with "
         f"apply(params, x) -> weights, got {type(network).__name__}"

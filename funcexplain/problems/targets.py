@@ -9,7 +9,8 @@ if the problem has ``assets``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _MARGIN = 0.002
 
 __all__ = [
     *("all_of", "at_least", "at_most", "between", "concentration", "exact", "exit"),
-    *("group", "shift", "top", "turnover"),
+    *("group", "move", "shift", "top", "turnover"),
 ]
 
 
@@ -212,10 +213,11 @@ def group(
 
 
 def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
-    """Today's weights with one asset's weight changed by ``delta``, funded pro rata by the others.
+    """Today's weights with one asset's weight changed by ``delta``, funded by the others' gross weight.
 
-    ``w_k = t_k + delta`` and ``w_j = t_j (1 - delta / (sum(t) - t_k))`` for the others: one
-    allocation, to be reached like that of `exact`.
+    ``w_k = t_k + delta`` and ``w_j = t_j - delta |t_j| / sum_i |t_i|`` over the others: pro rata in a
+    long-only portfolio, and defined where longs and shorts cancel. One allocation, to be reached like
+    that of `exact`.
 
     Args:
         asset: number or name.
@@ -237,12 +239,51 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
         weights = criterion.find_today("shift", own, portfolio)
         chosen = torch.arange(len(weights), device=weights.device) == index
         others = torch.where(chosen, 0.0, weights)
-        if others.sum() == 0:
+        gross = others.abs().sum()
+        if gross == 0:
             raise ValueError(f"shift: the other assets must fund {asset!r}, got no weight in them")
-        return torch.where(chosen, weights + delta, weights - delta * others / others.sum())
+        return torch.where(chosen, weights + delta, weights - delta * others.abs() / gross)
 
     call = f"shift({asset!r}, {delta!r}{criterion.format_today(today)})"
     return criterion.reach_allocation(call, allocation, own is None)
+
+
+def move(changes: Mapping[Any, float], *, today: Tensor | None = None) -> Target:
+    """Today's weights with those of some assets changed, and the others unchanged: ``w_k = t_k + d_k``.
+
+    One allocation, to be reached like that of `exact`. In a portfolio that is always invested, the
+    changes add up to zero.
+
+    Args:
+        changes: change of weight by name or number, such as ``{"EUR": 0.05, "JPY": -0.05}``.
+        today: current weights, ``(A,)``. Default: the network's weights at the reference.
+
+    Raises:
+        TypeError, ValueError: if an argument is not such a dict or vector, or is empty.
+
+    Example:
+        >>> move({0: 0.25, 1: -0.25}).residual(torch.tensor([0.5, 0.5]), today=torch.tensor([0.5, 0.5]))
+        tensor([-0.2500,  0.2500])
+    """
+    if not isinstance(changes, Mapping) or not changes:
+        raise TypeError(
+            "move: changes must be a dict of changes by asset, such as {'EUR': 0.05, 'JPY': -0.05}, got "
+            f"{changes!r}"
+        )
+    keys = [criterion.check_asset("move", asset) for asset in changes]
+    deltas = [criterion.check_weight("move", f"changes[{asset!r}]", d) for asset, d in changes.items()]
+    own = criterion.check_today("move", today)
+
+    def allocation(portfolio: Portfolio) -> Tensor:
+        weights = criterion.find_today("move", own, portfolio)
+        indices = [criterion.find_asset("move", key, portfolio) for key in keys]
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"move: changes must be of different assets, got {list(changes)}")
+        places = torch.tensor(indices, device=weights.device)
+        return weights.index_add(0, places, weights.new_tensor(deltas))
+
+    shown = f"move({dict(changes)!r}{criterion.format_today(today)})"
+    return criterion.reach_allocation(shown, allocation, own is None)
 
 
 def turnover(at_most: float, *, today: Tensor | None = None) -> Target:

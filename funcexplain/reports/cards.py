@@ -184,8 +184,8 @@ def whose(found: Agreement) -> Judgement:
     return Judgement(about, head, text, mood)
 
 
-def why(reason: Reason | None, assets: Sequence[str]) -> Judgement:
-    """What moved the weight that changes most."""
+def why(reason: Reason | None, assets: Sequence[str], weights: Sequence[str] | None = None) -> Judgement:
+    """What moved the weight that changes most; ``weights`` are named like the assets by default."""
     about = "Why?"
     if reason is None:
         text = "Not measured: the network was not evaluated, or not at every window on the way."
@@ -197,7 +197,7 @@ def why(reason: Reason | None, assets: Sequence[str]) -> Judgement:
         text = "The network jumps, so the change of its weights cannot be split over the data."
         return Judgement(about, "Unknown", text, "open")
     head = f"Mostly the data of {assets[abs(row).argmax()]}"
-    return Judgement(about, head, describe_reason(reason, assets), "good")
+    return Judgement(about, head, describe_reason(reason, assets, weights), "good")
 
 
 def cards(judgements: Sequence[Judgement]) -> Html:

@@ -52,7 +52,7 @@ def select_row(one: Solution, question: Problem, sigma: Tensor | None, unit: str
     (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
         sigma = args.get("std", torch.ones((), device="cpu"))
-    size = one.x.shape[-1]
+    size = one.weights.shape[-1]
     return Row(
         today=as_array(today).reshape(-1, size).mean(0),
         target=single_target(args["target"], size),

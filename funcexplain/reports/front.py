@@ -137,7 +137,7 @@ def _verdict(front: Front) -> list[cards.Judgement]:
     judged.append(cards.stable(measured, NOISE, ATOL, probed=front.probe))
     if front.agreement is not None:
         judged.append(cards.whose(front.agreement))
-    return [*judged, cards.why(best.reason, assets)]
+    return [*judged, cards.why(best.reason, assets, front.labels.weights)]
 
 
 def _pictures(front: Front) -> list[Html]:
@@ -154,7 +154,9 @@ def _pictures(front: Front) -> list[Html]:
             text += " Shaded: the days that the network sees."
         pictures.append(picture(ax, text))
     row, ax = best.row, new_axes(*_SIZE)
-    plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets, most=_MAX_ASSETS, ax=ax)
+    plots.plot_weights(
+        row.today, row.target, row.weights, assets=labels.weights, most=_MAX_ASSETS, ax=ax
+    )
     goal = "target" if row.target.ndim == 1 else "bounds"
     return [*pictures, picture(ax, f"Weights today and reached, and their {goal}, in percent.")]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from funcexplain.problems.problem import Problem
 from funcexplain.reports.drawing import as_array
 from funcexplain.solutions.solution import Solution
 
@@ -16,22 +17,28 @@ PricePaths = tuple[np.ndarray, np.ndarray]
 
 
 class Labels(NamedTuple):
-    """Names of the channels, days and assets of a window, and its ``dates`` if they are known."""
+    """Names of the channels, days and assets of a window, of the weights, and its ``dates`` if known."""
 
     channels: list[str]
     days: list[str]
     assets: list[str]
     dates: list[str] | None
+    weights: list[str]
 
 
-def complete_labels(names: Mapping[str, list[str]], window: Sequence[int]) -> Labels:
+def complete_labels(names: Mapping[str, list[str]], solution: Solution, problem: Problem) -> Labels:
     """A label for everything: numbers where there are no names, days counted back from the last one."""
-    channels, days, assets = window
+    channels, days, size = solution.sample.x.shape[-3:]
+    count = solution.sample.weights.shape[-1]
+    assets = names.get("asset", [f"asset {number}" for number in range(size)])
+    others = [f"output {number}" for number in range(size, count)]
+    weights = list(problem.outputs) if problem.outputs else [*assets, *others][:count]
     return Labels(
         names.get("channel", [f"channel {number}" for number in range(channels)]),
         names.get("day", [f"day {number - days + 1}" for number in range(days)]),
-        names.get("asset", [f"asset {number}" for number in range(assets)]),
+        assets,
         names.get("day"),
+        weights,
     )
 
 

@@ -47,6 +47,7 @@ def plot_overview(
     scale: Values,
     assets: Sequence[str],
     channels: Sequence[str],
+    outputs: Sequence[str] | None = None,
     dates: Days | None = None,
     best: int | None = None,
     hit: Values | None = None,
@@ -66,6 +67,7 @@ def plot_overview(
         scale: one sigma.
         assets: ``A`` names.
         channels: ``C`` names.
+        outputs: names of the weights, if they are not those of the assets.
         dates: the days of the window.
         best: index of the row of the answer.
         hit: whether each row hit.
@@ -95,7 +97,7 @@ def plot_overview(
     top, middle = grid[0].subgridspec(1, 2, width_ratios=[5, 7]), grid[1].subgridspec(1, 2)
     upper = [figure.add_subplot(top[place]) for place in (0, 1)]
     lower = [figure.add_subplot(middle[place]) for place in (0, 1)]
-    plot_weights(today, target, reached, assets=assets, ax=upper[0])
+    plot_weights(today, target, reached, assets=outputs or assets, ax=upper[0])
     plot_changes(
         x, reference, scale=scale, assets=assets, channels=channels, dates=dates, unit=unit, ax=upper[1]
     )

@@ -29,7 +29,7 @@ class Plots:
     def weights(self, ax: Axes | None = None) -> Axes:
         """The weights today, the target's and those reached."""
         row = self._row
-        return plots.plot_weights(row.today, row.target, row.weights, assets=self._labels.assets, ax=ax)
+        return plots.plot_weights(row.today, row.target, row.weights, assets=self._labels.weights, ax=ax)
 
     def changes(self, ax: Axes | None = None) -> Axes:
         """The change of every entry of the window."""
@@ -96,4 +96,4 @@ def plot(
     sigma = None if scale is None else torch.as_tensor(scale, device="cpu")
     unit = "standard deviations" if scale is not None or "std" in problem.args else "units of the window"
     row = select_row(solution, problem, sigma, unit)
-    return Plots(solution, row, complete_labels(labels, window))
+    return Plots(solution, row, complete_labels(labels, solution, problem))

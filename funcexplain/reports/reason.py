@@ -23,9 +23,9 @@ class Reason(NamedTuple):
     """The changes of weights from the reference to an answer, split over the data of assets.
 
     Attributes:
-        main: the asset that the target names and whose weight changes most.
-        change: of each weight, ``(A,)``.
-        parts: ``(A, A)``: of the change of the first asset's weight, what the second one's data moved.
+        main: the weight that the target names and whose weight changes most.
+        change: of each weight, ``(W,)``.
+        parts: ``(W, A)``: of the change of a weight, what the data of an asset moved.
         error: largest distance of the sum of a weight's parts from its change.
     """
 
@@ -57,7 +57,7 @@ def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason |
         parts = attribute(problem, end=end, path="z" if problem.law else "x", max_nodes=_MAX_NODES)
     except Exception:  # any type: this runs the user's network at windows that the search never saw
         return None
-    size = parts.values.shape[-1]
+    size = parts.change.shape[-1]
     values = as_array(parts.values).reshape(-1, size, *parts.values.shape[-3:]).mean(0)
     change = as_array(parts.change).reshape(-1, size).mean(0)
     named = np.ones(size, bool)
@@ -68,7 +68,7 @@ def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason |
     return Reason(main, change, values.sum((1, 2)), float(parts.error))
 
 
-def describe_reason(reason: Reason, assets: Sequence[str]) -> str:
+def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str] | None = None) -> str:
     """What moved the main weight, in a sentence.
 
     Example:
@@ -76,7 +76,7 @@ def describe_reason(reason: Reason, assets: Sequence[str]) -> str:
         >>> describe_reason(reason, ["NOK", "JPY"])
         'Of the +20.00 points that NOK changes by, the data of NOK bring +15.00 and those of JPY +5.00.'
     """
-    row, main = reason.parts[reason.main], assets[reason.main]
+    row, main = reason.parts[reason.main], (weights or assets)[reason.main]
     order = np.argsort(-np.abs(row), kind="stable")[:MAX_NAMED]
     parts = [f"those of {assets[at]} {100 * row[at]:+.2f}" for at in order]
     parts[0] = f"the data of {assets[order[0]]} bring {100 * row[order[0]]:+.2f}"
@@ -87,12 +87,12 @@ def describe_reason(reason: Reason, assets: Sequence[str]) -> str:
     )
 
 
-def reason_table(reason: Reason, assets: Sequence[str]) -> list[Html]:
+def reason_table(reason: Reason, assets: Sequence[str], weights: Sequence[str]) -> list[Html]:
     """What each asset's data add to the main weight, largest first."""
     row = reason.parts[reason.main]
     order = np.argsort(-np.abs(row), kind="stable")
     lines = [(assets[at], f"{100 * row[at]:+.2f}") for at in order if row[at] != 0.0]
-    heads = ("data of", f"adds to {assets[reason.main]}, points")
+    heads = ("data of", f"adds to {weights[reason.main]}, points")
     text = (
         "By integrated gradients on the way from the window without shocks to the answer; "
         f"the parts add up to the change to within {100 * reason.error:.2f} points."

@@ -153,7 +153,7 @@ def report(
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
-    labels, places = complete_labels(names, window), check_coords(coords or {}, solution)
+    labels, places = complete_labels(names, solution, problem), check_coords(coords or {}, solution)
     prices_at = None if prices is None else price_paths(prices, solution)
     size = change_size(solution, problem, metrics)
     rank = rank_rows(solution.hit, size[0], solution.error)
@@ -171,7 +171,9 @@ def report(
         one, question = (solution[index], problem[index]) if index else (solution, problem)
         row = select_row(one, question, *_sigma(question, history, scale))
         if today is not None:
-            row = row._replace(today=as_array(today.broadcast_to((*solution.shape, window[-1]))[index]))
+            row = row._replace(
+                today=as_array(today.broadcast_to((*solution.shape, len(labels.weights)))[index])
+            )
         pair = prices_at(index) if prices_at else None
         totals = as_array(common.totals) if common is not None and index == order[0] else None
         moves, reason = None, None
@@ -202,7 +204,7 @@ def report(
         chance = chance[tuple(at)]
     last = labels.dates[-1] if labels.dates else ""
     head = title or describe_question(
-        best.row.today, best.row.target, labels.assets, "" if ahead else last, ahead
+        best.row.today, best.row.target, labels.weights, "" if ahead else last, ahead
     )
     front = Front(
         head, note, best, solution, metrics, labels, series, chance, common, agreement, found, known,
@@ -213,14 +215,17 @@ def report(
         *(dates_section(series, size[1], labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
-        *trades_table(best.row.today, best.row.target, best.row.weights, labels.assets, spread),
+        *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),
     ]
     if common is not None:
         question = problem[order[0]] if order[0] else problem
         content += draws_section(common, question, best.solution, labels.assets)
     if best.reason is not None:
         content.append(
-            details("Why: what the data of each asset add", *reason_table(best.reason, labels.assets))
+            details(
+                "Why: what the data of each asset add",
+                *reason_table(best.reason, labels.assets, labels.weights),
+            )
         )
     changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
     content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
@@ -249,7 +254,7 @@ def report(
 def _other(answer: Answer, labels: Labels) -> list[Html]:
     """Another answer of a grid in detail."""
     row = answer.row
-    weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.assets)
+    weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.weights)
     return [
         element("p", answer.sentence),
         picture(weights, "Weights today and reached, in percent."),

@@ -238,7 +238,7 @@ class Solution:
             ImportError: pandas is not installed.
             ValueError: for a wrong number of ``assets``.
         """
-        labels = check_labels("to_pandas", self.x.shape[-3:], assets=assets)
+        labels = check_labels("to_pandas", (0, 0, self.weights.shape[-1]), assets=assets)
         return to_frame("to_pandas", self.to_numpy(), self.dims, labels.get("asset"))
 
     def to_xarray(

@@ -103,6 +103,8 @@ def to_dataset(
     variables = {}
     for name, array in arrays.items():
         trailing = _TRAILING.get(name, ())
+        if name == "weights" and array.shape[-1] != arrays["x"].shape[-1]:  # cash, too
+            trailing = ("model", "output")
         if name == "z":  # of any shape
             same = array.shape == arrays["x"].shape
             trailing = _TRAILING["x"] if same else tuple(f"z{k}" for k in range(array.ndim - len(dims)))

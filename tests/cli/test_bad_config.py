@@ -213,8 +213,10 @@ def test_weights_that_would_run_code_or_are_not_a_state_dict(
     assert "write one with torch.save(network.state_dict(), path)" in error_line(capsys, path)
     torch.save([1, 2], folder / "w.pt")
     assert "must hold a state_dict" in error_line(capsys, path)
-    path = write(folder, table(module, network={"weights": "w.bin"}))
-    assert "expected a file .safetensors, .pt or .pt2, got 'w.bin'" in error_line(capsys, path)
+    path = write(folder, table(module, network={"weights": "w.h5"}))
+    assert "expected a file .safetensors, .pt, .pth, .bin, .ckpt or .pt2, got 'w.h5'" in error_line(
+        capsys, path
+    )
 
 
 def test_invalid_toml(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

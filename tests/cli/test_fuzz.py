@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from funcexplain.cli import main
-from funcexplain.commands.config import QuestionConfig
+from funcexplain.commands.config import FeaturesConfig, NetworkConfig, QuestionConfig
 from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.toml import format_toml
@@ -60,6 +60,16 @@ WORDS = st.sampled_from(
         "torch.nn:ReLU",
         "torch.nn:Linear",
         "json:loads",
+        "n l (c a)",
+        "n a l c",
+        "(n a) l c",
+        "...",
+        "mean",
+        "softmax",
+        "weights",
+        "40%",
+        "rsi(3)",
+        "zscore(momentum(3), 4)",
         "é☃",
         "\t",
     ]
@@ -71,9 +81,10 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 KEYS = {
-    "network": ["factory", "arguments", "weights"],
+    "network": [field.name for field in fields(NetworkConfig)],
     "prices": [field.name for field in fields(PricesConfig)],
-    "features": ["lookback", "span", "channels"],
+    "features": [field.name for field in fields(FeaturesConfig)],
+    "groups": ["file"],
     "question": [field.name for field in fields(QuestionConfig)],
     "method": [field.name for field in fields(MethodConfig)]
     + ["lr", "betas", "eps", "momentum", "damping"],
@@ -141,9 +152,9 @@ def test_valid_configs_with_some_entries_changed(
     whole = copy.deepcopy(table(module, method={"max_steps": 3}))
     for (name, key), value in changes:
         if value is None:
-            whole[name].pop(key, None)
+            whole.get(name, {}).pop(key, None)
         else:
-            whole[name][key] = value
+            whole.setdefault(name, {})[key] = value
     assert_clean_exit(as_text(whole), capsys)
 
 
@@ -157,6 +168,8 @@ FITTING = {
         "shift": st.dictionaries(st.sampled_from(ASSETS), st.floats(-1, 1), min_size=1, max_size=1),
         "turnover": st.floats(0, 2),
         "concentration": st.floats(0, 1),
+        "move": st.dictionaries(st.sampled_from(ASSETS), st.floats(-1, 1), min_size=1),
+        "benchmark": st.sampled_from([{"GOLD": 1.0}, {"OIL": 0.5, "RICE": "50%"}, {"OIL": 0.5}]),
         "loss": st.sampled_from(["auto", "kl", "mse", "js", "mae", "cosine_distance", "cross_entropy"]),
         "date": st.sampled_from(["last", {"every": 15}, {"every": 25, "start": "2024-01-20"}]),
         "search": st.sampled_from(["features", "scenario"]),

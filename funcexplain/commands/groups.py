@@ -1,0 +1,98 @@
+"""Groups of assets by name, such as sectors, read from a file and put in place in a question."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from funcexplain.commands.config import QuestionConfig, WindowPart
+from funcexplain.commands.sections import GroupConfig, GroupsConfig
+from funcexplain.solutions.reading import MIB, read_bytes
+from funcexplain.solutions.writing import check_regular
+
+Groups = Mapping[str, tuple[str, ...]]
+
+
+def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
+    """Read the members of each group from a csv with a column of assets and one of their groups.
+
+    Assets of the file that are not asked about are left out, and not every asset needs a group.
+
+    Raises:
+        ValueError: if the file is not such a table, or a group has the name of an asset.
+        OSError: if it cannot be read.
+    """
+    if config is None:
+        return {}
+    where, path = "groups.file", Path(config.file)
+    try:
+        check_regular(where, path, name="a csv file, such as sectors.csv")
+        text = read_bytes(where, path, 16 * MIB, "shorten it").decode("utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where}: there is no file {config.file!r}; check the name") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {config.file!r} is not text: {error}; save it as utf-8") from None
+    groups: dict[str, list[str]] = {}
+    seen: dict[str, str] = {}
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    try:
+        rows = list(csv.reader(text.splitlines(), delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(f"{where}: {config.file!r} is not a csv: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        asset, group = (cell.strip() for cell in (*row, "", "")[:2])
+        if asset not in assets:  # the header, or another asset
+            continue
+        if not group or seen.get(asset, group) != group:
+            got = f"{seen[asset]} and {group}" if group else "none"
+            raise ValueError(f"{where}: line {number}: expected one group of {asset}, got {got}")
+        if asset not in seen:
+            seen[asset] = group
+            groups.setdefault(group, []).append(asset)
+    if not groups:
+        raise ValueError(
+            f"{where}: expected rows such as '{assets[0]},Name of its group' in {config.file!r}, got "
+            "none with an asset of the prices"
+        )
+    if clash := sorted(groups.keys() & {*assets}):
+        raise ValueError(f"{where}: a group must not have an asset's name, got {clash[0]!r}; rename it")
+    return {name: tuple(members) for name, members in groups.items()}
+
+
+def expand_groups(question: QuestionConfig, groups: Groups) -> QuestionConfig:
+    """The question with the members of groups in place of their names.
+
+    Example:
+        >>> question = QuestionConfig(at_least={"Energy": 0.3}, exit=("Banks",))
+        >>> found = expand_groups(question, {"Energy": ("OIL", "GAS"), "Banks": ("UBS",)})
+        >>> found.group, found.at_least, found.exit
+        ((GroupConfig(assets=('OIL', 'GAS'), weight=None, at_least=0.3, at_most=None),), None, ('UBS',))
+    """
+    if not groups:
+        return question
+
+    def members(names: tuple[str, ...] | None) -> Any:
+        if names is None:
+            return None
+        return tuple(dict.fromkeys(asset for name in names for asset in groups.get(name, (name,))))
+
+    def part(window: WindowPart) -> WindowPart:
+        return replace(window, assets=members(window.assets))
+
+    goals = [replace(goal, assets=members(goal.assets)) for goal in question.group or ()]
+    bounds: dict[str, Any] = {}
+    for name in ("at_least", "at_most"):
+        given = getattr(question, name) or {}
+        goals += [GroupConfig(groups[key], **{name: w}) for key, w in given.items() if key in groups]
+        bounds[name] = {key: w for key, w in given.items() if key not in groups} or None
+    return replace(
+        question,
+        **bounds,
+        exit=members(question.exit),
+        group=tuple(goals) or None,
+        free=part(question.free),
+        frozen=part(question.frozen),
+    )
