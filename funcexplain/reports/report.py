@@ -220,17 +220,7 @@ def report(
     if common is not None:
         question = problem[order[0]] if order[0] else problem
         content += draws_section(common, question, best.solution, labels.assets)
-    if best.reason is not None:
-        content.append(
-            details(
-                "Why: what the data of each asset add",
-                *reason_table(best.reason, labels.assets, labels.weights),
-            )
-        )
-    changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
-    content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
-    if found is not None:
-        content.append(details("Real windows nearest to the target", *_history(found, known)))
+    content += _behind(best, labels, found, known)
     for index in order[1:DETAILED_ROWS]:
         other = show(index)
         name = name_of_row(solution.dims, index, places)
@@ -249,6 +239,23 @@ def report(
     with replaced("report", file_path) as file:
         file.write(page(head, *content).encode())
     return file_path
+
+
+def _behind(
+    best: Answer, labels: Labels, found: Precedents | None, known: Sequence[object] | None
+) -> list[Html]:
+    """What is behind the best answer, folded; nothing where the target holds without a change."""
+    if best.row.met:
+        return []
+    content = []
+    if best.reason is not None:
+        parts = reason_table(best.reason, labels.assets, labels.weights)
+        content.append(details("Why: what the data of each asset add", *parts))
+    changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
+    content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
+    if found is not None:
+        content.append(details("Real windows nearest to the target", *_history(found, known)))
+    return content
 
 
 def _other(answer: Answer, labels: Labels) -> list[Html]:
