@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from funcexplain.measures.stories import Stories, stories_of
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
 from funcexplain.reports.moves import MAX_NAMED
-from funcexplain.reports.numbers import share_of
+from funcexplain.reports.numbers import join, share_of
 from funcexplain.reports.page import picture
 from funcexplain.solutions.draws import Mixing
 from funcexplain.solutions.html import Html, element
@@ -59,6 +60,8 @@ class Common(NamedTuple):
 
 def find_common(draws: Solution, problem: Problem) -> Common:
     """All measures of draws, with their defaults."""
+    # The same ordinary markets, whichever start of a question found the answer.
+    problem = replace(problem, args={**problem.args, "seed": torch.zeros_like(problem.args["seed"])})
     markets = read("report", draws, problem, NUM_SAMPLES, 0)
     return Common(
         len(markets.given),
@@ -81,12 +84,10 @@ def moves_sentence(found: Common, assets: Sequence[str]) -> str:
         >>> moves_sentence(found, ["EUR"])
         'In 200 markets drawn at which the target holds, EUR falls in 90% (ordinary markets: 50%), ...'
     """
-    sigmas = found.moves.sigmas.abs()
-    named, moving = list[str](), max(1, int((sigmas > 0).sum()))
-    order = sigmas.argsort(descending=True, stable=True)[: min(MAX_NAMED, moving)].tolist()
+    named = list[str]()
     low, high = (found.bands.given[at, -1].expm1() for at in (0, -1))
     width = share_of(float(found.bands.levels[-1] - found.bands.levels[0]))
-    for place, at in enumerate(order):
+    for place, at in enumerate(_most_shifted(found.moves)):
         usual = share_of(float(found.moves.ordinary_falls[at]))
         named.append(
             f"{assets[at]} falls in {share_of(float(found.moves.falls[at]))} "
@@ -95,6 +96,31 @@ def moves_sentence(found: Common, assets: Sequence[str]) -> str:
             f"{f' in {width} of them' if place == 0 else ''}"
         )
     return f"In {found.number} markets drawn at which the target holds, {'; '.join(named)}."
+
+
+def falls_sentence(found: Common, assets: Sequence[str]) -> str:
+    """How often the assets that shift most fall.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> found = Common(200, None, Moves(-0.02 * one, -2 * one, 0.9 * one, 0.5 * one), *[None] * 4)
+        >>> falls_sentence(found, ["EUR"])
+        'In 200 markets drawn at which the target holds, EUR falls in 90% (of ordinary markets: 50%).'
+    """
+    named: list[str] = []
+    for at in _most_shifted(found.moves):
+        falls, usual = (float(shares[at]) for shares in (found.moves.falls, found.moves.ordinary_falls))
+        ordinary = f"{'' if named else 'of ordinary markets: '}{share_of(usual)}"
+        named.append(f"{assets[at]}{'' if named else ' falls'} in {share_of(falls)} ({ordinary})")
+    return f"In {found.number} markets drawn at which the target holds, {join(named)}."
+
+
+def _most_shifted(moves: Moves) -> list[int]:
+    """The assets that shift most, at least one, and none that does not move beside another."""
+    sigmas = moves.sigmas.abs()
+    moving = max(1, int((sigmas > 0).sum()))
+    order: list[int] = sigmas.argsort(descending=True, stable=True)[: min(MAX_NAMED, moving)].tolist()
+    return order
 
 
 def mixing_sentence(mixing: Mixing | None, count: int) -> str:

@@ -11,7 +11,7 @@ from funcexplain.reports import cards, plots, wording
 from funcexplain.reports.dates import Dates, describe_dates
 from funcexplain.reports.details import Row
 from funcexplain.reports.drawing import new_axes
-from funcexplain.reports.draws import Common, moves_sentence
+from funcexplain.reports.draws import Common, falls_sentence
 from funcexplain.reports.inputs import Labels, PricePaths, name_of_row
 from funcexplain.reports.moves import PriceMoves, first_shocked_day
 from funcexplain.reports.origin import ATOL, NOISE
@@ -110,7 +110,7 @@ def _sentences(front: Front) -> list[str]:
         name = name_of_row(solution.dims, best.index, {})
         texts.append(f"{hits} of {total} searches reach their target; this is the best ({name}).")
     if front.common is not None:
-        texts.append(moves_sentence(front.common, front.labels.assets))
+        texts.append(falls_sentence(front.common, front.labels.assets))
     return texts
 
 
@@ -123,6 +123,10 @@ def _verdict(front: Front) -> list[cards.Judgement]:
         for values in (front.metrics, front.metrics.worst)
     )
     errors, met = one.exceptions.values(), best.row.met
+    estimated = front.probability is not None and bool(front.probability.log10.isfinite())
+    if front.probability is not None and estimated:
+        # Of all markets that hold the target, not only of those along the answer.
+        measured["log10_chance"] = float(front.probability.log10)
     judged = [cards.reached(status, float(one.error), measured, *errors, already=met)]
     if front.probability is not None:
         judged.append(cards.likely(front.probability, front.ahead))
@@ -132,7 +136,15 @@ def _verdict(front: Front) -> list[cards.Judgement]:
     if found is not None:
         nearest = day_of(int(found.days[0]), found, front.history_dates)
     judged.append(
-        wording.unusual(measured, worst, found, assets=assets, hit=status.is_hit, nearest=nearest)
+        wording.unusual(
+            measured,
+            worst,
+            found,
+            assets=assets,
+            hit=status.is_hit,
+            nearest=nearest,
+            estimated=estimated,
+        )
     )
     judged.append(cards.stable(measured, NOISE, ATOL, probed=front.probe))
     if front.agreement is not None:

@@ -53,8 +53,8 @@ figcaption { color: #555; font-size: .9rem; margin-top: .3rem; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #e3e3e3;
   vertical-align: top; overflow-wrap: normal; }
-th { white-space: nowrap; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 @page { margin: 15mm; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;

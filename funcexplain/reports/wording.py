@@ -74,6 +74,7 @@ def unusual(
     assets: Sequence[str] = (),
     hit: bool = True,
     nearest: str = "",
+    estimated: bool = False,
 ) -> Judgement:
     """How unusual the market of an answer would be; an answer that misses the target has no grade.
 
@@ -84,6 +85,7 @@ def unusual(
         assets: ``A`` names.
         hit: whether the target is reached.
         nearest: date of the nearest precedent, or empty.
+        estimated: whether ``log10_chance`` is the target's probability, which another card shows.
 
     Returns:
         The card.
@@ -108,8 +110,10 @@ def unusual(
         )
     elif "rarity" in measured:
         parts.append("How rare its path is remains unknown: the history up to its date is too short.")
-    elif not math.isnan(chance := measured.get("log10_chance", math.nan)):
-        parts.append(f"Shocks as large along their direction: {format_chance(10**chance)}.")
+    if not estimated and not math.isnan(chance := measured.get("log10_chance", math.nan)):
+        parts.append(
+            f"Normal shocks as large along their direction have a chance of {format_chance(10**chance)}."
+        )
     if found is not None:
         parts.append(precedent(found) + (f" The nearest ends on {nearest}." if nearest else ""))
     if not parts:

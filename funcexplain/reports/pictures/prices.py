@@ -25,6 +25,8 @@ from funcexplain.reports.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_NARROW = 450  # pixels
+
 
 def plot_prices(
     actual: Values,
@@ -86,7 +88,8 @@ def plot_prices(
     low, high = min(before.min(), after.min()), max(before.max(), after.max())
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
-    hidden = len(assets) > len(order)
+    # A narrow figure has no room for more beside the legend.
+    hidden = len(assets) > len(order) and ax.get_window_extent().width > _NARROW
     title = f"Prices of the {len(order)} assets that move most" if hidden else "Prices"
     style_axes(ax, title, y="price, first day = 100", grid="both")
     _name_ends(
