@@ -25,10 +25,10 @@ ANSWERS = "answers"
 """Folder of the answers, if workers shared the searches; it is resumed, and never moved."""
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 MARKET, SHOCKS, TABLES = "market.csv", "shocks.csv", "tables.xlsx"
-DRAWS, FAN = "draws.safetensors", "fan.png"
+DRAWS, FAN, PDF = "draws.safetensors", "fan.png", "report.pdf"
 
 _TABLES = (WEIGHTS, METRICS, MARKET, SHOCKS, TABLES)
-_FILES = (CONFIG, SOLUTION, DRAWS, *_TABLES, PICTURE, FAN, REPORT)
+_FILES = (CONFIG, SOLUTION, DRAWS, *_TABLES, PICTURE, FAN, REPORT, PDF)
 _FRESH = ".run-"
 _MAX_SUMMARY = 256 * MIB
 

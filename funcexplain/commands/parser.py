@@ -118,7 +118,13 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         own.set_defaults(
             command=call, function=function, settings=["trust_model"], has_config=name != "report"
         )
-    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model"])
+    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model", "pdf"])
+    for name in ("run", "report"):
+        commands.choices[name].add_argument(
+            "--pdf",
+            action="store_true",
+            help="print the report to a PDF, too (needs Chromium, Chrome or WeasyPrint)",
+        )
     commands.choices["report"].add_argument(
         "--trust-config",
         action="store_true",
@@ -126,7 +132,7 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         "its author",
     )
     commands.choices["run"].set_defaults(
-        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "quiet"]
+        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "pdf", "quiet"]
     )
     _add_files(commands.choices["run"])
     made = commands.add_parser("init", help="write a config for your network", description=INIT)

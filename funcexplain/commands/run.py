@@ -35,6 +35,7 @@ from funcexplain.commands.folder import (
     ANSWERS,
     CONFIG,
     DRAWS,
+    PDF,
     SOLUTION,
     SUMMARY,
     fresh_folder,
@@ -63,6 +64,7 @@ from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.cards import whose
 from funcexplain.reports.origin import LEFT_OUT
+from funcexplain.reports.pdf import require_printer, write_pdf
 from funcexplain.solutions.tables import require
 
 HIT, NOT_REACHED = 0, 1
@@ -80,6 +82,7 @@ def run_config(
     accept: str | None = None,
     trust_model: bool = False,
     xlsx: bool = False,
+    pdf: bool = False,
     quiet: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
@@ -95,6 +98,7 @@ def run_config(
             answers to resume; likewise.
         trust_model: whether a ``.pt2`` file may run its code.
         xlsx: whether to write the tables as one Excel file, too.
+        pdf: whether to print the report to a PDF, too.
         quiet: whether to hide the progress.
         print_line: called with each line of output.
 
@@ -109,12 +113,18 @@ def run_config(
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
     configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
     own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
-    own |= {"xlsx": xlsx, "trust_model": trust_model, "quiet": quiet, "print_line": print_line}
+    own |= {
+        "xlsx": xlsx,
+        "pdf": pdf,
+        "trust_model": trust_model,
+        "quiet": quiet,
+        "print_line": print_line,
+    }
     summaries: dict[str | None, dict[str, Any]] = {}
     for label, config in configs.items():
         if label is not None:
             print_line(f"{chr(10) if summaries else ''}Question {label}:")
-        summaries[label] = _run(config, command, **own)
+        summaries[label] = _run(config, command, print_line=print_line, **own)
     if None in summaries:
         return summaries[None]
     return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
@@ -129,6 +139,7 @@ def _run(
     timeout: float | None,
     accept: str | None,
     xlsx: bool,
+    pdf: bool,
     trust_model: bool,
     quiet: bool,
     print_line: PrintLine,
@@ -141,6 +152,8 @@ def _run(
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
     if xlsx:
         require("--xlsx", "openpyxl", "excel")  # before any work is done
+    if pdf:
+        require_printer()
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
         inputs = load_inputs(config, trust_model=trust_model, say=print_line)
         folder = make_folder(Path(config.output.folder))
@@ -213,7 +226,7 @@ def _run(
                     files.append(write_fan(fresh, drawn.found, query, best, assets))
             if config.output.report:
                 draws = None if drawn is None else drawn.draws
-                files.append(_write_report(fresh, folder, inputs, solution, draws, summary))
+                files += _write_report(fresh, folder, inputs, solution, draws, summary, pdf=pdf)
             summary |= {
                 "seconds": round(seconds, 3),
                 "folder": str(folder),
@@ -251,6 +264,7 @@ def rewrite_report(
     *,
     trust_config: bool = False,
     trust_model: bool = False,
+    pdf: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
     """Write the report of a folder again, from the files that `run_config` wrote there.
@@ -262,6 +276,8 @@ def rewrite_report(
         ValueError: if the network, the prices or the files of the folder have changed since the run.
         FileNotFoundError: if it is not the folder of a run.
     """
+    if pdf:
+        require_printer()
     folder = Path(folder)
     before = read_summary(folder)
     config, shared = read_plain(folder / CONFIG), ANSWERS in before["files"]
@@ -280,17 +296,18 @@ def rewrite_report(
             )
         with fresh_folder(make_folder(folder)) as fresh:
             draws = load_draws(folder) if DRAWS in before["files"] else None
-            name = _write_report(fresh, folder, inputs, solution, draws, before)
-            names = dict.fromkeys([*before["files"], name])
+            written = _write_report(fresh, folder, inputs, solution, draws, before, pdf=pdf)
+            names = dict.fromkeys([*(n for n in before["files"] if n != PDF), *written])
             replace_files(folder, fresh, {**before, "files": [*names]})
-    print_line(f"{folder / name}")
+    for name in written:
+        print_line(f"{folder / name}")
     left_out = [] if trust_config else list(LEFT_OUT)
     if left_out:
         print_line(
             f"Without the network, which was not built: {', '.join(left_out)} are left out, and whether "
             "it has changed since the run was not checked; --trust-config builds it"
         )
-    return {"exit_code": HIT, "folder": str(folder), "files": [name], "left_out": left_out}
+    return {"exit_code": HIT, "folder": str(folder), "files": written, "left_out": left_out}
 
 
 def _settings(inputs: Inputs, folder: Path) -> Any:
@@ -305,8 +322,11 @@ def _write_report(
     solution: fe.Solution,
     draws: fe.Solution | None,
     summary: Mapping[str, Any],
-) -> str:
-    return outputs.write_report(
+    *,
+    pdf: bool,
+) -> list[str]:
+    """Write the report, and print it if wanted; the names of the files."""
+    name = outputs.write_report(
         fresh,
         solution,
         inputs.query,
@@ -318,6 +338,10 @@ def _write_report(
         draws=draws,
         agreement=agreement_of(summary),
     )
+    if not pdf:
+        return [name]
+    write_pdf(fresh / name, fresh / PDF)
+    return [name, PDF]
 
 
 def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:

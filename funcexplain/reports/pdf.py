@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from funcexplain.solutions.writing import replaced
@@ -14,6 +15,19 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium
 """Programs that print pages, the first one found is used."""
 
 _TIMEOUT = 120  # seconds
+
+
+def require_printer() -> None:
+    """Raise unless a PDF can be made, before any work is done for one.
+
+    Raises:
+        ImportError: there is neither a browser nor WeasyPrint.
+    """
+    if _find_browser() is None and find_spec("weasyprint") is None:
+        raise ImportError(
+            "a PDF needs a Chromium or Chrome on the PATH, or WeasyPrint: pip install weasyprint; or "
+            "print report.html from a browser"
+        )
 
 
 def write_pdf(page: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -35,11 +49,17 @@ def write_pdf(page: str | os.PathLike[str], path: str | os.PathLike[str]) -> Pat
         PosixPath('report.pdf')
     """
     source, target = Path(page), Path(path)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    require_printer()
+    browser = _find_browser()
     content = _by_browser(browser, source) if browser else _by_weasyprint(source)
     with replaced("report", target) as file:
         file.write(content)
     return target
+
+
+def _find_browser() -> str | None:
+    """The first browser that is installed."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def _by_browser(browser: str, page: Path) -> bytes:
@@ -69,12 +89,7 @@ def _by_browser(browser: str, page: Path) -> bytes:
 
 def _by_weasyprint(page: Path) -> bytes:
     """Print by WeasyPrint."""
-    try:
-        from weasyprint import HTML
-    except ImportError as error:
-        raise ImportError(
-            "a PDF needs a Chromium or Chrome on the PATH, or WeasyPrint: pip install weasyprint; or "
-            "print report.html from a browser"
-        ) from error
+    from weasyprint import HTML
+
     content: bytes = HTML(filename=str(page)).write_pdf()
     return content
