@@ -86,7 +86,9 @@ def collect_dates(
     chance = None
     if probability is not None and probability.dims == (DATE,):
         chance = as_array(probability.estimate)
-    return Dates(names, rows, hit, already, as_array(best.error), as_array(size)[rows], asset, chance)
+    return Dates(
+        names, rows, hit, already, as_array(best.error), as_array(size).ravel()[rows], asset, chance
+    )
 
 
 def describe_dates(dates: Dates) -> str:

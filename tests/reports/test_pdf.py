@@ -38,7 +38,7 @@ def test_a_browser_that_fails_leaves_the_earlier_file(
     program = browser(tmp_path / "chrome", "sys.exit('no display')")
     monkeypatch.setattr(shutil, "which", lambda name: program)
     (tmp_path / "a.pdf").write_text("earlier")
-    with pytest.raises(OSError, match="report: .* did not print .*report.html.: no display"):
+    with pytest.raises(OSError, match=r"report: .* did not print .*report.html.: no display"):
         write_pdf(page, tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_text() == "earlier"
 
@@ -47,7 +47,7 @@ def test_without_a_printer_the_remedy_is_named(page: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(pdf, "find_spec", lambda name: None)
     for call in (require_printer, lambda: write_pdf(page, page.with_suffix(".pdf"))):
-        with pytest.raises(ImportError, match="pip install weasyprint; or print report.html"):
+        with pytest.raises(ImportError, match=r"pip install weasyprint; or print report\.html"):
             call()
 
 

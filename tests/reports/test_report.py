@@ -265,3 +265,25 @@ def test_text_is_escaped_unless_it_is_markup() -> None:
     inner = element("b", "<&\"'>", title='"<')
     assert inner == '<b title="&quot;&lt;">&lt;&amp;&quot;&#x27;&gt;</b>'
     assert element("p", inner, "<i>") == f"<p>{inner}&lt;i&gt;</p>"
+
+
+def test_many_dates_are_a_time_series(tmp_path: Path) -> None:
+    problem, count = make_problem(mask=None, assets=NAMES), 15
+    days = [f"2026-09-{day + 1:02d}" for day in range(count)]
+    windows = torch.cat([x0s(count - 1), x0s(1)])
+    dates = fe.vmap(problem, x0=windows, reference=windows, name="date")
+    grid = fe.vmap(fe.pipe(dates, fe.jitter(0.1)), seed=torch.arange(2), name="start")
+    answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=30, atol=1e-3)
+    shape = dict(zip(answers.dims, answers.shape, strict=True))
+    text = write(tmp_path / "a.html", answers, grid, dates=None, coords={"date": days})
+    page = Page(text)
+    assert shape == {"date": count, "start": 2}
+    best = answers.hit.any(answers.dims.index("start"))
+    assert f"The search reaches the target on {int(best.sum())} of {count} dates" in page.text
+    assert f"On {days[-1]}: " in page.text
+    shown = re.findall(r"<tr><td>(2026-09-\d\d)</td>", text.split("Date by date")[1])
+    assert shown[:count] == days[::-1]
+    assert not re.search(r"\brows?\b", page.text.split("How it was made")[0].split("All answers")[0])
+    for coords, message in (({"date": days[1:]}, "expected 15 labels"), ({"asset": days}, "dimensions")):
+        with pytest.raises(ValueError, match=f"report: coords of .*{message}"):
+            write(tmp_path / "b.html", answers, grid, dates=None, coords=coords)
