@@ -21,6 +21,7 @@ from funcexplain.reports.pictures.attribution import plot_attribution as plot_at
 from funcexplain.reports.pictures.attribution import plot_waterfall as plot_waterfall
 from funcexplain.reports.pictures.changes import plot_changes as plot_changes
 from funcexplain.reports.pictures.changes import plot_cumulative as plot_cumulative
+from funcexplain.reports.pictures.dates import plot_dates as plot_dates
 from funcexplain.reports.pictures.draws import plot_fan as plot_fan
 from funcexplain.reports.pictures.draws import plot_shifts as plot_shifts
 from funcexplain.reports.pictures.draws import plot_stories as plot_stories

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funcexplain.engine.reach import Reach
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
@@ -23,7 +24,7 @@ from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
 from funcexplain.reports.answer import describe_answer
 from funcexplain.reports.dates import DATE, collect_dates, dates_section
-from funcexplain.reports.details import changes_table, row_pictures, select_row
+from funcexplain.reports.details import Row, changes_table, row_pictures, select_row
 from funcexplain.reports.drawing import as_array, require_matplotlib
 from funcexplain.reports.draws import draws_section, find_common
 from funcexplain.reports.front import Answer, Front, day_of, front_page
@@ -77,6 +78,7 @@ def report(
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     probability: Probability | None = None,
     draws: Solution | None = None,
+    reach: tuple[float, Reach] | None = None,
     agreement: Agreement | None = None,
     ahead: int = 0,
     today: Tensor | None = None,
@@ -114,6 +116,7 @@ def report(
         probability: of the target, from `probability`, for one question or for each date.
         draws: markets from `sample` at which the target of the best answer holds; they give ranges, and
             a section on what they have in common.
+        reach: a radius and what `reach` found within it for the question of the best answer.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of days to come that are shocked; 0 for days up to the window's end.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
@@ -220,6 +223,8 @@ def report(
     if common is not None:
         question = problem[order[0]] if order[0] else problem
         content += draws_section(common, question, best.solution, labels.assets)
+    if reach is not None:
+        content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
     content += _behind(best, labels, found, known)
     for index in order[1:DETAILED_ROWS]:
         other = show(index)
@@ -239,6 +244,17 @@ def report(
     with replaced("report", file_path) as file:
         file.write(page(head, *content).encode())
     return file_path
+
+
+def _reach(reach: tuple[float, Reach], row: Row, labels: Labels) -> list[Html]:
+    """The range of every weight over all markets within a radius."""
+    radius, (lower, upper) = reach
+    ax = plots.plot_reach(lower, row.today, upper, assets=labels.weights, radius=radius)
+    text = (
+        f"The lowest and the highest weight that a search found among all markets of at most {radius:g} "
+        "standard deviations together. These are inner bounds: other such markets may go further."
+    )
+    return [element("p", text), picture(ax, "Range of every weight, with today's marked.")]
 
 
 def _behind(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.engine.reach import Reach
 from funcexplain.reports import plots
 from funcexplain.reports.page import PIXELS
 from funcexplain.reports.precedents import precedents
@@ -287,3 +288,13 @@ def test_many_dates_are_a_time_series(tmp_path: Path) -> None:
     for coords, message in (({"date": days[1:]}, "expected 15 labels"), ({"asset": days}, "dimensions")):
         with pytest.raises(ValueError, match=f"report: coords of .*{message}"):
             write(tmp_path / "b.html", answers, grid, dates=None, coords=coords)
+
+
+def test_how_far_is_shown_with_its_radius(tmp_path: Path) -> None:
+    solution, problem = one_answer()
+    held = solution.weights
+    text = write(tmp_path / "a.html", solution, problem, reach=(2.5, Reach(0.5 * held, 2.0 * held)))
+    part = Page(text).text.split("How far the weights can go")[1]
+    assert "of at most 2.5 standard deviations together" in part
+    assert "inner bounds" in part
+    assert "How far" not in write(tmp_path / "b.html", solution, problem)

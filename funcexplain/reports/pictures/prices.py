@@ -78,9 +78,10 @@ def plot_prices(
     order = np.argsort(-distance, kind="stable")[:most]
     before, after = (100.0 * table[:, order] / table[0, order] for table in pair)
     ax = ax or new_axes(8.0, 4.0)
+    base = "without shocks" if ahead else "actual"
     day = np.arange(days) - (days - 1) + ahead
     for place, color in enumerate(COLORS[: len(order)]):
-        names = ("actual", "scenario") if place == 0 else ("_", "_")  # one entry each in the legend
+        names = (base, "scenario") if place == 0 else ("_", "_")  # one entry each in the legend
         ax.plot(day, before[:, place], color=color, linewidth=1.3, dashes=(3, 2), label=names[0])
         ax.plot(day, after[:, place], color=color, linewidth=2.0, label=names[1])
     if 0 < window < days:
