@@ -113,13 +113,7 @@ def run_config(
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
     configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
     own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
-    own |= {
-        "xlsx": xlsx,
-        "pdf": pdf,
-        "trust_model": trust_model,
-        "quiet": quiet,
-        "print_line": print_line,
-    }
+    own |= {"xlsx": xlsx, "pdf": pdf, "trust_model": trust_model, "quiet": quiet}
     summaries: dict[str | None, dict[str, Any]] = {}
     for label, config in configs.items():
         if label is not None:
