@@ -2,8 +2,8 @@
 
 The scheduler does not depend on problems or files. A chunk that raises is retried at once. If a worker
 is killed, a process pool loses all chunks in flight, although most are innocent. They are retried
-together, and those that were in flight too often are retried one at a time: one that breaks the pool
-alone fails. An attempt that takes too long counts as one that raises.
+together; those lost repeatedly are retried one at a time, and fail if they break the pool alone. An
+attempt that takes too long counts as one that raises.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Scheduler:
         check: called when a worker reports that a chunk is done; raises OSError or ValueError if not.
         retries: maximum number of retries per chunk.
         in_flight: maximum number of chunks that are submitted and not finished.
-        timeout: maximum number of seconds of a phase of an attempt; None for no limit.
-        begun: what identifies the phase of the last attempt at a chunk; None before its worker begins.
+        timeout: maximum number of seconds per phase of an attempt; None for no limit.
+        begun: identifies the phase of the last attempt at a chunk; None before its worker begins.
         answered: the result of a chunk that was finished although its attempt failed, or None.
     """
 

@@ -37,12 +37,12 @@ _DAYS = 20  # span of the features
 
 @dataclass
 class Guess:
-    """What was found out about a network and prices.
+    """Findings about a network and prices.
 
     Attributes:
         table: of a config, without its question.
         fits: whether some window fits the network.
-        notes: what was found, by the path of the entry.
+        notes: findings by the path of the entry.
     """
 
     table: dict[str, dict[str, Any]]

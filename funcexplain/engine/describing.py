@@ -1,11 +1,11 @@
 """Describe values as text that is equal in every process that builds the same value.
 
 Tensors are described by digests; functions by name, code, and the values that they capture or refer to;
-objects by type and attributes; networks by their layers. What the user's own code refers to is followed
+objects by type and attributes; networks by their layers. References of the user's code are followed
 through all of the user's modules. Code of installed packages is described by name and version (without a
-version it is followed within its package), and their objects by what pickle stores of them; inside of
-such a package, whose state, such as counters, may differ between processes, objects of others are names.
-No property or method of the user's runs.
+version it is followed within its package), and their objects by what pickle stores; inside a package,
+objects of others are names, since their state (counters, caches) may differ between processes. The
+user's properties and methods never run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which column of a header is the price of which asset, if there are several fields of each.
+"""The price column of each asset, in files with several fields per asset.
 
-Open, high, low, close and volume of one asset are not assets: of each asset, the adjusted close is used
-if there is one, else the close.
+Open, high, low, close and volume of one asset are not assets: the adjusted close is used if there is
+one, else the close.
 """
 
 from __future__ import annotations
