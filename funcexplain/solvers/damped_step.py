@@ -1,6 +1,6 @@
-"""The step of a damped Gauss-Newton model: in closed form, or within the bounds that a projection keeps.
+"""The step of a damped Gauss-Newton model: in closed form, or within the bounds of a projection.
 
-The model of what is minimized around a point is ``|r + J d|**2 + g'd + d'C d / 2 + lam |d|**2``, with
+The model of the objective around a point is ``|r + J d|**2 + g'd + d'C d / 2 + lam |d|**2``, with
 the gradient ``g`` and the diagonal curvature ``C`` of the penalties. Bounds are known by their
 projection alone: an entry is held where the projection of a descent step moves it back.
 
@@ -85,7 +85,7 @@ def minimize_freely(model: Model) -> Tensor:
 
 
 def solve_gram(gram: Tensor, r: Tensor, lam: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
+    """Solve a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
 
     Args:
         gram: ``J J'``, ``(K, K)``.

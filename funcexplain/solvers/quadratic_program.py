@@ -33,14 +33,14 @@ _FLAT = 1e-14
 def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
     """The multipliers of a quadratic program, in float64.
 
-    An interior-point method comes close; the active set that it finds is then solved exactly, and kept
-    where the objective falls.
+    An interior-point method comes close; its active set is then solved exactly, and kept if the
+    objective falls.
 
     Args:
         w: ``(K, K)``, positive semidefinite.
-        c: values that the unconstrained step leads to, ``(K,)``.
+        c: values after the unconstrained step, ``(K,)``.
         lower: bounds ``(K,)``; ``-inf`` for none.
-        upper: likewise.
+        upper: bounds ``(K,)``; ``inf`` for none.
         rho: price of a violation, the maximum of a multiplier.
 
     Returns:
