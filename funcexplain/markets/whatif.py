@@ -50,8 +50,7 @@ def shocked(
     *,
     others: Others = "conditional",
 ) -> Tensor:
-    """The search point of a market in which some assets move by given amounts: ``{"EUR": -0.05}`` is -5
-    %.
+    """The search point of a market with given moves of some assets: ``{"EUR": -0.05}`` is -5 %.
 
     Over the last ``days`` days the price of each asset changes by its shock. The other returns are those
     of the likeliest such market; in a normal model, their conditional mean. With ``others="unchanged"``

@@ -1,8 +1,7 @@
-"""The path of returns behind an answer, and the days of history that its question may know.
+"""The path of returns behind an answer, and the days of history known on its date.
 
 A question about a past date must not see later prices. Its date is the last day of the reference window
-in the history. If the history does not hold the window, since its free days are still to come, it is the
-last day before these.
+in the history, or, if the free days of the window are still to come, the last day before them.
 """
 
 from __future__ import annotations

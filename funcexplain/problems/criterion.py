@@ -65,8 +65,8 @@ class Criterion(NamedTuple):
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.
             target: as in ``args``.
             rows: number of leading row dimensions, 0 or 1.
-            atol: tolerance that the error is compared with. An order that is upset does not hold within
-                any tolerance: its error is then above ``atol``.
+            atol: tolerance of the error. A violated order has no tolerance: its error is then above
+                ``atol``.
         """
         measured, nearest = self.compare(weights, target)
         distance = (measured - nearest).abs()
