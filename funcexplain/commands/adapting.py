@@ -170,7 +170,7 @@ def _by_name(where: str, given: Mapping[str, float], names: tuple[str, ...], win
 
 
 def describe_layouts(window: Tensor) -> str:
-    """What to do about a network that takes windows in another layout."""
+    """The remedy for a network that takes windows in another layout."""
     shape = ", ".join(map(str, window.shape))
     return (
         f"windows have shape (n, {shape}), samples, channels, days, assets; for another layout set "

@@ -1,6 +1,6 @@
 """The demo: train a small allocator on real prices, then ask when it would hold another portfolio.
 
-Features of the prices train a network, and the search shocks the returns of the days to come until the
+Features of the prices train a network, and the search shocks the returns of the coming days until the
 network holds the target. The answer, the likeliest such market found, is printed as two tables and saved
 as a picture and a report. Read `run_demo` from top to bottom.
 """

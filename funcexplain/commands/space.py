@@ -83,7 +83,7 @@ def _features(question: QuestionConfig, history: History, chosen: list[int]) -> 
 
 
 def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
-    """Shocks to the returns behind the windows, or to those of the days to come."""
+    """Shocks to the returns behind the windows, or to those of the coming days."""
     dtype, last_days, compute = history.windows.dtype, history.last_days[chosen], history.compute
     assert compute is not None, "a config with features.file searches over features"
     num_days, ahead = history.lookback + history.span - 1, question.ahead or 0

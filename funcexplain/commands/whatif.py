@@ -97,7 +97,7 @@ def ask_what_if(
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
-    """Evaluate the network after moves of the market over the days to come.
+    """Evaluate the network after moves of the market over the coming days.
 
     All scenarios end on the same day, after ``question.ahead`` days or the days of the longest scenario;
     shorter ones take the last of these days.

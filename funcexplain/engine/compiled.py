@@ -168,7 +168,7 @@ class Compiler:
 
 
 def _describe(value: Any) -> str:
-    """What functions read; empty if that cannot be described, such as tensors of an ended transform."""
+    """The values functions read; empty if indescribable, such as tensors of an ended transform."""
     try:
         return describe_value(value)
     except Exception:

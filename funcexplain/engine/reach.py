@@ -250,7 +250,7 @@ def _grid(problem: Problem, like: Tensor, radii: list[float], starts: int, seed:
 
 
 def _downhill(values: Tensor, direction: Tensor) -> Tensor:
-    """What is minimized: a value's negative, or itself."""
+    """The objective: a value's negative, or itself."""
     return -(values * direction).sum()
 
 

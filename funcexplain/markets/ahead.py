@@ -155,7 +155,7 @@ def _check_drift(drift: float | Tensor, history: Tensor) -> Tensor:
 
 
 def _check_flags(free: Tensor, coming: Tensor) -> Tensor:
-    """The flags of the days to come."""
+    """The flags of the coming days."""
     kind = free.dtype if isinstance(free, Tensor) else type(free).__name__
     if kind is not torch.bool:
         raise TypeError(f"ahead: free must be a bool tensor (True = free), got {kind}")

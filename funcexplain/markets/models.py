@@ -313,7 +313,7 @@ def _shrink(moved: Tensor, data: Data) -> Tensor:
 
 
 def _length(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of vectors, with one in place of zero, whose root has no derivative, and where not."""
+    """Lengths of vectors, one instead of zero, whose root has no derivative; and where not zero."""
     squares = points.square().sum(-1)
     positive = squares > 0
     return torch.where(positive, squares, 1.0).sqrt(), positive

@@ -15,7 +15,7 @@ from funcexplain.markets.dialects import Dialect, Marks, read_price, sniff_marks
 from funcexplain.markets.layouts import Table
 
 GAPS = ("refuse", "drop_days", "forward_fill", "drop_assets")
-"""What to do with cells without a price."""
+"""Treatments of cells without a price."""
 
 
 class Selection(NamedTuple):

@@ -84,7 +84,7 @@ def known_days(history: Tensor, reference: Tensor, free: int) -> tuple[int, int]
     lookback = reference.shape[1]
     if (end := _end(history, reference)) is not None:
         return end, max(0, end - free)
-    # Features of the days to come do not follow from known prices, those before them do.
+    # Features of coming days do not follow from known prices, those before them do.
     before = reference[:, : lookback - free] if free < lookback else reference[:, :0]
     end = _end(history, before) if before.shape[1] else None
     return (history.shape[1],) * 2 if end is None else (end, end)

@@ -1,4 +1,4 @@
-"""What a report is given, checked and completed: names, price paths, dates."""
+"""The inputs of a report, checked and completed: names, price paths, dates."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _pull_back(
 ) -> tuple[Tensor, bool | None]:
     """The pullback of each direction, and whether they can share a pass.
 
-    A pass of several directions is mapped. It is held against a plain one of a combination before it is
+    A pass of several directions is mapped. It is compared with a plain one of a combination before it is
     believed; a custom function that cannot be mapped, or not correctly, has a pass for each direction.
     """
     if not measured.requires_grad:  # the network ignores its input, or cuts the graph

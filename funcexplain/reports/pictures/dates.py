@@ -1,4 +1,4 @@
-"""A question over many dates: the size of the change that it takes, and its probability."""
+"""A question over many dates: the size of the change, and the probability of the target."""
 
 from __future__ import annotations
 
