@@ -27,7 +27,7 @@ _MAX_ERROR_LENGTH = 4000  # characters
 _MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
 _MAX_FAILURES = 100  # without one success, after which the run is given up
 _POLL_SECONDS = 1.0  # without a finished chunk, after which the connection is checked
-# A chunk is slow that takes so many times the median of so many finished ones, and so many seconds.
+# A chunk is slow if it exceeds a multiple of the median of enough finished ones, and a minimum time.
 _SLOW, _FINISHED, _SLOW_SECONDS = 30.0, 3, 5.0
 Submit = Callable[[Executor, int], "Future[Any]"]
 

@@ -15,7 +15,7 @@ from funcexplain.networks.adapt import adapt, fitting_layouts
 from funcexplain.networks.layouts import OWN, arrange, parse_layout
 
 ALL = "..."
-"""Stands for all assets in ``network.outputs``."""
+"""Means all assets in ``network.outputs``."""
 _ROUNDING = 1e-6
 
 

@@ -294,7 +294,7 @@ def rewrite_report(
 
 
 def _settings(inputs: Inputs, folder: Path) -> Any:
-    """The config as in a folder, whatever the current one is."""
+    """The config of a folder, independent of the current one."""
     return outputs.as_json(to_plain(rebase(inputs.config, os.curdir, folder)))
 
 

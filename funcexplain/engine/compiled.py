@@ -38,7 +38,7 @@ _OPTIONS = {
     # It would turn small convolutions channels-last, which costs 2.6 times here.
     "layout_optimization": False,
     # Believe what the processor reports: trying it takes six seconds, and with a compiler that is too
-    # old for it the search goes on uncompiled.
+    # old for it the search continues uncompiled.
     "cpp.vec_isa_ok": True,
 }
 # Seconds that a compilation takes without a warm cache; "auto" compiles longer searches.
@@ -176,7 +176,7 @@ def _describe(value: Any) -> str:
 
 
 class _Itself:
-    """Stands for a value that cannot be hashed, and equals no other."""
+    """Replaces a value that cannot be hashed; equal only to itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -189,7 +189,7 @@ class _Itself:
 
 
 def _hashable(value: Any) -> Any:
-    """A value, or what stands for it."""
+    """A value, or its hashable substitute."""
     try:
         hash(value)
     except TypeError:
@@ -219,7 +219,7 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
 
 @contextmanager
 def _surroundings_kept() -> Iterator[None]:
-    """Ignore warnings of torch's compiler; put back the filters, environment and path that it sets."""
+    """Ignore warnings of torch's compiler; restore the filters, environment and path that it sets."""
     environment, path = dict(os.environ), list(sys.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

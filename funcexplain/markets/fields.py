@@ -103,7 +103,7 @@ def label_columns(header: list[list[str]], columns: list[int], place: int) -> di
 
 
 def _filled(row: list[str], columns: list[int]) -> dict[int, str]:
-    """Labels by column, where a blank goes on with the one before it, as merged cells do."""
+    """Labels by column; a blank repeats the one before it, as in merged cells."""
     filled, last = {}, ""
     for column in columns:
         filled[column] = last = row[column] or last

@@ -138,7 +138,7 @@ def medoids_of(distances: Tensor, count: int) -> Tensor:
             cost, point = torch.minimum(distances, kept).sum(1).min(0)
             if cost < best[0]:
                 best = cost, place, int(point)
-        if not best[0] < before * (1 - 1e-12):  # rounding must not exchange for ever
+        if not best[0] < before * (1 - 1e-12):  # rounding must not swap endlessly
             return torch.tensor(sorted(medoids), device=distances.device)
         medoids[best[1]] = best[2]
         nearest = distances[medoids].amin(0)

@@ -336,7 +336,7 @@ def check_names(where: str, assets: Any, count: int, name: str = "assets") -> tu
 
 
 def check_outputs(where: str, outputs: Any, assets: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Names of the weights, where ``...`` stands for the assets; None for those of the assets."""
+    """Names of the weights, with ``...`` for the assets; None for those of the assets."""
     if outputs is None:
         return None
     given = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else []

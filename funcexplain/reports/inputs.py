@@ -27,7 +27,7 @@ class Labels(NamedTuple):
 
 
 def complete_labels(names: Mapping[str, list[str]], solution: Solution, problem: Problem) -> Labels:
-    """A label for everything: numbers where there are no names, days counted back from the last one."""
+    """A label for everything: numbers if there are no names, days counted back from the last one."""
     channels, days, size = solution.sample.x.shape[-3:]
     count = solution.sample.weights.shape[-1]
     assets = names.get("asset", [f"asset {number}" for number in range(size)])

@@ -90,7 +90,7 @@ class BallAscent(NamedTuple):
         return Advance(
             z=torch.where(ends, state.z, following),
             carried=BallAscentState(z, best, grads, factor),
-            # A failed try at which nothing is finite ends nothing: the best point goes on.
+            # A non-finite trial does not end the search: it continues from the best point.
             value=torch.where(finite | first, at.value, carried.value),
             best=state.kept.value,
             loss=at.loss,

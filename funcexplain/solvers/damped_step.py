@@ -27,7 +27,7 @@ MINIMUM_SHIFT = 1e-12
 _ITERATIONS, _ROUNDS = 10, 2
 # How much the iterations center, and how much of the way to a bound they go.
 _CENTERING, _TO_BOUNDARY = 0.1, 0.995
-# A bound further away than so many unbounded steps counts as being there.
+# Bounds further away than this many unbounded steps are moved to that distance.
 _REACH = 10.0
 # A projection that goes through other units may change the last digits of an entry within bounds.
 _ROUNDING = 1e2

@@ -184,7 +184,7 @@ class LevenbergMarquardt(NamedTuple):
             carried=LevenbergMarquardtState(
                 *(z, line, gram, penalty, merit_here, predicted, damping, nu, in_logs)
             ),
-            # A failed try at which nothing is finite ends nothing: the best point goes on.
+            # A non-finite trial does not end the search: it continues from the best point.
             value=torch.where(value.isfinite() | first, value, best),
             best=torch.where(first, torch.nan, best),
             loss=(misfit / count).to(z.dtype),

@@ -200,7 +200,7 @@ def _pull_back(
         try:
             jacobian = pull(directions, batched=True)
             if maps is None and is_readable(jacobian):
-                # Not of equal parts: the weights of a portfolio sum to one, whatever it depends on.
+                # Not of equal parts: the weights of a portfolio always sum to one.
                 numbers = torch.arange(len(directions), device=measured.device)
                 parts = numbers.to(measured).cos().view(-1, *[1] * measured.ndim)
                 combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)

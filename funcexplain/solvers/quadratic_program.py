@@ -23,7 +23,7 @@ from funcexplain.solvers.damped_step import WIDE, Model, PenaltyTerms, approach_
 
 # Iterations of the interior point, and rounds of the active set that follow.
 _ITERATIONS, _ROUNDS = 18, 3
-# An infinite bound counts as so many times the value away.
+# An infinite bound counts as this many times the value away.
 _FAR = 1e4
 # Fraction of the mean diagonal that is added where multipliers are not unique.
 _RIDGE = 1e-13

@@ -205,7 +205,7 @@ class SequentialQuadratic(NamedTuple):
         ends = ends | ~(following != z).any() | (usable & (distance == 0.0))
         kept = torch.where(closer, distance, carried.distance)
         best = carried.distance.to(z.dtype)
-        # A trial that is no hit is no closer than the best one, and ends nothing.
+        # A trial that misses is not closer than the best one, and does not end the search.
         unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
         failed = torch.where(first, unknown, best)
         return Advance(

@@ -43,7 +43,7 @@ class State(NamedTuple):
         z: point that is evaluated next.
         optimizer: the state of the method (`Advance.carried`).
         kept: the evaluated point that is the answer so far.
-        status: a `Status` code; MAX_STEPS as long as the search goes on.
+        status: a `Status` code; MAX_STEPS during the search.
         num_steps: updates so far.
         trend: a `Trend` where ``patience`` is given, else an empty tuple.
     """

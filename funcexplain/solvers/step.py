@@ -256,7 +256,7 @@ def decide_in_tensors(
 
 
 def _moves_on(atol: float, value: Tensor, norms: Tensor, error: Tensor) -> bool:
-    """Whether every row goes on: finite, with a gradient, and not within ``atol``."""
+    """Whether every row continues: finite, with a gradient, and not within ``atol``."""
     low, high = map(float, norms.aminmax())  # NaN is neither above zero nor below infinity
     return low > 0.0 and high < math.inf and math.isfinite(value.sum()) and bool(error.min() > atol)
 
