@@ -48,7 +48,7 @@ def closest(
 
     Args:
         problem: the question or grid. Penalties affect only the first search.
-        method: of the first search; default ``levenberg_marquardt()``.
+        method: method of the first search; default ``levenberg_marquardt()``.
         atol: the target is hit where ``max |weights - target| <= atol``.
         max_steps: maximum number of updates of the first search.
         refinements: maximum number of steps towards the reference, each with one Jacobian; with

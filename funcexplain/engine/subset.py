@@ -50,7 +50,7 @@ class Level(NamedTuple):
         points: those of the level at which the event happens, ``(B, n)``; none if no threshold below
             that of the level before is found, or the level has the same error nearly everywhere.
         errors: at these points, ``(B,)``.
-        size: of the next moves, ``s``.
+        size: size of the next moves, ``s``.
     """
 
     threshold: float
@@ -68,7 +68,7 @@ class Chains(NamedTuple):
         points: where they are, ``(B, n)``.
         errors: there, ``(B,)``.
         threshold: maximum error of the level.
-        size: of moves, ``0 < s <= 1``.
+        size: size of moves, ``0 < s <= 1``.
         acceptance: share of chains that made the last move.
     """
 

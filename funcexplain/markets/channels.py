@@ -33,7 +33,7 @@ class Channels:
     """Named channels of each day, a function of the daily log returns up to that day.
 
     Attributes:
-        names: of the ``C`` channels.
+        names: names of the ``C`` channels.
         days: number of returns that a day's values need, including its own.
         function: from returns ``(T, A)`` to ``(C, T - days + 1, A)``.
     """

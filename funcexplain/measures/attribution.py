@@ -87,7 +87,7 @@ def attribute(
             largest weight if that is more.
         max_nodes: maximum number of Jacobians per row; ``error`` shows whether they were enough.
         draws: number of random orders where more than 12 groups move; with fewer, all are evaluated.
-        seed: of these orders, >= 0.
+        seed: seed of these orders, >= 0.
 
     Returns:
         The parts, the change, and the distance of their sum from it.

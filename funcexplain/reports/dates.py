@@ -34,7 +34,7 @@ class Dates(NamedTuple):
         hit: whether the target is reached.
         already: whether it holds without any change.
         error: largest miss of a weight.
-        size: of the change.
+        size: size of the change.
         asset: number of the asset with the largest share of the squared change.
         chance: probability of the target; None if it was not computed.
     """

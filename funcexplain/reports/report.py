@@ -111,7 +111,7 @@ def report(
         prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
-        probability: of the target, from `probability`, for one question or for each date.
+        probability: result of `probability`, for one question or for each date.
         draws: markets from `sample` at which the target of the best answer holds; they add ranges, and a
             section on what they have in common.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
