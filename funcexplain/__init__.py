@@ -1,7 +1,7 @@
 """funcexplain: what would the market have to look like for my network to hold this portfolio?
 
-The public names, re-exported; nothing else. They are loaded when first asked for, so that
-``funcexplain --help`` answers before torch is imported.
+Re-exports the public names. They are loaded on first access, so that ``funcexplain --help`` answers
+before torch is imported.
 """
 
 from importlib import import_module

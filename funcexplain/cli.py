@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 for success (of ``run``: the target is hit), 1 if the target is not reached, 2 for a user's
         error, which is printed to stderr as one line, 74 if the disk is full, 130 after Ctrl-C, 141 if
-        nobody reads the output any more.
+        the output pipe is closed.
 
     Raises:
         SystemExit: with code 0 after ``--help`` and ``--version``.
@@ -214,7 +214,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _printer(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """What prints lines, unless there is to be one JSON object or nothing."""
+    """A function that prints lines, or does nothing with ``--json`` or ``--quiet``."""
     from funcexplain.commands.printing import print_plain
 
     def print_line(line: str) -> None:

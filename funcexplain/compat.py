@@ -1,6 +1,6 @@
 """Drop-in for ``deepdow.explain.gradient_wrt_input``: same signature, results and printed lines.
 
-The differences are intended: the caller's model is untouched, ``n_iter=0`` works, gradients are right
+Intended differences: the caller's model is untouched, ``n_iter=0`` works, gradients are right
 where torch's are wrong, and the returned window is detached. Buffers that a network updates in training
 mode (the power iteration of spectral normalization) are reset at every iteration, and invalid input
 (NaN, a target of another length) raises.

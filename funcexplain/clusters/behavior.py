@@ -1,7 +1,7 @@
-"""What a problem computes at a few fixed windows, which shows what no description of its code sees.
+"""The results of a problem at a few fixed windows, which reveal what a description of its code misses.
 
-Numbers are compared as two machines compute them: half of the digits must agree. What differs from one
-call to the next, as where a network draws random numbers, is left out.
+Since machines differ in rounding, half of the digits must agree. Numbers that differ between two calls,
+as of a network that draws random numbers, are left out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def measure_behavior(problem: Problem, method: Any) -> Behavior:
 
     Args:
         problem: a grid.
-        method: what searches.
+        method: the search method.
 
     Returns:
-        What two evaluations agree on.
+        Numbers on which two evaluations agree.
 
     Example:
         >>> from funcexplain.clusters.example import build
@@ -78,7 +78,7 @@ def _measure(grid: Problem, method: Any) -> Behavior:
 
 
 def _row(grid: Problem, number: int, method: Any) -> list[tuple[str, Tensor]]:
-    """What one row computes."""
+    """The results of one row."""
     row = row_of(grid, number)
     args = row.args
     init, step = make_plain_step(row, as_method("clusters.solve", method), Stopping())

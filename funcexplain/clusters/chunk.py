@@ -33,7 +33,7 @@ from funcexplain.solutions.status import Status
 
 WHERE = "clusters.solve"
 REFINEMENT = ("refinements", "norm", "groups")
-"""Settings of `closest`, which goes on from the hits; without refinements it does not."""
+"""Names of the settings of `closest`, which refines the hits; none of them means no refinement."""
 _PROCESS = os.getpid()  # the one that imported this module
 
 

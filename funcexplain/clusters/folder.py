@@ -98,7 +98,7 @@ class Folder(NamedTuple):
         return {span.start + int(row): str(text) for row, text in found.items()}
 
     def marker(self, number: int, attempt: str) -> Path:
-        """A file that shows that an attempt at a chunk has begun."""
+        """The file that marks the start of an attempt at a chunk."""
         return self._file(number).with_suffix(f".{attempt}.started")
 
     def missing(self, found: Counter[int]) -> Iterator[int]:

@@ -23,7 +23,7 @@ class Acceptance(NamedTuple):
     """Differences with which a run was continued.
 
     Attributes:
-        changes: what each part was, and what it became.
+        changes: each part before and after.
         chunks: number of chunks that were answered before.
     """
 
@@ -40,7 +40,7 @@ class Manifest(NamedTuple):
         shape: sizes of the row dimensions.
         chunk_size: rows per file.
         fields: dtype and trailing shape of every field of the answer.
-        behavior: what is computed at a few windows; empty in older directories.
+        behavior: results at a few windows; empty in older directories.
         run: hash of the first fingerprint, where differences were accepted later.
         accepted: these differences.
     """
@@ -56,11 +56,11 @@ class Manifest(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the files of the run refer to: the hash of its first fingerprint."""
+        """The hash of the first fingerprint, to which the files of the run refer."""
         return self.run or hash_fingerprint(self.parts)
 
     def changes(self, now: Manifest) -> tuple[Fingerprint, Fingerprint]:
-        """The parts, and the behavior, that differ in another manifest: as they are here, and there."""
+        """Parts and behavior that differ from another manifest, as ``(here, there)``."""
         both = self.parts, now.parts
         names = [name for name in {**self.parts, **now.parts} if both[0].get(name) != both[1].get(name)]
         before, after = ({name: parts.get(name, "nothing") for name in names} for parts in both)
@@ -90,7 +90,7 @@ class Manifest(NamedTuple):
         return range(number * self.chunk_size, min(self.rows, (number + 1) * self.chunk_size))
 
     def kind(self, name: str, rows: int) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Dtype and shape of a field of so many rows."""
+        """Dtype and shape of a field with this many rows."""
         code, trailing = self.fields[name]
         return getattr(torch, code), (rows, *trailing)
 

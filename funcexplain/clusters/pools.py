@@ -1,4 +1,4 @@
-"""Executors, and new ones in place of those that a killed worker broke."""
+"""Executors, replaced when a killed worker breaks them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def processes(workers: int) -> Callable[[], Executor]:
         workers: number of processes, at least one.
 
     Returns:
-        A function for ``solve(..., executor=...)`` that makes a pool, and a new one where a killed
-        worker broke it.
+        A function for ``solve(..., executor=...)`` that makes a pool, and a new one if a killed worker
+        breaks it.
 
     Raises:
         TypeError, ValueError: if ``workers`` is not a positive integer.

@@ -2,8 +2,8 @@
 
 The scheduler does not depend on problems or files. A chunk that raises is retried at once. If a worker
 is killed, a process pool loses all chunks in flight, although most are innocent. They are retried
-together, and those that were in flight too often are retried one at a time: one that breaks the pool
-alone fails. An attempt that takes too long counts as one that raises.
+together; those lost repeatedly are retried one at a time, and fail if they break the pool alone. An
+attempt that takes too long counts as one that raises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_ERROR_LENGTH = 4000  # characters
 _MAX_BREAKS = 20  # in a row without a finished chunk, after which chunks are not to blame
 _MAX_FAILURES = 100  # without one success, after which the run is given up
 _POLL_SECONDS = 1.0  # without a finished chunk, after which the connection is checked
-# A chunk is slow that takes so many times the median of so many finished ones, and so many seconds.
+# A chunk is slow if it exceeds a multiple of the median of enough finished ones, and a minimum time.
 _SLOW, _FINISHED, _SLOW_SECONDS = 30.0, 3, 5.0
 Submit = Callable[[Executor, int], "Future[Any]"]
 
@@ -55,8 +55,8 @@ class Scheduler:
         check: called when a worker reports that a chunk is done; raises OSError or ValueError if not.
         retries: maximum number of retries per chunk.
         in_flight: maximum number of chunks that are submitted and not finished.
-        timeout: maximum number of seconds of a phase of an attempt; None for no limit.
-        begun: what identifies the phase of the last attempt at a chunk; None before its worker begins.
+        timeout: maximum number of seconds per phase of an attempt; None for no limit.
+        begun: identifies the phase of the last attempt at a chunk; None before its worker begins.
         answered: the result of a chunk that was finished although its attempt failed, or None.
     """
 

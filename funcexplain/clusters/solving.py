@@ -80,13 +80,12 @@ def solve(
     are answered.
 
     The answers equal those of ``fe.solve(build(), method, ...)``, to rounding, for any chunks, order and
-    number of workers. Therefore, choices that `fe.solve` bases on the number of rows or on time are made
-    once: ``rows="auto"`` for the whole grid, and ``compile="auto"`` means False. Use ``compile=True``
-    for a run of many minutes.
+    number of workers. Therefore ``rows="auto"`` is decided once, for the whole grid, and
+    ``compile="auto"`` means False; use ``compile=True`` for runs of many minutes.
 
     Args:
-        build: function that workers can import, or ``(function, kwargs)``; it returns the grid, the same
-            one in every process. Networks are not sent to workers: it loads or makes its own.
+        build: function that workers can import, or ``(function, kwargs)``; it returns the same grid in
+            every process. Networks are not sent to workers; it loads or builds them.
         method: as in `fe.solve`: ``fe.adam(lr=0.1)``, ``fe.levenberg_marquardt()``; if it cannot be
             pickled, ``(function, kwargs)`` that make it.
         executor: any ``concurrent.futures`` executor, or a function that makes one. The function is
@@ -108,8 +107,8 @@ def solve(
         callback: as in `fe.solve`; only its ``report`` is called, when chunks finish.
         settings: of `fe.solve`: ``max_steps``, ``atol``, ``keep``, ``patience``, ``rtol``, ``history``,
             ``rows``, ``compile``. Every recorded loss needs disk space; ``history=False`` saves it.
-            With ``refinements``, hits then approach the reference as in `closest`, also with its
-            ``norm`` and ``groups``.
+            With ``refinements``, hits then approach the reference as in `closest`, whose ``norm``
+            and ``groups`` are also accepted.
 
     Returns:
         The solution, which reads its chunks on demand. After Ctrl-C, or if an executor breaks and cannot

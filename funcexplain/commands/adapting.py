@@ -15,7 +15,7 @@ from funcexplain.networks.adapt import adapt, fitting_layouts
 from funcexplain.networks.layouts import OWN, arrange, parse_layout
 
 ALL = "..."
-"""Stands for all assets in ``network.outputs``."""
+"""Means all assets in ``network.outputs``."""
 _ROUNDING = 1e-6
 
 
@@ -170,7 +170,7 @@ def _by_name(where: str, given: Mapping[str, float], names: tuple[str, ...], win
 
 
 def describe_layouts(window: Tensor) -> str:
-    """What to do about a network that takes windows in another layout."""
+    """The remedy for a network that takes windows in another layout."""
     shape = ", ".join(map(str, window.shape))
     return (
         f"windows have shape (n, {shape}), samples, channels, days, assets; for another layout set "

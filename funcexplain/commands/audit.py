@@ -10,10 +10,10 @@ from typing import Any
 
 
 def audit(command: str, digest: Mapping[str, str]) -> dict[str, Any]:
-    """The facts of an audit as JSON values.
+    """The audit block as JSON values.
 
     Args:
-        command: that makes the answer again.
+        command: reproduces the answer.
         digest: of each input, by name.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The command ``check``: everything that a config names is tried, and nothing is solved."""
+"""The command ``check``: tries everything that a config names, without a search."""
 
 from __future__ import annotations
 

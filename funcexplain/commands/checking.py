@@ -1,4 +1,4 @@
-"""What ``check`` says about a network and its features, and what both commands warn of."""
+"""What ``check`` prints about a network and its features, and the warnings of ``check`` and ``run``."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 This module checks each entry separately: known key, right type, within bounds. Whether the entries fit
 together, and fit the network and the prices, is checked when those are loaded. torch is not imported, so
-that a mistyped key is reported at once. Paths are as they are written there, relative to
-the config's folder; `commands.paths` makes them relative to the current one.
+that a mistyped key is reported at once. Paths stay relative to the config's folder; `commands.paths`
+makes them relative to the current one.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | N
     """Read a TOML file as `read_config` does, with entries set, and a config for each ``[[question]]``.
 
     Returns:
-        The configs by the labels of their questions; one that is not in a list has the label None.
+        The configs by the labels of their questions; a single question has the label None.
     """
     path = Path(path)
     if not os.path.exists(path):

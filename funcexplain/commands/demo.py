@@ -1,8 +1,8 @@
-"""The demo: train a small allocator on real prices, then ask it for a portfolio that it does not hold.
+"""The demo: train a small allocator on real prices, then ask when it would hold another portfolio.
 
-Features of the prices train a network, and the search shocks the returns of the days to come until the
+Features of the prices train a network, and the search shocks the returns of the coming days until the
 network holds the target. The answer, the likeliest such market found, is printed as two tables and saved
-as a picture and a report. `run_demo`, read from top to bottom, shows the whole path.
+as a picture and a report. Read `run_demo` from top to bottom.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def run_demo(
 ) -> fe.Solution:
     """Train, ask, answer, and save ``overview.png`` and ``report.html``.
 
-    The search is over shocks to the daily returns of the days to come, as a model of returns estimated
-    from the history draws them, so that all channels agree with one path of prices. It runs from the
-    path without shocks, from what happened when history came near the target, and from jittered starts,
-    each to the closest hit (no weight more than 0.001 below its minimum). The answer is the likeliest
-    of these, or else the start of lowest loss.
+    The search is over shocks to the coming days' returns, under a model estimated from the history, so
+    that all channels agree with one path of prices. It starts from the path without shocks, from
+    historical precedents of the target, and from jittered points, and moves each to the closest hit (no
+    weight more than 0.001 below its minimum). The answer is the likeliest of these, or without a hit the
+    start of lowest loss.
 
     Args:
         data: ``"ecb"``, ``"sp500"`` or the path of a csv file; see `load`.
@@ -79,7 +79,7 @@ def run_demo(
         training_steps: steps of training.
         max_steps: maximum number of steps of each search.
         num_starts: number of searches, at least 1.
-        ahead: trading days to come that are shocked.
+        ahead: number of coming trading days to shock.
         print_line: called with each line of output.
 
     Returns:

@@ -28,12 +28,12 @@ _MAX_CHAINS, _LENGTH = 32, 8  # R-hat compares halves of each chain's draws
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Draws of a question, and what they have in common; both None if the target is out of reach.
+    """Draws of a question and their summary; both None if the target is out of reach.
 
     Attributes:
         draws: the draws.
-        found: what they have in common.
-        sentence: what to print of them.
+        found: their summary.
+        sentence: the sentence to print.
     """
 
     draws: Draws | None
@@ -95,7 +95,7 @@ def write_fan(folder: Path, found: Common, query: Query, answer: Solution, asset
 
 
 def describe_draws(found: Common, assets: Sequence[str]) -> dict[str, Any]:
-    """What draws have in common as JSON values: moves of every asset, and kinds of market."""
+    """The summary of draws as JSON values: moves of every asset, and kinds of market."""
     moves, stories, (low, *_, high) = found.moves, found.stories, found.bands.given[:, -1].expm1()
     names = ("falls", "ordinary_falls", "sigmas", "low", "high")
     rows = zip(moves.falls, moves.ordinary_falls, moves.sigmas, low, high, strict=True)

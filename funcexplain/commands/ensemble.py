@@ -1,4 +1,4 @@
-"""Several networks: what the others make of the answer that the first one gives alone."""
+"""Several networks: whether the others hold the target at the answer of the first one."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def ask_the_first(inputs: Inputs, consequence: str) -> tuple[fe.Solution, Agreem
 
 
 def describe_agreement(solution: fe.Solution, found: Agreement, row: int) -> dict[str, Any]:
-    """What networks make of the first one's answer on a date, as JSON values."""
+    """The agreement of networks with the first one's answer on a date, as JSON values."""
     names = ("held", "error", "gap_closed")
     values = {name: getattr(found, name).view(len(found.held), -1)[:, row].tolist() for name in names}
     return {"reached": bool(solution.hit.flatten()[row]), **values}
 
 
 def agreement_of(summary: Mapping[str, Any]) -> Agreement | None:
-    """What a summary says of several networks, if it is about one date."""
+    """The agreement of networks in a summary of one date; None otherwise."""
     values = summary["answers"][0].get("agreement")
     if values is None or len(summary["answers"]) > 1:
         return None

@@ -1,4 +1,4 @@
-"""What a command changes in its process, and restores: threads, random states, the import path."""
+"""State of the process that a command changes and restores: threads, random states, the import path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Compute with so many threads; small networks are fastest with one."""
+    """Compute with this many threads; small networks are fastest with one."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

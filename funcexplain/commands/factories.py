@@ -1,14 +1,14 @@
 """The function or class that a config names as the network's factory, checked before it is called.
 
-A config is code: its factory is imported and called with its arguments. So that a mistake or a foreign
-config cannot call anything at all, such as ``os:system``, a factory is one of
+A config is code: its factory is imported and called with its arguments. So that a mistake or an
+untrusted config cannot call arbitrary functions, such as ``os:system``, a factory is one of
 
 - a class of ``torch.nn.Module``,
-- a function of a module in the config's folder, or in the one that it names as ``network.folder``,
+- a function of a module in the config's folder, or in ``network.folder``,
 - a function of the installed package that the config names as ``network.package``.
 
-What counts is where a function was defined, not the module through which it is reached. A module is
-refused before it is imported where its place alone decides.
+The module that defines a function counts, not the one through which it is reached. A module is
+rejected before it is imported if its location already decides.
 """
 
 from __future__ import annotations

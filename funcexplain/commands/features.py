@@ -1,4 +1,4 @@
-"""Windows from prices: by channels of the library, by a function of the user's, or from a file."""
+"""Windows from prices: by channels of the library, by the user's function, or from a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Windows(NamedTuple):
 
     Attributes:
         channels: names of the ``C`` channels.
-        span: returns that the first day of a window needs, its own included.
+        span: number of returns that the first day of a window needs, including its own.
         stack: windows ``(N, C, L, A)``, float64.
         compute: from the returns behind a window, ``(L + span - 1, A)``, to the window; None for windows
             from a file.

@@ -1,7 +1,7 @@
-"""The folder of a run: its files change together, and are read only as the run wrote them.
+"""The folder of a run: its files change together, and are read only if unchanged since.
 
-A run writes into a fresh folder beside them. Once all files are complete they are moved, the summary
-last. It holds digests of the others, which differ where a crash tore the folder, or a file was changed.
+A run writes into a temporary folder. Once all files are complete they are moved, the summary last. It
+holds digests of the others, which reveal a crash in between or a modified file.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _earlier_files(folder: Path) -> set[str]:
 
 
 def earlier_question(folder: Path) -> str:
-    """The question of the run that wrote a folder, to go on with a sentence; empty if it is unknown."""
+    """The question of the run that wrote a folder, as part of a sentence; empty if unknown."""
     question = _earlier(folder).get("question")
     return f" ({question})" if isinstance(question, str) else ""
 

@@ -1,4 +1,4 @@
-"""Groups of assets by name, such as sectors, read from a file and put in place in a question."""
+"""Groups of assets by name, such as sectors: read from a file, and expanded in a question."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Groups = Mapping[str, tuple[str, ...]]
 def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
     """Read the members of each group from a csv with a column of assets and one of their groups.
 
-    Assets of the file that are not asked about are left out, and not every asset needs a group.
+    Assets that are not in the question are ignored, and not every asset needs a group.
 
     Raises:
         ValueError: if the file is not such a table, or a group has the name of an asset.
@@ -63,7 +63,7 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
 
 
 def expand_groups(question: QuestionConfig, groups: Groups) -> QuestionConfig:
-    """The question with the members of groups in place of their names.
+    """The question with the names of groups replaced by their members.
 
     Example:
         >>> question = QuestionConfig(at_least={"Energy": 0.3}, exit=("Banks",))

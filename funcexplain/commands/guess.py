@@ -37,12 +37,12 @@ _DAYS = 20  # span of the features
 
 @dataclass
 class Guess:
-    """What was found out about a network and prices.
+    """Findings about a network and prices.
 
     Attributes:
         table: of a config, without its question.
         fits: whether some window fits the network.
-        notes: what was found, by the path of the entry.
+        notes: findings by the path of the entry.
     """
 
     table: dict[str, dict[str, Any]]
@@ -156,7 +156,7 @@ def _makers(file: Path) -> list[str]:
 
 
 def _windows(module: nn.Module, count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Entries of ``network`` and ``features`` with which a network maps windows of so many assets."""
+    """Entries of ``network`` and ``features`` with which a network fits this number of assets."""
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     generator = torch.Generator().manual_seed(0)
     for search in (_own_entries, _layout_entries):

@@ -1,6 +1,6 @@
 """A price history in windows: features, dates, and the scale of each channel.
 
-Whatever concerns a date is computed from the prices up to that date.
+Everything about a date is computed from the prices up to that date.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class History:
     Attributes:
         prices: the prices of the selected assets and days.
         channels: names of the ``C`` channels.
-        span: returns that the first day of a window needs, its own included.
+        span: number of returns that the first day of a window needs, including its own.
         windows: all windows ``(N, C, L, A)``, in the network's dtype.
         last_days: rows of the prices at which they end, int64, ``(N,)``.
         days: channels of every day, float64, ``(C, days, A)``.

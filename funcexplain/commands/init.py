@@ -1,4 +1,4 @@
-"""The command ``init``: a commented config for a network and a price file, and that of a first try."""
+"""The command ``init``: writes a commented config for a network and a price file."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def init_config(
         print_line: called with each line of output.
 
     Raises:
-        ValueError: if a file is not found or several are, or nothing fits.
-        FileExistsError: if there is such a config.
+        ValueError: if a file is not found or ambiguous, or nothing fits.
+        FileExistsError: if the config exists.
     """
     path = output_path("init", out)
     check_regular("init", path, name="a config file, such as config.toml")

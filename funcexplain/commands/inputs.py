@@ -129,7 +129,7 @@ def make_method(method: MethodConfig) -> Any:
 
 
 def refinement_settings(method: MethodConfig) -> dict[str, Any]:
-    """Settings of `fe.closest` that go on from the hits; none if the first hit is the answer."""
+    """Settings of `fe.closest` for refining hits; empty if the first hit is the answer."""
     if method.answer == "first":
         return {}
     if method.few is None:

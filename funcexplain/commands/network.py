@@ -32,7 +32,7 @@ def load_network(
     Args:
         config: the table of the config.
         trust_model: whether a file may run its code.
-        say: called with a line for whatever was changed to make the weights fit.
+        say: called with a line for each change made to fit the weights.
 
     Raises:
         ValueError: if the function is not found, raises or does not return a module, or the weights do

@@ -1,4 +1,4 @@
-"""The files of a run but its tables: the solution, a picture, a report, a summary."""
+"""The files of a run other than tables: the solution, a picture, a report, a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a config before they are parsed: single entries set by hand, and several questions."""
+"""Tables of a config before they are parsed: entries set on the command line, and several questions."""
 
 from __future__ import annotations
 

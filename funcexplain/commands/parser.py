@@ -16,34 +16,34 @@ another portfolio. Prints both as tables and saves DIR/overview.png and DIR/repo
 a minute.
 """
 RUN = """\
-Ask your own network about your own prices, as stated in a config, and write the answer to the config's
+Answer the question of a config about your network and prices, and write the answer to the config's
 folder: the solution, tables, a picture, a report. Exit code 0 if the network holds the target on every
-date, 1 if not, 2 if the input is invalid, 74 if the disk is full, 130 after Ctrl-C, 141 if the output is
-no longer read (as by head); the last three leave an earlier answer as it was.
+date, 1 if not, 2 if the input is invalid, 74 if the disk is full, 130 after Ctrl-C, 141 if the output
+pipe is closed (as by head); the last three keep an earlier answer unchanged.
 """
 INIT = """\
-Write a commented config for a network and a price file, after trying how they fit together: the size and
-layout of the windows, and the weights among the outputs. Without names, takes the only network, prices
-and weights in this folder.
+Write a commented config for a network and a price file. Finds the size and layout of the windows, and
+the weights among the outputs, by trial. Without names, uses the only network, prices and weights in
+this folder.
 """
 CHECK = """\
-Check everything that a config names without solving it: keys, network, weights, prices, features,
+Check everything that a config names, without a search: keys, network, weights, prices, features,
 target, folder, and the network's gradient. Exit code 0 if everything is valid, else 2.
 """
 REPORT = """\
-Write the report of a run again, from the files in its folder and the prices that its config names. No
-code that the config names runs, unless --trust-config is given; the report leaves out and names the few
-measures that need the network.
+Rewrite the report of a run, from the files in its folder and the prices that its config names. Code that
+the config names runs only with --trust-config; without it, the report omits and lists the few measures
+that need the network.
 """
 
 WHY = """\
 Split the change of the network's weights between two dates over the channels, days and assets whose
-prices moved it. Prints tables in percentage points, says how far their parts are from the change, and
+prices moved it. Prints tables in percentage points and the distance of the parts from the change, and
 writes why.csv and why.png to the config's folder.
 """
 WHATIF = """\
-The weights that the network would hold after moves of the market, beside today's, and the trade. Prints
-a table for each scenario and writes whatif.csv and whatif.png to the config's folder.
+Compute the weights that the network would hold after moves of the market, and the trades from today's.
+Prints a table for each scenario and writes whatif.csv and whatif.png to the config's folder.
 """
 
 
@@ -58,9 +58,9 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
     """The parser of all commands.
 
     Args:
-        demo: what answers ``demo``, likewise ``init``.
-        init: likewise.
-        call: what calls the function of any other command.
+        demo: runs ``demo``.
+        init: runs ``init``.
+        call: runs any other command.
     """
     from funcexplain import __version__
 
@@ -83,16 +83,18 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         metavar="EUR=0.4,CHF=20%",
         help="minimum weights (default: 20%% in the largest position below 5%%)",
     )
-    shown.add_argument("--seed", type=_seed, default=0, help="seed of network and starts (default: 0)")
+    shown.add_argument(
+        "--seed", type=_seed, default=0, help="seed of the network and the starts (default: 0)"
+    )
     shown.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
     shown.add_argument("--debug", action="store_true", help="show the traceback of an error")
     shown.set_defaults(command=demo)
     for name, function, summary, description, argument in (
-        ("run", "run.run_config", "ask your own network, as stated in a config", RUN, "CONFIG.toml"),
+        ("run", "run.run_config", "answer the question of a config", RUN, "CONFIG.toml"),
         ("check", "check.check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", "run.rewrite_report", "write the report of a run again", REPORT, "DIR"),
+        ("report", "run.rewrite_report", "rewrite the report of a run", REPORT, "DIR"),
         ("why", "why.explain_change", "what moved the weights between two dates", WHY, "CONFIG.toml"),
-        ("whatif", "whatif.ask_what_if", "the weights after moves of the market", WHATIF, "CONFIG.toml"),
+        ("whatif", "whatif.ask_what_if", "weights after moves of the market", WHATIF, "CONFIG.toml"),
     ):
         own = commands.add_parser(name, help=summary, description=description)
         if name == "report":
@@ -107,7 +109,7 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
                 metavar="question.at_least.CHF=0.3",
                 help="set an entry of the config for this call; may be repeated",
             )
-        own.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        own.add_argument("--quiet", action="store_true", help="print only errors")
         own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
         own.add_argument(
             "--trust-model",
@@ -140,7 +142,7 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
     _add_files(made)
     made.add_argument("--out", default="config.toml", metavar="FILE", help="default: config.toml")
     made.add_argument("--trust-model", action="store_true", help="allow a file that runs code")
-    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    made.add_argument("--quiet", action="store_true", help="print only errors")
     made.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.set_defaults(command=init)
@@ -149,27 +151,26 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         "--workers",
         type=_workers,
         metavar="N",
-        help="share the searches among N processes; answers are kept, and the same command resumes "
-        "after Ctrl-C",
+        help="distribute the searches over N processes; the same command resumes after Ctrl-C",
     )
     executor.add_argument(
         "--dask",
         metavar="tcp://HOST:PORT",
-        help="share them among the workers of a Dask scheduler that see this folder",
+        help="distribute them over the workers of a Dask scheduler, which must see this folder",
     )
     commands.choices["run"].add_argument(
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="end and retry a chunk of shared searches after so many seconds (default: no limit)",
+        help="retry a chunk of distributed searches after this many seconds (default: no limit)",
     )
     commands.choices["run"].add_argument(
-        "--xlsx", action="store_true", help="write the tables as one Excel file, too (needs openpyxl)"
+        "--xlsx", action="store_true", help="also write the tables as one Excel file (needs openpyxl)"
     )
     commands.choices["run"].add_argument(
         "--accept",
         metavar="NAMES",
-        help="resume shared searches although these parts of the code changed, such as network or "
+        help="resume distributed searches although these parts of the code changed, such as network or "
         "versions.torch,behavior; only if their answers remain valid",
     )
     why, whatif = commands.choices["why"], commands.choices["whatif"]
@@ -182,37 +183,37 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         action="append",
         default=[],
         metavar='"EUR=-5%%,JPY=2%% over 5 days"',
-        help="a scenario: changes of price over the last of the days ahead; may be repeated",
+        help="a scenario: price changes over the last of the days ahead; may be repeated",
     )
     whatif.add_argument(
         "--replay",
         action="append",
         default=[],
         metavar="2020-03-02:2020-03-20",
-        help="a scenario: the returns between two dates of the prices happen again, in proportion to "
-        "each asset's volatility then and today; may be repeated",
+        help="a scenario: repeats the returns between two dates, scaled by each asset's volatility "
+        "today relative to then; may be repeated",
     )
     whatif.add_argument(
         "--scenarios",
         metavar="FILE.csv",
-        help="scenarios, one a line: a column of changes of price for each asset, empty where it is not "
-        "given, and optional columns scenario (a name) and days",
+        help="one scenario per line: a column of price changes for each asset, which may be empty, and "
+        "optional columns scenario (a name) and days",
     )
     whatif.add_argument(
         "--others",
         choices=["conditional", "still"],
         default="conditional",
         help="assets without a shock follow the shocked ones as the model of returns expects (default), "
-        "or stand still",
+        "or do not move",
     )
     whatif.add_argument(
-        "--unscaled", action="store_true", help="replay returns as they were, not by volatility"
+        "--unscaled", action="store_true", help="replay returns without scaling by volatility"
     )
     return parser
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    """Options of a first try, without a config."""
+    """Options for a run without a config."""
     parser.add_argument("--network", metavar="FILE.py[:make]", help="the network's file")
     parser.add_argument("--prices", metavar="FILE.csv", help="the price file, or ecb")
     parser.add_argument("--weights", metavar="FILE", help="the network's weights")

@@ -33,7 +33,7 @@ def _character(example: str) -> Reader:
 
 @dataclass(frozen=True)
 class PricesConfig:
-    """The price history; fields that a `Dialect` has, too, are sniffed where they are None."""
+    """The price history; fields shared with `Dialect` are sniffed if None."""
 
     file: str = entry(read_text)
     assets: tuple[str, ...] | None = entry(read_names, None)

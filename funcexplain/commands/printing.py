@@ -1,4 +1,4 @@
-"""What commands print: the prices, tables of weights and changes, and the outcome in a sentence."""
+"""Output of commands: the prices, tables of weights and changes, and the outcome in a sentence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prices_line(prices: Prices) -> str:
 
 
 def fault_lines(faults: Sequence[Finding]) -> Iterator[str]:
-    """What is probably wrong with the prices, the first few faults of it."""
+    """The first few probable faults in the prices."""
     yield from (f"Check the prices: {fault.text}" for fault in faults[:_MAX_FAULTS])
     if len(faults) > _MAX_FAULTS:
         yield f"... and {len(faults) - _MAX_FAULTS} more, with --json"
@@ -150,7 +150,7 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
 
 
 def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
-    """How likely one target is over the days to come, as far as its estimate says.
+    """How likely one target is over the coming days, from its estimate.
 
     Example:
         >>> import torch, funcexplain as fe

@@ -47,8 +47,8 @@ class Query:
         sentence: the question in words.
         names: of the weights.
         market: model of returns, None for a search over features.
-        ahead: days to come that are shocked, 0 for those behind the windows.
-        first: of several networks, the question to the first alone, one row for each date.
+        ahead: number of coming days that are shocked; 0 for shocks to past days.
+        first: with several networks, the question to the first one, one row for each date.
         groups: members of each group of assets by its name.
     """
 
@@ -96,7 +96,7 @@ def build_query(
         history: the windows.
         recorded: these weights, of today and without shocks, ``(dates, A)`` each; the problem's are NaN
             at any other window.
-        others: further networks, which must hold the target, too.
+        others: further networks, which must also hold the target.
         groups: members of each group of assets by its name.
 
     Raises:
@@ -206,7 +206,7 @@ def _recorded_weights(params: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def pin_dates(config: Config, history: History) -> Config:
-    """Write the dates of a config out, so that added prices do not change its question."""
+    """Replace the dates of a config by explicit ones, so that new prices do not change its question."""
     dates, chosen = history.prices.dates, find_dates(config.question, history)
     first, last = (dates[history.last_days[position]].item() for position in (chosen[0], chosen[-1]))
     date = config.question.date

@@ -1,4 +1,4 @@
-"""Configs as commands read them: paths relative to the current folder, what they need installed."""
+"""Configs as commands read them, with paths relative to the current folder and extras checked."""
 
 from __future__ import annotations
 

@@ -91,14 +91,14 @@ def run_config(
     Args:
         path: the config file, or a config.
         settings: entries to set in it, such as ``"question.at_least.CHF=0.3"``.
-        workers: processes of this machine that share the searches. Default: only this process.
-        dask: address of a Dask scheduler whose workers share them.
+        workers: number of local processes for the searches. Default: only this process.
+        dask: address of a Dask scheduler whose workers run them.
         timeout: maximum number of seconds for a chunk of searches in a worker; see `fe.clusters.solve`.
-        accept: names of parts of the code, separated by commas, that may differ from those of the
-            answers to resume; likewise.
+        accept: names of parts of the code, separated by commas, that may have changed since the
+            answers to resume; see `fe.clusters.solve`.
         trust_model: whether a ``.pt2`` file may run its code.
-        xlsx: whether to write the tables as one Excel file, too.
-        pdf: whether to print the report to a PDF, too.
+        xlsx: whether to also write the tables as one Excel file.
+        pdf: whether to also print the report to a PDF.
         quiet: whether to hide the progress.
         print_line: called with each line of output.
 
@@ -107,8 +107,8 @@ def run_config(
         questions, a dict of their summaries as ``"questions"``.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C; the folder is as it was before. If workers share the searches,
-            the next call resumes.
+        KeyboardInterrupt: after Ctrl-C; the folder does not change. With workers, the next call
+            resumes.
     """
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
     configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
@@ -261,10 +261,10 @@ def rewrite_report(
     pdf: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
-    """Write the report of a folder again, from the files that `run_config` wrote there.
+    """Rewrite the report of a folder, from the files that `run_config` wrote there.
 
-    Unless ``trust_config``, no code that the config names runs: the network is not built, its weights
-    today are those of the summary, and the report leaves out and names what needs more of it.
+    Code that the config names runs only with ``trust_config``. Without it, the network is not built, its
+    weights today come from the summary, and the report omits and lists what needs the network.
 
     Raises:
         ValueError: if the network, the prices or the files of the folder have changed since the run.
@@ -305,7 +305,7 @@ def rewrite_report(
 
 
 def _settings(inputs: Inputs, folder: Path) -> Any:
-    """The config as in a folder, whatever the current one is."""
+    """The config of a folder, independent of the current one."""
     return outputs.as_json(to_plain(rebase(inputs.config, os.curdir, folder)))
 
 

@@ -1,4 +1,4 @@
-"""Tables of a config about features and groups, and readers that they share with those in `config`."""
+"""Tables of a config about features and groups, and readers shared with `config`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _read_input(where: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """How windows are made from prices: of channels by name, by a function, or read from a file."""
+    """How to make windows from prices: from channels by name, by a function, or from a file."""
 
     lookback: int = entry(integer_between(1), 20)
     span: int = entry(integer_between(2), 20)
@@ -124,7 +124,7 @@ def read_group_goals(where: str, value: Any) -> tuple[GroupConfig, ...]:
 
 
 def check_features(features: FeaturesConfig) -> None:
-    """Raise if windows would be made in two ways."""
+    """Raise if the config defines windows in two ways."""
     if features.file and (features.factory or features.arguments):
         raise ValueError(
             "features.file: holds the windows, so that no function makes them; leave out file or factory"

@@ -1,7 +1,7 @@
-"""The search space of a question: shocks to returns, past or to come, or the features themselves.
+"""The search space of a question: shocks to past or coming returns, or the features themselves.
 
-Every date has a market of its own: covariance, volatility and scale are estimated from the prices up to
-that date, so that its answer is the same with the later prices or without.
+Every date has its own market: covariance, volatility and scale are estimated from the prices up to that
+date, so later prices do not change its answer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def make_space(question: QuestionConfig, history: History, chosen: list[int]) ->
 
 
 def _features(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
-    """Each channel by itself, in sigmas; only volatility is bounded, since it cannot be negative."""
+    """Each channel separately, in sigmas; only volatility is bounded, since it cannot be negative."""
     x0 = history.windows[chosen]
     mask = free_mask(question, history, x0.shape[1:])
     mean, std = (torch.stack(values) for values in zip(*map(history.scale, chosen), strict=True))
@@ -83,7 +83,7 @@ def _features(question: QuestionConfig, history: History, chosen: list[int]) -> 
 
 
 def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
-    """Shocks to the returns behind the windows, or to those of the days to come."""
+    """Shocks to the returns behind the windows, or to those of the coming days."""
     dtype, last_days, compute = history.windows.dtype, history.last_days[chosen], history.compute
     assert compute is not None, "a config with features.file searches over features"
     num_days, ahead = history.lookback + history.span - 1, question.ahead or 0

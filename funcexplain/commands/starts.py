@@ -1,8 +1,8 @@
 """Where the searches of a question start: at the reference, at precedents, and near the reference.
 
-A precedent is a real window before the date of a question that holds its target, or comes near it. Its
-start repeats, where the question is free, what happened then: the returns of the last days, or all of
-the window. Each search then approaches the reference from there.
+A precedent is a real window before the date of a question that holds its target, or comes near it. Where
+the question is free, its start repeats that window or its last returns. Each search then approaches the
+reference from there.
 """
 
 from __future__ import annotations

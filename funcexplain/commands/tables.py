@@ -1,4 +1,4 @@
-"""The tables of a run: what every search found, and the market of the best answer of each date."""
+"""The tables of a run: the result of every search, and the market of the best answer of each date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a network, read from a file as data and fitted to the names of the network's own.
+"""The weights of a network, read from a file as data and matched to the network's names.
 
 Reading never runs code: safetensors are parsed by `solutions.archive`, and torch's files are loaded with
 ``weights_only=True``, only by versions of torch in which that is safe. A checkpoint may hold more than a

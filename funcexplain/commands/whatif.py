@@ -48,7 +48,7 @@ class Scenario(NamedTuple):
     """A move of the market: of prices over some days, or that between two dates.
 
     Attributes:
-        where: option or line that asks for it, for errors.
+        where: option or line that defines it, for errors.
         name: for tables.
         days: trading days that it takes, None for all days ahead.
         moves: change of price by asset.
@@ -63,7 +63,7 @@ class Scenario(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What follows from each of ``S`` scenarios; the first is that without shocks.
+    """The results of ``S`` scenarios; the first has no shocks.
 
     Attributes:
         names: of the scenarios.
@@ -97,10 +97,10 @@ def ask_what_if(
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> dict:
-    """Evaluate the network after moves of the market over the days to come.
+    """Evaluate the network after moves of the market over the coming days.
 
-    All scenarios end on the same day, and one of fewer days than are ahead takes the last of them. The
-    days ahead are those of the config (``question.ahead``), or as many as the longest scenario takes.
+    All scenarios end on the same day, after ``question.ahead`` days or the days of the longest scenario;
+    shorter ones take the last of these days.
 
     Args:
         path: the config file; its last date is today.
@@ -108,7 +108,7 @@ def ask_what_if(
         replay: scenarios such as ``"2020-03-02:2020-03-20"``.
         scenarios: csv file of further ones.
         others: of shocks: ``"conditional"``, as the model of returns expects, or ``"still"``.
-        unscaled: replay returns as they were, not in proportion to volatilities.
+        unscaled: replay returns without scaling by volatility.
         settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.

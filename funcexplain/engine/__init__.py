@@ -1,1 +1,1 @@
-"""What makes the search fast and safe, for any number of rows."""
+"""Fast and safe searches, for any number of rows."""

@@ -30,7 +30,7 @@ class FailsAtStartError(Exception):
 
 
 def status_of(error: BaseException) -> Status:
-    """How a row ends whose network raises: a factorization that fails is numerical trouble."""
+    """The status of a row whose network raises; a failed factorization is numerical trouble."""
     return Status.NONFINITE if isinstance(error, torch.linalg.LinAlgError) else Status.FAILED
 
 
@@ -42,8 +42,8 @@ def describe(error: BaseException) -> str:
 def solve_alone(problem: Problem, method: Method, stopping: Stopping, execution: Execution) -> Solution:
     """Answer one question.
 
-    An error of the network at a window that the search chose ends the search with what it had found.
-    At the start window it is raised.
+    An error of the network at the start window is raised; at a later one it ends the search at the best
+    point so far.
     """
     max_steps, every, *_, callback = execution
     args, losses_before = problem.args, list[Tensor]()

@@ -2,9 +2,8 @@
 
 A network maps ``(n_samples, C, L, A)`` to ``(n_samples, A)``. If its samples are independent, rows can
 share that dimension, and the network runs as it was written, without the cost of mapping every
-operation. `engine.trial` finds out whether a way is right. That costs as much as dozens of steps, and
-holds for the same network with the same parameters, functions and shapes, so it is remembered; rows are
-checked when they end all the same.
+operation. `engine.trial` tests both ways. That costs as much as dozens of steps, so the result is kept
+for the same network, parameters, functions and shapes; rows are still checked when they end.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ class Batched(NamedTuple):
     Attributes:
         init: ``args -> state``.
         step: ``(state, args) -> (state, info)``.
-        step_in_place: the same; it may overwrite what the method holds in the state that it is given.
+        step_in_place: the same; it may overwrite the method's part of the given state.
         decode: ``(z, args) -> x``.
         weights: ``(x, args) -> weights``.
         score: ``(z, args) -> (value, (loss, weights))``, forward only.
         evaluate: ``(z, args) -> Evaluation``.
-        origin: what the functions are made of.
+        origin: the parts of these functions.
     """
 
     init: Init
@@ -74,12 +73,12 @@ class Choice(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known about rows of a kind.
+    """Knowledge about rows of a kind.
 
     Attributes:
         kept: the first evaluated point of a row, for its dtypes.
         choice: how rows share a batch.
-        row_bytes: what a step writes for a row, once that is measured.
+        row_bytes: bytes that a step writes per row, once measured.
         params: references to the parameters.
     """
 
@@ -90,7 +89,7 @@ class Known(NamedTuple):
 
 
 def trial_key(grid: Problem, method: Method, stopping: Stopping, how: Rows) -> Any:
-    """What a trial depends on, except for the network and its parameters; None if it has no hash."""
+    """The key of a trial, without the network and its parameters; None if it cannot be hashed."""
     entries = []
     for name, value in grid.args.items():
         along = len(varying_dims(grid.dims, name))
@@ -145,12 +144,12 @@ def make_batched(
 ) -> Batched:
     """Make the step of a batch of rows, on the network's sample dimension or by ``vmap``.
 
-    The network runs forward for all rows and is differentiated by one plain backward pass. Rows are
-    independent, so that gives the same numbers as mapping the gradient, at half the cost.
+    One forward pass and one plain backward pass serve all rows. Rows are independent, so the result
+    equals the mapped gradient, at half the cost.
 
     Args:
         grid: the rows' problem.
-        method: what searches.
+        method: the search method.
         stopping: when a search ends.
         kept: the first evaluated point of a row, for its dtypes.
         samples: whether rows share the network's sample dimension.

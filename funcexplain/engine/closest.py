@@ -1,4 +1,4 @@
-"""The smallest change that still hits: first a hit, then steps along the target to the reference."""
+"""The smallest change that still hits: finds a hit, then moves along it towards the reference."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def closest(
 
     Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where
     ``max |weights - target| <= atol``, in units of the search space (sigmas after `standardize`; ``z_r``
-    is the reference there). A search as by `solve` finds a hit; sequential quadratic programming then
-    goes on from there. A row never moves further away.
+    is the reference there). `solve` finds a hit; sequential quadratic programming then continues from
+    it. A row never moves further away.
 
     A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
     ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,
-    so several starts help. It ends as HIT where ``refinements`` are used up before, or where kinks of
-    the network (ReLU) leave no such point.
+    so several starts help. It ends as HIT if ``refinements`` run out first, or if the network has no
+    such point because of kinks (ReLU).
 
     Args:
-        problem: the question or grid. Penalties steer the first search alone.
-        method: of the first search; default ``levenberg_marquardt()``.
+        problem: the question or grid. Penalties affect only the first search.
+        method: method of the first search; default ``levenberg_marquardt()``.
         atol: the target is hit where ``max |weights - target| <= atol``.
         max_steps: maximum number of updates of the first search.
         refinements: maximum number of steps towards the reference, each with one Jacobian; with
@@ -56,15 +56,15 @@ def closest(
         chunk_size: as for `solve`.
         norm: ``"l2"``, or ``"l1"`` for a small sum of absolute changes ``sum |z - z_r|``: few entries
             change, and the others are bit-equal to the reference.
-        groups: with ``"l1"``, what is to change in few places: ``"entries"``, ``"assets"``, ``"days"``
+        groups: with ``"l1"``, of what few should change: ``"entries"``, ``"assets"``, ``"days"``
             (or ``"periods"``), ``"channels"``, or integers in the shape of the search space that number
             each entry's group. Then the sum is over groups, of the Euclidean norm of each change.
 
     Returns:
-        The solution of the first search; of rows that hit with ``x``, ``weights``, ``loss`` and
-        ``error`` of the closest point found, and CLOSEST or HIT as ``status``. ``num_steps`` counts all
-        steps. After Ctrl-C, rows whose second search was not over are INTERRUPTED, too; they keep the
-        closest hit so far.
+        The solution of the first search; rows that hit have ``x``, ``weights``, ``loss`` and ``error``
+        of the closest point found, and the ``status`` CLOSEST or HIT. ``num_steps`` counts all steps.
+        After Ctrl-C, rows with an unfinished second search are also INTERRUPTED; they keep the closest
+        hit so far.
 
     Raises:
         TypeError, ValueError: as `solve` does, and for an unknown ``norm`` or ``groups``.

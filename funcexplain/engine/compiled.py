@@ -3,10 +3,10 @@
 The step is traced through all transforms (vmap, the backward pass) to a graph of plain tensor
 operations, and Inductor turns these into a few fused loops. Shapes are part of the code: a batch keeps
 its size, and there is one trace for each size. A network that branches on values (``.item()``, a solver
-outside of torch) cannot be traced; the search then goes on uncompiled.
+outside of torch) cannot be traced; the search then continues uncompiled.
 
-What the step reads in Python (globals, closures, attributes) becomes constants of the code. Code is
-therefore kept under a description of what its functions read, and answers are evaluated uncompiled.
+Values that the step reads in Python (globals, closures, attributes) become constants of the code. The
+key of the code therefore describes them, and answers are evaluated uncompiled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OPTIONS = {
     # It would turn small convolutions channels-last, which costs 2.6 times here.
     "layout_optimization": False,
     # Believe what the processor reports: trying it takes six seconds, and with a compiler that is too
-    # old for it the search goes on uncompiled.
+    # old for it the search continues uncompiled.
     "cpp.vec_isa_ok": True,
 }
 # Seconds that a compilation takes without a warm cache; "auto" compiles longer searches.
@@ -54,7 +54,7 @@ _logger = logging.getLogger("funcexplain")
 
 
 class Origin(NamedTuple):
-    """What a batched step is made of.
+    """The parts of a batched step.
 
     Attributes:
         functions: of the problem, the network first.
@@ -86,33 +86,33 @@ class Compiler:
         return self.wanted is True or (self.wanted == "auto" and seconds_left > 3 * _COMPILATION)
 
     def give_up(self) -> None:
-        """Go on uncompiled."""
+        """Continue uncompiled."""
         self.wanted = self.in_use = False
 
     def forget(self) -> None:
-        """Go on uncompiled, and drop the code that was used, which is out of date."""
+        """Continue uncompiled, and drop the outdated code."""
         self.give_up()
         for key in self._used:
             _CODE.pop(key, None)
 
     def outdated(self, origin: Origin) -> bool:
-        """Whether the step reads something else than when it was compiled, as after a callback.
+        """Whether the step reads other values than when it was compiled, for example after a callback.
 
-        The network is left out, whose description takes time: answers are evaluated uncompiled.
+        The network is not described again, which takes time: answers are evaluated uncompiled.
         """
         return self.in_use and _describe((origin.functions[1:], origin.method)) != self._reads
 
     def compile(
         self, step: Step, origin: Origin, state: State, args: Args, max_steps: int
     ) -> Step | None:
-        """Compile ``unroll`` steps in one, or return None, and log why, where that is impossible.
+        """Compile ``unroll`` steps in one; if that is impossible, log why and return None.
 
         Args:
             step: of a batch of rows.
-            origin: what it is made of.
+            origin: its parts.
             state: a state, for its shapes.
             args: data, for their shapes.
-            max_steps: updates after which several steps in one call go no further.
+            max_steps: number of updates after which several steps in one call stop.
 
         Returns:
             A step whose infos are stacked in front, one for each of ``unroll`` steps.
@@ -168,7 +168,7 @@ class Compiler:
 
 
 def _describe(value: Any) -> str:
-    """What functions read; empty if that cannot be described, such as tensors of an ended transform."""
+    """The values functions read; empty if indescribable, such as tensors of an ended transform."""
     try:
         return describe_value(value)
     except Exception:
@@ -176,7 +176,7 @@ def _describe(value: Any) -> str:
 
 
 class _Itself:
-    """Stands for a value that cannot be hashed, and equals no other."""
+    """Replaces a value that cannot be hashed; equal only to itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -189,7 +189,7 @@ class _Itself:
 
 
 def _hashable(value: Any) -> Any:
-    """A value, or what stands for it."""
+    """A value, or its hashable substitute."""
     try:
         hash(value)
     except TypeError:
@@ -219,7 +219,7 @@ def _compiled(step: Step, state: State, args: Args, unroll: int) -> Code | str:
 
 @contextmanager
 def _surroundings_kept() -> Iterator[None]:
-    """Ignore warnings of torch's compiler; put back the filters, environment and path that it sets."""
+    """Ignore warnings of torch's compiler; restore the filters, environment and path that it sets."""
     environment, path = dict(os.environ), list(sys.path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,11 +1,11 @@
 """Describe values as text that is equal in every process that builds the same value.
 
 Tensors are described by digests; functions by name, code, and the values that they capture or refer to;
-objects by type and attributes; networks by their layers. What the user's own code refers to is followed
+objects by type and attributes; networks by their layers. References of the user's code are followed
 through all of the user's modules. Code of installed packages is described by name and version (without a
-version it is followed within its package), and their objects by what pickle stores of them; inside of
-such a package, whose state, such as counters, may differ between processes, objects of others are names.
-No property or method of the user's runs.
+version it is followed within its package), and their objects by what pickle stores; inside a package,
+objects of others are names, since their state (counters, caches) may differ between processes. The
+user's properties and methods never run.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class _Description:
         return f"{self.of(kind, home)}{number}({self._named(attributes, home if library else package)})"
 
     def _function(self, function: FunctionType, home: str) -> str:
-        """What a function captures; for all but those of libraries also its code and references."""
+        """The values a function captures; outside of libraries also its code and references."""
         captured = []
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a name without a value yet
@@ -278,14 +278,14 @@ class _Description:
 
 
 class _Pickler(pickle.Pickler):
-    """Stores descriptions in place of arrays, the user's own values, and sets, which have no order."""
+    """Stores descriptions instead of arrays, the user's own values, and sets, which have no order."""
 
     def __init__(self, buffer: io.BytesIO, describe: Callable[[Any], str | Literal[False]]) -> None:
         super().__init__(buffer, protocol=4)
         self._describe = describe
 
     def persistent_id(self, part: Any) -> str | None:
-        """The text that is stored in place of a part, if any."""
+        """The text that replaces a part, if any."""
         kind = part if isinstance(part, type) else type(part)
         own = isinstance(part, (*ARRAYS, set, frozenset, torch.Generator)) or is_users(kind.__module__)
         own = own or (isinstance(part, FunctionType) and is_users(_module_of(part)))

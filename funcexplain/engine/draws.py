@@ -1,7 +1,7 @@
 """Draws of markets at which the target holds, from the law of the search point given the target.
 
 Chains start at the last level of subset simulation. Their moves alternate: in all directions, and
-across the mean of the level alone, where most directions hardly matter to the target. They are moved on,
+across the mean of the level alone, where most directions hardly matter to the target. They run,
 twice as long each time, until they mix.
 
 References:
@@ -45,25 +45,25 @@ def sample(
     seed: int = 0,
     chunk_size: int | None = None,
 ) -> Draws:
-    """Draw markets at which the target holds, as likely as they are: from the law of ``z`` given a hit.
+    """Draw markets at which the target holds, from the law of ``z`` given a hit.
 
-    The draws are equally weighted. A mean over them estimates the mean over all markets that lead to the
-    target, under the model of the scenario.
+    The draws are equally weighted. Their mean estimates the mean over all markets that reach the target,
+    under the model of the scenario.
 
     Args:
         problem: one question, made by ``fe.scenarios.scenario`` or ``fe.scenarios.ahead``.
         num_draws: number of draws, at least one for each chain.
         atol: the target is hit where ``max |weights - target| <= atol``.
-        num_samples: about as many windows at which the network is called: half of them to reach the
-            target, the others until chains mix.
+        num_samples: approximate number of windows evaluated: half of them to reach the target, the
+            others until chains mix.
         num_chains: number of Markov chains.
         seed: seed of the draws, with ``args["seed"]``.
         chunk_size: as for `probability`.
 
     Returns:
-        A solution with the row dimension ``draw``; all draws hit. ``mixing`` has the diagnostics: see
-        ``rhat`` and ``effective_sample_size`` before you trust the draws. `evaluate` and `report` take
-        it with the question. After Ctrl-C, the hits so far, the last one INTERRUPTED.
+        A solution with the row dimension ``draw``; all draws hit. Check ``mixing.rhat`` and
+        ``mixing.effective_sample_size`` before you trust the draws. `evaluate` and `report` accept it
+        with the question. After Ctrl-C, the hits so far, the last one INTERRUPTED.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -106,7 +106,7 @@ def sample(
 
 
 class _Kept(NamedTuple):
-    """What is kept of one pass: the chains' points and errors, ``(T, C, ...)``, and how many moved."""
+    """The record of one pass: the chains' points and errors, ``(T, C, ...)``, and how many moved."""
 
     points: Tensor
     errors: Tensor

@@ -1,4 +1,4 @@
-"""Three ways to estimate how likely an event is; each reports what it knows as it goes on."""
+"""Three estimators of the probability of an event; each reports its estimate as it runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STARTS, _PLAIN, _APART = 8, 0.1, 0.5
 
 
 class Estimate(NamedTuple):
-    """What is known of a chance; see `Probability`."""
+    """A current estimate; see `Probability`."""
 
     estimate: float = math.nan
     standard_error: float = math.nan
@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
 
 
 Report = Callable[[Estimate], None]
-"""Takes what is known so far."""
+"""Receives the estimate so far."""
 
 
 def monte_carlo(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
@@ -60,13 +60,13 @@ def monte_carlo(event: Event, atol: float, budget: int, seed: Tensor, report: Re
 
 
 def subset(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
-    """Subset simulation, with as many points of a level as the budget allows by a pilot."""
+    """Subset simulation; a pilot chooses the number of points per level for the budget."""
     _, share, _ = yield from pilot(event, atol, budget, seed)
     yield from _levels(event, atol, budget, seed, share, report)
 
 
 def auto(event: Event, atol: float, budget: int, seed: Tensor, report: Report) -> Search[None]:
-    """Plain draws where the event is frequent or levels find no way to it, else subset simulation."""
+    """Plain draws if the event is frequent or levels do not reach it, else subset simulation."""
     reached, share, rises = yield from pilot(event, atol, budget, seed)
     used, where = event.num_forwards, "near" if reached else "below"
     found = f"a pilot of {used} forward passes put the chance {where} {share:.1g}"
@@ -128,7 +128,7 @@ METHODS: dict[str, Callable[[Event, float, int, Tensor, Report], Search[None]]] 
 
 
 def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> Search[tuple[bool, float, bool]]:
-    """Whether a small subset simulation reached the event, its chance, and whether levels fell."""
+    """Whether a small subset simulation reached the event, its probability, and whether levels fell."""
     allowed = _PILOT_SHARE * budget
     level = yield from climb(
         event.like,
@@ -143,7 +143,7 @@ def pilot(event: Event, atol: float, budget: int, seed: Tensor) -> Search[tuple[
 
 
 def points_of_a_level(budget: int, share: float) -> int:
-    """How many points of a level use the budget up where the chance is near ``share``."""
+    """Number of points per level that uses up the budget if the probability is near ``share``."""
     levels = math.ceil(_MARGIN + math.log(max(share, 1e-300)) / math.log(SHARE))
     return max(20, int(budget / (1.0 + (1.0 - SHARE) * (max(1, levels) - 1))))
 

@@ -1,4 +1,4 @@
-"""The target of a question as an event: how far each of many points is from it."""
+"""The target of a question as an event: the distance of many points from it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _BATCH_SIZE = 256
 class Event:
     """The errors of one question at points, which are the free entries of a search point.
 
-    Points that the network refuses, or at which its weights are NaN, have an infinite error.
+    Points at which the network raises or its weights are NaN have an infinite error.
 
     Attributes:
         problem: the question.
         like: the zero point, ``(n,)``.
         chunk_size: points in one call of the network.
-        num_forwards: points that were judged.
-        num_unknown: how many of them have no finite error.
+        num_forwards: number of points evaluated.
+        num_unknown: number of these without a finite error.
     """
 
     def __init__(self, problem: Problem, atol: float, chunk_size: int | None = None) -> None:
@@ -54,7 +54,7 @@ class Event:
         self._error = map_rows(lambda w, target: problem.criterion.error(w, target, atol=atol), 0, 0)
 
     def with_target(self, problem: Problem) -> Event:
-        """The event of a question that differs in the target alone."""
+        """The event of a question that differs only in the target."""
         other = copy(self)
         other.problem, other.num_forwards, other.num_unknown = problem, 0, 0
         return other
@@ -71,7 +71,7 @@ class Event:
         return target.expand(len(points), *target.shape)
 
     def errors(self, points: Tensor, targets: Tensor) -> Tensor:
-        """Errors of points, each with its own target; they are not counted."""
+        """Errors of points, each with its own target, without counting them."""
         parts = []
         for part, target in zip(
             points.split(self.chunk_size), targets.split(self.chunk_size), strict=True
@@ -81,7 +81,7 @@ class Event:
         return torch.cat(parts).nan_to_num(nan=math.inf)
 
     def count(self, errors: Tensor) -> None:
-        """Count points that were judged."""
+        """Count evaluated points."""
         self.num_forwards += len(errors)
         self.num_unknown += int(errors.isinf().sum())
 
@@ -149,7 +149,7 @@ class Event:
         return found
 
     def describe_refusal(self) -> str:
-        """The error of the network at the first market that it refuses, as a sentence."""
+        """The network's error at the first market at which it raises, as a sentence."""
         if self._refused and self.num_unknown:
             try:
                 self.problem.evaluate(self._refused[0], self.problem.args)
@@ -170,7 +170,7 @@ def forwards_only(problem: Problem) -> Iterator[None]:
 
 
 def check_event(where: str, problem: Any, atol: Any, seed: Any, chunk_size: Any) -> float:
-    """Raise unless the target of a problem has a chance that can be estimated; return ``atol``."""
+    """Raise unless the probability of a target can be estimated; return ``atol``."""
     check_law(where, check_search(where, problem))
     atol = check_number(where, "atol", atol, minimum=0.0)
     check_count(where, "seed", seed)

@@ -14,8 +14,8 @@ class Execution(NamedTuple):
     """The settings of `solve` that do not change answers.
 
     Attributes:
-        checks_starts: whether an error of the network at any start is raised; else only at the first,
-            and other rows end as FAILED.
+        checks_starts: whether an error of the network is raised at any start; otherwise only at the
+            first, and other rows end as FAILED.
     """
 
     max_steps: int

@@ -1,4 +1,4 @@
-"""Weights of many windows: mapped where that gives what the network gives for each alone."""
+"""Weights of many windows: mapped if that equals the network's weights at each alone."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def weights_of(
     """Compute the network's weights at several windows, without gradients.
 
     A single window is never mapped. Of several, the first, the middle and the last are also evaluated
-    alone; if ``torch.func.vmap`` raises or disagrees with one of these, all windows are. So any network
-    that accepts one window is supported.
+    alone; if ``torch.func.vmap`` raises or differs, all windows are evaluated alone. So any network that
+    accepts one window is supported.
 
     Args:
         problem: whose network is called.
@@ -41,7 +41,7 @@ def weights_of(
         args: data of the problem.
         dims: 0 for each entry of ``args`` that leads with ``(N,)``, None for the others. Default: all
             windows share all data.
-        skip_errors: whether windows at which the network raises have NaN, in place of its error.
+        skip_errors: whether windows at which the network raises give NaN instead of its error.
 
     Returns:
         Weights ``(N, A)``, or ``(N, M, A)`` for a consensus; NaN at windows that are not finite.
@@ -113,12 +113,12 @@ def _at(
 def held_against_alone(
     alone: Callable[[int], Tensor], ways: Iterable[Callable[[], Tensor]], places: list[int], eps: float
 ) -> Tensor:
-    """What many windows give in a batch, if it is what the first, the middle and the last give alone.
+    """Results of many windows in a batch, if the first, the middle and the last agree with those alone.
 
     Args:
         alone: from the number of a window to its result.
-        ways: of evaluating all in a batch; the first that raises nothing and agrees is used. If there is
-            none, all windows are evaluated alone.
+        ways: functions that evaluate all in a batch; the first that does not raise and agrees is used.
+            If there is none, all windows are evaluated alone.
         places: numbers of the windows, at least one.
         eps: of the coarsest dtype.
     """

@@ -1,13 +1,12 @@
 """How many rows at once, and memory that is reused from step to step.
 
-A batch pays for the overhead of every operation once, so more rows are better until what a step writes
-no longer fits the cache, or is so much that the system reclaims it after every step. Then every row
-costs more: its intermediate results go to memory and come back.
+A batch shares the overhead of every operation, so more rows are better until the intermediate results of
+a step no longer fit the cache, or the system reclaims them after every step. Then every row costs more.
 
 glibc's malloc takes large blocks from the system one at a time, and returns them, and the free end of
 its heap, as they are freed: every step would fault its pages in again. What counts as large adapts
 (``mallopt(3)``, M_MMAP_THRESHOLD): after a block of up to 32 MiB was freed, blocks of that size come
-from the heap, and twice that stays free at its end. docs/benchmarks.md says what it buys.
+from the heap, and twice that stays free at its end. See docs/benchmarks.md for the gain.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def reuse_blocks_of_dask() -> None:
     """In a Dask worker, set the thresholds to what they would adapt to.
 
     Dask pins the trim threshold to 64 KiB, which also stops the adapting: steps of large batches take
-    up to 2.4 times as long. A value that somebody else set in the environment stays.
+    up to 2.4 times as long. A value set by others in the environment is kept.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != "65536":
         return

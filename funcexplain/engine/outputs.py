@@ -99,15 +99,15 @@ class Outputs:
         return bool((self.status != Status.INTERRUPTED).any())
 
     def raises_at_start(self, number: int) -> bool:
-        """Whether an error at the start of a row is raised, since nothing would be lost."""
+        """Whether to raise an error at the start of a row, since no answer would be lost."""
         return (self.checks_starts or number == 0) and not self.any_ended()
 
     def has_ended(self, state: State) -> Tensor:
-        """Which rows have ended, or are out of budget."""
+        """Which rows have ended or are out of budget."""
         return (state.status != Status.MAX_STEPS) | (state.num_steps > self.max_steps)
 
     def begin_again(self, rows: Tensor) -> None:
-        """Clear what was recorded of rows that begin again."""
+        """Clear the records of rows that restart."""
         self.history[rows] = math.nan
         for row in rows.tolist() if self.exceptions else ():
             self.exceptions.pop(row, None)

@@ -1,4 +1,4 @@
-"""What is inside of Python values, read without running methods or properties of the user's."""
+"""The parts of Python values, read without running the user's methods or properties."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A pool of rows: admitted from a grid, moved by one batched step, written to the outputs.
 
-Rows that end leave the pool and waiting ones take their slots, so it stays full, and nobody waits for
-the slowest row of a chunk. A row counts its own steps, and never sees its neighbors.
+Finished rows leave the pool and waiting ones take their slots, so it stays full, and no row waits for
+the slowest of a chunk. A row counts its own steps and does not depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class PoolDriver:
         grid: the problem, in which rows are numbered.
         batched: functions for batches of its rows.
         outputs: where answers go.
-        meter: counts what has ended, where a callback follows it.
-        compiler: compiles steps where that is asked for.
+        meter: counts finished rows for a callback.
+        compiler: compiles steps if requested.
         rows: numbers of the rows to solve.
         sizes: maximum number of rows in the pool.
         callback: called after every step.
@@ -228,7 +228,7 @@ class PoolDriver:
         return step
 
     def is_outdated(self) -> bool:
-        """Whether the callback has changed what compiled code holds; the search goes on uncompiled."""
+        """Whether the callback has outdated the compiled code; the search then continues uncompiled."""
         if self.callback is None or not self.compiler.outdated(self.batched.origin):
             return False
         _logger.warning("goes on uncompiled: the callback changes what the steps read")
@@ -237,7 +237,7 @@ class PoolDriver:
         return True
 
     def evaluate_plainly(self, pool: Pool) -> tuple[Pool, int]:
-        """Evaluate answers uncompiled; also count those that differ from what compiled code recorded."""
+        """Evaluate answers uncompiled; also count those that differ from the compiled results."""
         old, args, stopping = pool.state.kept, pool.args, self.batched.origin.stopping
         try:
             _, (loss, weights) = self.batched.score(old.z, args)
@@ -328,7 +328,7 @@ class PoolDriver:
         _logger.warning(f"out of memory: chunk_size is halved to {half}")
 
     def begin_again(self, chunk_size: int) -> None:
-        """Go on in chunks of another size; rows in the pool begin again."""
+        """Continue in chunks of another size; rows in the pool restart."""
         pooled = self.waiting[:0] if self.pool is None else self.pool.rows[self.pool.live]
         self.pool, self.waiting, self.compiled = None, torch.cat([pooled, self.waiting]), False
         self.outputs.begin_again(pooled)

@@ -33,34 +33,33 @@ def probability(
     seed: int = 0,
     chunk_size: int | None = None,
 ) -> Probability:
-    """Estimate how likely the target of every row is: the chance that ``error <= atol``.
+    """Estimate the probability of every row's target: the chance that ``error <= atol``.
 
-    The search point ``z`` of a scenario is standard normal, so a probability of ``z`` is one of markets,
-    under the model of the scenario. The network is called without gradients. A row's estimate depends on
-    its data alone: it is the same in a grid of any size.
+    The search point ``z`` of a scenario is standard normal, so probabilities of ``z`` are those of
+    markets under the scenario's model. The network is called without gradients. A row's estimate depends
+    only on its own data, in a grid of any size.
 
     Args:
         problem: the question or grid, made by ``fe.scenarios.scenario`` or ``fe.scenarios.ahead``.
-            Penalties have no effect. After `smooth` and `robust`, the network under noise is judged.
+            Penalties have no effect. After `smooth` and `robust`, the network is evaluated under noise.
         method: ``"subset"``: subset simulation, a product of chances of a tenth each; its error grows
             with ``|log p|`` only. ``"importance"``: draws around the closest points that a search finds;
             precise where it finds all regions that matter, and it needs a gradient. ``"monte_carlo"``:
             plain draws. ``"auto"``: plain draws or levels, by a pilot; ``reason`` gives why.
-        num_samples: about as many markets of each row at which the network is called; up to a third
-            more where a pilot misjudged the number of levels.
-        atol: the target is hit where ``max |weights - target| <= atol``, as everywhere; zero for bounds
-            to the letter.
+        num_samples: approximate number of windows evaluated per row; up to a third more if a pilot
+            misjudged the number of levels.
+        atol: the target is hit where ``max |weights - target| <= atol``; zero for exact bounds.
         seed: seed of the draws, with ``args["seed"]`` of the row: ``fe.vmap(problem, seed=...)`` repeats
-            the estimate. Rows of the same seed have common random numbers.
+            the estimate. Rows with the same seed share random numbers.
         chunk_size: number of windows in one call of the network. Default: 256.
 
     Returns:
-        The probabilities. After Ctrl-C, what was known of each row, INTERRUPTED.
+        The probabilities. After Ctrl-C, the estimates so far, INTERRUPTED.
 
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if the search point has no law, for an unknown method, or a target that fixes a
-            weight with ``atol=0``, which has the probability zero.
+            weight with ``atol=0``, whose probability is zero.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -93,7 +92,7 @@ def probability(
 
 
 class _Run:
-    """The search for the chance of one row, and what is known of it.
+    """The estimator of one row, and its current estimate.
 
     Attributes:
         index: of the row.

@@ -1,4 +1,4 @@
-"""What a search reports while it runs: the callback protocol, and a progress bar that follows it."""
+"""Progress of a running search: the callback protocol, and a progress bar."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Progress(NamedTuple):
         hits: rows that hit their target.
         chunk_size: maximum number of rows at a time.
         seconds: time since the search began.
-        workers: processes that share the rows at present; zero where this process has all of them.
+        workers: number of processes at work on the rows; zero if this process solves all of them.
         known: rows that were answered before the search began, for example in a resumed run.
-        over: whether the search is over; after Ctrl-C it is before all rows have ended.
+        over: whether the search is over; after Ctrl-C, before all rows have ended.
     """
 
     rows: int
@@ -68,7 +68,7 @@ class Reporter(Protocol):
     """
 
     def report(self, progress: Progress) -> object:
-        """Handle how far the search is."""
+        """Handle a progress report."""
         ...
 
 
@@ -91,7 +91,7 @@ class FirstRow:
 
 
 class CallbackError(BaseException):
-    """A callback raised the exception that is the cause; it is not the network's."""
+    """Wraps an exception of a callback, to distinguish it from the network's."""
 
 
 class Guarded:

@@ -27,14 +27,13 @@ _STEPS = 20  # of each round in which values move
 def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Solution:
     """Return changed entries of an answer to the reference, while the target stays hit.
 
-    A search moves every entry that has a gradient, though few may matter. Pruning goes back from the
-    answer: it tries every changed entry alone, and returns those that can be spared together, smallest
-    error first (half of them, then half of those, where all are too many), until none can be returned.
-    The same starts again from a hit of few changes nearby, whose values differ from the answer's
-    (iteratively reweighted least squares); where fewer entries remain, that is the result. The remaining
-    set is minimal, though not the smallest of all, which no greedy search can promise.
-    Pruning works on the window itself. Where `reparametrize` or a scenario ties entries together, a
-    window with single entries returned is impossible, and pruning is refused.
+    A search moves every entry that has a gradient, though few may matter. Pruning starts from the
+    answer: it tries every changed entry alone, and returns as many as possible together, smallest error
+    first (half of them, then a quarter, if all are too many), until none can be returned. It then
+    repeats this from a nearby hit with few changes and other values (iteratively reweighted least
+    squares), and keeps the result with fewer changed entries. The remaining set is minimal, but a greedy
+    search cannot promise the smallest. Pruning works on the window itself, so it raises if
+    `reparametrize` or a scenario ties entries together.
 
     Args:
         solution: what `solve` found; rows that do not hit within ``atol`` are unchanged.
@@ -48,7 +47,7 @@ def prune(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Soluti
         ``num_steps`` and ``status`` are those of the search.
 
     Raises:
-        TypeError: if one of them has another type, or their dtypes or devices differ.
+        TypeError: for another type, or if dtypes or devices differ.
         ValueError: if the rows, windows or weights of both differ, ``atol`` is negative, or entries are
             tied together.
         KeyboardInterrupt: after Ctrl-C.

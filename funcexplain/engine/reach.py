@@ -1,4 +1,4 @@
-"""How far the market can move the weights: their extremes over a ball of the search space."""
+"""How far markets can move the weights: their extremes over a ball of the search space."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _NEVER = Stopping(atol=-1.0)
 
 
 class Reach(NamedTuple):
-    """The lowest and the highest value found, with radii, if several, and the problem's rows in front.
+    """The minimum and maximum values found; several radii and the problem's rows are leading dimensions.
 
     Attributes:
-        lower: weights ``(A,)``, or what else is measured.
-        upper: likewise.
+        lower: minima: weights ``(A,)``, or the values of ``measure``.
+        upper: maxima, of the same shape.
     """
 
     lower: Tensor
@@ -62,28 +62,28 @@ def reach(
     seed: int = 0,
     chunk_size: int | None = None,
 ) -> Reach:
-    """Find the lowest and the highest weight of every asset over all markets within a radius.
+    """Find the minimum and maximum weight of every asset over all markets within a radius.
 
     ``lower[k] = min w_k(z)`` and ``upper[k] = max w_k(z)`` subject to ``|z - z_r| <= radius``, where
     ``z_r`` is the reference in the search space. In a scenario these are the markets of at most
-    ``radius`` sigmas. Both are inner bounds, from searches with several starts: a market was found that
-    brings about each number, and one beyond it may exist. For a network that is linear in the search
+    ``radius`` sigmas. Both are inner bounds, from searches with several starts: each value was reached
+    by a market that was found, and others may go further. For a network that is linear in the search
     point they are exact.
 
     Args:
         problem: the question, or a grid; target, loss and penalties have no effect.
-        radius: maximum ``|z - z_r|``, > 0; or several, increasing, for the curve of each end over the
-            radius: what was found within a smaller one counts for the larger ones.
+        radius: maximum ``|z - z_r|``, > 0; or several, increasing, for the curve of each bound over the
+            radius. Results within a smaller radius count for larger ones.
         measure: differentiable function ``weights -> values``, ``(A,)`` to a scalar or vector, such as
             ``lambda w: w[:3].sum()``. Default: every weight.
-        starts: searches for each end: one from the reference, the others from random points within the
-            radius. After 25 steps, those from the 4 best points go on.
+        starts: searches for each bound: one from the reference, the others from random points within the
+            radius. After 25 steps, the best 4 continue.
         max_steps: maximum number of steps of each search, each with one gradient.
-        seed: of the starts, >= 0.
+        seed: seed of the starts, >= 0.
         chunk_size: as for `solve`.
 
     Returns:
-        The ends. NaN where the network's weights are not finite.
+        The bounds. NaN where the network's weights are not finite.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
@@ -250,7 +250,7 @@ def _grid(problem: Problem, like: Tensor, radii: list[float], starts: int, seed:
 
 
 def _downhill(values: Tensor, direction: Tensor) -> Tensor:
-    """What is minimized: a value's negative, or itself."""
+    """The objective: a value's negative, or itself."""
     return -(values * direction).sum()
 
 

@@ -1,8 +1,8 @@
-"""What a function refers to, read from its code without running it, and whose code it is.
+"""References of a function, read from its code without running it, and the owner of that code.
 
 Code is the user's unless its module is installed (under ``site-packages`` or in the standard library) or
 belongs to a library whose version is part of a fingerprint. Scripts, notebooks and editable installs are
-the user's: they may change between two runs under the same name.
+the user's, since they may change between two runs.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def references(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Names that a function refers to, with their values, in alphabetical order.
 
     Globals, and attributes of the user's modules, whose names occur in the code; modules that the
-    function imports or captures count, too. Globals that the function itself assigns are its state and
+    function imports or captures are included. Globals that the function assigns are its state and
     left out.
 
     Example:

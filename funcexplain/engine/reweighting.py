@@ -1,4 +1,4 @@
-"""Few changes: the closest hit where a change costs by its size, not by its square.
+"""Few changes: the closest hit by the sum of absolute changes instead of squares.
 
 Around the last answer, ``sum(|d_g|)`` over groups of entries is the weighted square
 ``sum(|d_g|**2 / (|e_g| + eps))``, with ``e`` the changes of that answer. A change of variables makes it
@@ -76,9 +76,9 @@ def reweight(
         atol: tolerance of a hit.
         steps: maximum number of steps of each round.
         chunk_size: as for `solve`.
-        groups: number of each entry's group, of the shape of the search space; default, each its own.
-        few: whether the number of changed groups is to be small, in any units, and not the sum of
-            changes; groups that are not changed stay so.
+        groups: number of each entry's group, in the shape of the search space. Default: one per entry.
+        few: whether to minimize the number of changed groups, in any units, instead of the sum of
+            changes; unchanged groups stay unchanged.
 
     Returns:
         The hits with the changes of the last round.

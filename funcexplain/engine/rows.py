@@ -1,7 +1,7 @@
 """A grid of rows, from the question to the answer: how rows share a batch, how many, then the pool.
 
-What a batch computes is believed only so far: rows are tried before they share one (`try_rows`) and
-checked when they end (`rows_to_repeat`). Rows that a batch cannot solve correctly are solved alone.
+Batches are verified: rows are tried before they share one (`try_rows`) and checked when they end
+(`rows_to_repeat`). Rows that a batch cannot solve correctly are solved alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _logger = logging.getLogger("funcexplain")
 
 
 class _Search(NamedTuple):
-    """What all groups of rows share."""
+    """Settings that all groups of rows share."""
 
     method: Method
     stopping: Stopping
@@ -294,12 +294,12 @@ def rows_to_repeat(
     rows: Tensor,
     solved: Callable[[int], Solution],
 ) -> Tensor:
-    """The rows whose weights are not the network's, or that ended by what other rows did to them.
+    """The rows whose weights are not the network's, or that other rows of their batch affected.
 
-    A network may treat a row by what its batch holds (``if x.abs().max() > 6``), at windows that a trial
-    before the search did not reach. All weights are computed again, mapped, or in batches of another
-    composition where the network cannot be mapped, and some by the network alone; where any differ, or
-    such a network reads values, every row is computed alone.
+    A network may branch on its whole batch (``if x.abs().max() > 6``) at windows that the trial before
+    the search did not reach. All weights are recomputed, mapped, or in other batches if the network
+    cannot be mapped, and some alone; if any differ, or an unmappable network reads values, all are
+    recomputed alone.
 
     Args:
         grid: the rows' problem.

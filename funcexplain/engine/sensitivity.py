@@ -41,7 +41,7 @@ class Sensitivity(NamedTuple):
     """Derivatives of the closest answer, with the problem's rows in front.
 
     Attributes:
-        target: of the window per unit of each number that the target asks for, ``(K, C, L, A)``; of an
+        target: of the window with respect to each bound of the target, ``(K, C, L, A)``; for an
             allocation ``(A, C, L, A)``.
         params: of the window along the given change of the params, ``(C, L, A)``; None without one.
     """
@@ -56,9 +56,9 @@ def sensitivity(
     """Differentiate the closest answer by its target, and along a change of the network's params.
 
     ``target[k]`` is ``dx* / db_k`` for the bound ``b_k``: zero where it is not active. Weights that sum
-    to one can only move together: of an allocation, only combinations that sum to zero have a meaning.
+    to one can only move together: for an allocation, only combinations that sum to zero are meaningful.
     With ``params``, ``x*`` moves by about `Sensitivity.params` if these are added to the network's own,
-    as by a little more training. The network must have second derivatives almost everywhere.
+    for example by more training. The network must have second derivatives almost everywhere.
 
     Args:
         solution: the answer of `closest`, or of its rows; best with a small ``atol``.

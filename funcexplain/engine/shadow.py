@@ -1,4 +1,4 @@
-"""What a target costs at the closest market: the multipliers of its active bounds."""
+"""Marginal costs of a target at the closest market: the multipliers of its active bounds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CLOSE = 0.2
 
 
 def shadow_prices(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Tensor:
-    """How much further away the closest market is if the target asks for one percentage point more.
+    """Compute how much further away the closest market is per additional percentage point of the target.
 
-    At the closest market ``z - z_r = J' y``, where ``J`` is the Jacobian of what the target measures and
-    ``y`` are the multipliers of its active bounds, zero for the others. If such a bound ``b`` moves, the
-    distance changes by ``d|z - z_r| / db = y / |z - z_r|``. Weights that sum to one share a constant:
-    the prices of a whole allocation sum to zero, and only their differences have a meaning.
+    At the closest market ``z - z_r = J' y``, where ``J`` is the Jacobian of the values that the target
+    bounds and ``y`` are the multipliers, zero for inactive bounds. If a bound ``b`` moves, the distance
+    changes by ``d|z - z_r| / db = y / |z - z_r|``. For weights that sum to one, only differences of
+    prices are meaningful; the prices of a whole allocation are shifted to sum to zero.
 
     Args:
         solution: the answer of `closest`, or of its rows.
@@ -36,9 +36,9 @@ def shadow_prices(solution: Solution, problem: Problem, *, atol: float = 1e-3) -
         atol: the tolerance of the answer.
 
     Returns:
-        Sigmas (units of the search space) per percentage point, of each number that the target
-        measures, ``(K,)``, of an allocation ``(A,)``, with the problem's rows in front. Positive where
-        a higher value is further away, zero where no bound is active, NaN where the target is missed.
+        Sigmas (units of the search space) per percentage point, for each value that the target bounds,
+        ``(K,)``, or each weight of an allocation, ``(A,)``; the problem's rows lead. Positive where a
+        higher value is further away, zero where no bound is active, NaN where the target is missed.
 
     Raises:
         TypeError, ValueError: if the solution does not answer the problem, ``atol`` is not positive, or
@@ -77,7 +77,7 @@ class ClosestPoint(NamedTuple):
     """A closest answer, where ``z - z_r = J' y``.
 
     Attributes:
-        measured: what the target measures, ``(K,)`` after flattening.
+        measured: the values that the target bounds, ``(K,)`` after flattening.
         jacobian: ``J``, ``(K, N)``, float64.
         change: ``z - z_r``, ``(N,)``, float64.
         active: which bounds are active, ``(K,)``.

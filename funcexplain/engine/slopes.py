@@ -1,4 +1,4 @@
-"""Jacobians of the weights at many windows: in a batch where that gives what each gives alone."""
+"""Jacobians of the weights at many windows: in a batch if that equals each alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def slopes_of(
         windows: ``(N, C, L, A)``, finite, ``N >= 1``.
         args: data of the problem.
         dims: as for `weights_of`.
-        skip_errors: whether windows at which the network raises have NaN, in place of its error.
+        skip_errors: whether windows at which the network raises give NaN instead of its error.
 
     Returns:
         Jacobians ``(N, K, C * L * A)`` of the K weights.

@@ -1,7 +1,7 @@
 """From a question to its answer: `solve`, and `explain`, which asks and answers in one call.
 
-A step evaluates first and moves then. `solve` therefore takes one step more than it moves: the last one
-evaluates the point that the answer holds, so that its weights and loss belong to it.
+A step evaluates first and then moves. `solve` therefore takes one more step than updates: the last one
+evaluates the answer, so that weights and loss belong to it.
 """
 
 from __future__ import annotations
@@ -68,38 +68,38 @@ def solve(
             a `Method` of your own; default ``adam()``.
         max_steps: maximum number of updates per row, >= 0.
         atol: the target is hit where ``max |weights - target| <= atol``; the search ends there. With
-            penalties (`penalize`, `sparsify`) a hit has a price: the search goes on until its value no
-            longer falls, or ``max_steps``, and answers with the hit of lowest value. Without a hit it
-            answers with the point of lowest value.
+            penalties (`penalize`, `sparsify`) the search continues until the value no longer falls, or
+            ``max_steps``, and returns the hit of lowest value, or without a hit the point of lowest
+            value.
         keep: the answer is the ``"last"`` evaluated point, or the ``"best"`` one in value. A hit is
-            always kept, and a point that is not finite never.
+            always kept, a non-finite point never.
         patience: also ends a search as STALLED when the best value has not improved by a factor of
             ``rtol`` for this many steps. ``None`` waits indefinitely.
         rtol: relative improvement that resets the patience. Needs a ``patience``.
-        history: whether losses are kept; an int k keeps those of every k-th step.
+        history: whether to keep losses; an int k keeps those of every k-th step.
         callback: ``callback(state, info)`` after every step (after every call of compiled steps);
             its return value is ignored. See `progress` for one that shows how far the search is.
-        check: first compare the gradient with a central difference (`check_gradient`, one direction,
-            of the first row), and warn where they differ by more than 5 %.
+        check: first compare the gradient of the first row with a central difference (`check_gradient`,
+            one direction), and warn if they differ by more than 5 %.
         chunk_size: number of rows of a grid solved at a time. ``None`` chooses from the memory that a
             row needs and the cache, and logs the choice to ``funcexplain``. Answers do not depend on it.
-            Where memory runs out it is halved.
+            If memory runs out, it is halved.
         rows: how rows of a grid share a call of the network: by ``"vmap"``, or as its ``"samples"``,
-            which is faster. Both raise where rows in a batch do not compute what they compute alone.
+            which is faster. Both raise if rows in a batch differ from the same rows alone.
             ``"auto"`` uses samples, else vmap, else solves rows one at a time, with a warning.
-        compile: whether steps are compiled to machine code, once for each chunk size. That takes seconds
-            to tens of seconds (less where torch's cache knows the code) and makes steps several times
-            faster. ``"auto"`` compiles a grid whose search would take more than a minute. What cannot be
+        compile: whether to compile steps to machine code, once for each chunk size. That takes seconds
+            to tens of seconds (less if torch's cache has the code) and makes steps several times faster.
+            ``"auto"`` compiles a grid whose search would take more than a minute. What cannot be
             compiled runs uncompiled, and the logger ``funcexplain`` reports why.
 
     Returns:
-        The solution; its ``status`` says how each search ended. Numerical trouble is a status, too. So
-        is Ctrl-C: what was found until then is returned, and unfinished rows are INTERRUPTED; the last
-        row is, where all have ended.
+        The solution; its ``status`` reports how each search ended, also for numerical trouble. After
+        Ctrl-C, it holds the results so far, and unfinished rows are INTERRUPTED (or the last row, if all
+        have ended).
 
     Raises:
         KeyboardInterrupt: if a search was interrupted less than a second ago, so that Ctrl-C ends a loop
-            of searches; or after Ctrl-C where there is not a row to return.
+            of searches; or after Ctrl-C if there are no rows to return.
         Exception: what the network raises at a start window, with a note that names the row. At a later
             window its error is in ``solution.exceptions``, and the row ends as FAILED.
         TypeError: for an argument that is not a problem, method, number or function.
@@ -177,7 +177,7 @@ def check_history(where: str, problem: Problem, count: int, remedy: str) -> None
 
 
 def answer(hold: Hold, solution: Solution) -> Solution:
-    """A solution that says whether Ctrl-C was pressed: its last row does where all have ended."""
+    """The solution after a possible Ctrl-C: if all rows have ended, the last one is INTERRUPTED."""
     if not hold.stops():
         return solution
     codes = solution.codes.clone()
@@ -190,7 +190,7 @@ def answer(hold: Hold, solution: Solution) -> Solution:
 def _check_execution(
     max_steps: Any, history: Any, chunk_size: Any, rows: Any, compile: Any, callback: Any
 ) -> Execution:
-    """Raise unless the settings say how a search runs."""
+    """Raise unless the settings of a search are valid."""
     check_count("solve", "max_steps", max_steps)
     every = int(history if isinstance(history, bool) else check_positive("solve", "history", history))
     if not isinstance(compile, bool) and not (isinstance(compile, str) and compile == "auto"):
@@ -229,8 +229,8 @@ def explain(
 ) -> Solution:
     """Ask and answer in one call: what would the market have to look like for this portfolio?
 
-    The same as `problem`, then `freeze` where a mask is given, then `solve`. ``lr`` is in the units
-    of x: where channels are as small as daily returns, ``lr`` must be, too, or see `standardize`.
+    The same as `problem`, then `freeze` if there is a mask, then `solve`. ``lr`` is in the units of x:
+    for channels as small as daily returns, use a small ``lr`` or `standardize`.
 
     Args:
         network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, or a pair
@@ -245,7 +245,7 @@ def explain(
         atol: the search ends where ``max |weights - target| <= atol``.
         keep: ``"last"`` or ``"best"`` evaluated point.
         callback: ``callback(state, info)`` after every step.
-        assets: names of the ``A`` assets, by which targets may call them.
+        assets: names of the ``A`` assets, for targets that use names.
 
     Returns:
         The solution.

@@ -3,7 +3,7 @@
 The chance that an error is at most ``atol`` is a product of conditional chances, of errors at most
 ``b_1 > b_2 > ... > atol``, each about a tenth. Points of one level start Markov chains that sample the
 next. A move ``sqrt(1 - s**2) u + s noise`` keeps the standard normal law; one that leaves the level is
-refused.
+rejected.
 
 References:
     S.-K. Au, J. L. Beck (2001), Estimation of Small Failure Probabilities in High Dimensions by Subset
@@ -41,7 +41,7 @@ So the points of many searches can be judged together.
 
 
 class Level(NamedTuple):
-    """What is known once a level is sampled.
+    """The state once a level is sampled.
 
     Attributes:
         threshold: maximum error of the event whose chance is estimated.
@@ -50,7 +50,7 @@ class Level(NamedTuple):
         points: those of the level at which the event happens, ``(B, n)``; none if no threshold below
             that of the level before is found, or the level has the same error nearly everywhere.
         errors: at these points, ``(B,)``.
-        size: of the next moves, ``s``.
+        size: size of the next moves, ``s``.
     """
 
     threshold: float
@@ -68,7 +68,7 @@ class Chains(NamedTuple):
         points: where they are, ``(B, n)``.
         errors: there, ``(B,)``.
         threshold: maximum error of the level.
-        size: of moves, ``0 < s <= 1``.
+        size: size of moves, ``0 < s <= 1``.
         acceptance: share of chains that made the last move.
     """
 
@@ -88,8 +88,8 @@ def climb(
         like: the zero point, ``(n,)``.
         atol: maximum error of the event.
         num_points: of each level.
-        seed: of all noise, scalar int64.
-        stop: called with each level; whether it is the last one.
+        seed: seed of all noise, scalar int64.
+        stop: called with each level; returns whether it is the last one.
 
     Returns:
         The last level.
@@ -155,7 +155,7 @@ def move(chains: Chains, seed: Tensor, fixed: Tensor | None = None) -> Search[Ch
 
 
 def adapt(chains: Chains, step: int) -> Chains:
-    """Change the size of moves towards the acceptance at which chains mix fastest, ever more slowly."""
+    """Adapt the size of moves to the acceptance at which chains mix fastest, by ever smaller changes."""
     change = math.exp((chains.acceptance - _ACCEPTANCE) / math.sqrt(step))
     return chains._replace(size=min(1.0, chains.size * change))
 

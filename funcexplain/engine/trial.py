@@ -1,8 +1,7 @@
 """The trial of rows before they share a batch: whether a batch computes what rows compute alone.
 
-Neither that a network's samples are independent, nor that ``vmap`` maps a network and its backward pass
-correctly, is assumed: a few rows are held against each one alone, and where no way is right, rows are
-solved alone.
+A network's samples may not be independent, and ``vmap`` may map a network or its backward pass wrongly.
+So a few rows in a batch are compared with each alone; if all ways differ, rows are solved alone.
 """
 
 from __future__ import annotations
@@ -143,8 +142,7 @@ def _stack(evaluations: Sequence[Evaluation | None]) -> Evaluation:
 def why_not_samples(grid: Problem, trial: Trial) -> str | None:
     """Why rows cannot share the network's sample dimension, or None if they can.
 
-    Windows that are not finite are not shown to the network, here or later: some solvers print, some
-    networks refuse them.
+    The network never sees non-finite windows, here or later: some solvers print, some networks raise.
     """
     params, apply = grid.args["params"], grid.apply
     if not isinstance(apply, Network):
@@ -199,7 +197,7 @@ class _CallCounter(TorchFunctionMode):
 
 
 def choose_way(grid: Problem, method: Method, stopping: Stopping, trial: Trial, how: Rows) -> Choice:
-    """Choose how rows share a batch: the fastest way that computes what they compute alone.
+    """Choose how rows share a batch: the fastest way that agrees with the rows alone.
 
     Args:
         grid: the rows' problem.
@@ -209,7 +207,7 @@ def choose_way(grid: Problem, method: Method, stopping: Stopping, trial: Trial, 
         how: ``"vmap"``, ``"samples"``, or ``"auto"``.
 
     Raises:
-        ValueError: for ``"vmap"`` or ``"samples"`` where that is not right; it gives the reason.
+        ValueError: for ``"vmap"`` or ``"samples"`` if rows differ; the message gives the reason.
     """
     reason = None
     if how != "vmap":

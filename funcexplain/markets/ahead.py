@@ -1,4 +1,4 @@
-"""Scenarios of the days to come: the window that ends some days after the last price."""
+"""Scenarios of the coming days: the window that ends some days after the last price."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def ahead(
     features: Features | None = None,
     inverse: Inverse | None = None,
 ) -> Transform:
-    """Search over shocks to the days to come: the window that ends ``days`` after the last price.
+    """Search over shocks to the coming days: the window that ends ``days`` after the last price.
 
-    The past is fixed, and ``z`` is zero where every day to come has the return ``drift``. That window
-    becomes the problem's ``x0`` and ``reference``.
+    The past is fixed, and at ``z = 0`` every coming day has the return ``drift``. That window becomes
+    the problem's ``x0`` and ``reference``.
 
     Args:
         prices: a price history up to today, or positive prices of shape ``(T, A)``.
-        days: days to come, at most ``L + span - 1``.
-        drift: log return of a day to come without shocks, a number or one for each asset, ``(A,)``.
+        days: number of coming days, at most ``L + span - 1``.
+        drift: log return of a coming day without shocks, a number or one for each asset, ``(A,)``.
         model: a model of ``fe.models``, of the problem's dtype. Default: ``filtered_history`` of the
             log returns of ``prices``.
         free: shocks that are free (True), bool, ``(days, A)``, or ``(1, A)`` for all days. Default: all.
@@ -155,7 +155,7 @@ def _check_drift(drift: float | Tensor, history: Tensor) -> Tensor:
 
 
 def _check_flags(free: Tensor, coming: Tensor) -> Tensor:
-    """The flags of the days to come."""
+    """The flags of the coming days."""
     kind = free.dtype if isinstance(free, Tensor) else type(free).__name__
     if kind is not torch.bool:
         raise TypeError(f"ahead: free must be a bool tensor (True = free), got {kind}")

@@ -1,8 +1,8 @@
-"""A small convolutional allocator to ask questions about, and its training.
+"""A small convolutional allocator for examples, and its training.
 
 The network standardizes its channels with the statistics of the training windows, applies the same
 convolutions over time to each asset, and turns one score per asset into weights with a softmax. It is
-not a trading strategy but an example of a trained network, made in seconds.
+not a trading strategy but an example of a network, trained in seconds.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def train_allocator(
 
     The first term is the Sharpe ratio of the portfolio over the horizon of ``future_returns``, not
     annualized, for a riskless rate of zero and without costs. The second, the Herfindahl index,
-    is ``1 / A`` for equal weights and 1 for a single asset: without it the network soon concentrates
-    on one asset at a time. The buffers ``mean`` and ``std`` are those of each channel over all windows.
+    is ``1 / A`` for equal weights and 1 for a single asset: without it the network soon holds one asset
+    at a time. The buffers ``mean`` and ``std`` are those of each channel over all windows.
 
     Args:
         windows: shape ``(N, C, L, A)``, floating; the network takes its dtype and device.

@@ -33,8 +33,8 @@ class Channels:
     """Named channels of each day, a function of the daily log returns up to that day.
 
     Attributes:
-        names: of the ``C`` channels.
-        days: how many returns a day's values need, its own included.
+        names: names of the ``C`` channels.
+        days: number of returns that a day's values need, including its own.
         function: from returns ``(T, A)`` to ``(C, T - days + 1, A)``.
     """
 
@@ -266,9 +266,9 @@ def scaled(channels: Channels, mean: Tensor | float, std: Tensor | float) -> Cha
     """Fixed units, ``(f - mean) / std``, as saved with a network.
 
     Args:
-        channels: what is scaled.
+        channels: the channels to scale.
         mean: number or tensor that broadcasts to ``(C, T, A)``, such as ``(C, 1, 1)``.
-        std: likewise, positive.
+        std: as ``mean``, positive.
 
     Example:
         >>> scaled(log_return(), 0.0, 0.5)(torch.tensor([[0.25]])).item()

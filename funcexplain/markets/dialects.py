@@ -1,7 +1,7 @@
-"""How a file writes dates and numbers: given, or sniffed where only one reading is possible.
+"""The format of dates and numbers in a file: given, or sniffed if unambiguous.
 
-A mark such as the comma of ``1,234`` or an order such as that of ``01/02/2024`` can mean two things. All
-cells together usually leave one; where they do not, reading is refused with the setting that decides.
+The comma of ``1,234`` or the order of ``01/02/2024`` can mean two things. All cells together usually
+leave one; otherwise, reading raises and names the setting that decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OTHER_MARKS = f",{_QUOTES}{_SPACES}"
 
 @dataclass(frozen=True)
 class Dialect:
-    """How to read a file of prices; what is None is sniffed.
+    """How to read a file of prices; fields that are None are sniffed.
 
     Attributes:
         separator: between the cells of a text file.
@@ -110,14 +110,14 @@ _MONTHS = {
 
 
 class Stamp(NamedTuple):
-    """A point in time as its place has it, and the offset of that place from UTC in minutes."""
+    """A local time, and its offset from UTC in minutes."""
 
     local: datetime
     offset: int
 
 
 def is_date(text: str, date_format: str | None = None, *, numbers: bool = False) -> bool:
-    """Whether a cell looks like a date, also without a look at whether there is such a day."""
+    """Whether a cell looks like a date, even of a day that does not exist."""
     if date_format is not None:
         return _parse(text, date_format) is not None
     return any(_PATTERNS[name].fullmatch(text) for name in (_NUMBERS if numbers else _DATES))
@@ -137,7 +137,7 @@ def read_dates(
         ``datetime64[D]`` if no two are on one day, else of minutes or seconds; and how they are written.
 
     Raises:
-        ValueError: if one is not a date, or days and months cannot be told apart.
+        ValueError: if one is not a date, or days and months are ambiguous.
 
     Example:
         >>> read_dates(["03.01.24", "14.01.24"], ["line 2", "line 3"])
@@ -242,7 +242,7 @@ def sniff_marks(where: str, cells: Sequence[str], dialect: Dialect, separator: s
     """The marks of numbers, from all cells of prices.
 
     Raises:
-        ValueError: if a mark may be decimal or between thousands, as in ``1,234`` everywhere.
+        ValueError: if a mark may be decimal or between thousands, as in a file with only ``1,234``.
 
     Example:
         >>> sniff_marks("mine.csv", ["1.234,56", "17,3"], Dialect(), ";")
@@ -294,7 +294,7 @@ def read_price(text: str, marks: Marks) -> float:
     """A price; NaN for a gap.
 
     Raises:
-        ValueError: if it is not a number, or not above zero; the message does not say where.
+        ValueError: if it is not a number, or not above zero; the caller adds the place.
 
     Example:
         >>> read_price("1.234,50", Marks(",", ".")), read_price("n/a", Marks())

@@ -1,7 +1,7 @@
-"""Which column of a header is the price of which asset, if there are several fields of each.
+"""The price column of each asset, in files with several fields per asset.
 
-Open, high, low, close and volume of one asset are not assets: of each asset, the adjusted close is used
-if there is one, else the close.
+Open, high, low, close and volume of one asset are not assets: the adjusted close is used if there is
+one, else the close.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def label_columns(header: list[list[str]], columns: list[int], place: int) -> di
 
 
 def _filled(row: list[str], columns: list[int]) -> dict[int, str]:
-    """Labels by column, where a blank goes on with the one before it, as merged cells do."""
+    """Labels by column; a blank repeats the one before it, as in merged cells."""
     filled, last = {}, ""
     for column in columns:
         filled[column] = last = row[column] or last

@@ -78,7 +78,7 @@ class Grid(NamedTuple):
 
 
 def read_grid(path: Path, dialect: Dialect, kind: str | None = None) -> Grid:
-    """Read a file; its kind is that of its suffix, or of its first bytes.
+    """Read a file; its suffix, or its first bytes, give its kind.
 
     Raises:
         ValueError: if it is too large, or not readable as its kind.

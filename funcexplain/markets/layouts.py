@@ -1,6 +1,6 @@
-"""Where a grid of text has its days, assets and prices: wide, long, transposed, several header rows.
+"""Finds days, assets and prices in a grid of text: wide, long, transposed, with several header rows.
 
-Nothing here checks a price: assets and days are selected first.
+Prices are not checked here: assets and days are selected first.
 """
 
 from __future__ import annotations

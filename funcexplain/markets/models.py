@@ -6,12 +6,12 @@
                         s[t + 1]^2 = w + alpha r[t]^2 + beta s[t]^2
 
 ``b`` is the path that belongs to ``z = 0``. ``F`` is a factor of the covariance or correlation, ``g``
-stretches the length of a normal vector to that of a Student vector, ``m`` bends each asset's margin to
-the one of its history, and the volatility ``s`` goes on along the path. So ``|z|^2 / 2`` is minus the
+stretches the length of a normal vector to that of a Student vector, ``m`` maps each asset's margin to
+that of its history, and the volatility ``s`` evolves along the path. So ``|z|^2 / 2`` is the negative
 log-density of a path's shocks, up to a constant, under every model.
 
-A model's data are frozen when it is made, from the history given to it. They go into the ``args`` of a
-problem, where they can be mapped: see `stack`.
+A model's data are estimated from its history when it is made. They go into the ``args`` of a problem,
+where they can be mapped: see `stack`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Model:
     variance: Tensor | None = None
 
     def data(self, num_days: int, *, free: Tensor | None = None, ahead: int = 0) -> Data:
-        """What `decode` and `encode` read, for paths of ``num_days`` days.
+        """The data that `decode` and `encode` read, for paths of ``num_days`` days.
 
         Args:
             num_days: days of the path, ``D``.
@@ -181,8 +181,8 @@ def filtered_history(
     """Filtered history: volatility from GARCH(1, 1), margins of the history, a Student copula.
 
     ``r[t] = b[t] + s[t] m(g(|z[t]|) F z[t])`` and ``s[t + 1]^2 = w + alpha r[t]^2 + beta s[t]^2``: the
-    volatility of each asset starts from that of the history's days and goes on along the path. ``m``
-    maps to the quantiles of the history's standardized returns around their median, with Pareto tails.
+    volatility of each asset starts from the end of the history and evolves along the path. ``m`` maps
+    to the quantiles of the history's standardized returns around their median, with Pareto tails.
     The copula's correlations are those of the latest days (decay 0.995), shrunk by 10 % towards all.
 
     Args:
@@ -313,7 +313,7 @@ def _shrink(moved: Tensor, data: Data) -> Tensor:
 
 
 def _length(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of vectors, with one in place of zero, whose root has no derivative, and where not."""
+    """Lengths of vectors, one instead of zero, whose root has no derivative; and where not zero."""
     squares = points.square().sum(-1)
     positive = squares > 0
     return torch.where(positive, squares, 1.0).sqrt(), positive

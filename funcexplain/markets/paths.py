@@ -59,7 +59,7 @@ def base_returns(
 
 
 def invert(window: Tensor, returns: Tensor) -> Tensor:
-    """Recover the daily log returns from a window; undetermined ones are those nearest to given ones.
+    """Recover the daily log returns from a window; undetermined ones are nearest to the given ones.
 
     Returns of the last ``L`` days are a channel. Earlier ones follow from differences of the momentum,
     ``r[t] = r[t + span] - (momentum[t + 1] - momentum[t])``. For the remaining ``span - L`` days, if

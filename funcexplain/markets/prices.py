@@ -1,8 +1,8 @@
-"""Real prices: the shipped sample of exchange rates, 20 US stocks, or the user's own file or frame.
+"""Real prices: the shipped exchange rates, 20 US stocks, or the user's own file or frame.
 
 A price history is a table with one row per period, such as a trading day, and one column per asset.
-Every source returns the same frozen `Prices`, checked cell by cell after it was cut to the assets and
-days asked for: positive, finite, without gaps, in ascending order of date. Other modules rely on that.
+Every source returns the same frozen `Prices`. The cells of the selected assets and days are checked:
+positive, finite, without gaps, in ascending order of date. Other modules rely on that.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def load(
 
     Encoding, separator, decimal mark, order of dates, header rows and layout are sniffed: one column for
     each asset, one row for each asset, one row for each day and asset, or several fields of each asset
-    such as those of yfinance, of which the adjusted close is used. ``Prices.notes`` says what was found.
-    What can be read in two ways raises, and names the setting that decides.
+    as in yfinance, of which the adjusted close is used. ``Prices.notes`` lists the findings. Ambiguous
+    files raise an error that names the setting that decides.
 
     Args:
         name_or_path: ``"ecb"`` for `ecb`, ``"sp500"`` for `sp500`, or a path: ``.parquet`` or ``.pq``
@@ -109,7 +109,7 @@ def load(
         assets: names to keep, in this order. Default: all.
         start: first day. Default: that of the file.
         end: last day, included. Default: that of the file.
-        gaps: cells without a price: ``"refuse"`` raises, ``"drop_days"`` and ``"drop_assets"`` leave out
+        gaps: cells without a price: ``"refuse"`` raises, ``"drop_days"`` and ``"drop_assets"`` drop
             their days or assets, ``"forward_fill"`` repeats the price before. Days without any price of
             several assets are left out.
         **dialect: fields of `Dialect`: ``separator, decimal, thousands, date_format, header, encoding,
@@ -120,7 +120,7 @@ def load(
 
     Raises:
         FileNotFoundError: if it is neither a known name nor a file.
-        ModuleNotFoundError: if a package is not installed that its kind of file needs.
+        ModuleNotFoundError: if a package for this kind of file is not installed.
         ValueError: if the file is not a price history: a missing header, no asset, two columns of one
             name, fewer than two days, a ragged row, a date that is unreadable, repeated or out of order,
             or a cell that is not a number above zero. The message names file, line and column.
@@ -232,7 +232,7 @@ def read_csv(path: str | Path) -> Prices:
         The prices, in the order of the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: as `load`.
 
     Example:
@@ -257,7 +257,7 @@ def read_parquet(path: str | Path) -> Prices:
 
     Raises:
         ModuleNotFoundError: if pyarrow is not installed.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it is not a parquet file, or as `load`; the header is line 1.
 
     Example:

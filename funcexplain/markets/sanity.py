@@ -1,4 +1,4 @@
-"""Looks for what is wrong in prices that can be read: splits, stale prices, missing days, twins."""
+"""Finds probable faults in readable prices: splits, stale prices, missing days, duplicates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
         asset: name of the asset, empty for a gap of all.
         date: day on which it happens or begins.
         size: price as a multiple of the one before, number of equal prices, or days without a row.
-        text: all of it in a sentence.
+        text: the finding in a sentence.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def find_faults(prices: Prices) -> tuple[Finding, ...]:
-    """Find what is probably wrong in prices; each of it appears once, and the prices stay as they are.
+    """Find probable faults in prices, each once; the prices do not change.
 
     Splits and other jumps are moves of at least 40 % that are also 8 times the median move of the
     asset; stale prices are equal for 10 rows or more; a gap is a distance between two rows of more than

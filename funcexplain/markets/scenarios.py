@@ -5,8 +5,8 @@
 All channels of a window are functions of one path of prices. Searched separately, they contradict each
 other; here the search moves the path, so that they agree by construction: prices stay positive,
 volatilities non-negative, and the assets move together according to a model of returns. `scenario`
-asks about the past, the days behind a window; `ahead` about the days to come. `shocked` and `replay`
-give scenarios, and `outcome` the weights that the network holds in them.
+shocks the past days behind a window, `ahead` the coming days. `shocked` and `replay` construct
+scenarios, and `outcome` evaluates the network's weights in them.
 
 Models are in `models`, starts and distances from history in `starts` and `turbulence`, covariances in
 `covariances`.
@@ -102,14 +102,14 @@ def scenario(
         returns: daily log returns ``r0`` behind the reference window, ``(L + span - 1, A)``, from
             `base_returns`.
         cov: covariance of the assets' daily log returns, ``(A, A)``, positive definite; see
-            ``funcexplain.markets.covariances``. Or a model of ``fe.models``: a covariance stands for
+            ``funcexplain.markets.covariances``. Or a model of ``fe.models``; a covariance is short for
             ``fe.models.normal(cov)``.
         free: bool, True = free, ``(L + span - 1, A)``, or ``(1, A)`` for all days; see `shock_mask`.
             Default: all.
         features: differentiable function from returns to the window's channels. Default: the
             ``features`` of the markets, with the span that the number of returns implies.
         inverse: function ``(window, returns) -> returns`` that recovers the returns from a window, and
-            takes undetermined ones from the given ones. It computes the start of the search from ``x0``;
+            takes undetermined ones from the given ones. Computes the start of the search from ``x0``;
             ``lambda window, returns: returns`` always starts at ``r0``. Required with ``features``.
 
     Returns:
@@ -205,7 +205,7 @@ def shocks(solution: Solution, problem: Problem) -> Tensor:
 
 
 def returns_of(solution: Solution, problem: Problem) -> Tensor:
-    """Daily log returns behind the windows of an answer, days of the past that are fixed included.
+    """Daily log returns behind the windows of an answer, including fixed past days.
 
     Args:
         solution: the answer of ``problem``, or of its rows.

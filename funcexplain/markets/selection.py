@@ -1,4 +1,4 @@
-"""Cuts a table to the assets and days that are asked for, and checks what is left."""
+"""Selects assets and days of a table, and checks the selection."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from funcexplain.markets.dialects import Dialect, Marks, read_price, sniff_marks
 from funcexplain.markets.layouts import Table
 
 GAPS = ("refuse", "drop_days", "forward_fill", "drop_assets")
-"""What to do with cells without a price."""
+"""Treatments of cells without a price."""
 
 
 class Selection(NamedTuple):
-    """Fields of `Prices`: prices of days and assets, where they come from, and what was done."""
+    """Fields of `Prices`: prices of days and assets, their source, and notes on changes."""
 
     values: NDArray[np.float64]
     dates: NDArray[np.datetime64]
@@ -62,7 +62,7 @@ def find_assets(where: str, wanted: Sequence[str] | None, known: Sequence[str]) 
 def find_days(
     where: str, dates: NDArray[np.datetime64], start: date | None, end: date | None
 ) -> NDArray[np.bool_]:
-    """Mask of the dates as `days_between`; raises if there is none."""
+    """Mask of the dates as `days_between`; raises if it is empty."""
     keep = days_between(dates, start, end)
     if not keep.any():
         raise ValueError(
@@ -84,7 +84,7 @@ def select(
     """Cut a table to assets and days, read its cells, and fill or drop gaps.
 
     Raises:
-        ValueError: if an asset or a day is unknown, or what is left is not a price history.
+        ValueError: if an asset or a day is unknown, or the selection is not a price history.
 
     Example:
         >>> days = np.array(["2024-01-03", "2024-01-02"], dtype="datetime64[D]")

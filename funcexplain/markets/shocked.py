@@ -1,4 +1,4 @@
-"""The search over the shocks of a model of returns: what scenarios of the past and ahead share."""
+"""The search over the shocks of a model of returns, shared by scenarios of the past and ahead."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def search_shocks(
 
 
 def check_model(where: str, given: Tensor | Model, returns: Tensor) -> Model:
-    """A model of the assets, of the dtype of their returns; a covariance stands for a normal one."""
+    """A model of the assets, in the dtype of their returns; a covariance means a normal one."""
     if not isinstance(given, Model | Tensor):
         name = "model" if where == "ahead" else "cov"
         raise TypeError(

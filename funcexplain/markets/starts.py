@@ -43,8 +43,8 @@ def nearest_dates(network: Any, windows: Tensor, target: Tensor, k: int) -> Near
         k: number of windows, at most ``N``.
 
     Returns:
-        The nearest windows; ties in the order of the stack, windows without finite weights,
-        also those that the network refuses, last.
+        The nearest windows; ties in the order of the stack. Windows at which the network raises or its
+        weights are not finite come last.
 
     Raises:
         TypeError, ValueError: as in ``fe.problem``, or if there are fewer than ``k`` windows.
@@ -83,7 +83,7 @@ def nearest_first(error: Tensor, distance: Tensor, atol: float) -> Tensor:
 
 
 def replayed(base: Tensor, history: Tensor, ends: Tensor, free: Tensor) -> Tensor:
-    """Paths that repeat history where they are free: of each, the last free day is the last of history.
+    """Paths that repeat history where they are free: the last free day repeats the last day of history.
 
     Args:
         base: returns of a path, ``(D, A)``.

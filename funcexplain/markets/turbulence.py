@@ -1,4 +1,4 @@
-"""Financial turbulence: how unusual the returns of a day are, by a history of returns."""
+"""Financial turbulence: how unusual a day's returns are, relative to a history."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def day_turbulence(returns: Tensor, usual: Whitening) -> Tensor:
     """Squared Mahalanobis distance of days from the mean, per dimension: ``|whiten' (r - m)|^2 / rank``.
 
     It is infinite for a day that moves, by more than ``1e-4`` of its size in sigmas (or of one sigma),
-    in a direction in which the history never moves: the limit of an ever smaller variance. Maps
-    ``(..., A)`` to ``(...)``.
+    in a direction in which the history never moves: the limit of a vanishing variance. Maps ``(..., A)``
+    to ``(...)``.
 
     Example:
         >>> usual = whitening(torch.zeros(2), torch.ones(2, 2))
@@ -124,8 +124,8 @@ def turbulence_of(returns: Tensor, history: Tensor, cov: Tensor | None = None) -
 def turbulence(history: Tensor, cov: Tensor | None = None, *, channel: int = 0) -> Penalty:
     """Penalty on turbulent days: the mean of `turbulence_of` over the days of a window.
 
-    Its value is about one for usual windows and does not depend on the reference: it draws towards
-    usual days, where penalties of a distance draw towards the reference.
+    Its value is about one for usual windows and does not depend on the reference: it pulls towards usual
+    days, while penalties of a distance pull towards the reference.
 
     Args:
         history: usual returns, ``(T, A)``, in units of the channel.

@@ -1,9 +1,8 @@
 """What if: the search point of a given market, such as a fall of one asset, or a replay of history.
 
-These are forward questions: a scenario is given, and the network's weights follow. A scenario fixes some
-of the returns, and the law of the returns decides the rest: its search point is the one of minimum norm,
-the likeliest market with these returns. In a normal model that is the mean of the other returns given
-the fixed ones.
+These are forward questions: given a scenario, what does the network hold? A scenario fixes some returns;
+the others follow from the law of returns. Its search point has minimum norm: it is the likeliest market
+with the fixed returns. In a normal model, the other returns have their conditional mean.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _MAX_STEPS = 100
 
 
 class Outcome(NamedTuple):
-    """What follows from search points, with their leading dimensions.
+    """The results at search points, with the leading dimensions of these.
 
     Attributes:
         x: windows ``(C, L, A)``.
         returns: daily log returns behind them, ``(D, A)``.
-        weights: what the network holds, ``(A,)``.
+        weights: the network's weights, ``(A,)``.
     """
 
     x: Tensor
@@ -51,16 +50,16 @@ def shocked(
     *,
     others: Others = "conditional",
 ) -> Tensor:
-    """The search point of a market in which some assets move by so much: ``{"EUR": -0.05}`` is -5 %.
+    """The search point of a market with given moves of some assets: ``{"EUR": -0.05}`` is -5 %.
 
     Over the last ``days`` days the price of each asset changes by its shock. The other returns are those
-    of the likeliest market in which that happens; in a normal model, their conditional mean. Or the
-    other assets keep the returns that they have without shocks, and each shock is spread evenly.
+    of the likeliest such market; in a normal model, their conditional mean. With ``others="unchanged"``
+    the other assets keep their returns without shocks, and each shock is spread evenly.
 
     Args:
         problem: a question made by `ahead` or `scenario`.
         shocks: change of price by name or number of the asset, above -1.
-        days: number of days over which prices change. Default: all that are free.
+        days: number of days over which prices change. Default: all free days.
         others: ``"conditional"`` or ``"unchanged"``.
 
     Returns:

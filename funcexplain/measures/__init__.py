@@ -1,1 +1,1 @@
-"""What judges an answer."""
+"""Measures of an answer."""

@@ -1,4 +1,4 @@
-"""Whether a story is the market's or one network's: do other networks hold the target at an answer?"""
+"""Whether an answer is about the market or one network: do other networks hold the target there?"""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _PART = 256  # rows at a time
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """What other networks hold at an answer; the first dimension of tensors is the network's.
+    """The response of other networks to an answer; the first dimension of tensors is the network.
 
     Attributes:
         held: whether each network holds the target, ``(M, *rows)``.
         error: its largest deviation from the target.
-        gap_closed: the share of its own gap between its weights at the reference and the target that
-            the answer closes: 1 at the target, 0 for no change, negative for a move away.
+        gap_closed: share of the gap between its weights at the reference and the target that the answer
+            closes: 1 at the target, 0 for no change, negative for a move away.
     """
 
     held: Tensor
@@ -46,12 +46,12 @@ class Agreement:
 
 
 def agreement(solution: Solution, problem: Problem, models: Any, *, atol: float = 1e-3) -> Agreement:
-    """Measure how other networks see the answers of one: whether the target holds for them, too.
+    """Measure whether other networks also hold the target at the answers of one.
 
-    A change that only one of several networks of the same kind answers is a story about that network.
+    An answer that only one of several similar networks shares is about that network, not the market.
 
     Args:
-        solution: what `solve` or `closest` found.
+        solution: the result of `solve` or `closest`.
         problem: the question or grid that it answers; also a `consensus`, for networks left out of it.
         models: a list of networks of any architectures, modules or pairs ``(apply, params)``, or
             parameters of several models, stacked as by `stack`.

@@ -1,4 +1,4 @@
-"""Alternatives: markets nearly as likely as the likeliest that hold the target, and very different."""
+"""Alternatives: markets that hold the target, nearly as likely as the likeliest and very different."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def alternatives(
     count: int = MAX_STORIES,
     atol: float = 1e-3,
 ) -> Solution:
-    """Markets at least ``likelihood`` times as likely as an answer, and as different as possible.
+    """Find markets at least ``likelihood`` times as likely as an answer, and as different as possible.
 
-    From the answer, as from `closest`, candidates move towards every draw, by those shocks alone that
-    change the cumulative moves of the assets: as far as their density allows, and the target holds. The
-    candidate farthest from all that are chosen, in standard deviations of ordinary moves, is added next.
+    From the answer, for example of `closest`, candidates move towards every draw, along the shocks that
+    change the assets' cumulative moves, as far as the density allows and the target holds. The candidate
+    farthest from all chosen ones, in standard deviations of ordinary moves, is added next.
 
     Args:
         answer: a market at which the target holds; the first of the result.
@@ -46,7 +46,8 @@ def alternatives(
         atol: as in `sample`.
 
     Returns:
-        A solution with the row dimension ``alternative``, with fewer rows where no candidate differs.
+        A solution with the row dimension ``alternative``, with fewer rows if no further candidate
+        differs.
 
     Raises:
         TypeError: if an argument has the wrong type.

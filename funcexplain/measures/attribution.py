@@ -1,4 +1,4 @@
-"""What moved the weights: their change between two windows, split over channels, days and assets."""
+"""Attribution: the change of weights between two windows, split over channels, days and assets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Attribution:
             (the first dimension is the weight that changes), or ``(A, G)`` by groups.
         change: weights at the end minus those at the start, ``(A,)``.
         error: largest distance of the sum of a weight's parts from its change, for each row.
-        standard_error: of parts that were sampled, ``(A, G)``, else None.
+        standard_error: of sampled parts, ``(A, G)``, else None.
     """
 
     values: Tensor
@@ -68,34 +68,34 @@ def attribute(
     By integrated gradients: ``part[k, i] = integral of (dw_k / dx_i) dx_i`` along a path from ``start``
     to ``end``, by Gauss-Legendre quadrature, whose panels are bisected until the parts add up. Or by
     Shapley values of groups: the average, over all orders in which groups move from ``start`` to
-    ``end``, of the change that a group adds. These need no slopes, and suit networks with many kinks or
-    jumps. Parts of entries that do not move are exactly zero.
+    ``end``, of the change that a group adds. These need no gradients, and suit networks with many kinks
+    or jumps. Parts of entries that do not move are exactly zero.
 
     Args:
-        problem: the question, or a grid; only its network and search space matter. Of a grid, each row
-            is split as if it were alone.
+        problem: the question, or a grid, whose rows are independent. Only the network and the search
+            space matter.
         start: window, ``(C, L, A)``, or one for each row. Default: the reference.
-        end: likewise, or an answer of the problem.
+        end: as ``start``, or an answer of the problem.
         path: ``"x"``: along the straight line between the windows. ``"z"``: between their search points,
-            so that each window on the way is one that the search space allows, such as that of a
-            possible market; `"shapley"` then moves groups of the search point.
+            so that the search space allows each window on the path, such as the windows of possible
+            markets; `"shapley"` then moves groups of the search point.
         method: ``"gradients"`` or ``"shapley"``.
         groups: ``"entries"`` (the default for gradients), ``"assets"`` (the default for Shapley
             values), ``"days"`` (or ``"periods"``), ``"channels"``, or integers >= 0 that number each
             entry's group. With ``path="z"``, Shapley values group the search point.
         tolerance: of the error, as a fraction of the largest change of a weight, or of 0.1 % of the
             largest weight if that is more.
-        max_nodes: maximum number of Jacobians of a row; the error says whether they were enough.
+        max_nodes: maximum number of Jacobians per row; ``error`` shows whether they were enough.
         draws: number of random orders where more than 12 groups move; with fewer, all are evaluated.
-        seed: of these orders, >= 0.
+        seed: seed of these orders, >= 0.
 
     Returns:
-        The parts, the change, and how far their sum is from it.
+        The parts, the change, and the distance of their sum from it.
 
     Raises:
         TypeError: for another type or dtype.
         ValueError: for a window of another shape or with values that are not finite, unknown settings,
-            a grid without rows, or, with ``path="z"``, a window that the search space does not have.
+            a grid without rows, or, with ``path="z"``, a window outside the search space.
 
     Example:
         >>> import torch, funcexplain as fe

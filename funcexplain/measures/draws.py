@@ -1,8 +1,8 @@
-"""What the draws of `sample` have in common, against the law of all markets.
+"""Summaries of the draws of `sample`, compared with the law of all markets.
 
 Markets at which the target holds are compared with ordinary ones, drawn from the scenario's own law
-without a call of the network: day by day (`bands`), in total (`moves`), and by which shocks and returns
-tell both apart (`drivers`). Every number is a function of the draws alone; their order does not matter.
+without calling the network: day by day (`bands`), in total (`moves`), and by the shocks and returns that
+distinguish them (`drivers`). Every number depends only on the draws, not their order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Bands(NamedTuple):
     """Quantiles of every asset's path.
 
     Attributes:
-        levels: the ``Q`` levels, rising.
+        levels: the ``Q`` levels, ascending.
         given: of the draws, cumulative log returns ``(Q, D, A)``.
         ordinary: of all markets, ``(Q, D, A)``.
         first: the first day that shocks reach; paths are zero on the day before it.
@@ -66,7 +66,7 @@ class Drivers(NamedTuple):
     """Which days and assets the target depends on, float64, ``(D, A)`` each; zero where frozen.
 
     Attributes:
-        shift: mean of the shocks ``z`` of the draws; that of all markets is zero, with unit variance.
+        shift: mean of the shocks ``z`` of the draws; in all markets it is zero, with unit variance.
         correlation: rank correlation between each day's return of each asset and the target:
             ``P(r > s) - P(r < s)`` for the return ``r`` of a draw and ``s`` of an ordinary market. 1 if
             all draws are higher, 0 if the return does not matter, -1 if all are lower.
@@ -114,7 +114,7 @@ def bands(
     num_samples: int = NUM_SAMPLES,
     seed: int = 0,
 ) -> Bands:
-    """Quantiles of every asset's path at which the target holds, and of all its paths.
+    """Compute quantiles of every asset's path when the target holds, and in all markets.
 
     A path is the cumulative log return from the day before the first shocked one. Half of the draws are
     between the quantiles 0.25 and 0.75 on any one day, fewer on all days together.
@@ -122,7 +122,7 @@ def bands(
     Args:
         draws: markets at which the target holds, from `sample`.
         problem: their question.
-        levels: quantiles, rising, each in [0, 1].
+        levels: quantiles, ascending, each in [0, 1].
         num_samples: number of ordinary markets.
         seed: seed of the ordinary markets, with ``args["seed"]``.
 
@@ -150,7 +150,7 @@ def bands(
 
 
 def moves(draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, seed: int = 0) -> Moves:
-    """Each asset's cumulative move when the target holds, against its move in all markets.
+    """Compute each asset's cumulative move when the target holds, and compare it with all markets.
 
     Args:
         draws: as in `bands`, like the other arguments.
@@ -181,10 +181,10 @@ def moves(draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, 
 def drivers(
     draws: Solution, problem: Problem, *, num_samples: int = NUM_SAMPLES, seed: int = 0
 ) -> Drivers:
-    """Which days and assets the target depends on: shifted shocks, and returns that rank differently.
+    """Find the days and assets that the target depends on: shifted shocks, and returns of other ranks.
 
-    Shocks of one day are independent, and those of an asset are net of the assets before it: their
-    shifts compare days. The correlations compare assets, in returns that move together.
+    Shocks are independent, and those of an asset are net of the assets before it: their shifts compare
+    days. The correlations compare assets, in returns that move together.
 
     Args:
         draws: as in `bands`, like the other arguments.

@@ -1,7 +1,7 @@
-"""Measures of an answer, row by row: is it valid, how far, how unusual and how stable is it?
+"""Measures of an answer, row by row: validity, distance, plausibility and stability.
 
-The measures themselves are pure functions of one row, in `validity`, `proximity`, `plausibility` and
-`stability`; here they are mapped over the rows of a grid, chunk by chunk.
+The measures are pure functions of one row, in `validity`, `proximity`, `plausibility` and `stability`;
+here they are mapped over the rows of a grid, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -71,29 +71,29 @@ def evaluate(
     top: int = 20,
     chunk_size: int = 256,
 ) -> Metrics:
-    """Measure an answer, row by row: whether it is valid, how far, how unusual and how stable it is.
+    """Measure an answer, row by row: validity, distance, plausibility and stability.
 
-    Every measure is described in ``metrics.descriptions``, its formula in the function that computes it.
-    Unknown measures are left out: those in sigmas without a history, a ``scale`` or `standardize`; those
-    against a history without one; those over starts if there are none.
+    ``metrics.descriptions`` describes every measure; the function that computes it has the formula.
+    Measures without data are left out: those in sigmas without a history, a ``scale`` or `standardize`,
+    those that need a history, and those over starts.
 
     Args:
-        solution: what `solve` found.
+        solution: the result of `solve`.
         problem: the question or grid that it answers.
         history: of the market (`Solution.history` holds losses): features of every day,
-            ``(C, days, A)``, as windows have them; the first channel must hold returns. A row whose
-            reference is one of its windows sees the days up to that window alone.
+            ``(C, days, A)``, with the channels of the windows; the first channel must hold returns. A
+            row whose reference is one of its windows sees only the days up to that window.
         scale: one sigma, a number or a tensor that broadcasts to x, such as ``(C, 1, 1)``. Default: the
             standard deviation of each channel of the history, else the ``std`` of `standardize`.
-        tolerance: changes above this number of sigmas count; without sigmas, any change does.
-        along: names of the dimensions of starts, along which diversity, spread and agreement are
-            measured. Default: those along which only ``x0``, ``seed`` or ``jitter`` vary.
+        tolerance: minimum change, in sigmas, that counts; without sigmas, any change counts.
+        along: names of the dimensions of starts, for diversity, spread and agreement. Default: those
+            along which only ``x0``, ``seed`` or ``jitter`` vary.
         models: parameters of other models, stacked as by `stack`, evaluated at each answer.
         atol: under noise and for other models the target is hit where
             ``max |weights - target| <= atol``.
-        noise: standard deviation, in sigmas, of the noise added to free entries. Measures such as
-            ``held_0.1`` and ``today_moves_0.1`` have their own, which is of the path in a scenario.
-        draws: number of noisy windows per row; 0 for none. One that the network refuses is a miss.
+        noise: standard deviation, in sigmas, of the noise added to free entries. ``held_0.1``,
+            ``today_moves_0.1`` and the like have their own noise, in a scenario that of the path.
+        draws: number of noisy windows per row; 0 for none. If the network raises at one, it is a miss.
         seed: seed of the noise; torch's global generator is not used.
         nearest: number of nearest windows to average over.
         top: number of largest changes to compare between starts.
@@ -215,12 +215,12 @@ def _measure_rows(settings: _Settings, solution: Solution, rows: Tensor) -> Meas
 def _under_noise(
     settings: _Settings, solution: Solution, rows: Tensor, args: Args, sigma: Tensor
 ) -> Measured:
-    """Whether answers survive ordinary noise, beside what it does to the weights at the reference.
+    """Whether answers survive ordinary noise, and what it does to the weights at the reference.
 
     ``held_S`` is the share of draws of noise of ``S`` sigmas, of the path in a scenario, under which the
     target holds within ``atol``: an estimate of ``P(target | this market plus noise)``.
     ``today_moves_S`` is the mean over the draws of the largest change of a weight at the reference. An
-    answer that noise undoes says something only where the same noise leaves today's weights as they are.
+    answer that noise undoes is suspicious only if the same noise leaves today's weights unchanged.
     """
     problem, seeds, scale = settings.problem, settings.seeds, None if settings.problem.law else sigma
     answers = under_noise(problem, solution.z if problem.law else solution.x, args, scale, seeds)

@@ -42,7 +42,7 @@ class Panels(NamedTuple):
     Attributes:
         row: the path's number, ``(P,)``.
         start: time, ``(P,)``, float64.
-        end: likewise.
+        end: time, ``(P,)``, float64.
         before: weights at the start, ``(P, K)``, float64.
         after: weights at the end.
         parts: integrals ``(P, K, N)``.

@@ -1,4 +1,4 @@
-"""How plausible answers are by the history up to their dates, for all rows of a date together."""
+"""Plausibility of answers given the history up to their dates, for all rows of a date together."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from funcexplain.problems.problem import Args, Problem
 Measured = dict[str, Tensor]
 
 WORST = "worst "
-"""Begins the names of what is known of the worst statistic."""
+"""Prefix of the measures of the worst statistic."""
 
 
 class Market:
-    """A history that shows each row the days up to its date alone, read once for each date."""
+    """A history that shows each row only the days up to its date; read once for each date."""
 
     def __init__(self, history: Tensor, lookback: int) -> None:
         self.history, self.lookback = history.double(), lookback

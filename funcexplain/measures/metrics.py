@@ -1,4 +1,4 @@
-"""The result of `evaluate`: measures by name with a description of each, printed as a table."""
+"""The result of `evaluate`: measures by name with descriptions, printed as a table."""
 
 from __future__ import annotations
 

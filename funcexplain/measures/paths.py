@@ -1,8 +1,7 @@
-"""The path of returns behind an answer, and the days of history that its question may know.
+"""The path of returns behind an answer, and the days of history known on its date.
 
 A question about a past date must not see later prices. Its date is the last day of the reference window
-in the history. If the history does not hold the window, since its free days are still to come, it is the
-last day before these.
+in the history, or, if the free days of the window are still to come, the last day before them.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def known_days(history: Tensor, reference: Tensor, free: int) -> tuple[int, int]
     lookback = reference.shape[1]
     if (end := _end(history, reference)) is not None:
         return end, max(0, end - free)
-    # Features of the days to come do not follow from known prices, those before them do.
+    # Features of coming days do not follow from known prices, those before them do.
     before = reference[:, : lookback - free] if free < lookback else reference[:, :0]
     end = _end(history, before) if before.shape[1] else None
     return (history.shape[1],) * 2 if end is None else (end, end)

@@ -2,7 +2,7 @@
 
 `summarize` reads a history once; the measures are pure functions of one window and that summary. The
 first channel must hold returns. A window is compared with windows of the same length: the kurtosis of 20
-days is not that of 20 years. How rare its path is, is measured by `rarity`.
+days is not that of 20 years. `rarity` measures how rare its path is.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def facts_of_windows(history: Tensor, lookback: int) -> Tensor:
 def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
     """Mean distance to the ``k`` nearest windows of the history, root mean square in sigmas.
 
-    ``mean_k sqrt(mean(((x - h_k) / sigma)**2))``. The network was not trained on windows far from
-    all of the history's.
+    ``mean_k sqrt(mean(((x - h_k) / sigma)**2))``. Far from all windows of the history,
+    the network extrapolates.
 
     Args:
         x: window, ``(C, L, A)``.

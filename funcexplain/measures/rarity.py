@@ -1,9 +1,9 @@
-"""How rare a path of returns is: the worst of what a person would look at, against real paths.
+"""How rare a path of returns is: its most extreme statistic, compared with real paths.
 
 Each statistic of a path (the moves of every asset over spans of days, the joint move of all assets,
-volatility and correlation) is ranked among the same statistic of all real paths before it. There are
-hundreds, so that the worst rank of nearly every real path is extreme. It is compared in turn with the
-worst ranks of real paths, each judged by the history before it: of these, 5 % have a share of 5 %.
+volatility and correlation) is ranked among the same statistic of all real paths before it. With hundreds
+of statistics, the worst rank of nearly every path is extreme. So it is ranked in turn among the worst
+ranks of real paths, each judged by the history before it: 5 % of these have a share of 5 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = (*MOVES, *FACTS, "joint")
 
 
 class Statistic(NamedTuple):
-    """What one statistic measures.
+    """A statistic of a path.
 
     Attributes:
         kind: ``"rise"``, ``"fall"``, ``"joint"``, ``"volatility"``, ``"calm"``, ``"correlation"`` or
@@ -56,13 +56,13 @@ class Rarity(NamedTuple):
 
     Attributes:
         share: share of real paths, in the later half of history, whose worst statistic ranked as high;
-            NaN if there are fewer than ten.
+            NaN for fewer than ten.
         tails: of each statistic, log10 of the share of real paths with a value as large, ``(..., K)``:
             from ranks up to the largest value, beyond it continued by a power law.
         values: of each statistic, ``(..., K)``; moves are log returns.
         paths: number of real paths that each statistic is ranked among.
         scores: number of real paths behind ``share``.
-        statistics: what the ``K`` statistics measure.
+        statistics: the ``K`` statistics.
     """
 
     share: Tensor
@@ -92,7 +92,7 @@ class Layout(NamedTuple):
         return sorted({span for span in (1, self.lookback, self.free) if span <= self.days})
 
     def statistics(self, num_assets: int) -> tuple[Statistic, ...]:
-        """What the statistics of a path measure, in the order of their values."""
+        """The statistics of a path, in the order of their values."""
         assets, window = [*range(num_assets), MARKET], self.lookback
         moves = [
             Statistic(kind, span, asset) for span in self.spans for kind in MOVES for asset in assets
@@ -185,7 +185,7 @@ def rarity(
 
 
 def read(history: Tensor, layout: Layout) -> Record:
-    """Read a history once: the statistics of its paths, and how rare these were when they happened."""
+    """Read a history once: the statistics of its paths, and how rare each was at its date."""
     returns = history.double()
     empty = returns.new_empty(0)
     if len(returns) < _shortest(layout, returns):
@@ -260,9 +260,9 @@ def share_of(scores: Tensor, worst: Tensor) -> Tensor:
 def log10_chance(shocks: Tensor, free: int = 1) -> Tensor:
     """Base-10 logarithm of the chance of standard normal shocks as large, ``log10 P(chi_n >= |z|)``.
 
-    With ``free`` the number of free shocks, a draw is as far from zero in any direction. With one, it is
-    as far along the direction of ``z``, either way: for the smallest shocks that reach a target, this is
-    about twice the chance of the target, as in the first-order reliability method.
+    If ``free`` is the number of free shocks, this is the chance of a draw as far from zero in any
+    direction. With one, it is the chance of a draw as far along ``z``, either way: for the smallest
+    shocks that reach a target, about twice the target's probability (first-order reliability method).
 
     Args:
         shocks: ``z``, ``(..., D, A)``; zero where frozen.

@@ -1,7 +1,7 @@
 """Shapley values of groups of entries: the average change of weights as a group moves from start to end.
 
-``phi[g]`` is the mean, over all orders in which groups may move, of what ``g`` adds to those before it.
-Only windows are evaluated, never slopes, so kinks and jumps of a network do not matter.
+``phi[g]`` is the mean, over all orders of groups, of the change that ``g`` adds to those before it. Only
+windows are evaluated, never gradients, so kinks and jumps of a network do not matter.
 
 References:
     L. S. Shapley (1953), A Value for n-Person Games, https://doi.org/10.1515/9781400881970-018;
@@ -52,7 +52,7 @@ def sampled(
 ) -> tuple[Tensor, Tensor]:
     """Estimates ``(K, G)`` from random orders, each also reversed, and their standard errors.
 
-    The gains of each order add up to the change, so that the estimates do, too.
+    The gains of each order add up to the change, and so do the estimates.
 
     Example:
         >>> double = lambda coalitions: coalitions.double() @ torch.tensor([[2.0], [3.0]]).double()

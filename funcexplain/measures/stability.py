@@ -1,4 +1,4 @@
-"""Whether to trust an answer: do other starts agree, is it robust to noise, do other models agree?
+"""Stability of an answer: across starts, under noise, and across models.
 
 `diversity`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of
 one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
@@ -159,7 +159,7 @@ def under_noise(
             get noise, ``(B, ...)``.
         args: data of the rows, as from `take_rows`.
         scale: one sigma of the windows, which broadcasts to these; None in a scenario.
-        seeds: of the noise, one for each draw; it is the same for all rows and sizes.
+        seeds: seed of the noise for each draw, the same for all rows and sizes.
 
     Returns:
         For each size of `NOISES`, and for zero, weights ``(draws, B, A)``; one draw without noise.

@@ -1,7 +1,7 @@
 """Stories: the few kinds of market among draws at which the target holds.
 
-Draws are points, the cumulative moves of all assets in ordinary standard deviations. k-medoids divides
-them; the silhouette chooses how many kinds there are, and whether there is more than one at all.
+Draws are points, the cumulative moves of all assets in ordinary standard deviations. k-medoids clusters
+them; the silhouette chooses the number of kinds, and whether there is more than one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stories(NamedTuple):
             their windows.
         labels: kind of each draw, int64, ``(N,)``.
         moves: mean cumulative log return of each kind, ``(K, A)``.
-        silhouette: how clearly kinds are apart, in [-1, 1]; NaN for a single one.
+        silhouette: how well kinds are separated, in [-1, 1]; NaN for a single one.
     """
 
     shares: Tensor
@@ -52,14 +52,14 @@ def stories(
     """Divide the markets at which the target holds into at most five kinds.
 
     k-medoids of the cumulative moves of all assets, each in standard deviations of its moves in ordinary
-    markets. There are as many kinds as have the highest mean silhouette. Draws of a single kind can be
-    divided, too: there is one kind unless the silhouette is a tenth higher than those of nine samples of
-    a normal law with the draws' mean and covariance.
+    markets. The number of kinds maximizes the mean silhouette. Since k-medoids divides a single cloud,
+    too, there is one kind unless the silhouette is a tenth higher than those of nine samples of a normal
+    law with the draws' mean and covariance.
 
     Args:
         draws: markets at which the target holds, from `sample`.
         problem: their question.
-        count: number of kinds. Default: by the silhouette, 1 to 5; one of fewer than ten draws.
+        count: number of kinds. Default: 1 to 5, by the silhouette; one for fewer than ten draws.
         num_samples: number of ordinary markets that measure the standard deviations.
         seed: seed of the ordinary markets and of the normal samples, with ``args["seed"]``.
 
@@ -114,8 +114,8 @@ def stories_of(markets: Markets, seed: Tensor, count: int | None = None) -> Stor
 def medoids_of(distances: Tensor, count: int) -> Tensor:
     """Partition around medoids: the points whose distances to their nearest medoid have a low sum.
 
-    The best next medoid is added until there are enough; then the best exchange of a medoid for another
-    point is made as long as it helps.
+    Adds the best next medoid until there are enough; then makes the best swap of a medoid for another
+    point as long as it helps.
 
     Args:
         distances: between all points, ``(N, N)``.
@@ -138,7 +138,7 @@ def medoids_of(distances: Tensor, count: int) -> Tensor:
             cost, point = torch.minimum(distances, kept).sum(1).min(0)
             if cost < best[0]:
                 best = cost, place, int(point)
-        if not best[0] < before * (1 - 1e-12):  # rounding must not exchange for ever
+        if not best[0] < before * (1 - 1e-12):  # rounding must not swap endlessly
             return torch.tensor(sorted(medoids), device=distances.device)
         medoids[best[1]] = best[2]
         nearest = distances[medoids].amin(0)

@@ -15,7 +15,7 @@ _ROUNDING = 1e-4
 
 
 class Adapted(nn.Module):
-    """What `adapt` returns; ``network`` is the given one."""
+    """The module that `adapt` returns; ``network`` is the given one."""
 
     mean: Tensor
     std: Tensor
@@ -76,25 +76,25 @@ def adapt(
     """Adapt a network to windows ``(n_samples, C, L, A)`` and weights ``(n_samples, A)``.
 
     Args:
-        network: a network of any of these forms; it is not changed.
-        layout: of the windows that it takes, such as ``"n l (c a)"`` for a recurrent network over days,
+        network: a network of any of these forms; it does not change.
+        layout: layout of its input, such as ``"n l (c a)"`` for a recurrent network over days,
             or ``"(n a) l c"`` for one of single assets, whose samples and assets are one axis.
-        output: name or index of the weights in a tuple, dict or dataclass that it returns.
-        horizon: of weights for several horizons, ``(n_samples, H, A)``: an index, or their ``"mean"``.
+        output: name or index of the weights, if it returns a tuple, dict or dataclass.
+        horizon: for weights of several horizons, ``(n_samples, H, A)``: an index, or ``"mean"``.
         normalize: ``"softmax"`` for logits; ``"sum"`` divides scores by their sum.
-        mean: units that it was trained in, ``(x - mean) / std``: a number of each channel, ``(C,)``, or
-            a tensor that broadcasts to a window, such as ``(C, 1, 1)``.
-        std: likewise, positive; both or neither.
+        mean: for networks trained on ``(x - mean) / std``: a number for each channel, ``(C,)``, or a
+            tensor that broadcasts to a window, such as ``(C, 1, 1)``.
+        std: as ``mean``, positive; pass both or neither.
         benchmark: weights ``(A,)`` that are subtracted, so that targets and answers are active weights.
-        inputs: more inputs by the names of its arguments, each for one sample; they are given, not
-            searched, and expanded over the samples.
+        inputs: more inputs by the names of its arguments, each for one sample; they stay fixed and are
+            expanded over the samples.
 
     Returns:
         A module for `problem`.
 
     Raises:
         TypeError: if an argument has another type.
-        ValueError: if the layout is none, or one of ``mean`` and ``std`` is missing.
+        ValueError: for an invalid layout, or if only one of ``mean`` and ``std`` is given.
 
     Example:
         >>> import torch, funcexplain as fe

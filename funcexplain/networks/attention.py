@@ -1,4 +1,4 @@
-"""Rules (see `prepare`) for attention: matrix products in place of fused kernels.
+"""Rules (see `prepare`) for attention: matrix products instead of fused kernels.
 
 torch's fused attention kernels have no batching rule: under ``vmap`` they run one row at a time. As
 matrix products and a softmax, which torch itself uses if attention weights are requested, the same layer

@@ -2,7 +2,7 @@
 
 ``NCO`` clusters assets and ``Resample`` draws portfolios: both branch on values, sample by sample, and
 reseed torch's global generator if they have a ``random_state``. They become opaque, and the generator is
-restored. The clusters are constants of the gradient, as any discrete choice is. ``Zoom`` builds its grid
+restored. The clusters are constants of the gradient, like any discrete choice. ``Zoom`` builds its grid
 from Python numbers, which blocks the gradient of its scale; here the grid is a tensor. The root of a
 ``CovarianceMatrix`` reads the rank of the matrix; here small singular values are zero instead.
 """

@@ -44,9 +44,8 @@ def functionalize(
         TypeError: if ``module`` is not a (Python) module, or, from ``apply``, if it does not return one
             tensor.
         ValueError: if batch normalization is in training mode; from ``apply``, if the output does not
-            have shape ``(1, A)`` for a batch of one, or if, at the first window, the copy does not hold
-            the weights of the module itself in eval mode (for example, because layers are kept where it
-            does not find them).
+            have shape ``(1, A)`` for a batch of one, or if, at the first window, the copy's weights
+            differ from the module's own in eval mode (for example, because it cannot find some layers).
 
     Example:
         >>> import torch, funcexplain as fe
@@ -99,7 +98,7 @@ def stack(modules: Sequence[nn.Module]) -> tuple[Apply, dict[str, Tensor]]:
 
     Raises:
         ValueError: if there are no modules, or one does not match the first (with its index); at the
-            first window, if a model's own weights are not those of the first model with its parameters.
+            first window, if a model's own weights differ from the first model's with its parameters.
 
     Example:
         >>> import torch, funcexplain as fe

@@ -1,10 +1,10 @@
 """The pure function of a network: parameters are in its private copy only while a call needs them.
 
-Ctrl-C is held back meanwhile, and never lost. A KeyboardInterrupt in the middle of a step would leave
-torch.func's levels out of balance; in a `finally` it would keep the caller's module from being put
-back; in a finalizer, Python would ignore it. So `deferred_interrupts` holds a press back until
-`raise_pending`, between two steps, or until its end. Every search around it then stops, too: the
-outermost one raises, or its answer says INTERRUPTED.
+Ctrl-C is deferred meanwhile, and never lost. A KeyboardInterrupt in the middle of a step would leave
+torch.func's levels unbalanced; in a `finally` it would prevent restoring the caller's module; in a
+finalizer, Python would ignore it. So `deferred_interrupts` holds a press back until `raise_pending`,
+between two steps, or until its end. Enclosing searches then stop, too: the outermost one raises, or
+returns INTERRUPTED.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Network(Unpicklable):
     """The ``apply`` that `functionalize` returns.
 
     Attributes:
-        pending: raises unless the copy, at a window, equals the module that it was made from; called
-            with the first window that the network sees, unless that was done before.
+        pending: raises unless the copy agrees with its module at a window; called once, with the first
+            window that the network sees.
         module: the private copy.
-        own: the tensors that are in it between calls, those of the caller's module.
+        own: the tensors in it between calls, those of the caller's module.
         draws: whether the network draws random numbers in eval mode, so that no answer is repeatable.
-        tried: what searches found out about how rows share a batch.
+        tried: results of trials of how rows share a batch.
     """
 
     def __init__(self, copy: Copy, params: dict[str, Tensor]) -> None:
@@ -99,7 +99,7 @@ class Network(Unpicklable):
         return out
 
     def verify(self, x: Tensor) -> None:
-        """Hold the copy against the caller's module at one window, unless that was done before."""
+        """Compare the copy with the caller's module at one window, once."""
         pending, self.pending = self.pending, None
         if pending is None or torch._C._len_torch_dispatch_stack():  # is being traced
             self.pending = pending
@@ -175,9 +175,9 @@ class Network(Unpicklable):
 def bound(apply: Apply, params: Params) -> AbstractContextManager[None]:
     """Keep parameters in a network for many calls with the same ones, and for their backward passes.
 
-    Putting parameters into a network and removing them costs as much as a small network. Some networks
-    read them in the backward pass (activation checkpointing, reversible layers), after the call. Inside
-    this context neither matters. Functions that are not from `functionalize` need no context.
+    Inserting and removing parameters costs as much as a small network, and some networks read them in
+    the backward pass, after the call (activation checkpointing, reversible layers). This context solves
+    both. Functions that are not from `functionalize` do not need it.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1))
@@ -240,10 +240,10 @@ def slope(
 
 
 class Hold:
-    """A SIGINT handler that passes a press on to the caller's when it is asked; a second one at once.
+    """A SIGINT handler that passes a press on to the caller's on request; a second one at once.
 
     Attributes:
-        answered: whether what the section returns says INTERRUPTED.
+        answered: whether the result of the section is marked INTERRUPTED.
         raised: whether the section raises a KeyboardInterrupt.
         presses: how many there were, of all handlers.
     """
@@ -263,7 +263,7 @@ class Hold:
         Hold.presses += 1
 
     def stops(self) -> bool:
-        """Whether a press ends what is running: whether the caller's handler has raised."""
+        """Whether a press ends the search: whether the caller's handler has raised."""
         if self._pressed and self._error is None:
             try:
                 self._handler(signal.SIGINT, None)
@@ -286,7 +286,7 @@ class Hold:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Hold]:
-    """Hold back a Ctrl-C until `raise_pending`, or the end of the outermost such section.
+    """Defer Ctrl-C until `raise_pending`, or the end of the outermost such section.
 
     Does nothing outside the main thread, or where the caller's SIGINT handler is not a Python function.
     """
@@ -313,7 +313,7 @@ def deferred_interrupts() -> Iterator[Hold]:
 
 
 def raise_pending() -> None:
-    """Raise a KeyboardInterrupt if a press was held back; in the main thread only."""
+    """Raise a KeyboardInterrupt if a press was deferred; only in the main thread."""
     if not Hold.presses:  # asking for the handler takes time
         return
     hold = signal.getsignal(signal.SIGINT)

@@ -3,8 +3,8 @@
 torch's CPU kernel for the gradient of instance and batch normalization misreads memory when the batch
 has ONE sample of several channels, and input and cotangent have different layouts (pytorch issues 62967,
 63224, 175189). The gradient is then silently wrong by more than its own size, in every precision. Layers
-that permute their input or output bring about such layouts, and a question about one window is a batch
-of one. Group, layer and RMS normalization read the layout correctly and need no rule.
+that permute their input or output cause such layouts, and a question about one window is a batch of
+one. Group, layer and RMS normalization read the layout correctly and need no rule.
 
 Batch normalization with fixed statistics is a scale and a shift of every channel; written explicitly it
 avoids that kernel and its cost.
@@ -87,7 +87,7 @@ def explicit_weight_norm(module: nn.Module) -> nn.Module:
 
 
 class ExplicitWeightNorm(WeightNorm):
-    """The hook of ``nn.utils.weight_norm``, the older way, likewise."""
+    """The same for the hook of the older ``nn.utils.weight_norm``."""
 
     def compute_weight(self, module: nn.Module) -> Tensor:
         """The weight of a module, from the parameters in its place."""

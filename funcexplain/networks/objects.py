@@ -1,4 +1,4 @@
-"""What Python objects refer to, and how they are classed, without calling their code."""
+"""References and kinds of Python objects, found without calling their code."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def is_state(value: Any) -> bool:
 
 
 def clone(value: Any) -> Any:
-    """A copy of what `is_state` holds for; of a tensor without the graph that it may come from."""
+    """A copy of an object for which `is_state` holds; of a tensor without its graph."""
     if isinstance(value, Tensor):
         return clone_tensor(value).requires_grad_(value.requires_grad)
     if isinstance(value, torch.Generator):
@@ -82,13 +82,13 @@ def clone(value: Any) -> Any:
 
 
 def is_closed(cls: type) -> bool:
-    """Whether objects of a class are copied only if they refer to something that is."""
+    """Whether objects of a class are copied only if they refer to copied ones."""
     transparent = (tuple, functools.partial, MethodType, *METHODS)
     return not (issubclass(cls, transparent) or is_container(cls))
 
 
 def referent(proxy: Any) -> Any:
-    """What a weak proxy stands for, or ``None``."""
+    """The referent of a weak proxy, or ``None``."""
     try:
         return proxy.__init__.__self__
     except ReferenceError:

@@ -1,9 +1,9 @@
 """Make any batched differentiable function work under torch.func.
 
-``torch.func`` transforms a function operation by operation, and fails at the first operation that it
-does not know: a fused recurrent kernel, a convex solver, any code outside of torch. Such code usually
-supports a batch of independent rows, which is all that mapping needs: the mapped dimension is folded
-into the function's own batch dimension, the function is called once, and its result is unfolded.
+``torch.func`` transforms a function operation by operation, and fails at the first unknown one: a fused
+recurrent kernel, a convex solver, any code outside of torch. Such code usually supports a batch of
+independent rows, which is enough for mapping: the mapped dimension is folded into the function's own
+batch dimension, the function is called once, and its result is unfolded.
 
 Two ``torch.autograd.Function`` do this. `_Apply` runs the function by ordinary autograd on plain
 tensors; `_Pull` sends cotangents back through the graph of that run. Both have a rule for ``vmap``. They
@@ -59,7 +59,7 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
             or ``None`` if all rows share the argument. If a shared argument is mapped (the parameters
             of an ensemble), ``fn`` runs once for each of its values. An int or ``None`` applies to all
             arguments.
-        out_batch: likewise for each output. ``None`` if, and only if, no argument has a batch dim;
+        out_batch: the same for each output. ``None`` if and only if no argument has a batch dim;
             mapping is then a loop.
 
     Returns:
@@ -72,8 +72,8 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
             dims, or if a batch normalization in ``fn`` uses the statistics of its batch.
         RuntimeError: for second or forward-mode derivatives.
 
-    Rows must be independent. Before several mapped rows first share a batch, a few of them, also changed
-    ones, are held against the same rows alone. If they differ (``fn`` subtracts the mean of its batch),
+    Rows must be independent. Before mapped rows first share a batch, a few of them, also modified ones,
+    are compared with the same rows alone. If they differ (``fn`` subtracts the mean of its batch),
     if ``fn`` fails for several rows, or if it reads values (``if``, ``.item()``), mapped rows run one at
     a time from then on, with a warning.
 

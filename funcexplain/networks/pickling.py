@@ -1,4 +1,4 @@
-"""Objects of functions: they may be copied, and say why they cannot be pickled."""
+"""Objects of functions, which can be copied and explain why they cannot be pickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain call of the caller's own module, after which everything that it holds is as it was."""
+"""A plain call of the caller's own module that leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
 def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
     """The module's own output in eval mode.
 
-    Its attributes, tables, buffers and modes are put back afterwards, also what its own ``train`` and
-    ``eval`` do to parameters. For what it writes elsewhere, see `containers_kept`.
+    Its attributes, tables, buffers and modes are restored afterwards, also changes of parameters by its
+    own ``train`` and ``eval``. For other state, see `containers_kept`.
 
     Args:
         module: the caller's module.
@@ -70,7 +70,7 @@ def call_in_eval_mode(module: nn.Module, windows: Tensor) -> Any:
 
 @contextmanager
 def containers_kept(containers: Sequence[Any]) -> Iterator[None]:
-    """Put back what mutable containers, tensors, arrays and generators hold."""
+    """Restore the contents of mutable containers, tensors, arrays and generators."""
     with ExitStack() as stack:
         tensors = [container for container in containers if isinstance(container, Tensor)]
         for tensor in tensors:
@@ -119,7 +119,7 @@ def _tables(parts: Sequence[nn.Module]) -> Iterator[Any]:
 
 @contextmanager
 def _classes_and_modes_kept(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back what is in no table: classes, which a first call may change, and modes of programs."""
+    """Restore state outside of tables: classes, which a first call may change, and modes of programs."""
     kept = [(part, type(part), part.training) for part in parts]
     try:
         yield
@@ -178,13 +178,13 @@ def _base(container: Any) -> Any:
 
 
 class Generators:
-    """Context that puts the states of all global random generators back."""
+    """Context that restores the states of all global random generators."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.state = device, self._read(device)
 
     def rewind(self) -> None:
-        """Put the states back now."""
+        """Restore the states now."""
         torch.set_rng_state(self.state[0])
         np.random.set_state(self.state[1])  # noqa: NPY002 (a network may use it)
         random.setstate(self.state[2])

@@ -5,12 +5,12 @@ parameters, buffers, children and hooks, and what attributes hold, see `referenc
 can be set, parts replaced and hooks added while the caller's module does not change. ``copy.deepcopy``
 does not work: it fails on networks with sparse buffers, such as those with a cvxpylayers layer.
 
-A class that overrides ``train`` or ``eval`` may do more than set a flag: it merges an adapter, or sets a
-temperature. It does so on a first copy, whose tensors are private, too.
+A class that overrides ``train`` or ``eval`` may do more than set a flag: merge an adapter, or set a
+temperature. It is called on a first copy with private tensors.
 
 A rule is a function ``module -> module``. It is called with the private copy of one module, after its
 children, and returns the replacement; it may change the copy in place. Names of parameters and buffers
-must not change. To its parent a replaced layer looks as before (see `stand_in`).
+must not change. To its parent a replaced layer looks unchanged (see `stand_in`).
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class Copy(NamedTuple):
     """A private copy of a network; see `prepare`.
 
     Attributes:
-        network: the copy, in the mode asked for and with the rules applied.
+        network: the copy, in the requested mode and with the rules applied.
         slots: where it also keeps registered tensors.
         containers: the caller's own mutable containers that were copied.
-        customized: whether a rule that is not the package's own changed a part.
+        customized: whether a user's rule changed a part.
     """
 
     network: nn.Module

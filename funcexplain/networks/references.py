@@ -1,15 +1,15 @@
-"""Redirect all that a network refers to from the caller's modules to their private copies.
+"""Redirect the references of a network from the caller's modules to their private copies.
 
 A module refers to others not only through its children: a bound method in an attribute, a layer in a
 list, a hook that closes over a dict. `redirect` follows such references as ``copy.deepcopy`` does, with
 one memo, so that what was one object is one object in the copy. It copies
 
-- what refers to a copied module or to a registered tensor, however indirectly;
+- objects that refer to a copied module or a registered tensor, also indirectly;
 - lists, dicts, sets, deques, plain records, tensors, arrays and generators that attributes hold, so that
   writing to them does not change the caller's.
 
-Anything else is shared: data frames, locks, modules outside of the tree, and what only the
-closure of a function holds. User code is never called, and what cannot be copied is shared.
+Anything else is shared: data frames, locks, modules outside of the tree, objects held only by closures,
+and objects that cannot be copied. User code is never called.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def redirect(
 
     Args:
         modules: the private modules.
-        copies: the copy of each of the caller's objects that has one, by ``id``. An object that is its
-            own copy is not looked into.
+        copies: copies of the caller's objects, by ``id``. An object that is its own copy is not
+            traversed.
         tensors: the registered tensors.
 
     Returns:
@@ -289,7 +289,7 @@ def subclass(cls: type, methods: dict[str, Any]) -> Any:
 
 
 def _values(module: nn.Module) -> Iterator[Any]:
-    """What a module's attributes and hooks refer to."""
+    """The objects that a module's attributes and hooks refer to."""
     for name, value in attributes(module).items():
         if name not in TABLES:
             yield value

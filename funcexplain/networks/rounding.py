@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0, rows: int = 0) -> bool:
-    """Whether tensors are equal but for rounding, relative to the largest number; NaN equals NaN.
+    """Whether tensors are equal up to rounding, relative to the largest number; NaN equals NaN.
 
     Half of the digits must agree: an unstable computation loses some to the order of its operations,
     while another network's numbers differ in the first.
@@ -19,7 +19,7 @@ def agree(a: Tensor, b: Tensor, eps: float = 0.0, atol: float = 0.0, rows: int =
         a: floating tensor.
         b: floating tensor.
         eps: rounding of the computation, if coarser than that of the tensors; see `coarsest_eps`.
-        atol: absolute difference that is allowed besides.
+        atol: additional absolute tolerance.
         rows: number of leading dimensions, 0 or 1; each row is compared relative to its largest number.
 
     Example:

@@ -18,9 +18,9 @@ def stand_in(layer: nn.Module, replacement: nn.Module, original: nn.Module) -> n
     """Make the stand-in of a layer.
 
     Args:
-        layer: private copy of ``original``; it may be a part of ``replacement``. It loses its hooks to
-            the stand-in, but for those that the original does not have.
-        replacement: is called in its place.
+        layer: private copy of ``original``; it may be a part of ``replacement``. Its hooks move to the
+            stand-in, except those that the original does not have.
+        replacement: the module to call instead.
         original: the caller's layer.
     """
     cls = type(layer)
@@ -55,5 +55,5 @@ def stand_in(layer: nn.Module, replacement: nn.Module, original: nn.Module) -> n
 
 
 def replacement_of(part: nn.Module) -> nn.Module:
-    """What a part calls: its replacement if it is a stand-in, else itself."""
+    """The replacement of a stand-in; any other part itself."""
     return vars(part).get("_replacement", part)

@@ -1,8 +1,8 @@
-"""A trial of folding: do rows of one batch give what the same rows give alone?
+"""A trial of folding: do rows in a batch agree with the same rows alone?
 
-An opaque function must have independent rows. A few rows are tried before it is believed: rows as they
-are, of the other sign, larger, and with noise, since a branch or a threshold may show at none of the
-first windows. Values and gradients of one batch of them are compared with those of each row alone.
+An opaque function must have independent rows. Before the first batch, a few rows are tried: unchanged,
+negated, larger, and with noise, since the first windows may not reach a branch or a threshold. Values
+and gradients in one batch are compared with those of each row alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Row = list[Tensor]
 
 
 def reads_values(network: Any, params: Any, windows: Tensor) -> bool:
-    """Whether a network reads values of tensors, as `if` does: of several windows, one decides for all.
+    """Whether a network reads values of tensors, as `if` does, so that one window decides for a batch.
 
     Args:
         network: as `functionalize` returns it.
@@ -66,7 +66,7 @@ def find_fault(
         fn: function of tensors with outputs in a tuple.
         inputs: its arguments, of ``count`` mapped rows.
         in_batch: the dim of each argument's rows.
-        out_batch: likewise for the outputs.
+        out_batch: the dim of each output's rows.
         count: number of mapped rows.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Hold a private copy against the caller's own network, called plainly, before it is believed.
+"""Compare a private copy with plain calls of the caller's own network.
 
-No list of rules covers all that a network may do: layers kept where a copy does not find them, hooks
-that fill a dict of the caller's, settings that a stack of models ignores. One forward pass of both at
-one window shows all of these.
+No list of rules covers everything that a network may do: layers that the copy cannot find, hooks that
+fill a dict of the caller's, settings that a stack of models ignores. One forward pass of both at one
+window reveals these.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     Attributes:
         module: the caller's own module; nothing of it changes.
         containers: mutable containers that it refers to.
-        marks: of each parameter and buffer, what changes when it is written to.
+        marks: of each parameter and buffer, a mark that changes when it is written to.
     """
 
     module: nn.Module
@@ -60,10 +60,10 @@ class Source(NamedTuple):
     def verify(self, apply: Network, params: Params, x: Tensor) -> None:
         """Raise unless the copy holds the weights that the module holds in eval mode.
 
-        One forward pass of each, at a window close to ``x``: at ``x`` itself, features that a hook has
-        kept from an earlier call may be right by chance. The copy has seen another window before, so
-        that it differs if it keeps state between calls. Neither a module that was trained since nor a
-        copy that fails, as the search will, is compared.
+        One forward pass of each, at a window close to ``x``: at ``x`` itself, features that a hook kept
+        from an earlier call may be right by chance. The copy is first called at another window, to
+        reveal state between calls. A module that was trained since, or a copy that raises, is not
+        compared.
 
         Args:
             apply: the copy.
@@ -155,7 +155,7 @@ def origin_of(params: Params) -> Origin | None:
 
 
 def verify(apply: Apply, params: Params, x: Tensor, *, stacked: bool = False) -> None:
-    """Raise unless a network with these parameters holds the weights of the modules they come from.
+    """Raise unless a network with these parameters holds the weights of their modules.
 
     Args:
         apply: the network; functions that are not from `functionalize` are the caller's own.
@@ -184,7 +184,7 @@ def verify_models(
     Args:
         apply: the copy.
         models: parameters.
-        sources: the modules that they come from, if that is known.
+        sources: the modules that they come from, if known.
         x: window ``(C, L, A)``.
     """
     if models:
@@ -207,7 +207,7 @@ def naming_model(index: int, count: int) -> Iterator[None]:
 
 
 def _check_binding(apply: Network, params: Params, x: Tensor) -> None:
-    """Raise if a forward pass uses the module's own tensors in place of other parameters."""
+    """Raise if a forward pass uses the module's own tensors instead of the given parameters."""
     given = {_storage(tensor) for tensor in params.values()}
     own = {_storage(tensor): name for name, tensor in apply.own.items()}
     with (
@@ -234,7 +234,7 @@ class _Uses(TorchFunctionMode):
         self.names, self.found = names, set[str]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, and note what it uses."""
+        """Call the function, and record the tensors that it uses."""
         for value in (*args, *(kwargs or {}).values()):
             for t in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(t, Tensor) and (name := self.name_of(t)):

@@ -1,6 +1,6 @@
-"""What the supported versions of torch, 2.0.1 and later, do not share; no other module depends on one.
+"""Differences between supported versions of torch, 2.0.1 and later; no other module depends on one.
 
-Each docstring names what is not used directly, and the version that brought it.
+Each docstring names the feature that is not used directly, and the version that introduced it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def without_transforms() -> Iterator[None]:
 
 @contextmanager
 def reparametrized(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Put tensors into a module, tied ones too: ``_reparametrize_module(stack_weights=True)`` (2.1)."""
+    """Put tensors into a module, also tied ones: ``_reparametrize_module(stack_weights=True)`` (2.1)."""
     accessor = NamedMemberAccessor(module)
     untied = _untie_named_tensors_map(module, tensors)
     own, _ = accessor.swap_tensors_dict(untied, allow_missing=True)
@@ -61,7 +61,7 @@ def load_program(path: str) -> nn.Module:
 
 
 def loads_safely() -> bool:
-    """Whether ``torch.load(weights_only=True)`` does what it promises (2.10).
+    """Whether ``torch.load(weights_only=True)`` is safe (2.10).
 
     It ran code from a crafted file before 2.6 (CVE-2025-32434), and could corrupt memory before 2.10.
     """

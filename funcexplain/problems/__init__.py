@@ -1,1 +1,1 @@
-"""A question about a network: what is searched, what is minimized, what stays as it is."""
+"""A question about a network: the search space, the objective, and the entries that stay fixed."""

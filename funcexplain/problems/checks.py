@@ -211,7 +211,7 @@ def check_count(where: str, name: str, value: Any) -> int:
 def check_memory(
     where: str, name: str, value: Any, num_bytes: float, device: torch.device, remedy: str = ""
 ) -> None:
-    """Raise if what an argument asks for does not fit the memory of a device."""
+    """Raise if the tensors of an argument do not fit the memory of a device."""
     if num_bytes > _total_memory(device):
         raise ValueError(
             f"{where}: {name} must fit memory, got {value}, which needs {num_bytes / 2**30:.3g} GiB"
@@ -336,7 +336,7 @@ def check_names(where: str, assets: Any, count: int, name: str = "assets") -> tu
 
 
 def check_outputs(where: str, outputs: Any, assets: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Names of the weights, where ``...`` stands for the assets; None for those of the assets."""
+    """Names of the weights, with ``...`` for the assets; None for those of the assets."""
     if outputs is None:
         return None
     given = list(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else []

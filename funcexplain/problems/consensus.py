@@ -1,7 +1,7 @@
 """One question to several models: `consensus` asks for a window at which all of them hold the target.
 
-Several weights for one window, of models here and of noises in `smoothing`, are computed in one call
-where that gives what single calls give (`choose_way`).
+Weights of several models, here, or under several noises, in `smoothing`, are computed in one call if
+that equals single calls (`choose_way`).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def standardize(mean: float | Tensor, std: float | Tensor) -> Transform:
 
     Args:
         mean: number, or tensor that broadcasts to x0, such as ``(C, 1, 1)``.
-        std: likewise, positive.
+        std: as ``mean``, positive.
 
     Returns:
         A transform; its data are ``args["mean"]`` and ``args["std"]``.
@@ -124,15 +124,15 @@ def box(lower: float | Tensor, upper: float | Tensor) -> Transform:
     """Keep free entries strictly bounded by a change of variables, ``lower <= x <= upper``.
 
     ``x = m + h * tanh((u - m) / h)`` with middle ``m = (lower + upper) / 2``, half width ``h``, and
-    ``u`` the window without the box: slope one in the middle, flat at the bounds. No search would leave
-    a bound, so a start begins at least a hundredth of ``h`` inside of both, where the slope is 0.02.
-    Near a bound of a very wide box that is a large change, and what follows slow: use tight boxes, and
-    `clip` if only one side matters. Entries with mask False (not free to change) are ignored, so that
-    `box` commutes with `freeze` and `zero_masked`.
+    ``u`` the window without the box: slope one in the middle, flat at the bounds. Since a search could
+    not leave a bound, a start is moved at least a hundredth of ``h`` inside, where the slope is 0.02. In
+    a very wide box that is a large change, and progress there is slow: use tight boxes, or `clip` if
+    only one side matters. Entries with mask False (not free to change) are ignored, so that `box`
+    commutes with `freeze` and `zero_masked`.
 
     Args:
         lower: number, or tensor that broadcasts to x0, in units of x.
-        upper: likewise; not below ``lower`` anywhere.
+        upper: as ``lower``; not below ``lower`` anywhere.
 
     Returns:
         A transform; its data are ``args["lower"]`` and ``args["upper"]``.
@@ -186,7 +186,7 @@ def clip(lower: float | Tensor, upper: float | Tensor) -> Transform:
 
     Args:
         lower: number, or tensor that broadcasts to x0, in units of x; ``-inf`` for no bound.
-        upper: likewise, ``inf`` for no bound; not below ``lower`` anywhere.
+        upper: as ``lower``, ``inf`` for no bound; not below ``lower`` anywhere.
 
     Returns:
         A transform; its data are ``args["lower"]`` and ``args["upper"]``.

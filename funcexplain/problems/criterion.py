@@ -1,4 +1,4 @@
-"""How weights are compared with a target, and `Target`, from which the tensor in ``args`` is encoded.
+"""The comparison of weights with a target, and `Target`, from which the tensor in ``args`` is encoded.
 
 A target in ``args`` is a tensor, so that rows may vary in it: one allocation, ``(A,)``, or K goals,
 ``(K, A + 3)``. Each goal is a row of numbers: A coefficients, a kind, a lower and an upper bound. The
@@ -38,10 +38,10 @@ class Criterion(NamedTuple):
     """How weights are compared with a target; both may have a leading row dimension.
 
     Attributes:
-        compare: ``(weights, target) -> (measured, nearest)``: what is measured of the weights, and the
-            nearest values that meet the target. The target is hit where both are equal.
-        bounds: ``target -> (lower, upper, strict)``, the bounds of what is measured, and where no
-            tolerance applies.
+        compare: ``(weights, target) -> (measured, nearest)``: the values that the target bounds, and the
+            nearest values that meet it. The target is hit where both are equal.
+        bounds: ``target -> (lower, upper, strict)``, the bounds of these values, and where no tolerance
+            applies.
         weights_like: from a target to a tensor of the shape of the weights.
         ndim: number of dimensions of one target.
         from_today: whether the target was made from the weights at the reference.
@@ -65,8 +65,8 @@ class Criterion(NamedTuple):
             weights: allocation ``(A,)``, of all models of a consensus ``(M, A)``.
             target: as in ``args``.
             rows: number of leading row dimensions, 0 or 1.
-            atol: tolerance that the error is compared with. An order that is upset does not hold within
-                any tolerance: its error is then above ``atol``.
+            atol: tolerance of the error. A violated order has no tolerance: its error is then above
+                ``atol``.
         """
         measured, nearest = self.compare(weights, target)
         distance = (measured - nearest).abs()
@@ -110,7 +110,7 @@ GOALS = Criterion(_compare_goals, _bound_goals, lambda goals: goals[..., 0, :-3]
 
 
 class Portfolio(NamedTuple):
-    """What a target needs to know about the portfolio.
+    """Facts about the portfolio that targets need.
 
     Attributes:
         like: weights that give the number of assets, dtype and device, ``(A,)``.
@@ -128,7 +128,7 @@ class Target(Unpicklable):
     """A target, or several that must be met together (`all_of`).
 
     Attributes:
-        call: the call that made it, its repr.
+        call: the call that made it, as its repr.
         rows: from a `Portfolio` to goals ``(K, A + 3)``.
         from_today: whether it needs today's weights from the portfolio.
         weights: from a portfolio to the only allocation that meets the target, if there is only one.

@@ -20,7 +20,7 @@ from funcexplain.problems.problem import problem as make_problem
 
 
 def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Problem:
-    """Ask at which window two networks disagree by so much, such as a champion and a challenger.
+    """Ask at which window two networks, such as a champion and a challenger, disagree by a given amount.
 
     The result is a question about ``w(x) - v(x)``, the weights of the problem's network minus those of
     the other one; `closest` then answers with the window closest to the reference at which they
@@ -29,7 +29,8 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
     Args:
         problem: a question; its network, start, reference and transforms are kept, its target and loss
             are replaced.
-        other: the other network, as in `problem`, or a question about it, whose network alone matters.
+        other: the other network, as in `problem`, or a question about it, of which only the network
+            matters.
         by: minimum disagreement ``sum |w - v| / 2``, the share of the portfolio that is held
             differently; or a target for the difference, such as ``fe.targets.at_least("EUR", 0.1)``: the
             first network holds 10 % more in it.

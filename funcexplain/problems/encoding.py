@@ -91,7 +91,7 @@ def encode_targets(
 
 
 def check_loss(where: str, loss: Any, criterion: Criterion, target: Tensor) -> None:
-    """Raise if a loss compares whole allocations, or distributions, and the target is another thing."""
+    """Raise if a loss compares whole allocations, or distributions, and the target is not one."""
     if criterion.ndim == EXACT.ndim and loss in _DISTRIBUTION_LOSSES and bool((target < 0.0).any()):
         raise ValueError(
             f"{where}: loss {loss.__name__} compares distributions, weights >= 0 that sum to one, got a "

@@ -35,12 +35,12 @@ class RowDim(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What data of ``args`` must fulfill, in every row.
+    """A condition on data of ``args``, for every row.
 
     Attributes:
         names: names of the entries; each broadcasts to one window.
         broken: from these entries to a bool tensor, True where the rule is broken.
-        text: what must hold, and what was found where it does not.
+        text: the condition, and how to report a violation.
     """
 
     names: tuple[str, ...]

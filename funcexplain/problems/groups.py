@@ -17,8 +17,8 @@ def number_groups(where: str, groups: Any, like: Tensor, meaning: str) -> Tensor
         where: name of the public function, for messages.
         groups: ``"entries"``, ``"assets"``, ``"days"`` (or ``"periods"``), ``"channels"``, or integers
             >= 0 in the shape of ``like``.
-        like: what is grouped.
-        meaning: what ``like`` is, for messages.
+        like: tensor of the entries to group.
+        meaning: a name of ``like``, for messages.
 
     Example:
         >>> number_groups("closest", "assets", torch.zeros(2, 3), "the window")

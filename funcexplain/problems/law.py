@@ -1,8 +1,8 @@
-"""The law of the search point: which transforms keep ``z`` standard normal, and which take that away.
+"""The law of the search point: which transforms keep ``z`` standard normal, and which drop that law.
 
-A scenario maps a standard normal ``z`` to returns. `Problem.law` says so as long as every change of
-``decode`` was one that keeps it: entries of the window that are held, say. After a change of variables
-or bounds, the market of ``z`` is another one, and after a transform that does not say, nobody knows.
+A scenario maps a standard normal ``z`` to returns. `Problem.law` is "normal" as long as every change of
+``decode`` keeps the law, such as `freeze`. After a change of variables, bounds, or a transform that does
+not declare it, the law is unknown.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from funcexplain.problems.problem import Problem
 
 
 def keep_law(problem: Problem, changed: Problem) -> Problem:
-    """The changed problem, whose ``z`` has the law that it had before ``decode`` was wrapped."""
+    """The changed problem; its ``z`` keeps the law that it had before ``decode`` was wrapped."""
     return replace(changed, normal=changed.decode) if problem.law else changed
 
 
 def drop_law(problem: Problem, changed: Problem, name: str) -> Problem:
-    """The changed problem, whose ``z`` has another law after the transform of this name."""
+    """The changed problem; its ``z`` has no known law after the transform of this name."""
     return replace(changed, altered_by=name) if problem.law else changed
 
 

@@ -4,8 +4,8 @@
     starts = vmap(problem, x0=starts)           rows (S,)
     grid = vmap(starts, target=targets)         rows (T, S), the outer product, outermost first
 
-Nothing is computed and nothing is multiplied out: `args` hold the stacks, and `solve` takes rows from
-them, one chunk at a time.
+Nothing is computed or copied: `args` hold the stacks, and `solve` takes rows from them, one chunk at a
+time.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def vmap(
     Raises:
         TypeError: if a stack is not a tensor, or has another dtype or device.
         ValueError: for a name that ``args`` do not have (they are listed), no stack at all, stacks of
-            different sizes, a shape that does not fit, or a name that another dimension has; for a row
-            that is refused as a single value (lower > upper, a std <= 0, a negative strength); if
-            ``params`` come from models whose weights the network does not hold with them.
+            different sizes, a shape that does not fit, or the name of another dimension; for a row that
+            is invalid as a single value (lower > upper, a std <= 0, a negative strength); if the network
+            with these ``params`` does not hold the weights of the models that they come from.
 
     Example:
         >>> import torch, funcexplain as fe

@@ -1,9 +1,8 @@
 """Penalties: the cost of moving away from the reference, ``(x, reference) -> scalar``.
 
-Each is a pure function of a window and the one that changes are measured from, ``(C, L, A)`` each. It is
-an average over entries, so that a strength means the same for short and long windows. Units are those
-of ``x``; `scaled` changes them, for example to sigmas. `group`, `mahalanobis` and `scaled` make a
-penalty from their settings.
+Each is a pure function of a window and its reference, ``(C, L, A)`` each. It is an average over entries,
+so that a strength means the same for short and long windows. Units are those of ``x``; `scaled` changes
+them, for example to sigmas. `group`, `mahalanobis` and `scaled` make a penalty from their settings.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ class Problem(Unpicklable):
         assets: names of the assets, if they have names.
         outputs: names of the weights, if they are not those of the assets.
         leverage: largest weight in absolute value that the network may hold, if that is known.
-        rules: what stacks of the data must fulfill, as single values do.
+        rules: conditions on the data, also on stacks.
         normal: the ``decode`` under which ``z`` is standard normal, if one is; see `law`.
-        altered_by: the transform after which ``z`` no longer is.
+        altered_by: the transform that dropped this law.
         returns: ``(z, args) -> returns`` behind the window, ``(D, A)``, of a scenario.
         decode: ``(z, args) -> x``, from the search space to a window.
         encode: ``(x, args) -> z``, its inverse on the feasible set.
@@ -112,9 +112,9 @@ class Problem(Unpicklable):
     def law(self) -> Literal["normal"] | None:
         """The law of the search point: ``"normal"`` if ``z`` is standard normal, as of a scenario.
 
-        Then ``|z|**2 / 2`` is minus the log-density of a market, up to a constant: the closest hit is
-        the likeliest market, and a probability of ``z`` is one of markets. None where there is no law:
-        for windows, and after a change of variables or bounds.
+        Then ``|z|**2 / 2`` is the negative log-density of a market, up to a constant: the closest hit is
+        the likeliest market, and probabilities of ``z`` are those of markets. None without a law: for
+        windows, and after a change of variables or bounds.
         """
         return "normal" if self.normal is not None and self.normal is self.decode else None
 
@@ -232,7 +232,7 @@ def problem(
 ) -> Problem:
     """Make a question: for which window does the network hold the target allocation?
 
-    Arguments are neither changed nor kept: tensors are copied, a module is made functional.
+    Arguments do not change and are not kept: tensors are copied, a module is made functional.
 
     Args:
         network: module from ``(n_samples, C, L, A)`` to weights ``(n_samples, A)``, explained in eval
@@ -250,12 +250,12 @@ def problem(
             `functionalize`).
         assets: names of the ``A`` assets, for targets that use names.
         outputs: names of the weights, if they are not those of the assets: ``[..., "CASH"]`` for a
-            network that holds cash, too, where ``...`` stands for all assets.
+            network that also holds cash; ``...`` means all assets.
         inputs: more inputs of the network by the names of its arguments, such as today's weights or a
-            macro series, each for one window. They are given; the window alone is searched.
-        leverage: largest weight in absolute value that the network may hold; targets beyond it are
-            refused as infeasible, with ``math.inf`` none. Default: 10, or long-only weights that sum to
-            one if the network holds such weights at the reference and at four windows around it.
+            macro series, each for one window. They stay fixed; the search moves only the window.
+        leverage: largest absolute weight that the network may hold; targets beyond it raise as
+            infeasible (``math.inf``: none). Default: 10, or long-only weights that sum to one if the
+            network holds such weights at the reference and at four windows around it.
 
     Returns:
         The problem; its search space is that of ``x`` until transforms change it.

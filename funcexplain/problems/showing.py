@@ -1,4 +1,4 @@
-"""How a problem is shown: in one line, and as a table in a notebook."""
+"""Displays of a problem: in one line, and as a table in a notebook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def repr_of(problem: Any) -> str:
 
 
 def html_of(problem: Any) -> str:
-    """The same as a table: what is asked of which rows, and what varies."""
+    """The problem as an HTML table: target, rows, and varying entries."""
     x0 = problem.args["x0"]
     lines = [
         ("window (channels, lookback, assets)", str(tuple(x0.shape[-3:]))),

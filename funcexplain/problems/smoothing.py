@@ -3,9 +3,9 @@
     points = z, z + scale * n, z - scale * n, ...       antithetic pairs, the same in every step and row
     x  --decode-->  windows  --apply-->  weights of each  --mean, or one target for each-->
 
-The noise is of the search point. In a scenario that is of the path, so that the channels of a noisy
-window agree; what `decode` keeps, such as frozen entries and bounds, every noisy window keeps. The law
-of ``z`` stays.
+The noise is added to the search point. In a scenario that is noise of the path, so the channels of a
+noisy window agree; every noisy window respects what `decode` ensures, such as frozen entries and bounds.
+The law of ``z`` is kept.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ def smooth(*, scale: float, draws: int = 16, seed: int = 0) -> Transform:
     """Ask about the mean of the network's weights under noise: a randomized smoothing of the network.
 
     ``w(z) = mean_d network(decode(z + scale * n_d))`` with standard normal ``n``, in antithetic pairs
-    ``n, -n`` and the same for every step and row. The mean smooths out fine structure of the network
-    that ordinary noise undoes. A search ends where the mean just holds the target, and there about half
-    of the noises miss it, of a linear network exactly half. A convex measure, such as the turnover, is
-    larger under each noise than of the mean. `robust` asks for a share of the noises.
+    ``n, -n`` that are the same for every step and row. The mean smooths out fine structure of the
+    network that ordinary noise undoes. A search ends where the mean just holds the target; about half of
+    the noise draws miss it there (for a linear network, exactly half). Convex measures, such as the
+    turnover, are larger under noise than for the mean. `robust` asks for a share of the draws instead.
 
     The noise is in the units of the search space at this point of the pipe: sigmas after `standardize`,
     daily sigmas of the shocks in a scenario.
 
-    A solution's ``weights``, ``loss`` and ``error`` are those of the mean. The network's own at ``x``
-    are those of the problem without `smooth`, as ``fe.evaluate(solution, plain)`` measures them.
+    A solution's ``weights``, ``loss`` and ``error`` are those of the mean. For the network's own at
+    ``x``, evaluate the problem without `smooth`: ``fe.evaluate(solution, plain)``.
 
     Args:
         scale: standard deviation of the noise, >= 0.
         draws: number of noisy windows, even; a step costs as much as that many forward passes.
-        seed: of the noise; torch's global generator is not used.
+        seed: seed of the noise; torch's global generator is not used.
 
     Returns:
         A transform; its data are ``args["smoothing"]``, the scale, and ``args["noise"]``,
@@ -90,24 +90,24 @@ def robust(
 ) -> Transform:
     """Ask that the target holds in a share of models and noises: a chance constraint by sample average.
 
-    Each model under each noise, drawn as in `smooth`, has its own weights. The error of an answer is
-    the ``level`` quantile of their errors: the smallest that a share ``level`` of them does not exceed.
-    The answer is a hit where that is within ``atol``. The loss, which a search decreases, is the mean.
-    `closest` asks for all of them and keeps the closest point at which the share holds. Fresh noise
-    holds the target less often than the ``draws`` that the search knows: ask for a larger noise than
+    Each model under each noise, drawn as in `smooth`, has its own weights. The error of an answer is the
+    ``level`` quantile of their errors: the smallest that a share ``level`` of them does not exceed. The
+    answer is a hit if that is within ``atol``. The loss, which a search decreases, is the mean.
+    `closest` constrains all of them and keeps the closest point at which the share holds. The target
+    holds less often under fresh noise than under the ``draws`` of the search: ask for more noise than
     the answer has to survive, or for more draws.
 
     Args:
-        models: parameters of several models, stacked as by `stack`. Default: the problem's own; those of
-            a `consensus`.
+        models: parameters of several models, stacked as by `stack`. Default: those of the problem, also
+            of a `consensus`.
         noise: standard deviation of the noise, in the units of the search space; 0 for none.
         level: share of models and noises, in (0, 1].
         draws: number of noises, even.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Returns:
-        A transform; its data are as of `smooth`. Weights are ``(N, A)`` with ``N`` the number of models
-        times ``draws``, those of all models under the first noise first.
+        A transform with the data of `smooth`. Weights are ``(N, A)`` with ``N`` the number of models
+        times ``draws``, starting with all models under the first noise.
 
     Raises:
         TypeError: if an argument is not a number, or ``models`` are not parameters of the network.
@@ -157,7 +157,7 @@ def robust(
 
 
 def check_without_noise(where: str, problem: Problem) -> None:
-    """Raise if the network is called under noise, which entries that are held would lack."""
+    """Raise if the network is called under noise, which fixed entries would lack."""
     if problem.nearby is not None:
         raise ValueError(
             f"{where}: problem must be without noise, got one after fe.smooth or fe.robust; "

@@ -29,7 +29,7 @@ def keep_unchanged(decode: Map, problem: Problem) -> Map:
 
 
 def sparsify(strength: float | Tensor, *, name: str = "sparsity") -> Transform:
-    """Add ``strength * mean(|u - r|)`` so that entries that need not change do not change at all.
+    """Add ``strength * mean(|u - r|)``, so that entries change only where needed.
 
     ``u`` is the search variable so far, ``r`` its value at the reference: after `standardize`, changes
     count in sigmas. The change is split, ``u = r + rise - fall`` with ``rise, fall >= 0``, which makes

@@ -1,9 +1,9 @@
 """Targets in portfolio language: ``at_least("EUR", 0.3)``, a sector's total, a limit on turnover.
 
-Each function returns a `Target`, which measures something of the weights and sets bounds for it; its
-``residual`` is the distance from the bounds, zero where the target is met. `problem` accepts a target in
-place of an allocation, and `vmap` a list of targets, one for each row. An asset is a number, or a name
-if the problem has ``assets``.
+Each function returns a `Target`, which bounds quantities of the weights; its ``residual`` is the
+distance from the bounds, zero where the target is met. `problem` accepts a target instead of an
+allocation, and `vmap` a list of targets, one for each row. An asset is a number, or a name if the
+problem has ``assets``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def between(lower: float | Tensor, upper: float | Tensor) -> Target:
 
     Args:
         lower: number, or one for each asset, ``(A,)``; ``-inf`` for no bound.
-        upper: likewise; ``inf`` for no bound.
+        upper: as ``lower``; ``inf`` for no bound.
 
     Raises:
         TypeError: if a bound is neither a number nor a floating tensor.
@@ -216,8 +216,7 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
     """Today's weights with one asset's weight changed by ``delta``, funded by the others' gross weight.
 
     ``w_k = t_k + delta`` and ``w_j = t_j - delta |t_j| / sum_i |t_i|`` over the others: pro rata in a
-    long-only portfolio, and defined where longs and shorts cancel. One allocation, to be reached like
-    that of `exact`.
+    long-only portfolio, and defined even if longs and shorts cancel. A single allocation, as in `exact`.
 
     Args:
         asset: number or name.
@@ -251,8 +250,7 @@ def shift(asset: Asset, delta: float, *, today: Tensor | None = None) -> Target:
 def move(changes: Mapping[Any, float], *, today: Tensor | None = None) -> Target:
     """Today's weights with those of some assets changed, and the others unchanged: ``w_k = t_k + d_k``.
 
-    One allocation, to be reached like that of `exact`. In a portfolio that is always invested, the
-    changes add up to zero.
+    A single allocation, as in `exact`. In a fully invested portfolio, the changes must add up to zero.
 
     Args:
         changes: change of weight by name or number, such as ``{"EUR": 0.05, "JPY": -0.05}``.

@@ -34,7 +34,7 @@ Transform = Callable[[Problem], Problem]
 
 
 def add_data(where: str, problem: Problem, **data: Any) -> Args:
-    """Add data to a problem's ``args``; raise if a name exists, since it would mean two things."""
+    """Add data to a problem's ``args``; raise if a name exists already."""
     known = sorted(data.keys() & problem.args.keys())
     if known:
         raise ValueError(
@@ -199,7 +199,7 @@ def penalize(penalty: Penalty, *, strength: float | Tensor, name: str | None = N
 
 
 def jitter(scale: float | Tensor) -> Transform:
-    """Add normal noise to the start of the search, drawn from the problem's seed alone.
+    """Add normal noise to the start of the search, derived from the problem's seed.
 
     ``z_start = z_start + scale * noise(seed)`` in the units of the search space at this point of the
     pipe: after `standardize`, a scale of 0.1 means a tenth of a sigma. The noise is a function of

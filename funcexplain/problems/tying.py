@@ -1,4 +1,4 @@
-"""Entries of a window that are one number, such as a macro series copied across assets."""
+"""Tied entries of a window, such as a macro series copied across assets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _AXES = {"assets": -1, "days": -2}
 
 
 def tie(dims: str | Sequence[str] = "assets", *, channels: Iterable[int] | None = None) -> Transform:
-    """Tie entries along dimensions: they stay equal, as one number that is searched.
+    """Tie entries along dimensions: they stay equal and are searched as one number.
 
     A macro series that is copied across assets is one series: ``tie("assets", channels=[2])``. The
     window has the mean along the dimensions, ``x = mean(decode(z))``, whose gradient all entries share.
 
     Args:
-        dims: ``"assets"``, ``"days"`` or both; entries that differ in these alone are tied.
+        dims: ``"assets"``, ``"days"`` or both; entries that differ only in these are tied.
         channels: numbers of the channels whose entries are tied. Default: all.
 
     Returns:

@@ -1,1 +1,1 @@
-"""What shows an answer."""
+"""Reports and pictures of an answer."""

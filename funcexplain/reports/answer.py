@@ -1,4 +1,4 @@
-"""An answer in a sentence: what the market does at it, and what kind of answer it is."""
+"""An answer in a sentence: the moves of the market, and the kind of answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe_answer(
     ahead: int = 0,
     last: str = "",
 ) -> str:
-    """What the market does at an answer.
+    """Describe the market at an answer.
 
     Args:
         status: how the search ended.
@@ -32,7 +32,7 @@ def describe_answer(
         sigmas: the change of the window, in sigmas or its own units, ``(C, L, A)``.
         moves: of the prices, if they are known.
         assets: ``A`` names.
-        law: whether the search has a law, so that the closest answer is the likeliest.
+        law: whether the search has a law, under which the closest answer is the likeliest.
         ahead: number of shocked days that are still to come.
         last: date of the last day, or empty.
 

@@ -1,4 +1,4 @@
-"""The verdict on an answer in cards: is it reached, how likely, how unusual, how sure, and why."""
+"""The verdict on an answer in cards: reached, how likely, how unusual, how stable, and why."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reached(
     *,
     already: bool = False,
 ) -> Judgement:
-    """Whether the target is reached, else how near it came, what ended the search, and what would help.
+    """Whether the target is reached; if not, how near, why the search ended, and what would help.
 
     Args:
         status: how the search ended.
@@ -151,10 +151,10 @@ def stable(
 
 
 def whose(found: Agreement) -> Judgement:
-    """Whether the story is the market's or one network's: what others make of the first one's answer.
+    """Whether an answer is about the market or one network: the others at the first one's answer.
 
-    It is the market's if at least half of the others hold the target, too, and the first one's alone if
-    none does and they close less than half of their gap in the median.
+    It is about the market if at least half of the others also hold the target, and about the first
+    network if none does and the median share of the gap that they close is below half.
 
     Args:
         found: of one question, the network that answered it first.
@@ -185,7 +185,7 @@ def whose(found: Agreement) -> Judgement:
 
 
 def why(reason: Reason | None, assets: Sequence[str], weights: Sequence[str] | None = None) -> Judgement:
-    """What moved the weight that changes most; ``weights`` are named like the assets by default."""
+    """The card on the weight that changes most; ``weights`` are named like the assets by default."""
     about = "Why?"
     if reason is None:
         text = "Not measured: the network was not evaluated, or not at every window on the way."
@@ -201,7 +201,7 @@ def why(reason: Reason | None, assets: Sequence[str], weights: Sequence[str] | N
 
 
 def cards(judgements: Sequence[Judgement]) -> Html:
-    """Cards beside each other."""
+    """Cards side by side."""
     boxes = []
     for about, head, text, mood in judgements:
         parts = element("h3", about), element("b", head), element("p", text)

@@ -1,4 +1,4 @@
-"""Questions asked on many dates, as a time series: what it would take on each, and how likely it was."""
+"""A question on many dates, as a time series: the size of the change and its probability."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Dates(NamedTuple):
         hit: whether the target is reached.
         already: whether it holds without any change.
         error: largest miss of a weight.
-        size: of the change.
+        size: size of the change.
         asset: number of the asset with the largest share of the squared change.
         chance: probability of the target; None if it was not computed.
     """
@@ -64,10 +64,10 @@ def collect_dates(
         solution: rows with a dimension ``date``.
         problem: the grid that it answers.
         names: the dates.
-        rank: what the best row minimizes, of the rows' shape.
-        size: of each row's change, likewise.
+        rank: lowest for the best row, in the rows' shape.
+        size: of each row's change, in the rows' shape.
         scale: one sigma, broadcastable to a window; None for units of the window.
-        probability: of the target on each date, if it is known.
+        probability: of the target on each date, if known.
     """
     axis = solution.dims.index(DATE)
     numbers = np.arange(rank.numel()).reshape(solution.shape)

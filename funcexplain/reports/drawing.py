@@ -31,9 +31,9 @@ MAX_ROWS = 30
 
 Array = NDArray[Any]
 Values = Tensor | ArrayLike
-"""What plots accept for numbers."""
+"""Numbers that plots accept."""
 Days = Sequence[object] | Array
-"""What plots accept for dates."""
+"""Dates that plots accept."""
 Grid = Literal["x", "y", "both"] | None
 
 
@@ -76,7 +76,7 @@ _LEGEND: dict[str, Any] = {
 def style_axes(ax: Axes, title: str, pad: float = 8.0, *, y: str = "", grid: Grid = None) -> None:
     """Title, ticks, spines and the label of the y axis in the common style.
 
-    If ``grid`` names an axis or "both", grid lines and a legend beside the title are drawn, too.
+    If ``grid`` names an axis or "both", also draws grid lines and a legend next to the title.
     """
     ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
     ax.set_ylabel(y, color=INK, fontsize=9)

@@ -1,4 +1,4 @@
-"""What markets at which the target holds have in common, in sentences and as a section of a report."""
+"""Common features of the draws at which the target holds, in sentences and a section of a report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RHAT, EFFECTIVE = 1.1, 0.25
 
 
 class Common(NamedTuple):
-    """What draws have in common.
+    """Summaries of draws.
 
     Attributes:
         number: of draws.
@@ -46,7 +46,7 @@ class Common(NamedTuple):
         drivers: days and assets that the target depends on.
         stories: kinds of market.
         totals: cumulative log returns of the draws, ``(N, A)``.
-        mixing: how well the chains that drew them mixed, if that is known.
+        mixing: diagnostics of their chains, if known.
     """
 
     number: int
@@ -124,7 +124,7 @@ def _most_shifted(moves: Moves) -> list[int]:
 
 
 def mixing_sentence(mixing: Mixing | None, count: int) -> str:
-    """Whether shares of draws can be trusted; empty if nothing is known.
+    """Whether shares of draws can be trusted; empty if unknown.
 
     Example:
         >>> mixing_sentence(Mixing(0.4, 180.0, 1.02, 8, 9000, 32), 256)

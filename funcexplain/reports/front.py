@@ -51,22 +51,22 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Front:
-    """What the first page shows.
+    """The content of the first page.
 
     Attributes:
         head: the question.
-        note: what to know first, or empty.
+        note: a warning for the reader, or empty.
         best: the best answer.
         solution: all answers.
         metrics: their measures.
         labels: names of channels, days and assets.
-        series: answers date by date, if the question was asked on several.
+        series: answers date by date, for several dates.
         probability: of the target, if it was estimated.
-        common: what draws have in common, if there are any.
+        common: summaries of the draws, if any.
         agreement: of several networks at the answer.
         found: precedents of the target.
         history_dates: days of the history.
-        ahead: number of shocked days to come.
+        ahead: number of coming shocked days.
         probe: whether the network was evaluated at other windows.
     """
 

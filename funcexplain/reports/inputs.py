@@ -1,4 +1,4 @@
-"""What a report is given, checked and completed: names, price paths, dates."""
+"""The inputs of a report, checked and completed: names, price paths, dates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Labels(NamedTuple):
 
 
 def complete_labels(names: Mapping[str, list[str]], solution: Solution, problem: Problem) -> Labels:
-    """A label for everything: numbers where there are no names, days counted back from the last one."""
+    """A label for everything: numbers if there are no names, days counted back from the last one."""
     channels, days, size = solution.sample.x.shape[-3:]
     count = solution.sample.weights.shape[-1]
     assets = names.get("asset", [f"asset {number}" for number in range(size)])

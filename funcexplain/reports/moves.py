@@ -1,4 +1,4 @@
-"""What each asset's price does at an answer: in numbers, in a sentence, in a table."""
+"""The move of each asset's price at an answer: in numbers, a sentence, and a table."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class PriceMoves(NamedTuple):
     """Price moves over the shocked days, as fractions, one number for each asset ``(A,)``.
 
     Attributes:
-        days: number of shocked days, those from the first on at which prices differ; 0 if none do.
+        days: number of shocked days, from the first on which prices differ; 0 if none do.
         actual: move of the price without shocks.
         scenario: move of the price at the answer.
-        percentile: share of the real spans of as many days whose move was smaller; None without history.
+        percentile: share of real spans of the same length with a smaller move; None without history.
         low, high: 5 and 95 % quantile of the moves over draws; None without draws.
-        falls: share of draws in which the price falls; likewise.
+        falls: share of draws in which the price falls; None without draws.
     """
 
     days: int

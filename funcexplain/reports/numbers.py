@@ -49,7 +49,7 @@ def format_days(days: int) -> str:
 
 
 def format_chance(chance: float) -> str:
-    """A probability: percent down to 0.01 %, below it one in so many.
+    """A probability: percent down to 0.01 %, below that "1 in N".
 
     Example:
         >>> format_chance(0.25), format_chance(1e-5), format_chance(10**-9.3)
@@ -83,7 +83,7 @@ def format_number(value: Tensor | float) -> str:
 
 
 def share_of(share: float) -> str:
-    """A share in percent; only what is all or none of it is 100% or 0%.
+    """A share in percent; only exactly all or none is 100% or 0%.
 
     Example:
         >>> share_of(0.0), share_of(0.002), share_of(0.126), share_of(0.999)

@@ -1,4 +1,4 @@
-"""How an answer was made: settings, seeds, sizes and versions, to make it again and to audit it."""
+"""Provenance of an answer: settings, seeds, sizes and versions, for reproduction and audit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEFT_OUT = (
     "why the weights change",
     "the real windows nearest to the target",
 )
-"""What a report without ``probe`` leaves out."""
+"""Sections that a report without ``probe`` omits."""
 
 
 def origin_table(

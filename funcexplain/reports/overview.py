@@ -41,7 +41,7 @@ def change_size(solution: Solution, problem: Problem, metrics: Metrics) -> tuple
 
 
 def rank_rows(hit: Tensor, size: Tensor, error: Tensor) -> Tensor:
-    """What the best row minimizes: hits their size, misses their error behind all hits.
+    """The rank of each row, lowest for the best: hits by size, then misses by error.
 
     Example:
         >>> hit = torch.tensor([False, True, True])

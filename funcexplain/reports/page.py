@@ -1,8 +1,8 @@
 """The HTML page of a report.
 
 The page is self-contained: style and pictures are embedded, it has no scripts, and its policy forbids
-the browser to load anything. It fits phones, desktops and paper; tables and pictures that are wider than
-the screen scroll on their own. Printed, the first page is one sheet, and folded parts stay folded.
+the browser to load anything. It fits phones, desktops and paper; wide tables and pictures scroll
+separately. Printed, the first page is one sheet, and folded parts stay folded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A report as PDF, printed by a browser or by WeasyPrint, whichever there is."""
+"""A report as PDF, printed by a browser or by WeasyPrint, whichever is installed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def require_printer() -> None:
 
 
 def write_pdf(page: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Print a report to A4; parts that are folded stay folded.
+    """Print a report to A4; folded parts stay folded.
 
     Args:
         page: the HTML file.
@@ -41,7 +41,7 @@ def write_pdf(page: str | os.PathLike[str], path: str | os.PathLike[str]) -> Pat
         Its path.
 
     Raises:
-        ImportError: there is neither a browser nor WeasyPrint.
+        ImportError: neither a browser nor WeasyPrint is installed.
         OSError: if the file cannot be written, or the browser fails.
 
     Example:
@@ -63,7 +63,7 @@ def _find_browser() -> str | None:
 
 
 def _by_browser(browser: str, page: Path) -> bytes:
-    """Print by a Chromium without a window, in a profile of its own."""
+    """Print by a headless Chromium with a temporary profile."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "page.pdf")
         command = [

@@ -62,7 +62,8 @@ def plot(
     """Pictures of an answer, as methods: ``weights``, ``changes``, ``cumulative``, ``history``.
 
     Args:
-        solution: what `solve` found; of a grid, the best row is drawn: hits first, then the lowest loss.
+        solution: the result of `solve`; for a grid, the best row is drawn: hits first, then the lowest
+            loss.
         problem: the question or grid that it answers.
         assets: ``A`` names. Default: those of the problem.
         channels: ``C`` names.

@@ -20,15 +20,15 @@ NEAR = 0.02
 class Precedents(NamedTuple):
     """Real windows up to the date of a question.
 
-    First those that hold the target, the nearest to the reference first; then the others, the nearest to
-    the target first.
+    First those that hold the target, by distance from the reference; then the others, by distance from
+    the target.
 
     Attributes:
         days: days of history up to the last one of each, ``(k,)``.
         error: its error at each, as `Solution.error`, ``(k,)``.
         change: root mean square distance of each from the reference, in sigmas, ``(k,)``.
         held: number of windows that hold the target within ``atol``.
-        near: number of windows with an error of at most `NEAR`, or ``atol`` if that is more.
+        near: number of windows with an error of at most `NEAR`, or ``atol`` if larger.
         total: number of windows.
         known: days of history up to the date.
     """

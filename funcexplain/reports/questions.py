@@ -24,7 +24,7 @@ def describe_question(
         target: an allocation ``(A,)``, or goals ``(K, A + 3)`` as in ``problem.args``.
         assets: ``A`` names.
         day: last day of the window, or empty.
-        ahead: number of days to come that are shocked.
+        ahead: number of coming days that are shocked.
 
     Returns:
         One sentence.

@@ -1,4 +1,4 @@
-"""Why the network holds the portfolio: the change of a weight, split over the data of assets."""
+"""Why the network holds the portfolio: the change of a weight, split by the assets' data."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MAX_NODES = 256
 
 
 class Reason(NamedTuple):
-    """The changes of weights from the reference to an answer, split over the data of assets.
+    """The changes of weights from the reference to an answer, split by the assets' data.
 
     Attributes:
         main: the weight that the target names and whose weight changes most.
         change: of each weight, ``(W,)``.
-        parts: ``(W, A)``: of the change of a weight, what the data of an asset moved.
+        parts: ``(W, A)``: the part of a weight's change due to an asset's data.
         error: largest distance of the sum of a weight's parts from its change.
     """
 
@@ -38,7 +38,7 @@ class Reason(NamedTuple):
 def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason | None:
     """Split the changes of one question's answer by `attribute`; the target is as in `trades_table`.
 
-    None where the answer is not finite, or the network fails at a window on the way.
+    None if the answer is not finite, or the network fails at a window on the path.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -69,7 +69,7 @@ def find_reason(problem: Problem, solution: Solution, target: Array) -> Reason |
 
 
 def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str] | None = None) -> str:
-    """What moved the main weight, in a sentence.
+    """The attribution of the main weight in a sentence.
 
     Example:
         >>> reason = Reason(0, np.array([0.2, -0.2]), np.array([[0.15, 0.05], [-0.15, -0.05]]), 0.0)
@@ -88,7 +88,7 @@ def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str
 
 
 def reason_table(reason: Reason, assets: Sequence[str], weights: Sequence[str]) -> list[Html]:
-    """What each asset's data add to the main weight, largest first."""
+    """The contribution of each asset's data to the main weight, largest first."""
     row = reason.parts[reason.main]
     order = np.argsort(-np.abs(row), kind="stable")
     lines = [(assets[at], f"{100 * row[at]:+.2f}") for at in order if row[at] != 0.0]

@@ -1,8 +1,8 @@
 """The report of an answer: one self-contained HTML file for readers who do not run code.
 
-Its first page states the question, the answer in a sentence, the verdict and two pictures; the numbers
-follow, and what stands behind them is folded. For a grid it summarizes all answers and details only the
-best ones, so its size does not grow with them. The same arguments give the same bytes.
+Its first page has the question, the answer in a sentence, the verdict and two pictures; numbers follow,
+and details are folded. For a grid it summarizes all answers and details only the best ones, so its size
+does not grow with them. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -93,18 +93,18 @@ def report(
 
     Its first page, one sheet of A4 on paper, holds the question, the answer in a sentence, a verdict
     (reached or how near, how likely, how unusual, how sure, why) and pictures of prices and weights.
-    Tables of moves and trades follow; behind them, folded, are all changes, every measure of `evaluate`
-    with its meaning, and settings, seeds and versions. For a grid it shows the best answers in detail;
-    rows along a dimension ``date`` become a time series. The same arguments make the same file. An
-    existing file is replaced only once the new one is complete.
+    Tables of moves and trades follow, then folded details: all changes, every measure of `evaluate` with
+    its meaning, and settings, seeds and versions. For a grid it shows the best answers in detail; rows
+    along a dimension ``date`` become a time series. The same arguments make the same file. An existing
+    file is replaced only once the new one is complete.
 
     Args:
-        solution: what `solve` found.
+        solution: the result of `solve`.
         problem: the question or grid that it answers.
         path: the file, such as ``"report.html"``.
         history: market history: features of every day, ``(C, days, A)``, which show how unusual the
             answer is; as in `evaluate`, like ``scale`` and ``models``.
-        history_dates: its days, by which real windows are named.
+        history_dates: its days, to name real windows.
         assets: ``A`` names. Default: those of the problem.
         channels: ``C`` names.
         dates: ``L`` days of the window.
@@ -113,18 +113,18 @@ def report(
         prices: positive prices, actual ``(days, A)`` and in the scenario ``(*rows, days, A)``; see
             ``fe.scenarios.prices_of``. For large grids, a function ``index -> (actual, scenario)`` or
             None; it is called for the rows that are shown.
-        probability: of the target, from `probability`, for one question or for each date.
-        draws: markets from `sample` at which the target of the best answer holds; they give ranges, and
-            a section on what they have in common.
+        probability: result of `probability`, for one question or for each date.
+        draws: markets from `sample` at which the target of the best answer holds; they add ranges, and a
+            section on what they have in common.
         reach: a radius and what `reach` found within it for the question of the best answer.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
-        ahead: number of days to come that are shocked; 0 for days up to the window's end.
+        ahead: number of coming days that are shocked; 0 for past days.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
         models: parameters of other models, evaluated at each answer.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
-            every window of the history. Without, what needs that is left out, and the report names it.
-        note: what to know first, shown below the headline.
+            every window of the history. If not, the report omits and lists what needs it.
+        note: a warning for the reader, shown below the headline.
         title: headline. Default: the question.
         settings: how the answer was found, by name.
 
@@ -260,7 +260,7 @@ def _reach(reach: tuple[float, Reach], row: Row, labels: Labels) -> list[Html]:
 def _behind(
     best: Answer, labels: Labels, found: Precedents | None, known: Sequence[object] | None
 ) -> list[Html]:
-    """What is behind the best answer, folded; nothing where the target holds without a change."""
+    """Folded details of the best answer; nothing if the target holds without a change."""
     if best.row.met:
         return []
     content = []

@@ -34,7 +34,7 @@ def trades_table(
             shown.
         reached: weights, ``(A,)``.
         assets: ``A`` names.
-        spread: bid-ask spread as a fraction of the price, of which each trade pays half.
+        spread: bid-ask spread as a fraction of the price; each trade pays half.
 
     Returns:
         The table and a sentence.
@@ -64,7 +64,7 @@ def trades_table(
 
 
 def _bounds(lower: float, upper: float) -> str:
-    """What the target asks of one weight; empty for nothing."""
+    """The target for one weight, or empty."""
     if lower == upper:
         return format_percent(lower)
     parts = [f"at least {format_percent(lower)}"] if np.isfinite(lower) else []

@@ -24,20 +24,20 @@ IN_RANGE = 0.9
 
 
 def met(ahead: int = 0) -> str:
-    """What to do about a target that holds without any change, over some days to come or today."""
+    """The remedy for a target that holds without any change, over coming days or today."""
     if ahead:
         return "The network will hold this without any shock; nothing has to happen."
     return "The network holds this today; nothing has to change."
 
 
 def grade(measured: Mapping[str, float], worst: Mapping[str, float], found: Precedents | None) -> str:
-    """How unusual an answer is: the worst of its rarity, its chance and its precedents.
+    """Grade how unusual an answer is, by the worst of its rarity, its chance and its precedents.
 
     - Beyond history: rare, with a statistic beyond that of every real path; or a chance of at most
       `BEYOND_CHANCE`, or below one in the number of real paths while no real window holds the target
     - Rare, Unusual: the share of real paths as extreme is at most `RARE` or `UNUSUAL`, or the chance of
       the shocks at most `RARE_CHANCE` or `UNUSUAL_CHANCE`
-    - Unusual, too, if no real window comes near the target, or less than `IN_RANGE` of the entries are
+    - Also Unusual: no real window comes near the target, or less than `IN_RANGE` of the entries are
       within the history's range
     - Ordinary: none of these
     - Unknown: neither share nor chance is known

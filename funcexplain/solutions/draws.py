@@ -1,4 +1,4 @@
-"""Draws: a `Solution` of equally weighted markets, and how well the chains that drew them mixed."""
+"""Draws: a `Solution` of equally weighted markets, with diagnostics of their chains."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from funcexplain.solutions.solution import Solution
 class Mixing(NamedTuple):
     """How well Markov chains mixed.
 
-    Over summary quantities: the size of the shocks, their direction, the error, each asset's mean shock.
+    Measured on summaries: the size of the shocks, their direction, the error, each asset's mean shock.
 
     Attributes:
-        acceptance: share of moves that were made.
+        acceptance: share of accepted moves.
         effective_sample_size: independent draws with the same error of the mean, for the quantity that
             mixes worst.
         rhat: split R-hat of the quantity that mixes worst; 1 where chains agree.
-        moves: of a chain between two draws.
-        num_forwards: windows at which the network was called.
+        moves: number of moves of a chain between two draws.
+        num_forwards: number of windows at which the network was called.
         num_chains: number of chains.
     """
 
@@ -39,7 +39,7 @@ class Draws(Solution):
     """The solution that `sample` returns.
 
     Attributes:
-        mixing: how well the draws mixed; None for a part of them.
+        mixing: diagnostics of the chains; None for a selection of draws.
     """
 
     mixing: Mixing | None = None

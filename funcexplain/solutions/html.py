@@ -1,4 +1,4 @@
-"""HTML elements: text is escaped unless it is HTML already."""
+"""HTML elements; text is escaped unless it is `Html`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from funcexplain.solutions.writing import printable
 
 
 class Html(str):
-    """Text that is HTML already; any other text is escaped when it is put into an element."""
+    """Text that is HTML; elements escape any other text."""
 
     __slots__ = ()
 

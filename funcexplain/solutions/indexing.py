@@ -1,4 +1,4 @@
-"""Indices of rows: what users write in brackets, and the best row of each group."""
+"""Indices of rows: items in brackets, and the best row of each group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a solution answers a problem, before one is measured or changed by the other."""
+"""Check that a solution answers a problem, before it is measured or refined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noun `Probability`: how likely the target of every row is."""
+"""The result `Probability`: how likely the target of every row is."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ class Probability:
         standard_error: of the estimate.
         lower: lower end of an interval that covers the probability in 95 of 100 cases.
         upper: its upper end; where the estimate is NaN, an upper bound.
-        num_forwards: windows at which the network was called, int64.
+        num_forwards: number of windows at which the network was called, int64.
         effective_sample_size: independent hits that would have the same relative error,
             ``(1 - p) p**2 / standard_error**2``.
-        levels: errors that the levels of subset simulation were reduced to, ``(K,)``; in a grid filled
-            up with NaN.
-        status: HIT where the probability is estimated, MAX_STEPS where the target was never met,
-            STALLED where levels do not fall, NONFINITE where weights were NaN, INTERRUPTED after Ctrl-C.
-            A `Status`; in a grid an int64 tensor of codes.
+        levels: error thresholds of subset simulation, ``(K,)``; padded with NaN in a grid.
+        status: HIT where the probability is estimated, MAX_STEPS where the target was never met, STALLED
+            where thresholds do not fall, NONFINITE where weights were NaN, INTERRUPTED after Ctrl-C. A
+            `Status`; in a grid an int64 tensor of codes.
         methods: of every row, in row-major order.
-        reasons: why these.
+        reasons: for the methods.
         dims: names of the row dimensions.
 
     Example:
@@ -101,7 +100,7 @@ class Probability:
 
     @property
     def message(self) -> str:
-        """What the status means, of every status that occurs."""
+        """The meaning of each status that occurs."""
         return " ".join(_SENTENCES[Status(int(code))] for code in self._codes().unique())
 
     def __getitem__(self, index: Any) -> Self:
@@ -114,7 +113,7 @@ class Probability:
             The probabilities of these rows.
 
         Raises:
-            IndexError: if there is no such row or dimension.
+            IndexError: if the row or dimension does not exist.
             TypeError: for anything else.
         """
         names, tensors = list(self.dims), self._tensors()

@@ -1,7 +1,7 @@
-"""Reading of files that others may have made: regular files only, never more than a stated size.
+"""Reading of untrusted files: only regular files, up to a given size.
 
 A pipe or a device may block or never end, and a small file may claim to be huge. Every reader of this
-package opens its files here, and checks what a file claims before it allocates memory for it.
+package opens its files here, and checks claimed sizes before it allocates memory.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ FIELDS = ("x", "z", "weights", "loss", "history", "num_steps", "status", "error"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
-    """What `solve` found. ``weights`` and ``loss`` are evaluated at ``x``.
+    """The result of `solve`. ``weights`` and ``loss`` are evaluated at ``x``.
 
     For a grid, every field leads with the row dimensions: ``solution[i, j]`` picks rows as in a tensor,
     `isel` picks them by the names of dimensions, `best` picks the best along some, and iterating goes
@@ -118,7 +118,7 @@ class Solution:
             The solution of these rows. With an int for every dimension it is that of one question.
 
         Raises:
-            IndexError: if there is no such row or dimension.
+            IndexError: if the row or dimension does not exist.
             TypeError: for anything else.
         """
         names, tensors = list(self.dims), without_copies(self._tensors())
@@ -180,7 +180,7 @@ class Solution:
 
         Args:
             dims: names or numbers of the dimensions to pick along. Default: all of them.
-            by: what to minimize in place of the loss; of the rows' shape, such as the distance from
+            by: values to minimize instead of the loss, of the rows' shape, such as the distance from
                 today's market.
 
         Returns:
@@ -232,7 +232,7 @@ class Solution:
             assets: ``A`` names for the columns of the weights. Default: numbers.
 
         Returns:
-            A ``pandas.DataFrame`` indexed by the row dimensions; `to_xarray` has the windows, too.
+            A ``pandas.DataFrame`` indexed by the row dimensions; `to_xarray` also has the windows.
 
         Raises:
             ImportError: pandas is not installed.

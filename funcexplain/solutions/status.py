@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """How a search ended; `sentence` says it in words.
+    """How a search ended; `sentence` explains it.
 
     Example:
         >>> Status.HIT.sentence
@@ -31,7 +31,7 @@ class Status(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """What the status means."""
+        """The meaning of the status."""
         return _SENTENCES[self]
 
 

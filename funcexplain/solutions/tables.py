@@ -1,8 +1,8 @@
-"""Tables of solutions: which columns, in which order, and how they are written.
+"""Tables of solutions: their columns, and how they are written.
 
 `columns_of` defines the columns: status, the scalars of a row, then its weights. In tables without
 an index (csv, parquet), the columns that identify the row come first. pandas, xarray and pyarrow are
-imported only here, when needed; an ImportError says how to install them.
+imported only here, when needed; an ImportError explains how to install them.
 
 ``arrays`` are the fields of a solution by name, each leading with the row dimensions ``dims``;
 ``assets`` are ``A`` names, by default numbers; ``where`` is the public function that was called.
@@ -173,7 +173,7 @@ def write_parquet(
 
 
 def require(where: str, package: str, extra: str = "tables") -> Any:
-    """Import an optional package, or raise an error that says how to install it."""
+    """Import an optional package, or raise an error that explains how to install it."""
     try:
         return import_module(package)
     except ImportError as error:

@@ -145,7 +145,7 @@ def quote(path: Path) -> str:
 def printable(text: str, keep: str = "") -> str:
     r"""Text without control characters, which could move the cursor, or hide or reverse other text.
 
-    All but those to ``keep`` are written as escapes, line ends too.
+    All except those to ``keep`` become escapes, including line ends.
 
     Example:
         >>> print(printable("GOLD\x1b[2J\n"))

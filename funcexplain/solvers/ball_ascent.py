@@ -1,7 +1,7 @@
 """The method of `reach`: spectral projected gradient in a ball around the reference.
 
 A step goes along the gradient, as far as the change of gradients along the last step suggests (Barzilai
-and Borwein), and is projected. One that does not lower the value is taken back and shortened. On a
+and Borwein), and is projected. A step that does not lower the value is rejected and shortened. On a
 linear objective the first step from the center ends at the solution.
 
 References:
@@ -39,7 +39,7 @@ _STILL = 0.6
 
 
 class BallAscentState(NamedTuple):
-    """What is carried: the best point, its value and gradient, and the factor of the next step."""
+    """The best point, its value and gradient, and the factor of the next step."""
 
     z: Tensor
     value: Tensor
@@ -90,7 +90,7 @@ class BallAscent(NamedTuple):
         return Advance(
             z=torch.where(ends, state.z, following),
             carried=BallAscentState(z, best, grads, factor),
-            # A failed try at which nothing is finite ends nothing: the best point goes on.
+            # A non-finite trial does not end the search: it continues from the best point.
             value=torch.where(finite | first, at.value, carried.value),
             best=state.kept.value,
             loss=at.loss,

@@ -1,7 +1,7 @@
 """Is the gradient right? A comparison with central differences along random directions.
 
-Neither torch nor the network is trusted: with a wrong kernel, a detached tensor or a wrong hand-written
-backward pass, a search silently goes nowhere.
+With a wrong kernel, a detached tensor or a wrong hand-written backward pass, a search silently goes
+nowhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FACTORIES = _RANDOM | {
 
 
 class Slope(NamedTuple):
-    """The directional derivative of what is minimized, computed in two ways.
+    """The directional derivative of the objective, computed in two ways.
 
     Attributes:
         dtype: dtype that the gradient was computed in.
@@ -52,7 +52,7 @@ class Slope(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class GradientCheck:
-    """What `check_gradient` found.
+    """The result of `check_gradient`.
 
     Attributes:
         slopes: one comparison per direction and dtype.
@@ -73,7 +73,7 @@ class GradientCheck:
 
     @property
     def verdict(self) -> str:
-        """What was found, in one sentence."""
+        """The result in one sentence."""
         if not self.repeatable:
             return (
                 "The network draws random numbers: two forward passes at one point differ, so "
@@ -128,10 +128,10 @@ def check_gradient(
         problem: the question; 2 forward passes per direction, 2 more, and one gradient per dtype.
         rtol: largest relative error that passes.
         num_directions: directions to try, at least 1.
-        seed: decides the directions.
+        seed: seed of the directions.
 
     Returns:
-        What was found per direction; ``ok`` and ``verdict`` sum it up.
+        One comparison per direction and dtype; ``ok`` and ``verdict`` summarize them.
 
     Raises:
         TypeError: if ``problem`` is not a Problem.
@@ -222,7 +222,7 @@ class DoubleConstants(TorchFunctionMode):
 
 @contextmanager
 def _evaluated(problem: Problem, args: Args) -> Iterator[Callable[[Tensor, Args], tuple[Tensor, tuple]]]:
-    """What is minimized, with its parameters in the network while forward and backward passes run."""
+    """The objective, with its parameters in the network during forward and backward passes."""
     params = set_seed(args["params"], args["seed"])
     double = DoubleConstants() if args["x0"].dtype == torch.float64 else nullcontext()
     with bound(problem.apply, params), double:

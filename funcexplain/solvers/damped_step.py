@@ -1,6 +1,6 @@
-"""The step of a damped Gauss-Newton model: in closed form, or within the bounds that a projection keeps.
+"""The step of a damped Gauss-Newton model: in closed form, or within the bounds of a projection.
 
-The model of what is minimized around a point is ``|r + J d|**2 + g'd + d'C d / 2 + lam |d|**2``, with
+The model of the objective around a point is ``|r + J d|**2 + g'd + d'C d / 2 + lam |d|**2``, with
 the gradient ``g`` and the diagonal curvature ``C`` of the penalties. Bounds are known by their
 projection alone: an entry is held where the projection of a descent step moves it back.
 
@@ -27,7 +27,7 @@ MINIMUM_SHIFT = 1e-12
 _ITERATIONS, _ROUNDS = 10, 2
 # How much the iterations center, and how much of the way to a bound they go.
 _CENTERING, _TO_BOUNDARY = 0.1, 0.995
-# A bound further away than so many unbounded steps counts as being there.
+# Bounds further away than this many unbounded steps are moved to that distance.
 _REACH = 10.0
 # A projection that goes through other units may change the last digits of an entry within bounds.
 _ROUNDING = 1e2
@@ -85,7 +85,7 @@ def minimize_freely(model: Model) -> Tensor:
 
 
 def solve_gram(gram: Tensor, r: Tensor, lam: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
+    """Solve a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
 
     Args:
         gram: ``J J'``, ``(K, K)``.

@@ -1,9 +1,8 @@
-"""Levenberg-Marquardt: damped Gauss-Newton steps on what the target measures.
+"""Levenberg-Marquardt: damped Gauss-Newton steps on the residuals of the target.
 
-A network's output is only A numbers wide: one Jacobian, and a system of A equations, give the step of
-minimum norm to where the target would be met if the network were linear. Each row has its own damping:
-it falls while the linear model predicts the reduction, and grows, with the step rejected, while it
-does not.
+A network has only A outputs: one Jacobian and a system of A equations give the step of minimum norm that
+would meet the target if the network were linear. Each row has its own damping: it falls while the linear
+model predicts the reduction well; otherwise the step is rejected and the damping grows.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ Gaps = tuple[Tensor, Tensor]
 
 
 class Linearization(NamedTuple):
-    """What is measured ``(K,)``, the nearest values that meet the target, and Jacobian ``(K, N)``."""
+    """Measured values ``(K,)``, the nearest values that meet the target, and the Jacobian ``(K, N)``."""
 
     measured: Tensor
     nearest: Tensor
@@ -63,7 +62,7 @@ class Linearization(NamedTuple):
 
 
 class LevenbergMarquardtState(NamedTuple):
-    """What the method carries of the best point so far; K values measured, N entries searched.
+    """The state of the method at its best point; K values measured, N entries searched.
 
     Attributes:
         z: the point.
@@ -71,10 +70,10 @@ class LevenbergMarquardtState(NamedTuple):
         gram: the Jacobian times its transpose, ``(K, K)``.
         penalty: the penalties there; an empty tuple if there are none.
         merit: sum of squared residuals and penalties there; NaN before the first evaluation.
-        predicted: reduction that the model predicts for the step that is tried.
+        predicted: predicted reduction of the step under trial.
         damping: ``mu``, see `levenberg_marquardt`.
         nu: factor of the damping if the next step fails.
-        in_logs: whether the residual is taken in logarithms (``"auto"`` decides for every row).
+        in_logs: whether the residual is in logarithms (``"auto"`` decides for every row).
     """
 
     z: Tensor
@@ -99,7 +98,7 @@ class LevenbergMarquardt(NamedTuple):
     ) -> BoundMethod:
         """Return the functions of one row's step: the Jacobian, and a damped step that is judged.
 
-        The best point is kept: a step that fails is taken back to it.
+        The best point is kept: a failed step returns to it.
         """
         del gradient
         return bind_jacobian(
@@ -185,7 +184,7 @@ class LevenbergMarquardt(NamedTuple):
             carried=LevenbergMarquardtState(
                 *(z, line, gram, penalty, merit_here, predicted, damping, nu, in_logs)
             ),
-            # A failed try at which nothing is finite ends nothing: the best point goes on.
+            # A non-finite trial does not end the search: it continues from the best point.
             value=torch.where(value.isfinite() | first, value, best),
             best=torch.where(first, torch.nan, best),
             loss=(misfit / count).to(z.dtype),
@@ -224,16 +223,16 @@ def _step(
 def levenberg_marquardt(residual: Residual = "auto", *, damping: float = 10.0) -> LevenbergMarquardt:
     """Damped Gauss-Newton: minimizes the mean of squared residuals ``f(m) - f(n)``, plus penalties.
 
-    ``m`` are the K numbers that a target measures (of an allocation, the weights), ``n`` the nearest
-    numbers that meet it. With their Jacobian ``J``, a step minimizes ``|r + J d|**2 + lam |d|**2``:
+    ``m`` are the K values that a target bounds (for an allocation, the weights), ``n`` the nearest
+    values that meet it. With their Jacobian ``J``, a step minimizes ``|r + J d|**2 + lam |d|**2``:
     ``d = -J' (J J' + lam I)^-1 r``. Penalties join with their gradient and the diagonal of their Hessian
     (for `l2`, all of it). ``lam = mu |r|**2 / N`` follows the misfit, so it vanishes at the target; the
     damping ``mu`` falls when the actual reduction matches the predicted one, and grows when it does not,
-    in which case the step is rejected (Nielsen 1999). What is minimized never increases. Within bounds
+    in which case the step is rejected (Nielsen 1999). The objective never increases. Within bounds
     (`clip`) a step minimizes the same model over the feasible points.
 
-    It takes few steps where Adam takes hundreds, each with one forward pass and one reverse pass for all
-    K together. Steps have minimum norm in the search space, so search in sigmas (`standardize`). A hit
+    It takes few steps instead of hundreds, each with one forward pass and one batched reverse pass for
+    all K values. Steps have minimum norm in the search space, so search in sigmas (`standardize`). A hit
     ends the search; so does a point where no step helps (STALLED; within bounds, where the projected
     gradient is zero), which for an infeasible target is the nearest in the sense of the residual. The
     problem's own loss is reported at the end, not minimized;
@@ -281,7 +280,7 @@ def bind_jacobian(
     init: Callable[[Tensor, Args], Any],
     advance: Callable[[State, Args, Evaluation], Advance],
 ) -> BoundMethod:
-    """Bind a method that evaluates Jacobians of what the target measures, and keeps its best point."""
+    """Bind a method that evaluates Jacobians of the bounded values, and keeps its best point."""
     objective, measure = make_objective(problem), measure_of(problem)
     return BoundMethod(
         problem=problem,
@@ -294,7 +293,7 @@ def bind_jacobian(
 
 
 def measure_of(problem: Problem) -> Callable[[Tensor, Args], Tensor]:
-    """What the target measures of the weights, ``(weights, args) -> (K,)``; of rows, too."""
+    """The values that the target bounds, ``(weights, args) -> (K,)``; also for rows."""
     return lambda weights, args: problem.criterion.compare(weights, args["target"])[0]
 
 
@@ -330,7 +329,7 @@ def _penalty_terms(problem: Problem, z: Tensor, args: Args) -> PenaltyTerms:
 
 
 def _gaps(problem: Problem, line: Linearization, args: Args, kind: Residual, in_logs: Tensor) -> Gaps:
-    """The residuals from the lower and the upper bounds of what is measured."""
+    """The residuals from the lower and the upper bounds of the measured values."""
     measured = line.measured.to(WIDE)
     bounds = [bound.flatten().to(WIDE) for bound in problem.criterion.bounds(args["target"])[:2]]
     lower, upper = (

@@ -1,13 +1,13 @@
-"""Jacobian of what a target measures: of one row by torch.func, or by plain reverse passes.
+"""Jacobian of the values that a target bounds: of one row by torch.func, or by plain reverse passes.
 
 Many allocators end in a softmax, or another normalization, of scores, each of an asset's own column:
 ``w_k = f_k(x_k) / sum(f)``. With ``g_a``, the gradient of ``log f_a`` in its column,
 
     ``dw_k / dx_a = w_k (1[k = a] - w_a) g_a``.
 
-The pullback of ``v`` from the weights is ``e_a g_a`` on column ``a``, with ``e = w (v - w'v)``: one with
-no zero in ``e`` gives the whole Jacobian. A second pullback, of another direction, shows whether a
-network is of this kind: where columns interact, the first does not predict it.
+The pullback of ``v`` from the weights is ``e_a g_a`` on column ``a``, with ``e = w (v - w'v)``: if ``e``
+has no zeros, one pullback gives the whole Jacobian. A second pullback, of another direction, tests
+whether a network has this form: if columns interact, the first does not predict it.
 
 References:
     A. R. Curtis, M. J. D. Powell, J. K. Reid (1974), On the Estimation of Sparse Jacobian Matrices,
@@ -67,12 +67,12 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
     """Evaluate with the Jacobian: one forward pass, and a reverse pass for each number measured.
 
     If each asset is scored from its own column, one reverse pass gives all (see `column_jacobian`).
-    That is checked at the first evaluation and at every fourth; where it fails once, it is given up.
+    That is checked at the first and every fourth evaluation, and given up after one failure.
 
     Args:
         objective: ``(z, args) -> (value, (loss, weights))``, of one question, or of rows that depend on
             no others.
-        measure: ``(weights, args) -> measured``, of rows, too.
+        measure: ``(weights, args) -> measured``, also for rows.
 
     Returns:
         Function ``(z, args) -> Evaluation``, all detached.
@@ -113,10 +113,10 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
 def column_jacobian(
     measured: Tensor, weights: Tensor, z: Tensor, factor: Tensor | None, *, checks: bool
 ) -> Tensor | None:
-    """The Jacobian of what is measured, if each asset is scored from its own column.
+    """The Jacobian of the measured values, if each asset is scored from its own column.
 
     Args:
-        measured: what is measured of the weights, ``(*rows, K)``; the graph to ``z`` is kept.
+        measured: values of the weights, ``(*rows, K)``; the graph to ``z`` is kept.
         weights: ``(*rows, A)``.
         z: the search points, ``(*rows, ..., A)``.
         factor: lower triangular ``(*rows, days, A, A)`` by which the columns of ``z`` are mixed, if they
@@ -187,7 +187,7 @@ def _pull_back(
 ) -> tuple[Tensor, bool | None]:
     """The pullback of each direction, and whether they can share a pass.
 
-    A pass of several directions is mapped. It is held against a plain one of a combination before it is
+    A pass of several directions is mapped. It is compared with a plain one of a combination before it is
     believed; a custom function that cannot be mapped, or not correctly, has a pass for each direction.
     """
     if not measured.requires_grad:  # the network ignores its input, or cuts the graph
@@ -200,7 +200,7 @@ def _pull_back(
         try:
             jacobian = pull(directions, batched=True)
             if maps is None and is_readable(jacobian):
-                # Not of equal parts: the weights of a portfolio sum to one, whatever it depends on.
+                # Not of equal parts: the weights of a portfolio always sum to one.
                 numbers = torch.arange(len(directions), device=measured.device)
                 parts = numbers.to(measured).cos().view(-1, *[1] * measured.ndim)
                 combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)

@@ -1,4 +1,4 @@
-"""The loop, and `run`, its pure face. `engine` drives it for one question and for batches of rows."""
+"""The loop, and `run`, its pure form. `engine` uses it for one question and for batches of rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(init: Init, step: Step, args: Args, num_steps: int) -> tuple[State, Info
     Args:
         init: ``args -> state``, from `make_step`.
         step: ``(state, args) -> (state, info)``, from `make_step`.
-        args: data of the problem; what a row varies in comes in here.
+        args: data of the problem, with everything that varies by row.
         num_steps: steps to take, >= 0.
 
     Returns:

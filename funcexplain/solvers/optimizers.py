@@ -109,8 +109,8 @@ class SgdState(NamedTuple):
 def adam(lr: float = 1e-1, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """Adam with bias correction: ``z -= lr * m_hat / (sqrt(v_hat) + eps)``.
 
-    ``m = b1 m + (1 - b1) g`` and ``v = b2 v + (1 - b2) g**2``; ``m_hat = m / (1 - b1**t)`` and ``v_hat``
-    likewise. Equal to ``torch.optim.Adam`` to rounding, and every step is differentiable.
+    ``m = b1 m + (1 - b1) g``, ``v = b2 v + (1 - b2) g**2``, ``m_hat = m / (1 - b1**t)`` and
+    ``v_hat = v / (1 - b2**t)``. Equal to ``torch.optim.Adam`` to rounding; every step is differentiable.
 
     Args:
         lr: step size, >= 0, in the units of the search variable.

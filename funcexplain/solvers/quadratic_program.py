@@ -23,7 +23,7 @@ from funcexplain.solvers.damped_step import WIDE, Model, PenaltyTerms, approach_
 
 # Iterations of the interior point, and rounds of the active set that follow.
 _ITERATIONS, _ROUNDS = 18, 3
-# An infinite bound counts as so many times the value away.
+# An infinite bound counts as this many times the value away.
 _FAR = 1e4
 # Fraction of the mean diagonal that is added where multipliers are not unique.
 _RIDGE = 1e-13
@@ -33,14 +33,14 @@ _FLAT = 1e-14
 def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
     """The multipliers of a quadratic program, in float64.
 
-    An interior-point method comes close; the active set that it finds is then solved exactly, and kept
-    where the objective falls.
+    An interior-point method comes close; its active set is then solved exactly, and kept if the
+    objective falls.
 
     Args:
         w: ``(K, K)``, positive semidefinite.
-        c: values that the unconstrained step leads to, ``(K,)``.
+        c: values after the unconstrained step, ``(K,)``.
         lower: bounds ``(K,)``; ``-inf`` for none.
-        upper: likewise.
+        upper: bounds ``(K,)``; ``inf`` for none.
         rho: price of a violation, the maximum of a multiplier.
 
     Returns:

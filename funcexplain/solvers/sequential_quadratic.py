@@ -1,11 +1,10 @@
 """The method of `closest`: sequential quadratic programming, from a hit to the closest one.
 
-It minimizes ``|z - z_r|**2 / 2`` subject to ``lower <= m(z) <= upper``, what the target measures within
-its tolerance. Each step solves a quadratic program: the constraints linearized, the Lagrangian's
-curvature from its gradients at earlier points. What a step must decrease is the merit
-``|z - z_r|**2 / 2 + rho * sum(violations)``. A step that does not is corrected for the curvature of the
-constraints, then damped. Measures that are shares, in (0, 1), are constrained by their logits, in which
-a softmax is nearly linear.
+It minimizes ``|z - z_r|**2 / 2`` subject to ``lower <= m(z) <= upper``, the target with its tolerance.
+Each step solves a quadratic program, with linearized constraints and the Lagrangian's curvature from its
+gradients at earlier points. A step must decrease the merit ``|z - z_r|**2 / 2 + rho * sum(violations)``;
+otherwise it is corrected for the curvature of the constraints, then damped. Measures that are shares, in
+(0, 1), are constrained by their logits, in which a softmax is nearly linear.
 
 References:
     S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
@@ -75,14 +74,14 @@ class Constraints(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a step was made from, by which its trial is judged.
+    """The program behind a step, by which its trial is judged.
 
     Attributes:
         multipliers: of the constraints, ``(K,)``.
         decrease: of the merit, as the program predicts it.
         rho: price of a violation.
         damping: curvature that is added.
-        corrects: whether the constraints' curvature, as a first trial saw it, was taken into account.
+        corrects: whether the step corrects for the constraints' curvature seen by a first trial.
     """
 
     multipliers: Tensor
@@ -93,13 +92,13 @@ class Program(NamedTuple):
 
 
 class SequentialQuadraticState(NamedTuple):
-    """What is carried.
+    """The state of the method.
 
     Attributes:
         z: the last point that decreased the merit.
         line: its linearization.
         in_logits: which measures are constrained by their logits, ``(K,)``.
-        program: the one whose step is tried.
+        program: the one whose step is under trial.
         steps: the last steps, ``(M, N)``; zero where there were fewer.
         changes: of the Lagrangian's gradient along them.
         distance: smallest mean squared distance of a hit; NaN before the first evaluation.
@@ -206,7 +205,7 @@ class SequentialQuadratic(NamedTuple):
         ends = ends | ~(following != z).any() | (usable & (distance == 0.0))
         kept = torch.where(closer, distance, carried.distance)
         best = carried.distance.to(z.dtype)
-        # A trial that is no hit is no closer than the best one, and ends nothing.
+        # A trial that misses is not closer than the best one, and does not end the search.
         unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
         failed = torch.where(first, unknown, best)
         return Advance(

@@ -1,4 +1,4 @@
-"""The nouns of a search: what is carried, what is reported, when it ends, and what a method brings.
+"""The nouns of a search: state, report, stopping rules, and the protocol of a method.
 
 A method turns a problem into the functions of one row's step (`BoundMethod`). `step` puts them together
 with the verdict, in the same way for every method. All leaves are tensors, so that everything here
@@ -37,13 +37,13 @@ class Trend(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the loop carries.
+    """The state that the loop carries.
 
     Attributes:
         z: point that is evaluated next.
-        optimizer: what the method carries (`Advance.carried`): an optimizer's state, or another's own.
-        kept: the evaluated point that would be the answer now.
-        status: a `Status` code; MAX_STEPS as long as the search goes on.
+        optimizer: the state of the method (`Advance.carried`).
+        kept: the evaluated point that is the answer so far.
+        status: a `Status` code; MAX_STEPS during the search.
         num_steps: updates so far.
         trend: a `Trend` where ``patience`` is given, else an empty tuple.
     """
@@ -62,11 +62,11 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a step reports of the point before its update; scalars.
+    """A step's report of the point before its update; scalars.
 
     Attributes:
         loss: misfit.
-        value: what is minimized, loss plus penalties.
+        value: the objective, loss plus penalties.
         grad_norm: Euclidean norm of the gradient in the search space.
         error: largest ``|weights - target|``, of goals the largest ``|residual|``.
     """
@@ -95,10 +95,10 @@ class Evaluation(NamedTuple):
     """A point to first order.
 
     Attributes:
-        value: what is minimized, loss plus penalties.
+        value: the objective, loss plus penalties.
         loss: misfit.
         weights: allocation.
-        slopes: gradient of the value, or the Jacobian ``(K, N)`` of what the target measures.
+        slopes: gradient of the value, or the Jacobian ``(K, N)`` of the values that the target bounds.
     """
 
     value: Tensor
@@ -108,16 +108,17 @@ class Evaluation(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """What a method makes of an evaluation.
+    """The reaction of a method to an evaluation.
 
     Attributes:
         z: point to evaluate next.
         carried: next state of the method.
-        value: by what the evaluated point is judged; finite unless the search should end NONFINITE.
+        value: the value by which the evaluated point is judged; finite unless the search should end
+            NONFINITE.
         best: the same for the kept point, NaN if there is none yet: normally ``state.kept.value``. A
-            method whose measure changes during the search gives the kept point's value in the new one.
+            method whose objective changes during the search returns the kept point's value under it.
         loss: what the step reports as its loss.
-        grads: gradient of what is minimized; zero where no step helps any more.
+        grads: gradient of the objective; zero if no step helps any more.
     """
 
     z: Tensor
@@ -147,7 +148,7 @@ class BoundMethod(NamedTuple):
         advance: ``(state, args, evaluation) -> Advance``, pure, of one row.
         stopping: when the search ends, and which point is kept.
         advance_in_place: the same as ``advance``, of one question or, of a grid, of a batch of rows; it
-            may overwrite what the method holds in the state. None if nothing is gained.
+            may overwrite the method's part of the state. None if that would not help.
     """
 
     problem: Problem
@@ -161,7 +162,7 @@ class BoundMethod(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """What `solve` searches with: an optimizer, Levenberg-Marquardt, or a method of your own."""
+    """A search method for `solve`: an optimizer, Levenberg-Marquardt, or your own."""
 
     def bind(
         self, problem: Problem, stopping: Stopping, gradient: Callable[[Objective], ValueAndGrad]

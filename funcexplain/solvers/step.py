@@ -1,8 +1,8 @@
 """One iteration as a pure function: ``make_step(problem, method) -> (init, step)``.
 
-A step evaluates the point it is given, keeps that evaluation where it should be kept, decides whether
-the search ends there, and only then moves. `take` is this law for every method, for one row, for a
-batch of rows, compiled or under torch.func; finished rows are held with ``torch.where``.
+A step evaluates its point, keeps the evaluation if it is the answer so far, decides whether the search
+ends there, and only then moves. `take` implements this for every method, for one row or a batch,
+compiled or under torch.func; finished rows are held with ``torch.where``.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def make_step(
         patience: also ends the search as STALLED when the best value has not improved by a factor of
             ``rtol`` for this many steps. ``None`` waits indefinitely. Needs an ``atol``.
         rtol: relative improvement that resets the patience. Needs a ``patience``.
-        gradient: wraps an objective into its value and gradient. The default is torch.func's, through
-            which ``torch.func.vmap`` and ``grad`` go. (`levenberg_marquardt` has a Jacobian instead.)
+        gradient: wraps an objective into its value and gradient. The default is torch.func's, which
+            supports ``torch.func.vmap`` and ``grad``. (`levenberg_marquardt` uses a Jacobian instead.)
 
     Returns:
         ``(init, step)`` with ``init(args) -> state`` and ``step(state, args) -> (state, info)``. A step
@@ -102,8 +102,8 @@ def make_plain_step(
 ) -> tuple[Init, Step]:
     """Make the step of one question that no transform maps: one plain backward pass, Python's numbers.
 
-    It costs half of the pure step, serves networks that torch.func rejects, and must not be taken again
-    once the search has ended. Without ``pure``, it may overwrite what the method holds in a state.
+    It costs half of the pure step, supports networks that torch.func rejects, and must not be called
+    again once the search has ended. Without ``pure``, it may overwrite the method's part of a state.
     """
     bound = bind(method, problem, stopping)
     evaluate = with_bound_network(problem, bound.backward(make_objective(problem)))
@@ -117,7 +117,7 @@ def bind(
     stopping: Stopping,
     gradient: Callable[[Objective], ValueAndGrad] = value_and_grad,
 ) -> BoundMethod:
-    """Bind a method, which may be a user's own, to a problem; with penalties, a hit must settle."""
+    """Bind a method, possibly the user's own, to a problem; with penalties, a hit must settle."""
     if settles(problem, stopping):
         stopping = stopping._replace(settles=True, keep="best")
     bound = method.bind(problem, stopping, gradient)
@@ -159,9 +159,9 @@ def take(
     Args:
         bound: the method, bound to its problem.
         evaluate: its evaluation, of one row, or of a batch of rows.
-        advance: its advance, likewise.
+        advance: its advance, of the same rows.
         state: of one row, or of a batch that leads with its rows.
-        args: the data, likewise.
+        args: data of the same rows.
         in_numbers: whether to decide with Python's numbers, for one question outside of transforms.
 
     Returns:
@@ -202,7 +202,7 @@ def decide_in_tensors(
         error: largest distance from the target.
         kept_hits: whether the kept point hits, where a hit must settle; else False.
         evaluation: of ``state.z``.
-        advance: what the method makes of it.
+        advance: the method's reaction to it.
 
     Returns:
         The next state and what to report.
@@ -256,7 +256,7 @@ def decide_in_tensors(
 
 
 def _moves_on(atol: float, value: Tensor, norms: Tensor, error: Tensor) -> bool:
-    """Whether every row goes on: finite, with a gradient, and not within ``atol``."""
+    """Whether every row continues: finite, with a gradient, and not within ``atol``."""
     low, high = map(float, norms.aminmax())  # NaN is neither above zero nor below infinity
     return low > 0.0 and high < math.inf and math.isfinite(value.sum()) and bool(error.min() > atol)
 
@@ -307,7 +307,7 @@ def decide_in_numbers(
 
 
 def status_at_end(problem: Problem, stopping: Stopping, state: State, target: Tensor) -> Tensor:
-    """Statuses of searches that are over: out of budget, a hit that had no time to settle is a hit."""
+    """Statuses of finished searches: out of budget, a hit that did not settle is still a hit."""
     if not settles(problem, stopping) or stopping.atol is None:
         return state.status
     rows, atol = state.status.ndim, stopping.atol
@@ -316,7 +316,7 @@ def status_at_end(problem: Problem, stopping: Stopping, state: State, target: Te
 
 
 def check_stopping(where: str, atol: Any, keep: Any, patience: Any, rtol: Any) -> Stopping:
-    """Raise unless the settings say when a search ends."""
+    """Raise unless the stopping settings are valid."""
     if atol is not None:
         atol = check_number(where, "atol", atol, minimum=0.0)
     if not (isinstance(keep, str) and keep in ("last", "best")):

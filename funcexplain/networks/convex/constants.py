@@ -1,8 +1,8 @@
 """Searches whose results are constants for derivatives, and which work under ``vmap``.
 
 A convex program is solved in two stages. The first, a search, finds which weights are on a bound; it
-loops, compacts and stops early, so it needs plain tensors and branches on values. Locally its result is
-constant, so it has no derivative. The second stage recomputes the solution from that result with
+loops, compacts and stops early, so it needs plain tensors and branches on values. Its result is locally
+constant, so its derivative is zero. The second stage recomputes the solution from that result with
 ordinary operations of torch, which carry all derivatives. `constant` runs the first stage.
 """
 

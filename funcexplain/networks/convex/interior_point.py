@@ -89,7 +89,7 @@ def _error(program: Program, cap: float, point: _Point) -> Tensor:
     # A small budget is met to four digits, so that Newton's method can finish.
     low = (point.weights * point.at_zero - program.budgets) * (1e-8 / program.budgets).clamp(1.0, 1e8)
     low = torch.where(program.budgets > 0.0, low, point.weights * point.at_zero)
-    # With small budgets, a slack may be as small as a weight, and must be weighted likewise.
+    # With small budgets, a slack may be as small as a weight, and needs the same weighting.
     smallest = program.budgets.masked_fill(program.budgets == 0.0, 1.0).amin(-1, keepdim=True)
     factor = (1e-14 / smallest.square()).clamp(1.0, 1e8)
     high = point.slack / _width(program, cap) * point.at_cap * factor

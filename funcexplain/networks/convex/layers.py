@@ -38,7 +38,7 @@ class _Allocator(nn.Module):
 
 
 class Markowitz(_Allocator):
-    """`markowitz` as a module, in place of deepdow's ``NumericalMarkowitz``.
+    """`markowitz` as a module, instead of deepdow's ``NumericalMarkowitz``.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class Markowitz(_Allocator):
 
 
 class RiskBudgeting(_Allocator):
-    """`risk_budgeting` as a module, in place of deepdow's ``NumericalRiskBudgeting``.
+    """`risk_budgeting` as a module, instead of deepdow's ``NumericalRiskBudgeting``.
 
     Example:
         >>> import torch
@@ -101,7 +101,7 @@ class _Scored(_Allocator):
 
 
 class Sparsemax(_Scored):
-    """`sparsemax` of ``x / temperature`` as a module, in place of deepdow's ``SparsemaxAllocator``.
+    """`sparsemax` of ``x / temperature`` as a module, instead of deepdow's ``SparsemaxAllocator``.
 
     Example:
         >>> import torch
@@ -114,7 +114,7 @@ class Sparsemax(_Scored):
 
 
 class CappedSoftmax(_Scored):
-    """`capped_softmax` of ``x / temperature``, in place of deepdow's ``SoftmaxAllocator``.
+    """`capped_softmax` of ``x / temperature``, instead of deepdow's ``SoftmaxAllocator``.
 
     Example:
         >>> import torch

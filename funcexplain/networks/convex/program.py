@@ -3,8 +3,8 @@
     minimize  1/2 w' Q w - r' w - b' log w   subject to   sum(w) = 1,  0 <= w <= cap
 
 with Q positive semidefinite and b >= 0. Active sets with `leap` solve most programs without budgets. For
-the others, an interior point method guesses the sets, and active sets refine its result: with `leap`,
-and if that fails, with `walk`.
+the others, an interior point method guesses the sets, and active sets refine its result, with `leap`, or
+if that fails with `walk`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a weight changed: where the parts of its change come from, and how they add up."""
+"""Attribution of a weight's change: its parts, and how they add up."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plot_attribution(
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
-        The axes; the color bar is beside them.
+        The axes, with a color bar next to them.
 
     Raises:
         ImportError: matplotlib is not installed.

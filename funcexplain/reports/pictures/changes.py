@@ -46,7 +46,7 @@ def plot_changes(
 
     One block per channel, side by side; days run from left to right, and the assets with the largest
     change (root mean square over channels and days) come first. Beyond `MAX_ROWS` assets the rest are
-    left out, and the title says so.
+    omitted, and the title says so.
 
     Args:
         x: the answer, ``(C, L, A)``.
@@ -59,7 +59,7 @@ def plot_changes(
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
-        The axes; the color bar is beside them.
+        The axes, with a color bar next to them.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -152,7 +152,7 @@ def plot_cumulative(
 
     The share of an asset is its part of ``sum(((x - reference) / scale)^2)``. A line that rises
     steeply is a change of a few assets; one that rises evenly, a change of the whole market. The title
-    says how many assets make up 80 % of it.
+    gives the number of assets that make up 80 % of it.
 
     Args:
         x: the answer, ``(C, L, A)``.

@@ -1,4 +1,4 @@
-"""A question over many dates: the size of the change that it takes, and its probability."""
+"""A question over many dates: the size of the change, and the probability of the target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def plot_dates(
 
     Args:
         dates: the ``N`` dates.
-        size: of the change on each, ``(N,)``.
+        size: size of the change on each date, ``(N,)``.
         hit: whether it reaches the target, ``(N,)``; a cross marks a date where it does not.
         chance: probability of the target on each, drawn on a logarithmic scale. Default: not drawn.
         unit: of the size.

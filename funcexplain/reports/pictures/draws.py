@@ -46,7 +46,7 @@ def plot_fan(
     """Fans of the paths of the assets that shift most, against those of ordinary markets.
 
     One panel per asset: the outer and the inner band of the draws and their median, over the outer band
-    of ordinary markets. Paths are in percent of the last fixed day, whose known past is drawn, too.
+    of ordinary markets. Paths are in percent of the last fixed day; its known past is also drawn.
 
     Args:
         bands: of `bands`; its lowest and highest level bound the outer band.

@@ -1,4 +1,4 @@
-"""How far markets within a radius can move the weights, and what several markets would do to them."""
+"""How far markets within a radius can move the weights, and trades in several scenarios."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plot_reach(
     radius: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A bar for each asset from the lowest to the highest weight found, with today's marked.
+    """A bar for each asset from the minimum to the maximum weight found, with today's marked.
 
     Assets are sorted by their highest weight; beyond `MAX_ROWS` the others are left out, and the title
     says so.
@@ -90,7 +90,7 @@ def plot_frontier(
     most: int = 5,
     ax: Axes | None = None,
 ) -> Axes:
-    """The highest weight found against the radius: how large a move of the market each weight takes.
+    """The maximum weight found against the radius: how large a market move each weight takes.
 
     Args:
         radii: increasing, in sigmas, ``(R,)``.
@@ -148,7 +148,7 @@ def plot_frontier(
 def plot_trades(
     trades: Values, *, assets: Sequence[str], names: Sequence[str], ax: Axes | None = None
 ) -> Axes:
-    """What the network would buy and sell in scenarios, asset by asset.
+    """The network's trades in scenarios, asset by asset.
 
     Assets are sorted by their largest trade; beyond `MAX_ROWS` the others are left out, and the title
     says so. One scenario is drawn as bars, several as dots.

@@ -39,7 +39,7 @@ def plot_weights(
     """Three allocations, asset by asset: today's, the target, and the one reached.
 
     Assets are sorted by their target weight. Beyond ``most`` assets the largest are shown, and the last
-    row is the sum of all others. With goals in place of a target allocation, bounds of single assets are
+    row is the sum of all others. With goals instead of a target allocation, bounds of single assets are
     drawn as brackets, other goals are not drawn, and assets are sorted by the weight reached, those with
     bounds first.
 
