@@ -12,7 +12,7 @@ Command = Callable[[argparse.Namespace], int]
 
 DEMO = """\
 Train a small allocator on real prices, then ask what the market would have to look like for it to hold
-another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes less than
+another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes about
 a minute.
 """
 RUN = """\
@@ -23,8 +23,8 @@ no longer read (as by head); the last three leave an earlier answer as it was.
 """
 INIT = """\
 Write a commented config for a network and a price file, after trying how they fit together: the size and
-layout of the windows, and the weights among the outputs. Without names, takes the only network, prices
-and weights in this folder.
+layout of the windows, and the weights among the outputs. What is not named is the only network, price
+file and file of weights in this folder.
 """
 CHECK = """\
 Check everything that a config names without solving it: keys, network, weights, prices, features,
