@@ -38,7 +38,6 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     figure.savefig(out / "bachelier.png", dpi=100)
     if not quick:  # what the page claims
         alone = fe.solve(problem, fe.levenberg_marquardt(), max_steps=60, atol=1e-3)
-        print("BACH", int(answers.hit.sum()), alone.status, alone.error)
         assert alone.status is fe.Status.STALLED and 0.03 < alone.error < 0.05
         assert int(answers.hit.sum()) == 15 and solution.hit
         change = ((solution.x - x0) / trained.std).abs().amax((1, 2))
