@@ -26,9 +26,8 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     problem = fe.pipe(
         fe.problem((apply, params), target.detach(), x0), fe.standardize(trained.mean, trained.std)
     )
-    noisy = fe.jitter(1.0)(
-        problem
-    )  # an asset held at exactly zero has zero slope: start where it is not
+    # An asset held at exactly zero has zero slope: start where it is not.
+    noisy = fe.jitter(1.0)(problem)
     starts = fe.vmap(noisy, seed=torch.arange(2 if quick else 16), name="start")
     answers = fe.closest(starts, atol=1e-3, max_steps=60, refinements=5 if quick else 100)
     solution = answers.best(by=(answers.x - x0).square().mean((1, 2, 3)))
@@ -40,10 +39,13 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     figure.savefig(out / "bachelier.png", dpi=100)
     if not quick:  # what the page claims
         alone = fe.solve(problem, fe.levenberg_marquardt(), max_steps=60, atol=1e-3)
-        assert alone.status is fe.Status.STALLED and 0.03 < alone.error < 0.05
-        assert int(answers.hit.sum()) == 15 and solution.hit
+        assert alone.status is fe.Status.STALLED
+        assert 0.03 < alone.error < 0.05
+        assert int(answers.hit.sum()) == 15
+        assert solution.hit
         change = ((solution.x - x0) / trained.std).abs().amax((1, 2))
-        assert change[0] > 0.1 and change[1:].max() < 0.01
+        assert change[0] > 0.1
+        assert change[1:].max() < 0.01
     return solution
 
 

@@ -35,7 +35,8 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
         assert solution.hit.all()
         with torch.no_grad():
             held = network(x0[None])[0] >= 0.3
-        assert int(held.sum()) == 2 and change[held].max() < 1e-5
+        assert int(held.sum()) == 2
+        assert change[held].max() < 1e-5
         assert 0.115 < change.max() < 0.125
     return solution
 
