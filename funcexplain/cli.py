@@ -125,6 +125,8 @@ def _one_line_warnings(quiet: bool) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "default")
+        # torch's own, when it loads its decompositions: nothing that a user can change.
+        warnings.filterwarnings("ignore", ".*torch.jit.script")
         warnings.showwarning = show
         yield
 

@@ -24,11 +24,11 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     today, target = apply(params, x0), apply(params, windows[-250])
 
     problem = fe.pipe(
-        fe.problem((apply, params), target.detach(), x0),
-        fe.standardize(trained.mean, trained.std),
-        fe.jitter(1.0),  # an asset held at exactly zero has zero slope: start where it may be held
+        fe.problem((apply, params), target.detach(), x0), fe.standardize(trained.mean, trained.std)
     )
-    starts = fe.vmap(problem, seed=torch.arange(2 if quick else 16), name="start")
+    # An asset held at exactly zero has zero slope: start where it is not.
+    noisy = fe.jitter(1.0)(problem)
+    starts = fe.vmap(noisy, seed=torch.arange(2 if quick else 16), name="start")
     answers = fe.closest(starts, atol=1e-3, max_steps=60, refinements=5 if quick else 100)
     solution = answers.best(by=(answers.x - x0).square().mean((1, 2, 3)))
 
@@ -37,6 +37,15 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
     plot_weights(today.detach(), target.detach(), solution.weights, assets=prices.assets, ax=left)
     plot_changes(solution.x, x0, scale=trained.std, assets=prices.assets, channels=channels, ax=right)
     figure.savefig(out / "bachelier.png", dpi=100)
+    if not quick:  # what the page claims
+        alone = fe.solve(problem, fe.levenberg_marquardt(), max_steps=60, atol=1e-3)
+        assert alone.status is fe.Status.STALLED
+        assert 0.03 < alone.error < 0.05
+        assert int(answers.hit.sum()) == 15
+        assert solution.hit
+        change = ((solution.x - x0) / trained.std).abs().amax((1, 2))
+        assert change[0] > 0.1
+        assert change[1:].max() < 0.01
     return solution
 
 

@@ -34,6 +34,16 @@ def main(out: Path, *, quick: bool = False) -> tuple[fe.Solution, fe.Solution]:
         unit="spread over models, sigmas",
     )
     axes.figure.savefig(out / "ensemble.png", dpi=120)
+    if not quick:  # what the page claims
+        assert each.hit.all()
+        assert both.hit
+        sizes = spread / network.std
+        franc = prices.assets.index("CHF")
+        moves = (each.x - x0).div(network.std).square().sum((1, 2))
+        assert (moves.argmax(1) == franc).all()
+        assert sizes.argmax() % len(prices.assets) == franc
+        assert 0.3 < sizes.max() < 0.4
+        assert (sizes < 0.05).float().mean() > 0.8
     return each, both
 
 

@@ -33,6 +33,15 @@ def main(out: Path, *, quick: bool = False) -> fe.Solution:
         change, solution.error, labels=[f"strength {s:.3g}" for s in strengths.tolist()]
     )
     axes.figure.savefig(out / "pareto.png", dpi=200)
+    if not quick:  # what the page claims
+        error = solution.error
+        assert (change.diff() <= 0).all()
+        assert (error.diff() >= 0).all()
+        assert error[0] < 2e-4
+        assert 0.13 < change[0] < 0.135
+        assert ((change > 0.9 * change[0]) | (error > 0.066)).all()
+        assert error[-1] > 0.29
+        assert 0.08 < change[-1] < 0.09
     return solution
 
 

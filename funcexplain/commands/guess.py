@@ -94,6 +94,8 @@ def guess(
         path = table[section].get(name)
         if path is not None and path not in SHIPPED:
             table[section][name] = os.path.relpath(path, folder)
+    as_built = "none, so the network is as built; --weights names them"
+    found.notes["network.weights"] = own.get("weights", as_built)
     if own.get("folder") == ".":
         del own["folder"]
     return found

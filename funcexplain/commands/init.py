@@ -112,11 +112,10 @@ def first_table(
                 f"init: expected one file of {kind} in this folder, got none or several; name it, as in "
                 "funcexplain init mine.py market.csv"
             )
-    weights = weights or (found.get("weights") if network is None else None)
     guessed = guess(
         network or found["network"],
         prices or found["prices"],
-        weights,
+        weights or found.get("weights"),
         folder,
         trust_model=trust_model,
         say=print_line,
@@ -147,7 +146,7 @@ def _first_question(
 
 def _commented(table: dict[str, Any]) -> str:
     """A table as TOML with comments on each part."""
-    lines = ["# Paths are relative to this file. Every entry: docs/guide.md of funcexplain."]
+    lines = ["# Paths are relative to this file. Every entry: docs/config.md of funcexplain."]
     for section, comment in _COMMENTS.items():
         lines += ["", f"[{section}]  # {comment}"]
         lines += [f"{name} = {format_toml(value)}" for name, value in table.get(section, {}).items()]

@@ -12,7 +12,7 @@ Command = Callable[[argparse.Namespace], int]
 
 DEMO = """\
 Train a small allocator on real prices, then ask what the market would have to look like for it to hold
-another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes less than
+another portfolio. Prints both as tables and saves DIR/overview.png and DIR/report.html; takes about
 a minute.
 """
 RUN = """\

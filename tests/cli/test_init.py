@@ -1,11 +1,13 @@
 """From a network and a price file to an answer: ``init``, ``check`` and ``run``, and a first try."""
 
 import json
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from funcexplain.cli import main
 from tests.cli.desks import CODE
@@ -82,6 +84,19 @@ def test_init_finds_the_files_of_a_folder_and_overwrites_nothing(
     assert "'config.toml' exists; name another file with --out" in capsys.readouterr().err
 
 
+def test_init_takes_the_only_weights_beside_a_named_network_and_says_so(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = place
+    assert main(["init", f"{file}:Flat", "market.csv", "--out", "without.toml"]) == 0
+    assert "network.weights: none, so the network is as built" in capsys.readouterr().out
+    code = runpy.run_path(str(folder / file))
+    torch.save(code["Flat"]().state_dict(), "trained.pt")
+    assert main(["init", f"{file}:Flat", "market.csv"]) == 0
+    assert "network.weights: trained.pt" in capsys.readouterr().out
+    assert tomllib.loads(Path("config.toml").read_text())["network"]["weights"] == "trained.pt"
+
+
 def test_a_config_in_another_folder_has_paths_relative_to_it(place: tuple[Path, str]) -> None:
     folder, file = place
     (folder / "sub").mkdir()
@@ -155,7 +170,7 @@ def test_several_questions_are_compared_in_one_table(
     printed = capsys.readouterr().out
     lines = Path("run/compare.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["question", "more_oil", "2"]
-    assert "Question more_oil:" in printed
+    assert {"Question more_oil:", "Question 2:"} <= {*printed.splitlines()}
     assert Path("run/more_oil/summary.json").is_file()
     assert Path("run/2/config.toml").is_file()
     assert main(["check", *QUICK, "--set", "question.at_least.OIL=0.4", "--json"]) == 0
