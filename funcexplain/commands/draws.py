@@ -101,7 +101,7 @@ def describe_draws(found: Common, assets: Sequence[str]) -> dict[str, Any]:
     rows = zip(moves.falls, moves.ordinary_falls, moves.sigmas, low, high, strict=True)
     kinds = zip(stories.shares, stories.medoids, stories.moves.expm1(), strict=True)
     return {
-        "count": found.count,
+        "count": found.number,
         "assets": {
             asset: dict(zip(names, map(float, row), strict=True))
             for asset, row in zip(assets, rows, strict=True)

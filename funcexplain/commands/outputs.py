@@ -180,7 +180,7 @@ def write_report(
         probe=probe,
         draws=draws,
         agreement=agreement,
-        prices=prices if history.has_returns else None,
+        prices=prices if query.problem.law is not None or history.has_returns else None,
     )
     return REPORT
 

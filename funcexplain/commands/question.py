@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.adapting import describe_layouts, output_names
+from funcexplain.commands.adapting import any_problem, describe_layouts, output_names
 from funcexplain.commands.allocation import check_wanted, fill_active, fill_target
 from funcexplain.commands.config import (
     MAX_SEARCHES,
@@ -232,13 +232,12 @@ def evaluate_weights(
 ) -> Tensor:
     """Weights ``(N, A)`` at windows ``(N, C, L, A)``; raises if the network does not accept them."""
     count = windows.shape[-1]
-    uniform = windows.new_full((len(names),), 1.0 / len(names))
     shape = (
         f"windows of {len(history.channels)} channels ({', '.join(history.channels)}), "
         f"{history.lookback} days and {count} assets"
     )
     try:
-        probe = fe.problem(network, uniform, windows[0], outputs=names)
+        probe = any_problem(network, windows[0], history, names)
         with torch.no_grad():
             probe.objective(windows[0], probe.args)
     except Exception as error:  # any type: this runs the user's network
