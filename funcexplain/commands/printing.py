@@ -169,9 +169,7 @@ def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
     period = f"over the next {'trading day' if ahead == 1 else f'{ahead} trading days'}"
     if not math.isfinite(estimate) or estimate <= 0.0:
         return f"Probability {period}: below {upper}; it never happened among the markets drawn."
-    often = f", about once in {1 / estimate:,.0f} such periods" if estimate < 0.3 else ""
-    if estimate < 1e-6:
-        often = ", less than once in a million such periods"
+    often = f", about once in {1 / estimate:,.0f} such periods" if 1e-4 <= estimate < 0.3 else ""
     return f"Probability {period}: {format_chance(estimate)} (95% interval {lower} to {upper}){often}."
 
 

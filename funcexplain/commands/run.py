@@ -113,7 +113,8 @@ def run_config(
     summaries: dict[str | None, dict[str, Any]] = {}
     for label, config in configs.items():
         if label is not None:
-            print_line(f"{chr(10) if summaries else ''}Question {label}:")
+            print_line("")
+            print_line(f"Question {label}:")
         summaries[label] = _run(config, command, **own)
     if None in summaries:
         return summaries[None]
