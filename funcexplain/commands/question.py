@@ -151,13 +151,13 @@ def build_query(
             stacks["params"] = {"window": space.x0, "weights": held}
 
     def complete(problem: fe.Problem, number: int) -> fe.Problem:
-        problem = fe.pipe(problem, *space.transforms)
+        problem, own = fe.pipe(problem, *space.transforms), dict(stacks)
         if number > 1:
             problem = map_starts(problem, seeds, starts.jitter)
             if len(chosen) > 1:
                 precedents = problem.args["precedents"]
-                stacks["precedents"] = precedents.expand(len(chosen), *precedents.shape)
-        return fe.vmap(problem, name="date", **stacks) if len(chosen) > 1 else problem
+                own["precedents"] = precedents.expand(len(chosen), *precedents.shape)
+        return fe.vmap(problem, name="date", **own) if len(chosen) > 1 else problem
 
     try:
         single = [

@@ -102,7 +102,8 @@ def _wanted(query: Query) -> np.ndarray:
     Goals of several assets together have no column: they leave theirs empty.
     """
     target, ndim = query.problem.args["target"].double(), query.problem.criterion.ndim
-    dates = target if target.ndim > ndim else target[None]
+    several = query.first is not None  # networks, which share one target
+    dates = target if target.ndim > ndim and not several else target.view(-1, *target.shape[-ndim:])[:1]
     return np.array([_wanted_weights(one) for one in dates], dtype=object)
 
 
