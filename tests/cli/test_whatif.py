@@ -109,7 +109,7 @@ def test_tables_have_units_and_signs(
         (("--scenarios", "none.csv"), "none.csv"),
         (("--others", "fall", "--shock", "GOLD=1%"), "invalid choice: 'fall'"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_bad_scenarios_are_one_line(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
