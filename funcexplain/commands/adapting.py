@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import funcexplain as fe
 from funcexplain.commands.config import Config, NetworkConfig
 from funcexplain.commands.history import History, positions
 from funcexplain.commands.weights import Say, one_line, read_scaling, read_tensors
@@ -31,6 +33,22 @@ def output_names(config: NetworkConfig, assets: tuple[str, ...]) -> tuple[str, .
     if len({*names}) < len(names):
         raise ValueError(f"network.outputs: expected different names, got {', '.join(names)}")
     return names
+
+
+def any_problem(
+    network: nn.Module, x0: Tensor, history: History, names: tuple[str, ...], mask: Tensor | None = None
+) -> fe.Problem:
+    """A problem of a network for what needs no target; ``names`` are those of its weights."""
+    assets = history.prices.assets
+    return fe.problem(
+        network,
+        x0.new_full((len(names),), 1.0 / len(names)),
+        x0,
+        mask=mask,
+        assets=assets,
+        outputs=None if names == assets else names,
+        leverage=math.inf,
+    )
 
 
 def fit_network(network: nn.Module, config: Config, history: History, say: Say) -> nn.Module:

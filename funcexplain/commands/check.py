@@ -32,10 +32,12 @@ def check_config(
 
     It prints today's weights, and the range of the features in the last window and in history.
     """
-    found = {
-        label: _check(config, trust_model, print_line)
-        for label, config in read_all(path, settings).items()
-    }
+    found = {}
+    for label, config in read_all(path, settings).items():
+        if label is not None:
+            print_line("")
+            print_line(f"Question {label}:")
+        found[label] = _check(config, trust_model, print_line)
     print_line(f"{path} is valid; funcexplain run {path} solves it")
     return found.get(None, {"exit_code": 0, "questions": found})
 

@@ -150,7 +150,8 @@ class NetworkConfig:
             >>> [one.weights for one in NetworkConfig("mine:make", weights=("a.pt", "b.pt")).members()]
             ['a.pt', 'b.pt']
         """
-        lists = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+        given = {name: getattr(self, name) for name in ("factory", "arguments", "weights")}
+        lists = {name: value for name, value in given.items() if isinstance(value, tuple)}
         sizes = {name: len(value) for name, value in lists.items()}
         if len({*sizes.values()}) > 1:
             named = ", ".join(f"{count} of {name}" for name, count in sizes.items())

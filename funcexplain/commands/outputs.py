@@ -18,6 +18,7 @@ from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.details import single_target
+from funcexplain.reports.numbers import ROUNDING
 from funcexplain.reports.overview import rank_rows
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.writing import replaced
@@ -92,7 +93,7 @@ def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Qu
     found = moves[rows].repeat_interleave(starts, 0)
     cosine = torch.nn.functional.cosine_similarity(moves, found, dim=1)
     near = hit & (cosine >= _SAME_COSINE) & (size <= _SAME_SIZE * size[rows].repeat_interleave(starts))
-    met = hit[rows] & (moves[rows] == 0.0).all(1)
+    met = hit[rows] & (moves[rows].abs() <= ROUNDING).all(1)
     agree = torch.where(met, 1, near.view(-1, starts).sum(1))
     return Outcome(solution, flat, hit, rows.tolist(), size, agree.tolist(), met.tolist())
 
@@ -180,7 +181,7 @@ def write_report(
         probe=probe,
         draws=draws,
         agreement=agreement,
-        prices=prices if history.has_returns else None,
+        prices=prices if query.problem.law is not None or history.has_returns else None,
     )
     return REPORT
 

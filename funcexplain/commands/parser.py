@@ -182,7 +182,7 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         "--shock",
         action="append",
         default=[],
-        metavar='"EUR=-5%%,JPY=2%% over 5 days"',
+        metavar='"EUR=-5%,JPY=2% over 5 days"',
         help="a scenario: price changes over the last of the days ahead; may be repeated",
     )
     whatif.add_argument(

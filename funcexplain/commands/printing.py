@@ -16,6 +16,7 @@ from funcexplain.commands.question import Query
 from funcexplain.markets.prices import Prices
 from funcexplain.markets.sanity import Finding
 from funcexplain.reports import wording
+from funcexplain.reports.numbers import format_chance
 from funcexplain.solutions.writing import printable
 
 PrintLine = Callable[[str], object]
@@ -161,21 +162,15 @@ def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
         >>> p = fe.problem(network, fe.targets.at_least(0, 0.01), windows(prices, 10, 5)[0][-1])
         >>> p = fe.scenarios.ahead(prices, days=3, span=5)(p)
         >>> likelihood_sentence(fe.probability(p, num_samples=1000), 3)
-        'Probability over the next 3 trading days: 100% ...'
+        'Probability over the next 3 trading days: 100.00% ...'
     """
-    lower, upper = (_format_chance(float(bound)) for bound in (chance.lower, chance.upper))
+    lower, upper = (format_chance(float(bound)) for bound in (chance.lower, chance.upper))
     estimate = float(chance.estimate)
     period = f"over the next {'trading day' if ahead == 1 else f'{ahead} trading days'}"
     if not math.isfinite(estimate) or estimate <= 0.0:
         return f"Probability {period}: below {upper}; it never happened among the markets drawn."
-    often = f", about once in {1 / estimate:,.0f} such periods" if estimate < 0.3 else ""
-    if estimate < 1e-6:
-        often = ", less than once in a million such periods"
-    return f"Probability {period}: {_format_chance(estimate)} (95% interval {lower} to {upper}){often}."
-
-
-def _format_chance(chance: float) -> str:
-    return f"{100 * chance:.2g}%" if chance >= 1e-3 or chance <= 0.0 else f"{chance:.1e}"
+    often = f", about once in {1 / estimate:,.0f} such periods" if 1e-4 <= estimate < 0.3 else ""
+    return f"Probability {period}: {format_chance(estimate)} (95% interval {lower} to {upper}){often}."
 
 
 def agreement(outcome: Outcome) -> str:

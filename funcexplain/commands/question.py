@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.adapting import describe_layouts, output_names
+from funcexplain.commands.adapting import any_problem, describe_layouts, output_names
 from funcexplain.commands.allocation import check_wanted, fill_active, fill_target
 from funcexplain.commands.config import (
     MAX_SEARCHES,
@@ -151,13 +151,13 @@ def build_query(
             stacks["params"] = {"window": space.x0, "weights": held}
 
     def complete(problem: fe.Problem, number: int) -> fe.Problem:
-        problem = fe.pipe(problem, *space.transforms)
+        problem, own = fe.pipe(problem, *space.transforms), dict(stacks)
         if number > 1:
             problem = map_starts(problem, seeds, starts.jitter)
             if len(chosen) > 1:
                 precedents = problem.args["precedents"]
-                stacks["precedents"] = precedents.expand(len(chosen), *precedents.shape)
-        return fe.vmap(problem, name="date", **stacks) if len(chosen) > 1 else problem
+                own["precedents"] = precedents.expand(len(chosen), *precedents.shape)
+        return fe.vmap(problem, name="date", **own) if len(chosen) > 1 else problem
 
     try:
         single = [
@@ -232,13 +232,12 @@ def evaluate_weights(
 ) -> Tensor:
     """Weights ``(N, A)`` at windows ``(N, C, L, A)``; raises if the network does not accept them."""
     count = windows.shape[-1]
-    uniform = windows.new_full((len(names),), 1.0 / len(names))
     shape = (
         f"windows of {len(history.channels)} channels ({', '.join(history.channels)}), "
         f"{history.lookback} days and {count} assets"
     )
     try:
-        probe = fe.problem(network, uniform, windows[0], outputs=names)
+        probe = any_problem(network, windows[0], history, names)
         with torch.no_grad():
             probe.objective(windows[0], probe.args)
     except Exception as error:  # any type: this runs the user's network

@@ -29,7 +29,9 @@ def read_checked(path: str | Path, settings: Iterable[str] = ()) -> Config:
     """Read the config of one question, and check that matplotlib is installed if it is needed."""
     configs = read_all(path, settings)
     if len(configs) > 1:
-        raise ValueError(f"question: this command asks one question, got {len(configs)}")
+        raise ValueError(
+            f"question: this command asks one question, got {len(configs)}; leave one [[question]]"
+        )
     (config,) = configs.values()
     require_plots(config)
     return config

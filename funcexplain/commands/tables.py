@@ -44,12 +44,13 @@ def write_tables(folder: Path, outcome: Outcome, query: Query, history: History)
     def block(rows: Tensor) -> Columns:
         arrays, numbers = outcome.solution.flat(rows).to_numpy(), rows.numpy()
         today = query.today.double().numpy()[numbers // starts]
+        reached = arrays["weights"].reshape(len(rows), -1, len(assets)).mean(1)  # of several networks
         wanted = targets[numbers // starts if len(targets) > 1 else 0 * numbers]
         return {
             **keys(numbers),
             "best": is_best[numbers],
             **columns_of(arrays, assets),
-            "turnover": np.abs(arrays["weights"] - today).sum(-1) / 2,
+            "turnover": np.abs(reached - today).sum(-1) / 2,
             **{f"today_{name}": today[:, place] for place, name in enumerate(assets)},
             **{f"target_{name}": wanted[:, place] for place, name in enumerate(assets)},
         }
@@ -101,7 +102,8 @@ def _wanted(query: Query) -> np.ndarray:
     Goals of several assets together have no column: they leave theirs empty.
     """
     target, ndim = query.problem.args["target"].double(), query.problem.criterion.ndim
-    dates = target if target.ndim > ndim else target[None]
+    several = query.first is not None  # networks, which share one target
+    dates = target if target.ndim > ndim and not several else target.view(-1, *target.shape[-ndim:])[:1]
     return np.array([_wanted_weights(one) for one in dates], dtype=object)
 
 

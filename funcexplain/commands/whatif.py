@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import funcexplain as fe
-from funcexplain.commands.adapting import output_names
+from funcexplain.commands.adapting import any_problem, output_names
 from funcexplain.commands.config import Config, WindowPart
 from funcexplain.commands.entries import parse_amounts, parse_share, read_date
 from funcexplain.commands.environment import torch_threads
@@ -67,7 +67,7 @@ class Answers(NamedTuple):
 
     Attributes:
         names: of the scenarios.
-        moves: changes of price over all days ahead, ``(S, A)``.
+        moves: changes of price over all days ahead, ``(S, A)``, by weights: NaN of one without price.
         size: ``|z|`` in sigmas, ``(S,)``.
         today: weights today, ``(A,)``.
         weights: weights after each scenario, ``(S, A)``.
@@ -139,8 +139,12 @@ def ask_what_if(
         found = fe.scenarios.outcome(problem, z)
     moves = found.returns[:, -ahead:].double().sum(1).expm1()
     names = ["no shock", *(scenario.name for scenario in asked)]
-    answers = Answers(names, moves, z.double().flatten(1).norm(dim=1), today, found.weights)
     assets, date = history.prices.assets, history.ends[position]
+    held = problem.outputs or assets
+    of_price = dict(zip(assets, moves.unbind(1), strict=True))
+    none = torch.full_like(moves[:, 0], math.nan)
+    by_weight = torch.stack([of_price.get(name, none) for name in held], 1)
+    answers = Answers(names, by_weight, z.double().flatten(1).norm(dim=1), today, found.weights)
     print_line(prices_line(history.prices))
     period = "the next trading day" if ahead == 1 else f"the next {ahead} trading days"
     rest = "follow the model" if kind == "conditional" else "stand still"
@@ -148,12 +152,12 @@ def ask_what_if(
         f"What would the network hold after {period}, from {date}? ({market}; assets without a shock "
         f"{rest})"
     )
-    for line in _lines(answers, assets):
+    for line in _lines(answers, held):
         print_line(line)
     files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(answers, assets))
+    write_csv("output", folder / TABLE, _blocks(answers, held))
     if config.output.picture:
-        _draw(answers, assets, folder / PICTURE)
+        _draw(answers, held, folder / PICTURE)
         files.append(PICTURE)
     print_line(f"{folder}: {', '.join(files)}")
     results = {
@@ -163,18 +167,18 @@ def ask_what_if(
         "market": market,
         "others": others,
         "unit": "share of the portfolio; of the price for moves",
-        "today": dict(zip(assets, today.tolist(), strict=True)),
+        "today": dict(zip(held, today.tolist(), strict=True)),
         "scenarios": [
             {
                 "name": name,
                 "sigmas": float(answers.size[row]),
                 "turnover": float(answers.trades[row].abs().sum() / 2),
                 **{
-                    kind: dict(zip(assets, values[row].tolist(), strict=True))
-                    for kind, values in (
-                        ("moves", moves),
-                        ("weights", answers.weights),
-                        ("trades", answers.trades),
+                    kind: dict(zip(columns, values[row].tolist(), strict=True))
+                    for kind, columns, values in (
+                        ("moves", assets, moves),
+                        ("weights", held, answers.weights),
+                        ("trades", held, answers.trades),
                     )
                 },
             }
@@ -269,6 +273,12 @@ def _read_line(where: str, number: int, head: list[str], line: list[str]) -> Sce
 def _check(scenario: Scenario, history: History) -> Scenario:
     """Raise unless assets and dates are in the data; counts the days of a replay."""
     positions(scenario.where, [*scenario.moves], history.prices.assets)
+    for name, move in scenario.moves.items():
+        if move <= -1.0:
+            raise ValueError(
+                f"{scenario.where}: expected a change of price above -100% for {name}, got "
+                f"{100 * move:g}%; a fall of 5 percent is -5% or -0.05"
+            )
     if scenario.dates is None:
         return scenario
     first, last = (read_date(scenario.where, date) for date in scenario.dates)
@@ -303,15 +313,7 @@ def _make_problem(
     space = make_space(question, history, [position])
     names = output_names(config.network, history.prices.assets)
     today = evaluate_weights(network, history.windows[[position]], history, names)[0]
-    problem = fe.problem(
-        network,
-        torch.full_like(today, 1.0 / len(today)),
-        space.x0[0],
-        mask=space.mask,
-        assets=history.prices.assets,
-        outputs=None if names == history.prices.assets else names,
-        leverage=math.inf,
-    )
+    problem = any_problem(network, space.x0[0], history, names, mask=space.mask)
     assert space.market is not None
     return fe.pipe(problem, *space.transforms), today, ahead, position, space.market
 
@@ -353,8 +355,9 @@ def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
         for k in order:
             shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])
             cells = "".join(f"  {100 * float(share):7.2f}%" for share in shares)
-            move = 100 * float(answers.moves[row, k])
-            yield f"{assets[k]:{wide}}  {move:+7.2f}%{cells}  {float(trades[row, k]):+8.2f}"
+            move = float(answers.moves[row, k])
+            price = "" if math.isnan(move) else f"{100 * move:+.2f}%"
+            yield f"{assets[k]:{wide}}  {price:>8}{cells}  {float(trades[row, k]):+8.2f}"
         if len(assets) > len(order):
             yield f"... and {len(assets) - len(order)} that trade less, in {TABLE}"
     if len(answers.names) > 1 + _MAX_SHOWN:
@@ -369,7 +372,7 @@ def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np
         yield {
             "scenario": np.full(len(assets), name, dtype=object),
             "asset": np.array(assets, dtype=object),
-            "price_move": answers.moves[row].numpy(),
+            "price_move": np.where(np.isnan(moves := answers.moves[row].numpy()), None, moves),
             "weight_today": answers.today.numpy(),
             "weight_no_shock": answers.weights[0].numpy(),
             "weight": answers.weights[row].numpy(),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.commands.adapting import output_names
+from funcexplain.commands.adapting import any_problem, output_names
 from funcexplain.commands.entries import read_date
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
@@ -93,7 +91,7 @@ def explain_change(
         folder = make_folder(Path(config.output.folder))
         names = output_names(config.network, history.prices.assets)
         weights = evaluate_weights(network, history.windows[places], history, names)
-        split = split_change(network, history.windows[places], weights, history)
+        split = split_change(network, history.windows[places], weights, history, names)
     print_line(prices_line(history.prices))
     for line in _lines(split, names, (str(first), str(last))):
         print_line(line)
@@ -128,11 +126,12 @@ def explain_change(
     return as_json(results)
 
 
-def split_change(network: Any, windows: Tensor, weights: Tensor, history: History) -> Split:
+def split_change(
+    network: Any, windows: Tensor, weights: Tensor, history: History, outputs: tuple[str, ...]
+) -> Split:
     """Split the change between windows ``(2, C, L, A)``; by Shapley values where gradients miss it."""
     before, after = weights
-    uniform = torch.full_like(before, 1.0 / len(before))
-    problem = fe.problem(network, uniform, windows[1], leverage=math.inf)
+    problem = any_problem(network, windows[1], history, outputs)
     names = {
         "channel": history.channels,
         "day": [str(day) for day in range(1 - history.lookback, 1)],

@@ -8,7 +8,7 @@ import numpy as np
 
 from funcexplain.reports.drawing import Array
 from funcexplain.reports.moves import MAX_NAMED, PriceMoves, describe_moves
-from funcexplain.reports.numbers import format_percent, format_points, join
+from funcexplain.reports.numbers import ROUNDING, format_percent, format_points, join
 from funcexplain.reports.wording import met
 from funcexplain.solutions.status import Status
 
@@ -48,7 +48,7 @@ def describe_answer(
     if not np.isfinite(sigmas).all():
         return "The search found no answer."
     changes = np.square(sigmas).sum((0, 1))
-    if not changes.any():
+    if (np.abs(sigmas) <= ROUNDING).all():
         if not status.is_hit:
             return f"The search did not move: the target is missed by {format_points(error)}."
         return met(ahead)

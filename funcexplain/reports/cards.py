@@ -108,7 +108,7 @@ def likely(chance: Probability, ahead: int = 0) -> Judgement:
         text = f"{days}none of the markets drawn holds the target."
         return Judgement(about, f"Below {format_chance(high)}", text[:1].upper() + text[1:], "bad")
     text = f"{days}95% interval {format_chance(low)} to {format_chance(high)}."
-    if 1e-6 <= estimate < 0.3:
+    if 1e-4 <= estimate < 0.3:
         text += f" About once in {1 / estimate:,.0f} such periods."
     return Judgement(about, format_chance(estimate), text, "good" if estimate >= 0.01 else "bad")
 

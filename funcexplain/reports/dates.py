@@ -12,7 +12,7 @@ from torch import Tensor
 from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Problem
 from funcexplain.reports.drawing import Array, as_array
-from funcexplain.reports.numbers import format_chance, format_points
+from funcexplain.reports.numbers import ROUNDING, format_chance, format_points
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.dates import plot_dates
 from funcexplain.solutions.html import Html, details, element, table
@@ -82,7 +82,7 @@ def collect_dates(
         change = change / as_array(scale)
     asset = np.nan_to_num(np.square(change)).sum((1, 2)).argmax(1)
     hit = as_array(best.hit).astype(bool)
-    already = hit & (np.nan_to_num(change) == 0.0).all((1, 2, 3))
+    already = hit & (np.abs(np.nan_to_num(change)) <= ROUNDING).all((1, 2, 3))
     chance = None
     if probability is not None and probability.dims == (DATE,):
         chance = as_array(probability.estimate)

@@ -13,6 +13,7 @@ from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
 from funcexplain.reports.drawing import Array, as_array
 from funcexplain.reports.inputs import Labels
+from funcexplain.reports.numbers import ROUNDING
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.weights import asset_bounds
 from funcexplain.solutions.html import Html, element, table
@@ -52,16 +53,17 @@ def select_row(one: Solution, question: Problem, sigma: Tensor | None, unit: str
     (today,) = weights_of(question, args["reference"][None], args)
     if sigma is None:
         sigma = args.get("std", torch.ones((), device="cpu"))
-    size = one.weights.shape[-1]
+    x, reference, size = as_array(one.x), as_array(args["reference"]), one.weights.shape[-1]
+    sigmas = np.broadcast_to(as_array(sigma), x.shape)
     return Row(
         today=as_array(today).reshape(-1, size).mean(0),
         target=single_target(args["target"], size),
         weights=as_array(one.weights).reshape(-1, size).mean(0),
-        x=as_array(one.x),
-        reference=as_array(args["reference"]),
-        sigma=np.broadcast_to(as_array(sigma), tuple(one.x.shape)),
+        x=x,
+        reference=reference,
+        sigma=sigmas,
         unit=unit,
-        met=bool(one.hit) and torch.equal(one.x, args["reference"]),
+        met=bool(one.hit) and bool((np.abs(x - reference) <= ROUNDING * sigmas).all()),
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""A change of at most so many sigmas is none."""
+
 
 def format_percent(share: float) -> str:
     """A fraction in percent.

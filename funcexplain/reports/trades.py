@@ -14,13 +14,13 @@ from funcexplain.solutions.html import Html, element, table
 
 
 def turnover(today: Array, reached: Array) -> float:
-    """The turnover from one portfolio to another, ``sum |reached - today|``.
+    """The one-sided turnover from one portfolio to another, ``sum |reached - today| / 2``.
 
     Example:
         >>> turnover(np.array([0.75, 0.25]), np.array([0.5, 0.5]))
-        0.5
+        0.25
     """
-    return float(np.abs(reached - today).sum())
+    return float(np.abs(reached - today).sum()) / 2
 
 
 def trades_table(
@@ -54,9 +54,9 @@ def trades_table(
     ]
     heads = ("asset", "today", "target", "reached", "trade, points")
     moved = turnover(today, reached)
-    text = f"The turnover, the sum of all trades, is {format_percent(moved)} of the portfolio."
+    text = f"The turnover, half the sum of all trades, is {format_percent(moved)} of the portfolio."
     if spread is not None:
-        cost = f"{1e4 * moved * spread / 2:.1f} basis points"
+        cost = f"{1e4 * moved * spread:.1f} basis points"
         text += f" At a bid-ask spread of {format_percent(spread)} it costs {cost}."
     if (more := len(assets) - MAX_LINES) > 0:
         text += f" {more} more assets are traded less."

@@ -88,7 +88,7 @@ def test_trades_lead_from_today_to_what_is_reached(seed: int) -> None:
     shown = float(re.findall(PERCENT, sentence)[0].rstrip("%")) / 100
     assert shown == pytest.approx(turnover(today, reached_), abs=6e-5)
     cost = float(re.findall(r"([\d.]+) basis points", sentence)[0])
-    assert cost == pytest.approx(1e4 * 0.0005 * turnover(today, reached_), abs=0.06)
+    assert cost == pytest.approx(1e4 * 0.001 * turnover(today, reached_), abs=0.06)
 
 
 @given(SEEDS)
