@@ -369,10 +369,13 @@ def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
 def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
     """Lines of the csv file: one for each scenario and asset."""
     for row, name in enumerate(answers.names):
+        known = answers.moves[row].numpy()
+        moves = known.astype(object)
+        moves[np.isnan(known)] = None  # an empty cell
         yield {
             "scenario": np.full(len(assets), name, dtype=object),
             "asset": np.array(assets, dtype=object),
-            "price_move": np.where(np.isnan(moves := answers.moves[row].numpy()), None, moves),
+            "price_move": moves,
             "weight_today": answers.today.numpy(),
             "weight_no_shock": answers.weights[0].numpy(),
             "weight": answers.weights[row].numpy(),
