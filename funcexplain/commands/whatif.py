@@ -273,6 +273,12 @@ def _read_line(where: str, number: int, head: list[str], line: list[str]) -> Sce
 def _check(scenario: Scenario, history: History) -> Scenario:
     """Raise unless assets and dates are in the data; counts the days of a replay."""
     positions(scenario.where, [*scenario.moves], history.prices.assets)
+    for name, move in scenario.moves.items():
+        if move <= -1.0:
+            raise ValueError(
+                f"{scenario.where}: expected a change of price above -100% for {name}, got "
+                f"{100 * move:g}%; a fall of 5 percent is -5% or -0.05"
+            )
     if scenario.dates is None:
         return scenario
     first, last = (read_date(scenario.where, date) for date in scenario.dates)

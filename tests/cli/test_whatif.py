@@ -101,6 +101,7 @@ def test_tables_have_units_and_signs(
         (("--shock", "GOLD=-100%"), "--shock 'GOLD=-100%'"),
         (("--shock", "GLD=-5%"), "there is no 'GLD' in the data; did you mean 'GOLD'?"),
         (("--replay", "2024-02-01"), "--replay: expected two dates"),
+        (("--shock", "OIL=-5"), "above -100% for OIL, got -500%; a fall of 5 percent is -5%"),
         (("--replay", "soon:later"), "--replay: expected a date"),
         (("--replay", "2020-02-01:2020-02-05"), "expected two dates in order, within 2024-01-02"),
         (("--replay", "2024-02-05:2024-02-01"), "expected two dates in order"),
@@ -108,7 +109,7 @@ def test_tables_have_units_and_signs(
         (("--scenarios", "none.csv"), "none.csv"),
         (("--others", "fall", "--shock", "GOLD=1%"), "invalid choice: 'fall'"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_bad_scenarios_are_one_line(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
