@@ -55,7 +55,7 @@ class History:
     def has_returns(self) -> bool:
         """Whether the first channel holds returns, from which measures against history are computed."""
         returns = log_returns(self.prices)[-self.days.shape[1] :].to(self.days)
-        return torch.allclose(self.days[0], returns)
+        return returns.shape == self.days[0].shape and torch.allclose(self.days[0], returns)
 
     @property
     def is_standard(self) -> bool:

@@ -78,7 +78,7 @@ def test_the_report_says_whose_story_it_is(
     found = summary["answers"][0]["agreement"]
     assert any("for all 2 networks to hold 60% OIL?" in line for line in lines)
     assert f"{sum(found['held'])} of 2 networks hold the target" in line
-    assert f"{100 * found['gap_closed'][1]:.1f}% of their gap" in line
+    assert f"{100 * found['gap_closed'][1]:.2f}% of their gap" in line
     assert "Whose story is it?" in (folder / "out" / "report.html").read_text()
     assert main(["report", "out"]) == 2
     assert "a report about several networks needs them; --trust-config" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_workers_find_and_keep_the_same_answers(
     times = [file.stat().st_mtime_ns for file in (out / "answers" / "chunks").rglob("*.*")]
     assert main(["run", path, "--workers", "2"]) == 0
     pages.append((out / "report.html").read_bytes())
-    assert len({*pages}) == 1
+    assert len({re.sub(rb"\d{4}-\d\d-\d\dT[\d:]+\+00:00", b"", page) for page in pages}) == 1  # of runs
     assert times == [file.stat().st_mtime_ns for file in (out / "answers" / "chunks").rglob("*.*")]
 
 
