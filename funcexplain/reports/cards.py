@@ -153,7 +153,7 @@ def stable(
 def whose(found: Agreement) -> Judgement:
     """Whether an answer is about the market or one network: the others at the first one's answer.
 
-    It is about the market if at least half of the others also hold the target, and about the first
+    It is about the market if more than half of the others also hold the target, and about the first
     network if none does and the median share of the gap that they close is below half.
 
     Args:
@@ -171,7 +171,7 @@ def whose(found: Agreement) -> Judgement:
         return Judgement(about, "Unknown", "The first network alone does not hold the target.", "open")
     others, closed = found.held[1:].double(), found.gap_closed[1:].double()
     middle = float(closed.nanmedian())
-    if float(others.mean()) >= 0.5:
+    if float(others.mean()) > 0.5:
         head, mood = "The market's", "good"
     elif bool(others.any()) or middle >= 0.5:
         head, mood = "Some networks'", "open"

@@ -102,11 +102,9 @@ def unusual(
     if worst and worst["tail"] < 0.0:
         parts.append(statistic(worst, assets))
     if not math.isnan(share := measured.get("rarity", math.nan)):
-        today = measured.get("rarity_today", math.nan)
-        without = f" (without it: {format_percent(today)})" if math.isfinite(today) else ""
         parts.append(
             "By the statistic that the change makes most extreme, "
-            f"{format_percent(share)} of real paths were as extreme{without}."
+            f"{format_percent(share)} of real paths were as extreme."
         )
     elif "rarity" in measured:
         parts.append("How rare its path is remains unknown: the history up to its date is too short.")

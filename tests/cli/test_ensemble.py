@@ -127,7 +127,8 @@ def test_lists_that_do_not_fit_are_refused(entries: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("held", "closed", "head"),
     [
-        ([True, True, False], [1.0, 1.0, 0.1], "The market's"),
+        ([True, True, True], [1.0, 1.0, 1.0], "The market's"),
+        ([True, True, False], [1.0, 1.0, 0.1], "Some networks'"),
         ([True, False, False], [1.0, 0.1, -0.2], "One network's"),
         ([True, False, False], [1.0, 0.8, 0.7], "Some networks'"),
         ([True, True, False, False], [1.0, 1.0, 0.0, 0.0], "Some networks'"),
