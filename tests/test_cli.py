@@ -56,7 +56,8 @@ def test_help_loads_nothing_but_the_parser(argv: list[str]) -> None:
     *shown, last = done.stdout.splitlines()
     assert ("--target" in "".join(shown)) == (argv == ["demo", "--help"])
     count, *own = last.split()
-    assert own == ["funcexplain", "funcexplain.cli"]
+    parser = ["funcexplain.commands", "funcexplain.commands.parser"]
+    assert own == ["funcexplain", "funcexplain.cli", *parser]
     assert int(count) < 120  # argparse and what it imports: about 55
 
 
