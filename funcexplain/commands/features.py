@@ -54,6 +54,7 @@ def make_windows(prices: Prices, config: FeaturesConfig, network: NetworkConfig)
         OSError: if the file cannot be read.
 
     Example:
+        >>> import numpy as np
         >>> values = torch.rand(30, 2, dtype=torch.float64).numpy() + 1.0
         >>> days = np.arange("2024-01-01", "2024-01-31", dtype="M8[D]")
         >>> prices = Prices(values, days, ("A", "B"), "drawn")

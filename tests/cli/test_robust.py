@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from funcexplain.cli import main
-from funcexplain.commands import outputs, run
+from funcexplain.commands import check, outputs
 from tests.cli.workplace import ASSETS, furnish, table, write
 
 QUICK: dict[str, Any] = {"method": {"max_steps": 3, "starts": {"number": 1}}}
@@ -55,9 +55,9 @@ def test_a_full_disk_has_its_own_code_and_leaves_an_earlier_answer(
 
 def test_a_closed_pipe_and_a_full_output_end_quietly(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {os.getcwd()!r}); from funcexplain.cli import main\n"
-    code += "import funcexplain.commands.run as run\n"
+    code += "import funcexplain.commands.check as module\n"
     code += "def check(path, *, print_line, **_):\n    for _ in range(9999): print_line('x' * 99)\n"
-    code += "run.check_config = check\n"
+    code += "module.check_config = check\n"
     code += "sys.exit(main(['check', 'config.toml']))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
@@ -85,7 +85,7 @@ def test_other_system_errors_are_errors_of_the_user(
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(run, "check_config", refused)
+    monkeypatch.setattr(check, "check_config", refused)
     assert main(["check", "config.toml"]) == 2
     assert "not yours" in capsys.readouterr().err
 
