@@ -27,6 +27,7 @@ from funcexplain.commands.weights import one_line
 from funcexplain.engine.forward import weights_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
+from funcexplain.reports.numbers import join
 
 DISTRIBUTIONS = ("kl", "js", "cross_entropy")
 """Losses of weights that are a distribution."""
@@ -263,8 +264,7 @@ def describe_question(question: QuestionConfig, dates: list[str]) -> str:
         'What would the market of 2024-01-31 have to look like for the network to hold at least 30% ...'
     """
     day = dates[0] if len(dates) == 1 else f"each of {len(dates)} days, {dates[0]} to {dates[-1]},"
-    wanted = list(_phrases(question))
-    phrase = wanted[0] if len(wanted) == 1 else f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+    phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
     if question.ahead:
         days = "day" if question.ahead == 1 else f"{question.ahead} trading days"

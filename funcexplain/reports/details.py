@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from funcexplain.reports.inputs import Labels
 from funcexplain.reports.numbers import ROUNDING
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.weights import asset_bounds
+from funcexplain.reports.precedents import date_of
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.solution import Solution
 
@@ -65,6 +66,16 @@ def select_row(one: Solution, question: Problem, sigma: Tensor | None, unit: str
         unit=unit,
         met=bool(one.hit) and bool((np.abs(x - reference) <= ROUNDING * sigmas).all()),
     )
+
+
+def sigma_of(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
+    """One sigma of an answer, as in `evaluate`, and its unit; None for each problem's own."""
+    if scale is not None:
+        return torch.as_tensor(scale, device="cpu"), "standard deviations"
+    if history is not None:
+        days = history[:, : date_of(problem, history)]
+        return days.double().flatten(1).std(1)[:, None, None], "standard deviations"
+    return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
 def row_pictures(row: Row, labels: Labels) -> list[Html]:

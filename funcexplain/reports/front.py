@@ -13,7 +13,7 @@ from funcexplain.reports.details import Row
 from funcexplain.reports.drawing import new_axes
 from funcexplain.reports.draws import Common, falls_sentence
 from funcexplain.reports.inputs import Labels, PricePaths, name_of_row
-from funcexplain.reports.moves import PriceMoves, first_shocked_day
+from funcexplain.reports.moves import PriceMoves
 from funcexplain.reports.origin import ATOL, NOISE
 from funcexplain.reports.page import picture
 from funcexplain.reports.precedents import Precedents
@@ -156,8 +156,7 @@ def _pictures(front: Front) -> list[Html]:
     """Prices of all shocked days from the day before the first one on, and weights."""
     best, labels, pictures = front.best, front.labels, []
     if best.prices is not None and best.moves is not None and best.moves.days:
-        first = first_shocked_day(*best.prices)
-        actual, scenario = (path[first - 1 :] for path in best.prices)
+        actual, scenario = (path[-best.moves.days - 1 :] for path in best.prices)
         seen, ax = len(labels.days), new_axes(*_SIZE)
         plots.plot_prices(actual, scenario, assets=labels.assets, window=seen, ahead=front.ahead, ax=ax)
         dashed = "without shocks" if front.ahead else "as they were"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
-from funcexplain.reports.details import select_row
+from funcexplain.reports.details import select_row, sigma_of
 from funcexplain.reports.inputs import complete_labels
+from funcexplain.solutions.indexing import best_rows
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.matching import check_answer
 from funcexplain.solutions.solution import Solution
@@ -89,12 +90,8 @@ def plot(
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     labels = check_labels("plot", window, assets=assets, channels=channels, dates=dates)
     if solution.dims:
-        rows = torch.arange(solution.num_steps.numel(), device="cpu").reshape(solution.shape)
-        rank = torch.where(solution.hit, solution.loss, torch.inf).cpu()
-        first = (rank if bool(solution.hit.any()) else solution.loss.cpu()).argmin()
-        index = tuple(int(place) for place in (rows == first).nonzero()[0])
+        number = int(best_rows(solution.loss, solution.hit, range(len(solution.dims)), []))
+        index = tuple(map(int, np.unravel_index(number, solution.shape)))
         solution, problem = solution[index], problem[index]
-    sigma = None if scale is None else torch.as_tensor(scale, device="cpu")
-    unit = "standard deviations" if scale is not None or "std" in problem.args else "units of the window"
-    row = select_row(solution, problem, sigma, unit)
+    row = select_row(solution, problem, *sigma_of(problem, None, scale))
     return Plots(solution, row, complete_labels(labels, solution, problem))

@@ -24,7 +24,7 @@ from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
 from funcexplain.reports.answer import describe_answer
 from funcexplain.reports.dates import DATE, collect_dates, dates_section
-from funcexplain.reports.details import Row, changes_table, row_pictures, select_row
+from funcexplain.reports.details import Row, changes_table, row_pictures, select_row, sigma_of
 from funcexplain.reports.drawing import as_array, require_matplotlib
 from funcexplain.reports.draws import draws_section, find_common
 from funcexplain.reports.front import Answer, Front, day_of, front_page
@@ -166,13 +166,12 @@ def report(
         latest = tuple(map(int, np.unravel_index(series.rows[-1], solution.shape)))
         order = [latest, *(index for index in order if index != latest)]
 
-    common = None
-    if draws is not None:
-        common = find_common(draws, problem[order[0]] if order[0] else problem)
+    asked = problem[order[0]] if order[0] else problem
+    common = None if draws is None else find_common(draws, asked)
 
     def show(index: tuple[int, ...]) -> Answer:
         one, question = (solution[index], problem[index]) if index else (solution, problem)
-        row = select_row(one, question, *_sigma(question, history, scale))
+        row = select_row(one, question, *sigma_of(question, history, scale))
         if today is not None:
             row = row._replace(
                 today=as_array(today.broadcast_to((*solution.shape, len(labels.weights)))[index])
@@ -199,8 +198,7 @@ def report(
     best = show(order[0])
     found = None
     if probe and history is not None:
-        question = problem[order[0]] if order[0] else problem
-        found = precedents(question, history, torch.tensor(best.row.sigma), atol=ATOL)
+        found = precedents(asked, history, torch.tensor(best.row.sigma), atol=ATOL)
     chance = probability
     if chance is not None and chance.dims:
         at = [index for dim, index in zip(solution.dims, order[0], strict=True) if dim in chance.dims]
@@ -221,8 +219,7 @@ def report(
         *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),
     ]
     if common is not None:
-        question = problem[order[0]] if order[0] else problem
-        content += draws_section(common, question, best.solution, labels.assets)
+        content += draws_section(common, asked, best.solution, labels.assets)
     if reach is not None:
         content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
     content += _behind(best, labels, found, known)
@@ -318,16 +315,6 @@ def _evaluate(solution: Solution, problem: Problem, history: Any, **options: Any
         if not str(error).startswith("evaluate: "):  # the network's own
             raise
         raise type(error)(str(error).replace("evaluate", "report", 1)) from None
-
-
-def _sigma(problem: Problem, history: Tensor | None, scale: Any) -> tuple[Tensor | None, str]:
-    """One sigma of an answer, as in `evaluate`, and its unit; None for each problem's own."""
-    if scale is not None:
-        return torch.as_tensor(scale, device="cpu"), "standard deviations"
-    if history is not None:
-        days = history[:, : date_of(problem, history)]
-        return days.double().flatten(1).std(1)[:, None, None], "standard deviations"
-    return None, "standard deviations" if "std" in problem.args else "units of the window"
 
 
 def _past_returns(problem: Problem, history: Tensor | None) -> np.ndarray | None:
