@@ -81,9 +81,11 @@ def _run(argv: Sequence[str]) -> int:
 
 def _is_full(error: BaseException | None) -> bool:
     """Whether an error comes from a disk or a quota without space."""
-    while error is not None:
+    seen = set[int]()  # an exception may be among its own causes
+    while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

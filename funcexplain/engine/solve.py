@@ -161,12 +161,11 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
             return answer(hold, solver(problem, method, stopping, execution))
     except CallbackError as failure:
         error = cast(Exception, failure.__cause__)
-        raise error from error.__cause__
     except FailsAtStartError as failure:
         error = cast(Exception, failure.__cause__)
         index = np.unravel_index(failure.args[0], problem.shape)
         error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
-        raise error from error.__cause__
+    raise error  # outside of the handlers, where its wrapper would become its context: a chain without end
 
 
 def check_history(where: str, problem: Problem, count: int, remedy: str) -> None:

@@ -53,6 +53,19 @@ def test_a_full_disk_has_its_own_code_and_leaves_an_earlier_answer(
     assert contents(place[0] / "out") == before
 
 
+def test_an_error_that_is_its_own_cause_is_reported(
+    place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        error, wrapper = ValueError("of the network"), RuntimeError("at row 1")
+        error.__cause__, wrapper.__cause__ = wrapper, error
+        raise error
+
+    monkeypatch.setattr(outputs, "summarize", fails)
+    assert main(["run", write(place[0], table(place[1], **QUICK)), "--quiet"]) == 2
+    assert capsys.readouterr().err == "funcexplain: error: of the network\n"
+
+
 def test_a_closed_pipe_and_a_full_output_end_quietly(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {os.getcwd()!r}); from funcexplain.cli import main\n"
     code += "import funcexplain.commands.check as module\n"

@@ -358,7 +358,7 @@ def test_an_error_at_a_start_names_its_row(
     network = {"factory": f"{module}:Timid", "weights": None}
     method = {"starts": {"number": 3, "jitter": 40.0}}
     assert main(["run", write(folder, table(module, network=network, method=method))]) == 2
-    assert "too far; solve: at the start window of row (1,)" in capsys.readouterr().err
+    assert "too far; solve: at the start window of row (2,)" in capsys.readouterr().err
 
 
 def test_leverage(place: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

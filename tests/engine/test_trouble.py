@@ -76,6 +76,26 @@ def test_an_error_at_the_start_is_the_callers(grid: bool) -> None:
         fe.solve(problem, max_steps=1)
     if grid:
         assert caught.value.__notes__ == ["solve: at the start window of row (1,)"]
+    assert_chain_ends(caught.value)
+
+
+def assert_chain_ends(error: BaseException | None) -> None:
+    """An error is not among its own causes, or whoever follows them never ends."""
+    seen: list[BaseException] = []
+    while error is not None:
+        assert error not in seen
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def test_an_error_of_a_callback_is_not_its_own_cause() -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("of the callback")
+
+    for problem in (make_problem(), fe.vmap(make_problem(), x0=x0s(2))):
+        with pytest.raises(ZeroDivisionError, match="of the callback") as caught:
+            fe.solve(problem, max_steps=1, callback=fails)
+        assert_chain_ends(caught.value)
 
 
 class Refuses(nn.Module):
