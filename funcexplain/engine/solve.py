@@ -165,7 +165,7 @@ def search(problem: Problem, method: Method, stopping: Stopping, execution: Exec
         error = cast(Exception, failure.__cause__)
         index = np.unravel_index(failure.args[0], problem.shape)
         error.add_note(f"solve: at the start window of row {tuple(map(int, index))}")
-    raise error  # outside of the handlers, where its wrapper would become its context: a chain without end
+    raise error  # outside of the handlers, where its wrapper would become its context: an endless chain
 
 
 def check_history(where: str, problem: Problem, count: int, remedy: str) -> None:
