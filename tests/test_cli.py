@@ -12,6 +12,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main, parse_target
+from funcexplain.commands import demo
 from funcexplain.commands.allocation import fill_target
 from funcexplain.commands.demo import run_demo
 
@@ -147,6 +148,7 @@ def test_fill_target_keeps_the_proportions_of_today() -> None:
     )
 
 
+@pytest.mark.usefixtures("rough_pictures")
 def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = market.parent / "deep" / "folder"
     argv = ["demo", "--data", str(market), "--target", "OIL=50%", "--seed", "1", "--out", str(out)]
@@ -186,7 +188,10 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("rough_pictures")
-def test_seed_determines_the_demo(market: Path) -> None:
+def test_seed_determines_the_demo(market: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "DRAWS", 8)
+    monkeypatch.setattr(demo, "SAMPLES", 1000)
+
     def answer(seed: int) -> torch.Tensor:
         return run_demo(market, seed=seed, out=market.parent, print_line=lambda line: None, **QUICK).x
 

@@ -18,6 +18,8 @@ from funcexplain.reports.cards import whose
 from funcexplain.solutions.archive import write_archive
 from tests.cli.workplace import ASSETS, furnish, table, write
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
@@ -64,7 +66,6 @@ def test_an_answer_is_for_all_networks(
     assert read_config(folder / "out" / "config.toml").network.members()[1].folder == ".."
 
 
-@pytest.mark.usefixtures("rough_pictures")
 def test_the_report_says_whose_story_it_is(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from funcexplain.commands.inputs import load_inputs
 from tests.cli.test_why import DATES, answer, error_line
 from tests.cli.workplace import ASSETS, furnish, market, table, write
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 CODE = """
 import torch
 
@@ -98,7 +100,6 @@ def test_dates_and_networks_with_cash_in_one_report(
         assert mean == pytest.approx(one["weights"]["CASH"], abs=1e-6)
 
 
-@pytest.mark.usefixtures("rough_pictures")
 def test_what_holds_already_is_so_in_every_output(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
