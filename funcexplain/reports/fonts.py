@@ -38,9 +38,6 @@ def _figure_class() -> Any:
 
     class NamedFigure(Figure):
         def draw(self, renderer: Any) -> None:
-            for ax in self.axes:  # which makes the labels of ticks
-                ax.get_xticklabels()
-                ax.get_yticklabels()
             for text in self.findobj(Text):
                 families = find_fonts(_foreign(text.get_text()))[0]
                 if families:

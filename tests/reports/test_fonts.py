@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 
+from funcexplain.reports import fonts
 from funcexplain.reports.fonts import find_fonts
 from funcexplain.reports.plots import plot_weights
 from tests.reports.pictures import drawn, row_names
@@ -24,3 +25,14 @@ def test_a_name_is_drawn_or_warned_about(name: str) -> None:
     assert bool(missing) == any("no installed font has" in text for text in messages)
     if missing:
         assert not missing & {letter for label in row_names(ax) for letter in label}
+
+
+def test_labels_of_ticks_fall_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fonts, "find_fonts", lambda letters: (("DejaVu Serif",) if letters else (), frozenset())
+    )
+    ax = plot_weights([0.5, 0.5], [0.5, 0.5], [0.5, 0.5], assets=["Øre", "B"])
+    drawn(ax.figure)
+    families = {label.get_text(): label.get_fontfamily() for label in ax.get_yticklabels()}
+    assert families["Øre"][-1] == "DejaVu Serif"
+    assert "DejaVu Serif" not in families["B"]
