@@ -162,6 +162,7 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("rough_pictures")  # the gallery draws them
 def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     """On the shipped prices, with the defaults of the command line."""
     lines: list[str] = []
