@@ -100,7 +100,7 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
             columns, count = slopes is not None, count + 1
         if slopes is None:
             # Of rows, the pullback of their sum: each depends on its own entries alone.
-            directions = torch.eye(measured.shape[-1], dtype=measured.dtype, device=measured.device)
+            directions = torch.eye(measured.shape[-1], device=measured.device).to(measured)
             if rows:
                 directions = directions[:, None].expand(-1, *measured.shape)
             jacobian, maps = _pull_back(measured, z, directions, maps)
@@ -163,9 +163,9 @@ def column_jacobian(
         agrees = error <= min(1e3 * torch.finfo(w.dtype).eps, 1e-3) * scale
         if not (agrees | ~w.isfinite().all(-1)).all():
             return None
-    compared = torch.eye(count, dtype=w.dtype, device=w.device)
+    compared = torch.eye(count, device=w.device).to(w)
     if measured is not weights:
-        directions = torch.eye(measured.shape[-1], dtype=w.dtype, device=w.device)
+        directions = torch.eye(measured.shape[-1], device=w.device).to(w)
         if rows:
             directions = directions[:, None].expand(-1, *measured.shape)
         compared = slope(measured, weights, directions, batched=True, retain_graph=True).movedim(0, rows)
