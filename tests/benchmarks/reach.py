@@ -164,7 +164,8 @@ def main() -> None:
                 best = best_of_restarts(problem, asset, sign, radius, given.restarts, given.max_steps)
                 other = time.process_time() - begin
                 today = float(held[asset])
-                ratios.append((float(end) - today) / (best - today))
+                further = sign * (best - today) > 1e-6  # not at the end of the weight's own range
+                ratios.append((float(end) - today) / (best - today) if further else np.nan)
                 bound = f"{'highest' if sign > 0 else 'lowest'} {history.prices.assets[asset]}"
                 print(
                     f"{f'{name}, {day}, {ahead} days, {radius:g} sigmas':40} {bound:11} {today:6.4f}   "
