@@ -244,9 +244,7 @@ def report(
     return file_path
 
 
-def _reach(
-    reach: tuple[float | Sequence[float], Reach], row: Row, labels: Labels
-) -> list[Html]:
+def _reach(reach: tuple[float | Sequence[float], Reach], row: Row, labels: Labels) -> list[Html]:
     """The range of every weight over all markets within a radius, and its growth over several."""
     radii, (lower, upper) = np.atleast_1d(reach[0]), map(torch.atleast_2d, reach[1])
     radius, today, assets = float(radii[-1]), row.today, labels.weights
