@@ -118,6 +118,15 @@ def _leverage(where: str, value: Any) -> float:
     return float(value)
 
 
+def _radii(where: str, value: Any) -> tuple[float, ...]:
+    """A positive number, or a list of them that increases."""
+    radii = value if isinstance(value, list) else [value]
+    numbers = [read_non_negative(where, radius) for radius in radii]
+    if not numbers or numbers[0] == 0.0 or sorted({*numbers}) != numbers:
+        raise bad_entry(where, "a number > 0, or a list of them that increases", value)
+    return tuple(numbers)
+
+
 def _turnover(where: str, value: Any) -> float:
     return read_non_negative(where, read_share(where, value))
 
@@ -186,6 +195,7 @@ class QuestionConfig:
     market: str = entry(one_of("auto", *MARKETS), "auto")
     how_likely: bool = entry(read_flag, False)
     draws: int | None = entry(integer_between(2, 10**5), None)
+    reach: tuple[float, ...] | None = entry(_radii, None)
     covariance: str = entry(one_of("sample", "exponential", "ledoit_wolf"), "sample")
     free: WindowPart = entry(_table(WindowPart), WindowPart())
     frozen: WindowPart = entry(_table(WindowPart), WindowPart())

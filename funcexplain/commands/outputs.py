@@ -16,6 +16,7 @@ import funcexplain as fe
 from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
+from funcexplain.engine.reach import Reach
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.details import single_target
 from funcexplain.reports.numbers import ROUNDING
@@ -145,6 +146,7 @@ def write_report(
     probability: fe.Probability | None = None,
     probe: bool = True,
     draws: fe.Solution | None = None,
+    reach: tuple[Sequence[float], Reach] | None = None,
     agreement: Agreement | None = None,
 ) -> str:
     """Write the report of a solution, the last arguments as in `fe.report`; its file's name."""
@@ -180,6 +182,7 @@ def write_report(
         settings=settings,
         probe=probe,
         draws=draws,
+        reach=reach,
         agreement=agreement,
         prices=prices if query.problem.law is not None or history.has_returns else None,
     )

@@ -59,6 +59,13 @@ from funcexplain.commands.printing import (
     outcome_lines,
     print_plain,
 )
+from funcexplain.commands.reach import (
+    check_one_date,
+    describe_reach,
+    find_reach,
+    reach_sentence,
+    recorded_reach,
+)
 from funcexplain.commands.reading import read_all, read_plain, require_plots
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
@@ -158,6 +165,8 @@ def _run(
         assets = history.prices.assets
         if config.question.draws:
             check_drawable(query, config.method.atol)
+        if config.question.reach:
+            check_one_date(query)
         began, bar = time.monotonic(), None if quiet else fe.progress()
         if executor is None or not query.problem.dims:
             method = config.method
@@ -192,6 +201,11 @@ def _run(
             drawn = draw_markets(query, config.question.draws, config.method.atol, assets)
             described = drawn.found and describe_draws(drawn.found, assets)
             summary["answers"][0]["draws"] = outputs.as_json(described)
+        ranges = None
+        if radii := config.question.reach:
+            reach = find_reach(query, radii)
+            summary["answers"][0]["reach"] = describe_reach(reach, radii, query)
+            ranges = reach_sentence(reach, radii, query)
         first = ask_the_first(inputs, f"nothing is written to {str(folder)!r}")
         if first is not None:
             for row, answer in enumerate(summary["answers"]):
@@ -241,6 +255,8 @@ def _run(
         print_line(likelihood_sentence(chance, query.ahead))
     if drawn is not None:
         print_line(drawn.sentence)
+    if ranges is not None:
+        print_line(ranges)
     if (found := agreement_of(summary)) is not None:
         card = whose(found)
         print_line(f"{card.about} {card.head}. {card.text}")
@@ -332,6 +348,7 @@ def _write_report(
         probability=outputs.recorded_chance(summary["answers"]),
         probe=inputs.network is not None,
         draws=draws,
+        reach=recorded_reach(summary["answers"]),
         agreement=agreement_of(summary),
     )
     if not pdf:

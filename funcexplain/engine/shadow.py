@@ -17,9 +17,10 @@ from funcexplain.solvers.damped_step import WIDE
 from funcexplain.solvers.gauss_newton import measure_of
 from funcexplain.solvers.gradient import make_objective
 from funcexplain.solvers.jacobian import with_backward_jacobian
+from funcexplain.solvers.quadratic_program import solve_dual
 
-# A bound is active where a value is beyond it, or within this fraction of the tolerance.
-_CLOSE = 0.2
+# The largest multiplier of the linearized question, in units of a typical one.
+_PRICE = 1e3
 
 
 def shadow_prices(solution: Solution, problem: Problem, *, atol: float = 1e-3) -> Tensor:
@@ -103,20 +104,18 @@ def closest_point(problem: Problem, z: Tensor, atol: float) -> ClosestPoint | No
     lower, upper, _ = (each.flatten().to(WIDE) for each in criterion.bounds(args["target"]))
     values, jacobian = measured.flatten().to(WIDE), at.slopes.to(WIDE)
     change = (z - problem.encode(args["reference"], args)).flatten().to(WIDE)
-    at_lower, at_upper = values <= lower + _CLOSE * atol, values >= upper - _CLOSE * atol
-    # Multipliers are positive at a lower bound, negative at an upper one, of any sign at an equality.
-    sign = torch.where(lower == upper, 0.0, at_lower.to(WIDE) - at_upper.to(WIDE))
-    active = at_lower | at_upper | (lower == upper)
-    multipliers = torch.zeros_like(values)
-    while active.any():
-        some = jacobian[active]
-        solved = torch.linalg.pinv(some @ some.mT, hermitian=True) @ (some @ change)
-        multipliers = torch.zeros_like(values).masked_scatter(active, solved)
-        wrong = active & (multipliers * sign < 0.0)
-        if not wrong.any():
-            break
-        active = active & ~wrong
-        multipliers = torch.where(active, multipliers, 0.0)
+    equal = lower == upper
+    # Within the tolerance a bound is where the value is.
+    lower = torch.where(equal, values, torch.minimum(lower, values))
+    upper = torch.where(equal, values, torch.maximum(upper, values))
+    # The linearized question tells which bounds hold the point back, however near them it ended.
+    gram = jacobian @ jacobian.mT
+    price = _PRICE * change.norm() / gram.diagonal().mean().sqrt()
+    program = solve_dual(gram, values - jacobian @ change, lower, upper, price.nan_to_num(posinf=0.0))
+    active = equal | (program != 0.0)
+    some = jacobian[active]
+    solved = torch.linalg.pinv(some @ some.mT, hermitian=True) @ (some @ change)
+    multipliers = torch.zeros_like(values).masked_scatter(active, solved)
     return ClosestPoint(measured, jacobian, change, active, multipliers)
 
 

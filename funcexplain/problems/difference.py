@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from funcexplain.problems.checks import check_number
 from funcexplain.problems.consensus import consensus, first_window
 from funcexplain.problems.criterion import EXACT, TURNOVER, Portfolio, Target, encode_goals
 from funcexplain.problems.encoding import encode_targets
-from funcexplain.problems.problem import Problem, check_question
+from funcexplain.problems.grid import varying_dims
+from funcexplain.problems.problem import Problem, check_problem, check_question
 from funcexplain.problems.problem import problem as make_problem
 
 
@@ -27,8 +29,8 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
     disagree, in a scenario the likeliest market.
 
     Args:
-        problem: a question; its network, start, reference and transforms are kept, its target and loss
-            are replaced.
+        problem: a question, or a grid, whose rows are kept; its network, start, reference and transforms
+            are kept, too, its target and loss are replaced.
         other: the other network, as in `problem`, or a question about it, of which only the network
             matters.
         by: minimum disagreement ``sum |w - v| / 2``, the share of the portfolio that is held
@@ -36,12 +38,12 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
             first network holds 10 % more in it.
 
     Returns:
-        The question. Weights of its solutions are differences, ``(A,)``.
+        The question or grid. Weights of its solutions are differences, ``(A,)``.
 
     Raises:
         TypeError: for another type.
-        ValueError: if the problem is a grid (map the result), the networks differ in assets, windows or
-            dtype, or ``by`` is not positive.
+        ValueError: if ``other`` is a grid, a grid has no rows, the networks differ in assets, windows or
+            dtype, ``by`` is not positive, or is measured from today's weights, which differ by row.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -51,7 +53,11 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
         >>> fe.closest(fe.difference(p, other, by=fe.targets.at_least(0, 0.3))).hit
         tensor(True)
     """
-    check_question("difference", problem)
+    grid = check_problem("difference", problem)
+    if 0 in grid.shape:
+        raise ValueError(f"difference: expected at least one row, got a grid of {grid.shape}")
+    if grid.dims:
+        problem = grid[(0,) * len(grid.dims)]
     if isinstance(by, Target):
         target = by
     else:
@@ -86,11 +92,23 @@ def difference(problem: Problem, other: Any, by: float | Target = 0.1) -> Proble
     stack, criterion = encode_targets(
         "difference", [target], apply, both.args, problem.assets, leverage=math.inf
     )
+    if criterion.from_today and any(dim.varying & {"params", "reference"} for dim in grid.dims):
+        raise ValueError(
+            "difference: by must not be measured from today's weights, which differ by row, got "
+            f"{target.call}; name these: fe.targets.turnover(0.1, today=weights)"
+        )
+
+    def repeated(name: str, tree: Any) -> Any:
+        sizes = [grid.dims[dim].size for dim in varying_dims(grid.dims, name)]
+        return optree.tree_map(lambda leaf: leaf.expand(*sizes, *leaf.shape), tree) if sizes else tree
+
+    params = [grid.args["params"], repeated("params", other.args["params"])]
     return replace(
         both,
         apply=apply,
         loss=losses.mse,
-        args={**both.args, "target": stack[0]},
+        args={**grid.args, "params": params, "target": repeated("target", stack[0])},
+        dims=grid.dims,
         criterion=criterion,
         leverage=math.inf,
     )

@@ -78,7 +78,7 @@ def report(
     prices: tuple[Tensor, Tensor] | Callable[[tuple[int, ...]], Any] | None = None,
     probability: Probability | None = None,
     draws: Solution | None = None,
-    reach: tuple[float, Reach] | None = None,
+    reach: tuple[float | Sequence[float], Reach] | None = None,
     agreement: Agreement | None = None,
     ahead: int = 0,
     today: Tensor | None = None,
@@ -116,7 +116,8 @@ def report(
         probability: result of `probability`, for one question or for each date.
         draws: markets from `sample` at which the target of the best answer holds; they add ranges, and a
             section on what they have in common.
-        reach: a radius and what `reach` found within it for the question of the best answer.
+        reach: a radius, or several, and what `reach` found within them for the question of the best
+            answer.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of coming days that are shocked; 0 for past days.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
@@ -243,15 +244,20 @@ def report(
     return file_path
 
 
-def _reach(reach: tuple[float, Reach], row: Row, labels: Labels) -> list[Html]:
-    """The range of every weight over all markets within a radius."""
-    radius, (lower, upper) = reach
-    ax = plots.plot_reach(lower, row.today, upper, assets=labels.weights, radius=radius)
+def _reach(reach: tuple[float | Sequence[float], Reach], row: Row, labels: Labels) -> list[Html]:
+    """The range of every weight over all markets within a radius, and its growth over several."""
+    radii, (lower, upper) = np.atleast_1d(reach[0]), map(torch.atleast_2d, reach[1])
+    radius, today, assets = float(radii[-1]), row.today, labels.weights
+    ax = plots.plot_reach(lower[-1], today, upper[-1], assets=assets, radius=radius)
+    pictures = [picture(ax, "Range of every weight, with today's marked.")]
+    if len(radii) > 1:
+        ax = plots.plot_frontier(radii, upper, today=today, assets=assets)
+        pictures.append(picture(ax, "Highest weight against the radius, of the assets it raises most."))
     text = (
         f"The lowest and the highest weight that a search found among all markets of at most {radius:g} "
         "standard deviations together. These are inner bounds: other such markets may go further."
     )
-    return [element("p", text), picture(ax, "Range of every weight, with today's marked.")]
+    return [element("p", text), *pictures]
 
 
 def _behind(

@@ -56,19 +56,22 @@ def networks(names: list[str]) -> Iterator[tuple[str, nn.Module, History]]:
         network, history = train_on(prices, seed, 100, lambda line: None)
         if f"conv {seed}" in names:
             yield f"conv {seed}", network, history
-    if "lstm" not in names:
-        return
+    if "lstm" in names:
+        torch.manual_seed(0)
+        yield "lstm", train(Recurrent(history.windows[:-HORIZON]), history), history
+
+
+def train(network: nn.Module, history: History) -> nn.Module:
+    """Train on all windows, as the network of the demo."""
     known = history.windows[:-HORIZON]
-    future = forward_returns(prices, history.last_days[:-HORIZON], HORIZON)
-    torch.manual_seed(0)
-    recurrent = Recurrent(known)
-    optimizer = torch.optim.Adam(recurrent.parameters(), lr=1e-2)
+    future = forward_returns(history.prices, history.last_days[:-HORIZON], HORIZON).to(known)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(150):
         batch = torch.randint(len(known), (256,))
         optimizer.zero_grad()
-        negative_sharpe(recurrent(known[batch]), future[batch], 0.2).backward()
+        negative_sharpe(network(known[batch]), future[batch], 0.2).backward()
         optimizer.step()
-    yield "lstm", recurrent.eval(), history
+    return network.eval()
 
 
 def goals(weights: Tensor, assets: tuple[str, ...]) -> Iterator[dict[str, object]]:

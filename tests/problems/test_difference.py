@@ -80,11 +80,18 @@ def test_a_question_stands_for_its_network_and_transforms_are_kept() -> None:
 
 def test_rows_equal_alone() -> None:
     x0s = torch.stack([make_x0(seed=seed) for seed in range(3)])
-    asked = fe.difference(question(), other_linear(), by=2.0)
-    grid = fe.vmap(asked, x0=x0s, reference=x0s)
+    targets = torch.stack([make_target(seed=seed) for seed in range(2)])
+    models = {name: torch.stack([own, 2.0 * own]) for name, own in question().args["params"].items()}
+    rows = fe.vmap(fe.vmap(question(), x0=x0s, reference=x0s), params=models, target=targets)
+    grid = fe.difference(rows, other_linear(), by=2.0)
     solution = fe.solve(grid, max_steps=20)
-    for row in range(3):
-        assert_close(solution.x[row], fe.solve(grid[row], max_steps=20).x, rtol=1e-9)
+    assert grid.dims == rows.dims
+    for row in ((0, 1), (1, 2)):
+        for one in (grid[row], fe.difference(rows[row], other_linear(), by=2.0)):
+            assert_close(solution.x[row], fe.solve(one, max_steps=20).x, rtol=1e-9)
+    asked = fe.difference(question(), other_linear(), by=2.0)
+    mapped = fe.solve(fe.vmap(asked, x0=x0s, reference=x0s), max_steps=20)
+    assert_close(mapped.x, solution.x[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -104,16 +111,18 @@ def test_bad_arguments_are_refused(other: Any, by: Any, message: str) -> None:
         fe.difference(question(), other_linear() if other is None else other, by=by)
 
 
-def test_networks_of_other_assets_and_grids_are_refused() -> None:
+def test_networks_of_other_assets_and_grids_that_do_not_fit_are_refused() -> None:
     names = [f"asset {k}" for k in range(ASSETS)]
     p = fe.problem(linear(), make_target(), make_x0(), assets=names, leverage=math.inf)
     q = fe.problem(linear(), make_target(), make_x0(), assets=names[::-1], leverage=math.inf)
     with pytest.raises(ValueError, match="difference: networks must have the same assets"):
         fe.difference(p, q)
-    grid = fe.vmap(p, x0=make_x0()[None])
     with pytest.raises(ValueError, match="difference: problem must be one question"):
-        fe.difference(grid, q)
-    with pytest.raises(ValueError, match="difference: problem must be one question"):
-        fe.difference(p, grid)
+        fe.difference(p, fe.vmap(p, x0=make_x0()[None]))
+    with pytest.raises(ValueError, match="difference: expected at least one row"):
+        fe.difference(fe.vmap(p, x0=make_x0()[None][:0]), linear())
+    references = fe.vmap(p, reference=torch.stack([make_x0(), -make_x0()]))
+    with pytest.raises(ValueError, match="difference: by must not be measured from today"):
+        fe.difference(references, other_linear(), by=fe.targets.turnover(0.1))
     with pytest.raises(TypeError, match="difference: problem must be a Problem"):
         fe.difference(linear(), linear())

@@ -298,3 +298,7 @@ def test_how_far_is_shown_with_its_radius(tmp_path: Path) -> None:
     assert "of at most 2.5 standard deviations together" in part
     assert "inner bounds" in part
     assert "How far" not in write(tmp_path / "b.html", solution, problem)
+    curve = Reach(*(torch.stack([held, factor * held]) for factor in (0.5, 2.0)))
+    several = write(tmp_path / "c.html", solution, problem, reach=([1.0, 2.5], curve))
+    assert Page(several).text.split("How far the weights can go")[1].startswith(part[:200])
+    assert several.count("<img") == text.count("<img") + 1
