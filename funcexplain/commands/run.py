@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
 from funcexplain.commands.checking import describe_inputs
-from funcexplain.commands.comparing import compare
+from funcexplain.commands.comparing import ask_each, compare
 from funcexplain.commands.config import Config
 from funcexplain.commands.draws import (
     check_drawable,
@@ -48,6 +48,7 @@ from funcexplain.commands.inputs import (
     hash_inputs,
     load_inputs,
     load_recorded,
+    make_loader,
     make_method,
     refinement_settings,
     solve_settings,
@@ -104,7 +105,7 @@ def run_config(
 
     Returns:
         The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1. Of several
-        questions, a dict of their summaries as ``"questions"``.
+        questions, a dict of their summaries as ``"questions"``; one that is refused has its ``"error"``.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the folder does not change. With workers, the next call
@@ -112,15 +113,12 @@ def run_config(
     """
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
     configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
+    load = make_loader(trust_model=trust_model, say=print_line)
     own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
     own |= {"xlsx": xlsx, "pdf": pdf, "trust_model": trust_model, "quiet": quiet}
-    summaries: dict[str | None, dict[str, Any]] = {}
-    for label, config in configs.items():
-        if label is not None:
-            if summaries:
-                print_line("")
-            print_line(f"Question {label}:")
-        summaries[label] = _run(config, command, print_line=print_line, **own)
+    summaries = ask_each(
+        configs, lambda config: _run(config, command, load, print_line=print_line, **own), print_line
+    )
     if None in summaries:
         return summaries[None]
     return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
@@ -129,6 +127,7 @@ def run_config(
 def _run(
     config: Config,
     command: str,
+    load: Callable[[Config], Inputs],
     *,
     workers: int | None,
     dask: str | None,
@@ -151,7 +150,7 @@ def _run(
     if pdf:
         require_printer()
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
-        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
+        inputs = load(config)
         folder = make_folder(Path(config.output.folder))
         describe_inputs(inputs, print_line)
         query, history = inputs.query, inputs.history

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
-from funcexplain.solutions.reading import MIB, read_bytes
+from funcexplain.solutions.reading import read_rows
 from funcexplain.solutions.tables import write_csv
 from funcexplain.solutions.writing import replaced
 
@@ -234,14 +233,10 @@ def read_scenarios(path: Path) -> list[Scenario]:
         ('crisis', 5, {'EUR': -0.05})
     """
     where = f"--scenarios {str(path)!r}"
-    try:
-        text = read_bytes("--scenarios", path, 16 * MIB, "split it").decode("utf-8-sig")
-        head, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(line)]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(
-            f"{where}: expected a csv file with a header, got another one: {error}"
-        ) from None
-    head = [name.strip() for name in head]
+    rows = [row for _, row in read_rows("--scenarios", path)]
+    if not rows:
+        raise ValueError(f"{where}: expected a csv file with a header, got an empty one")
+    head, *lines = rows
     if len(set(head)) < len(head) or not all(head):
         raise ValueError(f"{where}: expected a name for each column, none twice, got {', '.join(head)}")
     if not 0 < len(lines) <= _MAX_SCENARIOS:
@@ -253,7 +248,7 @@ def _read_line(where: str, number: int, head: list[str], line: list[str]) -> Sce
     """Read one scenario of a csv file."""
     if len(line) != len(head):
         raise ValueError(f"{where}: expected {len(head)} cells, as in the header, got {len(line)}")
-    cells = {name: cell.strip() for name, cell in zip(head, line, strict=True) if cell.strip()}
+    cells = {name: cell for name, cell in zip(head, line, strict=True) if cell}
     name, days = cells.pop("scenario", f"scenario {number}"), cells.pop("days", None)
     if days is not None and not (days.isdecimal() and len(days) <= 6):
         raise ValueError(f"{where}: days must be an integer, got {days!r}")
