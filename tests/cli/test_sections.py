@@ -9,6 +9,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
+from funcexplain.commands.weights import load_weights
 from tests.cli.desks import CODE
 from tests.cli.workplace import market, pickled, write
 
@@ -230,6 +231,45 @@ def test_prefixes_are_stripped_if_all_names_then_match(
     out, err = capsys.readouterr()
     assert (f"stripped {prefix!r}" in out) == (fits and bool(prefix))
     assert ("do not fit the network" in err) == (not fits)
+
+
+@pickled
+@pytest.mark.parametrize(
+    ("prefix", "beside", "said"),
+    [
+        ("net.", {"loss.weight": 1.0, "metric.total": 0.0}, "left out loss.weight, metric.total, which"),
+        ("net.", {f"ema.{k}": 1.0 for k in range(9)}, "left out ema.0, ema.1, ema.2 and 6 more, which"),
+        ("", {"val_loss.weight": 1.0, "hparams": {"lr": 0.1}}, "left out val_loss.weight, hparams,"),
+        ("model._orig_mod.", {"loss_fn.steps": 2.0}, "left out loss_fn.steps, which"),
+        ("", {"head.weight": 1.0}, None),
+        ("net.", {"net.head.weight": 1.0}, None),
+        ("net.", {"copy": "model."}, "several networks that fit, 'model.', 'net.'; save"),
+    ],
+    ids=range(7),
+)
+def test_what_a_checkpoint_holds_beside_the_network_is_left_out(
+    place: tuple[Path, Any],
+    prefix: str,
+    beside: dict[str, Any],
+    said: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, module = place
+    own = module.Flat(seed=3).state_dict()
+    state = {f"{prefix}{name}": tensor for name, tensor in own.items()}
+    more = {name: torch.tensor(v) if isinstance(v, float) else v for name, v in beside.items()}
+    if "copy" in beside:
+        more = {f"model.{name}": tensor + 1.0 for name, tensor in own.items()}
+    torch.save({"state_dict": {**state, **more}, "hparams": {"lr": 0.1}, "epoch": 1}, folder / "w.ckpt")
+    network, lines = module.Flat(), list[str]()
+    if said is None or "several" in said:
+        with pytest.raises(ValueError, match=said or r"do not fit the network.*head\.weight"):
+            load_weights(network, "w.ckpt", "mine:Flat", lines.append)
+        return
+    load_weights(network, "w.ckpt", "mine:Flat", lines.append)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in own.items())
+    assert said in lines[-1]
+    assert len(lines) == 1 + bool(prefix)
 
 
 def test_features_in_other_units_are_warned_of(
