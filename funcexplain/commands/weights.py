@@ -170,7 +170,7 @@ def check_exists(path: str, where: str = "network.weights") -> None:
 
 
 def _states(loaded: Any) -> Iterator[dict[str, Any]]:
-    """Tables with tensors by name, the likeliest state_dict first: those in a checkpoint, or all of it."""
+    """Tables with tensors by name, the likeliest state_dict first: those in a checkpoint, or all."""
     if not isinstance(loaded, Mapping):
         return
     for table in (*(loaded.get(name) for name in _STATES), loaded):
