@@ -212,8 +212,10 @@ def read_date(where: str, value: Any) -> date:
     return value
 
 
-def parse_amounts(where: str, text: str, expected: str) -> dict[str, float]:
+def parse_amounts(where: str, text: str, expected: str, limit: float = math.inf) -> dict[str, float]:
     """Read numbers by name from text such as ``EUR=0.4,CHF=20%``; ``where`` is the option.
+
+    A number without ``%`` must be below ``limit``: it is more likely a percentage without its sign.
 
     Example:
         >>> parse_amounts("--shock", "EUR=-5%", "NAME=CHANGE such as EUR=-5%")
@@ -228,6 +230,10 @@ def parse_amounts(where: str, text: str, expected: str) -> dict[str, float]:
             equals = ""
         if not (name and equals):
             raise ValueError(f"{where}: expected {expected}, got {part!r}")
+        if amount >= limit and "%" not in number:
+            raise ValueError(
+                f"{where}: expected {expected}, got {part!r}; {number} percent is {name}={number}%"
+            )
         if name in amounts:
             raise ValueError(f"{where}: {name} appears twice in {text!r}")
         amounts[name] = amount
@@ -242,4 +248,6 @@ def parse_share(text: str) -> float:
         (-0.05, 0.4)
     """
     number = float(text.removesuffix("%").replace(",", "."))
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
     return number / (100.0 if text.endswith("%") else 1.0)

@@ -127,6 +127,7 @@ def write_picture(
         best=row - first,
         hit=rows.hit,
         prices=price_paths(history, query, -1, best, question) if show_prices else None,
+        period=history.period,
         title=query.sentence,
     )
     with replaced("output", folder / PICTURE) as file:
@@ -174,6 +175,7 @@ def write_report(
         scale=history.scale(query.positions[-1])[1],
         probability=probability,
         ahead=query.ahead,
+        period=history.period,
         today=today,
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,

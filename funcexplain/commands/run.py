@@ -218,7 +218,7 @@ def _run(
                 files.append(save_draws(fresh, drawn.draws, assets))
                 if config.output.picture:
                     best = solution.flat(torch.tensor(outcome.best))[0]
-                    files.append(write_fan(fresh, drawn.found, query, best, assets))
+                    files.append(write_fan(fresh, drawn.found, query, best, assets, history.period))
             if config.output.report:
                 draws = None if drawn is None else drawn.draws
                 files += _write_report(fresh, folder, inputs, solution, draws, summary, pdf=pdf)
@@ -237,7 +237,7 @@ def _run(
     for line in outcome_lines(outcome, query, query.names):
         print_line(line)
     if chance is not None and not chance.dims:
-        print_line(likelihood_sentence(chance, query.ahead))
+        print_line(likelihood_sentence(chance, query.ahead, history.period))
     if drawn is not None:
         print_line(drawn.sentence)
     if (found := agreement_of(summary)) is not None:

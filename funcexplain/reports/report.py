@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.reach import Reach
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
@@ -81,6 +82,7 @@ def report(
     reach: tuple[float, Reach] | None = None,
     agreement: Agreement | None = None,
     ahead: int = 0,
+    period: str = DAY,
     today: Tensor | None = None,
     spread: float | None = None,
     models: Any = None,
@@ -119,6 +121,7 @@ def report(
         reach: a radius and what `reach` found within it for the question of the best answer.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of coming days that are shocked; 0 for past days.
+        period: what a day is, such as ``"week"`` for weekly prices.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
         models: parameters of other models, evaluated at each answer.
@@ -156,7 +159,10 @@ def report(
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
-    labels, places = complete_labels(names, solution, problem), check_coords(coords or {}, solution)
+    labels, places = (
+        complete_labels(names, solution, problem, period),
+        check_coords(coords or {}, solution),
+    )
     prices_at = None if prices is None else price_paths(prices, solution)
     size = change_size(solution, problem, metrics)
     rank = rank_rows(solution.hit, size[0], solution.error)
@@ -192,6 +198,7 @@ def report(
             law=bool(question.law),
             ahead=ahead,
             last=labels.dates[-1] if labels.dates and not ahead else "",
+            period=period,
         )
         return Answer(index, one, row, pair, moves, reason, sentence)
 
@@ -205,7 +212,7 @@ def report(
         chance = chance[tuple(at)]
     last = labels.dates[-1] if labels.dates else ""
     head = title or describe_question(
-        best.row.today, best.row.target, labels.weights, "" if ahead else last, ahead
+        best.row.today, best.row.target, labels.weights, "" if ahead else last, ahead, period
     )
     front = Front(
         head, note, best, solution, metrics, labels, series, chance, common, agreement, found, known,
@@ -219,7 +226,7 @@ def report(
         *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),
     ]
     if common is not None:
-        content += draws_section(common, asked, best.solution, labels.assets)
+        content += draws_section(common, asked, best.solution, labels.assets, period)
     if reach is not None:
         content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
     content += _behind(best, labels, found, known)
@@ -267,7 +274,11 @@ def _behind(
     changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
     content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
     if found is not None:
-        content.append(details("Real windows nearest to the target", *_history(found, known)))
+        content.append(
+            details(
+                "Real windows nearest to the target", *_history(found, known, unit_of(labels.period))
+            )
+        )
     return content
 
 
@@ -283,10 +294,10 @@ def _other(answer: Answer, labels: Labels) -> list[Html]:
     ]
 
 
-def _history(found: Precedents, dates: Sequence[object] | None) -> list[Html]:
+def _history(found: Precedents, dates: Sequence[object] | None, unit: str) -> list[Html]:
     """The real windows that hold the target or come nearest to it, to compare the answer with."""
     lines = [
-        (day_of(int(day), found, dates), format_points(float(error)), f"{float(change):.2f}")
+        (day_of(int(day), found, dates, unit), format_points(float(error)), f"{float(change):.2f}")
         for day, error, change in zip(*found[:3], strict=True)
     ]
     heads = ("ends on", "misses the target by", "root mean square distance, standard deviations")
