@@ -142,6 +142,7 @@ class NetworkConfig:
     normalize: str | None = entry(one_of("softmax", "sum"), None)
     outputs: tuple[str, ...] | None = entry(read_names, None)
     inputs: dict[str, Any] | None = entry(read_inputs, None)
+    window: str | int | None = entry(read_output, None)
 
     def members(self) -> list[NetworkConfig]:
         """Each network of several, or the only one.

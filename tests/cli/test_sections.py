@@ -169,6 +169,7 @@ def error(folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str
         ({"network": {"inputs": {"today": {"TIN": 1}}}}, "network.inputs.today: there is no 'TIN'"),
         ({"network": {"inputs": {"today": "none.npy"}}}, "network.inputs.today: there is no file"),
         ({"network": {"inputs": {"rate": 0.1}}}, "unexpected keyword argument 'rate'"),
+        ({"network": {"window": 1}}, "network.window must be an index in 0 ... 0, or a name, got 1"),
         ({"network": {"inputs": {"rate": [[1], [1, 2]]}}}, "expected numbers in lists of one length"),
         ({"features": {"factory": "Flat"}}, "features.factory"),
         ({"features": {"factory": "no_such"}}, "features.factory: 'sections_"),
