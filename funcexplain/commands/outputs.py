@@ -176,6 +176,7 @@ def write_report(
         probability=probability,
         ahead=query.ahead,
         period=history.period,
+        groups=query.groups,
         today=today,
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,

@@ -140,6 +140,13 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     yield from weights_table(columns, assets, moved[:_MAX_ASSETS].tolist())
     if len(assets) > _MAX_ASSETS:
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
+    totals = {name: [query.names.index(asset) for asset in query.groups[name]] for name in query.groups}
+    if totals:
+        sums = {
+            kind: torch.stack([weights[index].sum() for index in totals.values()])
+            for kind, weights in columns.items()
+        }
+        yield from weights_table(sums, [*totals], range(len(totals)))
     yield ""
     if outcome.met[0]:
         yield wording.met(query.ahead)

@@ -52,7 +52,7 @@ from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.reports.questions import describe_question
 from funcexplain.reports.reason import find_reason, reason_table
-from funcexplain.reports.trades import trades_table
+from funcexplain.reports.trades import groups_picture, trades_table
 from funcexplain.solutions.html import Html, details, element, table
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.matching import repeat_for_draws
@@ -83,6 +83,7 @@ def report(
     agreement: Agreement | None = None,
     ahead: int = 0,
     period: str = DAY,
+    groups: Mapping[str, Sequence[str]] | None = None,
     today: Tensor | None = None,
     spread: float | None = None,
     models: Any = None,
@@ -122,6 +123,7 @@ def report(
         agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of coming days that are shocked; 0 for past days.
         period: what a day is, such as ``"week"`` for weekly prices.
+        groups: names of the assets in each group, whose total weights are drawn.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
         models: parameters of other models, evaluated at each answer.
@@ -218,12 +220,14 @@ def report(
         head, note, best, solution, metrics, labels, series, chance, common, agreement, found, known,
         ahead, probe,
     )  # fmt: skip
+    weights = (best.row.today, best.row.target, best.row.weights)
     content = [
         front_page(front),
         *(dates_section(series, size[1], labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
-        *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),
+        *trades_table(*weights, labels.weights, spread),
+        *groups_picture(*weights, labels.weights, groups or {}),
     ]
     if common is not None:
         content += draws_section(common, asked, best.solution, labels.assets, period)

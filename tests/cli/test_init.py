@@ -214,6 +214,8 @@ def test_a_file_of_targets_is_a_question_for_each_row(
     found = json.loads(Path("ask/run/even/summary.json").read_text())["answers"][0]["weights"]
     assert found["GOLD"] == pytest.approx(0.4, abs=2e-3)
     assert "targets" not in Path("ask/run/even/config.toml").read_text()
+    assert main(["report", "ask/run"]) == 2
+    assert "name one, such as ask/run/even" in capsys.readouterr().err
     assert main(["check", "ask/config.toml", *QUICK, "--json"]) == 2
     questions = json.loads(capsys.readouterr().out)["questions"]
     assert "50% OIL" in questions["oily"]["question"]

@@ -1,6 +1,7 @@
 """Groups, benchmarks, long-short books, layouts, features and weight files of a config."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import funcexplain as fe
 from funcexplain.cli import main
 from funcexplain.commands.weights import load_weights
+from funcexplain.reports import report, trades
 from tests.cli.desks import CODE
 from tests.cli.workplace import market, pickled, write
 
@@ -62,6 +64,35 @@ def test_groups_stand_for_their_members(place: tuple[Path, Any]) -> None:
     by_hand = run(folder, table(module, question={"group": goal}))
     torch.testing.assert_close(by_name.weights, by_hand.weights)
     assert main(["check", "config.toml", "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("rough_pictures")
+@pytest.mark.parametrize("goal", [{"at_least": {"Metals": "50%"}}, {"target": {"GOLD": 0.5}}])
+def test_groups_are_shown_by_name(
+    place: tuple[Path, Any],
+    goal: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, module = place
+    (folder / "sectors.csv").write_text("GOLD,Metals\nOIL,Others\nRICE,Others\n")
+    drawn: list[Any] = []
+    for part in ("row_pictures", "overview"):  # they take seconds
+        monkeypatch.setattr(report, part, lambda *_: [])
+    plot = trades.plot_weights
+    monkeypatch.setattr(trades, "plot_weights", lambda *a, **k: drawn.append((a, k)) or plot(*a, **k))
+    whole = table(module, groups={"file": "sectors.csv"}, question=goal, output={"report": True})
+    assert main(["run", write(folder, whole)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {cells[0]: cells[1:] for cells in lines if len(cells) == 3 and cells[2].endswith("%")}
+    assert shown["Metals"] == shown["GOLD"]
+    ((values, names),) = drawn
+    assert names["assets"] == ["Metals", "Others"]
+    (answer,) = json.loads((folder / "out" / "summary.json").read_text())["answers"]
+    total = answer["weights"]["OIL"] + answer["weights"]["RICE"]
+    assert values[2].tolist() == pytest.approx([answer["weights"]["GOLD"], total])
+    assert "Total weight of each group" in (folder / "out" / "report.html").read_text()
+    assert main(["report", "out", "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,6 +222,8 @@ def error(folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str
             "expected weights that sum to 1, got 0.5",
         ),
         ({"question": {"move": {"OIL": 0.2}}}, "target must be feasible"),
+        ({"question": {"at_least": {"OIL": 1.5}}}, "set question.leverage, the largest weight that it"),
+        ({"question": {"at_least": {"OIL": 7}, "leverage": 2}}, "set question.leverage, its largest"),
         ({"question": {"target": {"OIL": 4}}}, 'in 0 ... 1, got 4; 4 percent is "4%"'),
         (
             {"network": {"factory": "LongShort"}, "question": {"loss": "kl", "target": {"OIL": 0.5}}},
