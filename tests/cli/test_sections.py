@@ -1,10 +1,10 @@
 """Groups, benchmarks, long-short books, layouts, features and weight files of a config."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +12,7 @@ import funcexplain as fe
 from funcexplain.cli import main
 from funcexplain.commands.weights import load_weights
 from funcexplain.reports import report, trades
+from funcexplain.reports.pictures.weights import asset_bounds
 from tests.cli.desks import CODE
 from tests.cli.workplace import market, pickled, write
 
@@ -67,32 +68,44 @@ def test_groups_stand_for_their_members(place: tuple[Path, Any]) -> None:
 
 
 @pytest.mark.usefixtures("rough_pictures")
-@pytest.mark.parametrize("goal", [{"at_least": {"Metals": "50%"}}, {"target": {"GOLD": 0.5}}])
 def test_groups_are_shown_by_name(
-    place: tuple[Path, Any],
-    goal: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    place: tuple[Path, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, module = place
     (folder / "sectors.csv").write_text("GOLD,Metals\nOIL,Others\nRICE,Others\n")
-    drawn: list[Any] = []
     for part in ("row_pictures", "overview"):  # they take seconds
         monkeypatch.setattr(report, part, lambda *_: [])
-    plot = trades.plot_weights
-    monkeypatch.setattr(trades, "plot_weights", lambda *a, **k: drawn.append((a, k)) or plot(*a, **k))
-    whole = table(module, groups={"file": "sectors.csv"}, question=goal, output={"report": True})
-    assert main(["run", write(folder, whole)]) == 0
+    whole = table(module, groups={"file": "sectors.csv"}, question={"at_least": {"Metals": "50%"}})
+    whole["method"] = {"max_steps": 20, "answer": "first", "starts": {"number": 1}}
+    path, more = write(folder, whole), ("--set", "output.report=true")
+    assert main(["run", path, *more]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     shown = {cells[0]: cells[1:] for cells in lines if len(cells) == 3 and cells[2].endswith("%")}
     assert shown["Metals"] == shown["GOLD"]
-    ((values, names),) = drawn
-    assert names["assets"] == ["Metals", "Others"]
-    (answer,) = json.loads((folder / "out" / "summary.json").read_text())["answers"]
-    total = answer["weights"]["OIL"] + answer["weights"]["RICE"]
-    assert values[2].tolist() == pytest.approx([answer["weights"]["GOLD"], total])
     assert "Total weight of each group" in (folder / "out" / "report.html").read_text()
-    assert main(["report", "out", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_picture_of_groups_has_their_totals_and_bounds(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    plot = trades.plot_weights
+    monkeypatch.setattr(trades, "plot_weights", lambda *a, **k: drawn.append(a) or plot(*a, **k))
+    today, reached = np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.2, 0.7])
+    goals = np.array([[0, 1, 1, 0, 0.6, np.inf], [1, 0, 0, 0, -np.inf, 0.3], [1, 1, 0, 0, 0.0, 1.0]])
+    groups = {"Metals": ("A",), "Others": ("B", "C")}
+    assert trades.groups_picture(today, reached if whole else goals, reached, [*"ABC"], groups)
+    ((before, target, after),) = drawn
+    assert before.tolist() == pytest.approx([0.2, 0.8])
+    assert after.tolist() == pytest.approx([0.1, 0.9])
+    if whole:
+        assert target.tolist() == pytest.approx([0.1, 0.9])
+    else:
+        lower, upper = asset_bounds(target)
+        assert lower.tolist() == [-np.inf, 0.6]
+        assert upper.tolist() == [0.3, np.inf]
+    assert trades.groups_picture(today, goals, reached, [*"ABC"], {}) == []
 
 
 @pytest.mark.parametrize(
