@@ -248,6 +248,4 @@ def parse_share(text: str) -> float:
         (-0.05, 0.4)
     """
     number = float(text.removesuffix("%").replace(",", "."))
-    if not math.isfinite(number):
-        raise ValueError("expected a finite number")
     return number / (100.0 if text.endswith("%") else 1.0)

@@ -88,7 +88,7 @@ def split_questions(
     questions = [one for question in questions for one in _read_targets(question, Path(folder))]
     if not questions:
         raise ValueError("question: expected at least one table [[question]], got none")
-    folder = output.get("folder", "run") if isinstance(output, dict) else None
+    out = output.get("folder", "run") if isinstance(output, dict) else None
     seen = set()
     for number, question in enumerate(questions, start=1):
         if not isinstance(question, dict):
@@ -97,7 +97,7 @@ def split_questions(
         if label.lower() in seen:
             raise ValueError(f"question.name: expected different names, got {label!r} twice")
         seen.add(label.lower())
-        own = {**output, "folder": f"{folder}/{label}"} if isinstance(folder, str) else output
+        own = {**output, "folder": f"{out}/{label}"} if isinstance(out, str) else output
         yield label, {**table, "question": question, "output": own}
 
 

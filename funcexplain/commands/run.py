@@ -112,7 +112,8 @@ def run_config(
             resumes.
     """
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
-    configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
+    configs: dict[str | None, Config] = {}
+    configs |= {None: path} if isinstance(path, Config) else read_all(path, settings)
     load = make_loader(trust_model=trust_model, say=print_line)
     own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
     own |= {"xlsx": xlsx, "pdf": pdf, "trust_model": trust_model, "quiet": quiet}

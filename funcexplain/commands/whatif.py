@@ -178,7 +178,7 @@ def _check(scenario: Scenario, history: History) -> Scenario:
     """Raise unless assets and dates are in the data; counts the days of a replay."""
     positions(scenario.where, [*scenario.moves], history.prices.assets)
     for name, move in scenario.moves.items():
-        if move <= -1.0:
+        if not -1.0 < move < math.inf:
             raise ValueError(
                 f"{scenario.where}: expected a change of price above -100% for {name}, got "
                 f"{100 * move:g}%; a fall of 5 percent is -5% or -0.05"

@@ -198,9 +198,12 @@ def test_a_file_of_targets_is_a_question_for_each_row(
     text = path.read_text().replace("at_least = ", 'targets = "targets.csv"\nturnover = 2.0\n# ')
     path.write_text(text)
     load = inputs.load_network
-    monkeypatch.setattr(
-        inputs, "load_network", lambda *args, **kwargs: loaded.append("") or load(*args, **kwargs)
-    )
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        loaded.append("")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(inputs, "load_network", count)
     capsys.readouterr()
     assert main(["run", "ask/config.toml", "--quiet", *QUICK]) == 2
     error = capsys.readouterr().err

@@ -91,7 +91,12 @@ def test_a_picture_of_groups_has_their_totals_and_bounds(
 ) -> None:
     drawn: list[Any] = []
     plot = trades.plot_weights
-    monkeypatch.setattr(trades, "plot_weights", lambda *a, **k: drawn.append(a) or plot(*a, **k))
+
+    def draw(*values: Any, **names: Any) -> Any:
+        drawn.append(values)
+        return plot(*values, **names)
+
+    monkeypatch.setattr(trades, "plot_weights", draw)
     today, reached = np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.2, 0.7])
     goals = np.array([[0, 1, 1, 0, 0.6, np.inf], [1, 0, 0, 0, -np.inf, 0.3], [1, 1, 0, 0, 0.0, 1.0]])
     groups = {"Metals": ("A",), "Others": ("B", "C")}

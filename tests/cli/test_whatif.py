@@ -106,7 +106,7 @@ def test_tables_have_units_and_signs(
             "expected a number of days, the period of the prices, got weeks",
         ),
         (("--shock", "GOLD=5"), "got 'GOLD=5'; 5 percent is GOLD=5%"),
-        (("--shock", "GOLD=nan"), "--shock: expected NAME=CHANGE"),
+        (("--shock", "GOLD=nan%"), "expected a change of price above -100% for GOLD, got nan%"),
         (("--replay", "2024-02-01T10:00"), "--replay: expected a date"),
         (("--shock", "GOLD=-5% over 50 days"), "a window shows only as many"),
         (("--shock", "GOLD=-100%"), "--shock 'GOLD=-100%'"),
