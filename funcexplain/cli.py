@@ -233,6 +233,9 @@ def _show(arguments: argparse.Namespace, function: Callable[..., dict[str, Any]]
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
         results = function(print_line=_printer(arguments))
+    for label, question in results.get("questions", {}).items():
+        if "error" in question:
+            _print_to_stderr(f"error: question {label}: {question['error']}")
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
     return int(results["exit_code"])

@@ -68,7 +68,7 @@ def fit_network(network: nn.Module, config: Config, history: History, say: Say) 
     names = output_names(own, history.prices.assets)
     settings: dict[str, Any] = {
         name: getattr(own, name)
-        for name in ("output", "horizon", "normalize")
+        for name in ("output", "horizon", "normalize", "window")
         if getattr(own, name) is not None
     }
     if config.features.scaling is not None:
@@ -78,6 +78,10 @@ def fit_network(network: nn.Module, config: Config, history: History, say: Say) 
             name: _read_input(f"network.inputs.{name}", value, names, window)
             for name, value in own.inputs.items()
         }
+    try:
+        adapt(network, **settings)
+    except ValueError as error:
+        raise ValueError(f"network.{str(error).removeprefix('adapt: ')}") from None
     layout = own.layout or _find_layout(network, window, len(names), settings, say)
     try:
         arrange(parse_layout("network", layout), window[None])

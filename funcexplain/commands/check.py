@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.checking import describe_inputs, find_warnings, today_lines
+from funcexplain.commands.comparing import ask_each
 from funcexplain.commands.config import Config
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import check_writable
-from funcexplain.commands.inputs import hash_inputs, load_inputs
+from funcexplain.commands.inputs import Inputs, hash_inputs, make_loader
 from funcexplain.commands.printing import PrintLine, fault_lines, print_plain
 from funcexplain.commands.reading import read_all, require_plots
 from funcexplain.markets.sanity import find_faults
@@ -32,22 +33,22 @@ def check_config(
 
     It prints today's weights, and the range of the features in the last window and in history.
     """
-    found = {}
-    for label, config in read_all(path, settings).items():
-        if label is not None:
-            print_line("")
-            print_line(f"Question {label}:")
-        found[label] = _check(config, trust_model, print_line)
-    print_line(f"{path} is valid; funcexplain run {path} solves it")
-    return found.get(None, {"exit_code": 0, "questions": found})
+    load = make_loader(trust_model=trust_model, say=print_line)
+    found = ask_each(
+        read_all(path, settings), lambda config: _check(config, load, print_line), print_line
+    )
+    code = max(question["exit_code"] for question in found.values())
+    if code == 0:
+        print_line(f"{path} is valid; funcexplain run {path} solves it")
+    return found.get(None, {"exit_code": code, "questions": found})
 
 
-def _check(config: Config, trust_model: bool, print_line: PrintLine) -> dict[str, Any]:
+def _check(config: Config, load: Callable[[Config], Inputs], print_line: PrintLine) -> dict[str, Any]:
     """Check one question."""
     require_plots(config)
     check_writable(Path(config.output.folder))
     with torch_threads(config.method.threads):
-        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
+        inputs = load(config)
         describe_inputs(inputs, print_line)
         faults = find_faults(inputs.history.prices)
         for line in fault_lines(faults):

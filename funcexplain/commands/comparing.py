@@ -1,17 +1,47 @@
-"""One table of the answers to several questions of a config."""
+"""Several questions of a config: asked one after another, and one table of their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from funcexplain.commands.config import Config
 from funcexplain.commands.printing import PrintLine
 from funcexplain.solutions.tables import write_csv
 
 COMPARISON = "compare.csv"
+_UNANSWERED = dict.fromkeys(("date", "error", "size"), None) | {"status": "REFUSED", "today": {}}
+REFUSED = 2
+"""The exit code of a question that is not valid."""
+
+
+def ask_each(
+    configs: Mapping[str | None, Config],
+    ask: Callable[[Config], dict[str, Any]],
+    print_line: PrintLine,
+) -> dict[str | None, dict[str, Any]]:
+    """The results of each question by its label; one that is refused does not stop the others.
+
+    Raises:
+        ValueError: if all are refused, or the only question of a config, whose label is None.
+    """
+    found: dict[str | None, dict[str, Any]] = {}
+    errors = []
+    for label, config in configs.items():
+        if label is not None:
+            print_line("")
+            print_line(f"Question {label}:")
+        try:
+            found[label] = ask(config)
+        except ValueError as error:
+            errors.append(error)
+            found[label] = {"exit_code": REFUSED, "error": " ".join(str(error).split()), "answers": []}
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 def compare(
@@ -34,7 +64,7 @@ def compare(
             "turnover": _turnover(answer),
         }
         for label, summary in summaries.items()
-        for answer in summary["answers"]
+        for answer in summary["answers"] or [_UNANSWERED]
     ]
     write_csv(
         "output",
@@ -48,7 +78,7 @@ def compare(
     )
     for row in rows:
         cells = f"{_percent(row['error']):>7}  {_number(row['size']):>7}  {_percent(row['turnover']):>8}"
-        print_line(f"{row['question']!s:{width}}  {row['date']}  {row['status']:12}  {cells}")
+        print_line(f"{row['question']!s:{width}}  {row['date'] or '':10}  {row['status']:12}  {cells}")
     print_line(f"{folder / COMPARISON}")
     exit_code = max(summary["exit_code"] for summary in summaries.values())
     return {"exit_code": exit_code, "questions": dict(summaries), "files": [str(folder / COMPARISON)]}
@@ -56,6 +86,8 @@ def compare(
 
 def _turnover(answer: Mapping[str, Any]) -> float | None:
     """One-sided turnover from today to the answer, None where a weight is unknown."""
+    if not answer["today"]:
+        return None
     pairs = [(answer["weights"][name], weight) for name, weight in answer["today"].items()]
     if any(None in pair for pair in pairs):
         return None

@@ -151,6 +151,7 @@ class NetworkConfig:
     normalize: str | None = entry(one_of("softmax", "sum"), None)
     outputs: tuple[str, ...] | None = entry(read_names, None)
     inputs: dict[str, Any] | None = entry(read_inputs, None)
+    window: str | int | None = entry(read_output, None)
 
     def members(self) -> list[NetworkConfig]:
         """Each network of several, or the only one.
@@ -256,7 +257,7 @@ def read_config(path: str | Path) -> Config:
 
 
 def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | None, Config]:
-    """Read a TOML file as `read_config` does, with entries set, and a config for each ``[[question]]``.
+    """Read a TOML file as `read_config` does, with entries set, and a config for each of its questions.
 
     Returns:
         The configs by the labels of their questions; a single question has the label None.
@@ -268,7 +269,7 @@ def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | N
     content = read_bytes("config", path, MIB, "shorten its lists")
     try:
         table = set_entries(parse_toml(content.decode("utf-8-sig")), settings)
-        return {label: parse_config(one) for label, one in split_questions(table)}
+        return {label: parse_config(one) for label, one in split_questions(table, path.parent)}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not a TOML file: {error}; see https://toml.io") from None
     except ValueError as error:

@@ -13,6 +13,7 @@ from funcexplain.commands.folder import DRAWS, FAN
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.question import Query
 from funcexplain.engine.event import check_event
+from funcexplain.markets.periods import DAY
 from funcexplain.reports.draws import Common, answer_path, find_common, mixing_sentence, moves_sentence
 from funcexplain.reports.plots import plot_fan
 from funcexplain.solutions.draws import Draws, Mixing
@@ -86,11 +87,18 @@ def load_draws(folder: Path) -> Draws:
     return Draws(**values, mixing=Mixing(**known))
 
 
-def write_fan(folder: Path, found: Common, query: Query, answer: Solution, assets: Sequence[str]) -> str:
+def write_fan(
+    folder: Path,
+    found: Common,
+    query: Query,
+    answer: Solution,
+    assets: Sequence[str],
+    period: str = DAY,
+) -> str:
     """Draw the fan with the path of an answer, and return the name of the file."""
     path = answer_path(answer, query.from_reference, found.bands.first)
     with replaced("output", folder / FAN) as file:
-        plot_fan(found.bands, assets=assets, answer=path).savefig(file, format="png")
+        plot_fan(found.bands, assets=assets, answer=path, period=period).savefig(file, format="png")
     return FAN
 
 

@@ -137,11 +137,10 @@ def read_share(where: str, value: Any) -> float:
         ValueError: question.target.EUR: expected a number such as 0.4, ... got 40; 40 percent is "40%"
     """
     if isinstance(value, str):
-        try:
-            share = float(value.strip().removesuffix("%")) / 100.0
-        except ValueError:
-            share = math.nan
-        if not value.strip().endswith("%") or not math.isfinite(share):
+        share = math.nan
+        with suppress(ValueError):
+            share = parse_share(value.strip()) if "%" in value else math.nan
+        if not math.isfinite(share):
             raise bad_entry(where, _HINT, value)
         return share
     share = read_number(where, value)
@@ -213,8 +212,10 @@ def read_date(where: str, value: Any) -> date:
     return value
 
 
-def parse_amounts(where: str, text: str, expected: str) -> dict[str, float]:
+def parse_amounts(where: str, text: str, expected: str, limit: float = math.inf) -> dict[str, float]:
     """Read numbers by name from text such as ``EUR=0.4,CHF=20%``; ``where`` is the option.
+
+    A number without ``%`` must be below ``limit``: it is more likely a percentage without its sign.
 
     Example:
         >>> parse_amounts("--shock", "EUR=-5%", "NAME=CHANGE such as EUR=-5%")
@@ -229,6 +230,10 @@ def parse_amounts(where: str, text: str, expected: str) -> dict[str, float]:
             equals = ""
         if not (name and equals):
             raise ValueError(f"{where}: expected {expected}, got {part!r}")
+        if amount >= limit and "%" not in number:
+            raise ValueError(
+                f"{where}: expected {expected}, got {part!r}; {number} percent is {name}={number}%"
+            )
         if name in amounts:
             raise ValueError(f"{where}: {name} appears twice in {text!r}")
         amounts[name] = amount
@@ -239,7 +244,8 @@ def parse_share(text: str) -> float:
     """Read a number, or a percentage with ``%``; raises a ValueError for other text.
 
     Example:
-        >>> parse_share("-5 %")
-        -0.05
+        >>> parse_share("-5 %"), parse_share("0,4")
+        (-0.05, 0.4)
     """
-    return float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    number = float(text.removesuffix("%").replace(",", "."))
+    return number / (100.0 if text.endswith("%") else 1.0)

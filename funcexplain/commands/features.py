@@ -14,7 +14,7 @@ from torch import Tensor
 from funcexplain.commands.config import NetworkConfig
 from funcexplain.commands.entries import suggest
 from funcexplain.commands.environment import fixed_seed, importable
-from funcexplain.commands.network import import_factory
+from funcexplain.commands.network import call_factory, import_factory
 from funcexplain.commands.sections import FeaturesConfig
 from funcexplain.commands.weights import one_line, read_tensors
 from funcexplain.markets.channels import CHANNEL_NAMES, Channels, join, parse, sliding
@@ -104,13 +104,7 @@ def _make(config: FeaturesConfig, network: NetworkConfig) -> Channels | tuple[Co
     found = import_factory(where, config.factory, network.package, Path(network.folder))
     names = getattr(found, "channels", None)
     if not isinstance(found, Channels) and (isinstance(found, type) or not _inputs(found, arguments)):
-        try:
-            found = found(**arguments)
-        except (Exception, SystemExit) as error:
-            raise ValueError(
-                f"{where}: {config.factory} raised {one_line(error)}; check features.arguments"
-            ) from error
-        arguments = {}
+        found, arguments = call_factory(where, config.factory, found, arguments), {}
     if isinstance(found, list | tuple) and found and all(isinstance(part, Channels) for part in found):
         return join(*found)
     if isinstance(found, tuple) and len(found) == 2:

@@ -132,11 +132,14 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if it is not the folder of a finished run.
         ValueError: if files are missing or differ.
     """
+    remedy = "funcexplain run CONFIG.toml makes one"
+    if inner := sorted(folder.glob(f"*/{SUMMARY}")):
+        remedy = f"it holds those of several questions: name one, such as {inner[0].parent}"
     path, unfinished = (
         folder / SUMMARY,
         FileNotFoundError(
             f"{str(folder)!r} is not the folder of a finished run, which contains {CONFIG}, {SUMMARY} "
-            f"and {SOLUTION} or {ANSWERS}; funcexplain run CONFIG.toml makes one"
+            f"and {SOLUTION} or {ANSWERS}; {remedy}"
         ),
     )
     try:

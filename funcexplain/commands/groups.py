@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from funcexplain.commands.config import QuestionConfig, WindowPart
 from funcexplain.commands.sections import GroupConfig, GroupsConfig
-from funcexplain.solutions.reading import MIB, read_bytes
+from funcexplain.solutions.reading import read_rows
 from funcexplain.solutions.writing import check_regular
 
 Groups = Mapping[str, tuple[str, ...]]
@@ -28,22 +27,11 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
     if config is None:
         return {}
     where, path = "groups.file", Path(config.file)
-    try:
-        check_regular(where, path, name="a csv file, such as sectors.csv")
-        text = read_bytes(where, path, 16 * MIB, "shorten it").decode("utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: there is no file {config.file!r}; check the name") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {config.file!r} is not text: {error}; save it as utf-8") from None
+    check_regular(where, path, name="a csv file, such as sectors.csv")
     groups: dict[str, list[str]] = {}
     seen: dict[str, str] = {}
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        rows = list(csv.reader(text.splitlines(), delimiter=separator))
-    except csv.Error as error:
-        raise ValueError(f"{where}: {config.file!r} is not a csv: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        asset, group = (cell.strip() for cell in (*row, "", "")[:2])
+    for number, row in read_rows(where, path):
+        asset, group = (*row, "", "")[:2]
         if asset not in assets:  # the header, or another asset
             continue
         if not group or seen.get(asset, group) != group:

@@ -20,6 +20,7 @@ from funcexplain.commands.features import Compute, Windows, make_windows
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.sections import FeaturesConfig
 from funcexplain.markets.features import CHANNELS, features, log_returns
+from funcexplain.markets.periods import period_of, unit_of
 from funcexplain.markets.prices import Prices, load
 
 
@@ -64,6 +65,11 @@ class History:
             return False
         own = features(log_returns(self.prices), self.span)[:, -self.days.shape[1] :]
         return torch.allclose(self.days, own.to(self.days))
+
+    @property
+    def period(self) -> str:
+        """The period of the prices, by which texts count."""
+        return period_of(self.prices.dates)
 
     @property
     def ends(self) -> list[str]:
@@ -163,11 +169,14 @@ def window_ending_on(history: History, day: date, where: str = "question.date") 
     wanted = np.datetime64(day)
     ends = history.prices.dates[history.last_days.numpy()]
     at = int(np.searchsorted(ends.astype(wanted.dtype), wanted, side="right")) - 1
+    unit = unit_of(history.period)
     if at < 0:
         raise ValueError(
-            f"{where}: no window ends on {day}; the first day with "
-            f"{history.lookback + history.span} days behind it is {ends[0]}"
+            f"{where}: no window ends on {day}; the first {unit} with "
+            f"{history.lookback + history.span} {unit}s behind it is {ends[0]}"
         )
     if ends[at].astype(wanted.dtype) != wanted:
-        raise ValueError(f"{where}: no window ends on {day}; the trading day before it is {ends[at]}")
+        raise ValueError(
+            f"{where}: no window ends on {day}; the {history.period} before it is {ends[at]}"
+        )
     return at

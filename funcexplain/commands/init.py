@@ -42,6 +42,7 @@ _MORE = {
     ),
     "question": (
         'target = {EUR = "40%"}           # the others share the rest',
+        'targets = "targets.csv"          # a question for each row: its name, then weights by asset',
         "move = {EUR = 0.05, JPY = -0.05} # from today, the others unchanged",
         "ahead = 10                       # shocks to the days to come, in place of those behind",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,12 +47,25 @@ class Inputs:
 
 def load_inputs(config: Config, *, trust_model: bool = False, say: Say = lambda line: None) -> Inputs:
     """Load everything that a config names; errors name the remedy, and ``say`` gets what was sniffed."""
-    make_method(config.method)
-    networks, history = load_market(config, trust_model=trust_model, say=say)
-    network, *others = networks
-    groups = load_groups(config.groups, history.prices.assets)
-    query = build_query(config, network, history, others=others, groups=groups)
-    return Inputs(pin_dates(config, history), network, history, query, others)
+    return make_loader(trust_model=trust_model, say=say)(config)
+
+
+def make_loader(*, trust_model: bool, say: Say) -> Callable[[Config], Inputs]:
+    """Make a `load_inputs` for the questions of a file, which loads networks and prices only once."""
+    kept: list[Any] = []  # the entries that name them, and what was loaded
+
+    def load(config: Config) -> Inputs:
+        make_method(config.method)
+        entries = (config.network, config.prices, config.features, config.question.benchmark)
+        if kept[:1] != [entries]:
+            kept[:] = entries, *load_market(config, trust_model=trust_model, say=say)
+        _, networks, history = kept
+        network, *others = networks
+        groups = load_groups(config.groups, history.prices.assets)
+        query = build_query(config, network, history, others=others, groups=groups)
+        return Inputs(pin_dates(config, history), network, history, query, others)
+
+    return load
 
 
 def load_market(

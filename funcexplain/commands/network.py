@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def import_factory(where: str, factory: str, package: str | None, folder: Path) 
     return found
 
 
+def call_factory(where: str, factory: str, found: Any, arguments: Mapping[str, Any]) -> Any:
+    """What the object that an entry names returns for the arguments beside it."""
+    try:
+        return found(**arguments)
+    except (Exception, SystemExit) as error:
+        table = where.partition(".")[0]
+        raise ValueError(
+            f"{where}: {factory} raised {one_line(error)}; check {table}.arguments; --debug shows where"
+        ) from error
+
+
 def _make(factory: str, config: NetworkConfig) -> nn.Module:
     where, arguments = "network.factory", config.arguments or {}
     assert not isinstance(arguments, tuple)
@@ -86,12 +98,7 @@ def _make(factory: str, config: NetworkConfig) -> nn.Module:
         if arguments:
             raise ValueError(f"{where}: {factory} is a network already; leave out network.arguments")
         return found
-    try:
-        network = found(**arguments)
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"{where}: {factory} raised {one_line(error)}; check network.arguments; --debug shows where"
-        ) from error
+    network = call_factory(where, factory, found, arguments)
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"{where}: {factory} must return a torch.nn.Module, got {type(network).__name__}"

@@ -128,6 +128,7 @@ def write_picture(
         best=row - first,
         hit=rows.hit,
         prices=price_paths(history, query, -1, best, question) if show_prices else None,
+        period=history.period,
         title=query.sentence,
     )
     with replaced("output", folder / PICTURE) as file:
@@ -176,6 +177,8 @@ def write_report(
         scale=history.scale(query.positions[-1])[1],
         probability=probability,
         ahead=query.ahead,
+        period=history.period,
+        groups=query.groups,
         today=today,
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,

@@ -13,6 +13,7 @@ import funcexplain as fe
 from funcexplain.commands.folder import WEIGHTS
 from funcexplain.commands.outputs import Outcome, mean_weights
 from funcexplain.commands.question import Query
+from funcexplain.markets.periods import DAY, count_of, next_of, period_of, unit_of
 from funcexplain.markets.prices import Prices
 from funcexplain.markets.sanity import Finding
 from funcexplain.reports import wording
@@ -33,8 +34,10 @@ def print_plain(line: str) -> None:
 def prices_line(prices: Prices) -> str:
     """Number of assets and periods, first and last date, source of the prices and how they were read."""
     assets, dates = prices.assets, prices.dates
-    period = "days" if dates.dtype == "datetime64[D]" else "periods"
-    line = f"{len(assets)} assets, {len(dates)} {period}, {dates[0]} to {dates[-1]}: {prices.source}"
+    unit = unit_of(period_of(dates))
+    line = (
+        f"{len(assets)} assets, {count_of(len(dates), unit)}, {dates[0]} to {dates[-1]}: {prices.source}"
+    )
     return f"{line} ({', '.join(prices.notes)})" if prices.notes else line
 
 
@@ -137,6 +140,13 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     yield from weights_table(columns, assets, moved[:_MAX_ASSETS].tolist())
     if len(assets) > _MAX_ASSETS:
         yield f"... and {len(assets) - _MAX_ASSETS} that change less, in {WEIGHTS}"
+    totals = {name: [query.names.index(asset) for asset in query.groups[name]] for name in query.groups}
+    if totals:
+        sums = {
+            kind: torch.stack([weights[index].sum() for index in totals.values()])
+            for kind, weights in columns.items()
+        }
+        yield from weights_table(sums, [*totals], range(len(totals)))
     yield ""
     if outcome.met[0]:
         yield wording.met(query.ahead)
@@ -150,8 +160,8 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     )
 
 
-def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
-    """How likely one target is over the coming days, from its estimate.
+def likelihood_sentence(chance: fe.Probability, ahead: int, period: str = DAY) -> str:
+    """How likely one target is over the coming days or other periods, from its estimate.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -166,11 +176,11 @@ def likelihood_sentence(chance: fe.Probability, ahead: int) -> str:
     """
     lower, upper = (format_chance(float(bound)) for bound in (chance.lower, chance.upper))
     estimate = float(chance.estimate)
-    period = f"over the next {'trading day' if ahead == 1 else f'{ahead} trading days'}"
+    when = f"over {next_of(ahead, period)}"
     if not math.isfinite(estimate) or estimate <= 0.0:
-        return f"Probability {period}: below {upper}; it never happened among the markets drawn."
+        return f"Probability {when}: below {upper}; it never happened among the markets drawn."
     often = f", about once in {1 / estimate:,.0f} such periods" if 1e-4 <= estimate < 0.3 else ""
-    return f"Probability {period}: {format_chance(estimate)} (95% interval {lower} to {upper}){often}."
+    return f"Probability {when}: {format_chance(estimate)} (95% interval {lower} to {upper}){often}."
 
 
 def agreement(outcome: Outcome) -> str:

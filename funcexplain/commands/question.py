@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ from funcexplain.commands.space import make_space
 from funcexplain.commands.starts import map_starts, with_precedents
 from funcexplain.commands.weights import one_line
 from funcexplain.engine.forward import weights_of
+from funcexplain.markets.periods import DAY, next_of, unit_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
 from funcexplain.reports.numbers import join
@@ -178,11 +180,12 @@ def build_query(
         problem = complete(fe.consensus(single) if len(single) > 1 else single[0], starts.number)
         first = complete(single[0], 1) if len(single) > 1 else None
     except ValueError as error:
-        raise ValueError(f"question: {error}") from None
+        text = re.sub(r"pass leverage=, (.*),\s+to fe.problem", r"set question.leverage, \1", str(error))
+        raise ValueError(f"question: {text}") from None
     if network is not None and starts.number > 1:
         problem = with_precedents(problem, history, chosen, config.method.atol, space.search_points)
     dates = [history.ends[position] for position in chosen]
-    sentence = describe_question(config.question, dates)
+    sentence = describe_question(config.question, dates, history.period)
     if others:
         sentence = sentence.replace("for the network", f"for all {len(known)} networks")
     return Query(
@@ -235,7 +238,7 @@ def evaluate_weights(
     count = windows.shape[-1]
     shape = (
         f"windows of {len(history.channels)} channels ({', '.join(history.channels)}), "
-        f"{history.lookback} days and {count} assets"
+        f"{history.lookback} {unit_of(history.period)}s and {count} assets"
     )
     try:
         probe = any_problem(network, windows[0], history, names)
@@ -256,20 +259,24 @@ def evaluate_weights(
     return weights
 
 
-def describe_question(question: QuestionConfig, dates: list[str]) -> str:
+def describe_question(question: QuestionConfig, dates: list[str], period: str = DAY) -> str:
     """Put a question about windows with these last days in one sentence.
 
     Example:
         >>> describe_question(QuestionConfig(at_least={"EUR": 0.3}, exit=("JPY",)), ["2024-01-31"])
         'What would the market of 2024-01-31 have to look like for the network to hold at least 30% ...'
     """
-    day = dates[0] if len(dates) == 1 else f"each of {len(dates)} days, {dates[0]} to {dates[-1]},"
+    day = (
+        dates[0]
+        if len(dates) == 1
+        else f"each of {len(dates)} {unit_of(period)}s, {dates[0]} to {dates[-1]},"
+    )
     phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
     if question.ahead:
-        days = "day" if question.ahead == 1 else f"{question.ahead} trading days"
+        coming = next_of(question.ahead, period)
         day = f"after {day}".rstrip(",")
-        return f"What would have to happen over the next {days} {day} for the network to hold {phrase}?"
+        return f"What would have to happen over {coming} {day} for the network to hold {phrase}?"
     return f"What would the market of {day} have to look like for the network to hold {phrase}?"
 
 

@@ -30,7 +30,8 @@ def read_checked(path: str | Path, settings: Iterable[str] = ()) -> Config:
     configs = read_all(path, settings)
     if len(configs) > 1:
         raise ValueError(
-            f"question: this command asks one question, got {len(configs)}; leave one [[question]]"
+            f"question: this command asks one question, got {len(configs)}; leave one [[question]], or "
+            "one row of question.targets"
         )
     (config,) = configs.values()
     require_plots(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
 from funcexplain.commands.checking import describe_inputs
-from funcexplain.commands.comparing import compare
+from funcexplain.commands.comparing import ask_each, compare
 from funcexplain.commands.config import Config
 from funcexplain.commands.draws import (
     check_drawable,
@@ -48,6 +48,7 @@ from funcexplain.commands.inputs import (
     hash_inputs,
     load_inputs,
     load_recorded,
+    make_loader,
     make_method,
     refinement_settings,
     solve_settings,
@@ -111,23 +112,21 @@ def run_config(
 
     Returns:
         The summary; its ``"exit_code"`` is 0 if some start hit on every date, else 1. Of several
-        questions, a dict of their summaries as ``"questions"``.
+        questions, a dict of their summaries as ``"questions"``; one that is refused has its ``"error"``.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; the folder does not change. With workers, the next call
             resumes.
     """
     command = "funcexplain run" if isinstance(path, Config) else f"funcexplain run {path}"
-    configs = {None: path} if isinstance(path, Config) else read_all(path, settings)
+    configs: dict[str | None, Config] = {}
+    configs |= {None: path} if isinstance(path, Config) else read_all(path, settings)
+    load = make_loader(trust_model=trust_model, say=print_line)
     own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
     own |= {"xlsx": xlsx, "pdf": pdf, "trust_model": trust_model, "quiet": quiet}
-    summaries: dict[str | None, dict[str, Any]] = {}
-    for label, config in configs.items():
-        if label is not None:
-            if summaries:
-                print_line("")
-            print_line(f"Question {label}:")
-        summaries[label] = _run(config, command, print_line=print_line, **own)
+    summaries = ask_each(
+        configs, lambda config: _run(config, command, load, print_line=print_line, **own), print_line
+    )
     if None in summaries:
         return summaries[None]
     return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
@@ -136,6 +135,7 @@ def run_config(
 def _run(
     config: Config,
     command: str,
+    load: Callable[[Config], Inputs],
     *,
     workers: int | None,
     dask: str | None,
@@ -158,7 +158,7 @@ def _run(
     if pdf:
         require_printer()
     with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
-        inputs = load_inputs(config, trust_model=trust_model, say=print_line)
+        inputs = load(config)
         folder = make_folder(Path(config.output.folder))
         describe_inputs(inputs, print_line)
         query, history = inputs.query, inputs.history
@@ -233,7 +233,7 @@ def _run(
                 files.append(save_draws(fresh, drawn.draws, assets))
                 if config.output.picture:
                     best = solution.flat(torch.tensor(outcome.best))[0]
-                    files.append(write_fan(fresh, drawn.found, query, best, assets))
+                    files.append(write_fan(fresh, drawn.found, query, best, assets, history.period))
             if config.output.report:
                 draws = None if drawn is None else drawn.draws
                 files += _write_report(fresh, folder, inputs, solution, draws, summary, pdf=pdf)
@@ -252,7 +252,7 @@ def _run(
     for line in outcome_lines(outcome, query, query.names):
         print_line(line)
     if chance is not None and not chance.dims:
-        print_line(likelihood_sentence(chance, query.ahead))
+        print_line(likelihood_sentence(chance, query.ahead, history.period))
     if drawn is not None:
         print_line(drawn.sentence)
     if ranges is not None:

@@ -20,6 +20,7 @@ from funcexplain.commands.history import History, positions
 from funcexplain.markets import covariances
 from funcexplain.markets.features import log_returns
 from funcexplain.markets.models import MIN_DAYS
+from funcexplain.markets.periods import unit_of
 from funcexplain.markets.starts import replayed
 
 # Dates for which a filtered history is estimated, each in about a second.
@@ -89,8 +90,8 @@ def _scenario(question: QuestionConfig, history: History, chosen: list[int]) -> 
     num_days, ahead = history.lookback + history.span - 1, question.ahead or 0
     if ahead > num_days:
         raise ValueError(
-            f"question.ahead: expected at most lookback + span - 1 = {num_days} days, got {ahead}; a "
-            "window shows only as many"
+            f"question.ahead: expected at most lookback + span - 1 = {num_days} "
+            f"{unit_of(history.period)}s, got {ahead}; a window shows only as many"
         )
     base = fe.scenarios.base_returns(history.prices, last_days, num_days, 1).to(dtype)
     if ahead:

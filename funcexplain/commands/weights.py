@@ -28,7 +28,22 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Names under which checkpoints keep the state_dict, the likeliest first.
 _STATES = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params", "module")
 # Prefixes of names, by torch.nn.DataParallel, torch.compile and training frameworks.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_COMPILED = "_orig_mod."
+_PREFIXES = ("module.", _COMPILED, "model.", "net.", "network.")
+# Words in the names of what a checkpoint holds beside a network.
+_TRAINING = {
+    "loss",
+    "losses",
+    "criterion",
+    "metric",
+    "metrics",
+    "train",
+    "val",
+    "test",
+    "ema",
+    "hparams",
+}
+_MAX_NAMED = 3
 _SCALING = ("mean", "std")
 _MAX_LENGTH = 300  # characters of an error of the user's code
 
@@ -52,8 +67,8 @@ def load_weights(network: nn.Module, path: str, factory: str, say: Say) -> None:
     if leftover := [name for name in _SCALING if name in state and name not in own]:
         state = {name: tensor for name, tensor in state.items() if name not in leftover}
         say(f'Weights: {path} holds units, too, which features.scaling = "weights" uses')
-    state = _fit_names(state, network, say)
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    state = _fit_names(state, network, path, say)
+    dtypes = {tensor.dtype for tensor in state.values() if _is_floating(tensor)}
     if len(dtypes) == 1:
         network.to(dtypes.pop())  # loading would cast the weights to the network's dtype, silently
     try:
@@ -65,7 +80,7 @@ def load_weights(network: nn.Module, path: str, factory: str, say: Say) -> None:
         ) from None
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str) -> dict[str, Any]:
     """Read a ``state_dict``, alone or in a checkpoint, without running code."""
     loaded = read_file("network.weights", path)
     state = next(_states(loaded), None)
@@ -84,13 +99,17 @@ def read_scaling(where: str, path: str) -> tuple[Tensor, Tensor]:
     tables: list[Any] = [loaded, *loaded.values()] if isinstance(loaded, Mapping) else []
     for table in tables:
         found = [table.get(name) for name in _SCALING] if isinstance(table, Mapping) else []
-        if found and all(isinstance(value, Tensor) and value.is_floating_point() for value in found):
+        if found and all(map(_is_floating, found)):
             mean, std = (torch.as_tensor(value) for value in found)
             return mean, std
     raise ValueError(
         f"{where}: expected floating tensors called mean and std in {path!r}, got none; save them with "
         "the weights, as in torch.save({'state_dict': network.state_dict(), 'mean': mean, 'std': std})"
     )
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def read_file(where: str, path: str) -> Any:
@@ -150,34 +169,69 @@ def check_exists(path: str, where: str = "network.weights") -> None:
         raise FileNotFoundError(f"{where}: there is no file {path!r}; check the name")
 
 
-def _states(loaded: Any) -> Iterator[dict[str, Tensor]]:
-    """Tables of tensors by name: what was loaded, or what is in it."""
+def _states(loaded: Any) -> Iterator[dict[str, Any]]:
+    """Tables with tensors by name, the likeliest state_dict first: those in a checkpoint, or all."""
     if not isinstance(loaded, Mapping):
         return
-    nested = [loaded.get(name) for name in _STATES]
-    for table in (loaded, *nested):
-        items: Any = table.items() if isinstance(table, Mapping) else [(None, None)]
-        if all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
-            yield dict(items)
+    for table in (*(loaded.get(name) for name in _STATES), loaded):
+        if isinstance(table, Mapping) and any(isinstance(value, Tensor) for value in table.values()):
+            yield {str(name): value for name, value in table.items()}
 
 
-def _fit_names(state: dict[str, Tensor], network: nn.Module, say: Say) -> dict[str, Tensor]:
-    """The weights without prefixes and with tied tensors, if all names then match the network's."""
-    own, found, stripped = network.state_dict().keys(), state, list[str]()
-    while (fitted := _fill_tied(found, network)).keys() != own:
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), "")
-        inner = "" if prefix else "_orig_mod."  # of a compiled part
-        names = [name.removeprefix(prefix).replace(inner or "\0", "") for name in found]
-        if names == [*found] or len({*names}) < len(names):
-            return _fill_tied(state, network)  # refused with the names of the file
-        stripped.append(prefix or inner)
-        found = dict(zip(names, found.values(), strict=True))
-    if stripped:
-        say(f"Weights: stripped {''.join(stripped)!r} from the names of all tensors")
+def _fit_names(state: dict[str, Any], network: nn.Module, path: str, say: Say) -> dict[str, Any]:
+    """The network's own entries, without prefixes and with tied tensors; all entries if one is missing.
+
+    Others may lie beside a prefix, or belong to the training: losses, metrics, settings.
+    """
+    own = network.state_dict().keys()
+    fitting = dict[tuple[int, ...], tuple[str, dict[str, Any]]]()  # by their tensors
+    for prefix, inner in _without_prefixes(state):
+        filled = _fill_tied(inner, network)
+        others = [name for name in filled if name not in own and isinstance(filled[name], Tensor)]
+        if own <= filled.keys() and all(map(_is_of_training, others)):
+            fitted = {name: filled[name] for name in own}
+            fitting.setdefault((*map(id, fitted.values()),), (prefix, fitted))
+            if not prefix:
+                break
+    if not fitting:
+        return state
+    if len(fitting) > 1:
+        raise ValueError(
+            f"network.weights: {path!r} holds several networks that fit, "
+            f"{', '.join(repr(prefix) for prefix, _ in fitting.values())}; save the state_dict of one"
+        )
+    ((prefix, fitted),) = fitting.values()
+    used = {id(value) for value in fitted.values()}
+    others = [name for name, value in state.items() if id(value) not in used]
+    if prefix:
+        whose = "of all tensors" if not others else "of the network's tensors"
+        say(f"Weights: stripped {prefix!r} from the names {whose}")
+    if others:
+        more = f" and {len(others) - _MAX_NAMED} more" if len(others) > _MAX_NAMED else ""
+        say(f"Weights: left out {', '.join(others[:_MAX_NAMED])}{more}, which the network does not have")
     return fitted
 
 
-def _fill_tied(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _without_prefixes(
+    state: dict[str, Any], prefix: str = "", depth: int = 8
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries below each chain of known prefixes, by that chain, which is empty for all entries."""
+    yield prefix, state
+    for own in _PREFIXES if depth > 0 else ():
+        below = {name.removeprefix(own): state[name] for name in state if name.startswith(own)}
+        if below:
+            yield from _without_prefixes(below, prefix + own, depth - 1)
+    plain = {name.replace(_COMPILED, ""): value for name, value in state.items()}
+    if len(plain) == len(state) and plain.keys() != state.keys() and not prefix.endswith(_COMPILED):
+        yield from _without_prefixes(plain, prefix + _COMPILED, depth - 1)  # of parts
+
+
+def _is_of_training(name: str) -> bool:
+    """Whether an entry is of a loss or a metric, not of the network."""
+    return not _TRAINING.isdisjoint(name.partition(".")[0].lower().split("_"))
+
+
+def _fill_tied(state: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     """Add the other names of tied tensors, of which safetensors keeps one."""
     tensors: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
     tensors |= dict(network.named_buffers(remove_duplicate=False))

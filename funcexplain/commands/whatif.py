@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 import funcexplain as fe
 from funcexplain.commands.adapting import any_problem, output_names
 from funcexplain.commands.config import Config, WindowPart
-from funcexplain.commands.entries import parse_amounts, parse_share, read_date
+from funcexplain.commands.entries import read_date
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, positions
@@ -26,40 +24,27 @@ from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
 from funcexplain.commands.reading import read_checked
+from funcexplain.commands.scenarios import (
+    EXAMPLE,
+    Scenario,
+    parse_replay,
+    parse_shock,
+    read_scenarios,
+)
 from funcexplain.commands.space import make_space
+from funcexplain.markets.periods import count_of, next_of, unit_of
 from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
-from funcexplain.solutions.reading import MIB, read_bytes
 from funcexplain.solutions.tables import write_csv
 from funcexplain.solutions.writing import replaced
 
 TABLE, PICTURE = "whatif.csv", "whatif.png"
 
-_EXPECTED = 'NAME=CHANGE such as "EUR=-5% over 5 days"'
 # Days ahead where neither the config nor a scenario names any.
 _DAYS = 5
 _MAX_SHOWN, _MAX_ASSETS, _MAX_DRAWN = 3, 12, 7
-_MAX_SCENARIOS = 10_000
-
-
-class Scenario(NamedTuple):
-    """A move of the market: of prices over some days, or that between two dates.
-
-    Attributes:
-        where: option or line that defines it, for errors.
-        name: for tables.
-        days: trading days that it takes, None for all days ahead.
-        moves: change of price by asset.
-        dates: first and last date of a replay.
-    """
-
-    where: str
-    name: str
-    days: int | None
-    moves: Mapping[str, float]
-    dates: tuple[str, str] | None = None
 
 
 class Answers(NamedTuple):
@@ -121,11 +106,11 @@ def ask_what_if(
             unknown.
     """
     config = read_checked(path, settings)
-    asked = [*map(parse_shock, shock), *map(_parse_replay, replay)]
+    asked = [*map(parse_shock, shock), *map(parse_replay, replay)]
     if scenarios is not None:
         asked += read_scenarios(Path(scenarios))
     if not asked:
-        raise ValueError(f"--shock: expected a scenario, got none; give --shock {_EXPECTED[17:]}")
+        raise ValueError(f"--shock: expected a scenario, got none; give --shock {EXAMPLE}")
     with torch_threads(config.method.threads):
         network, history = load_single(config, trust_model=trust_model)
         asked = [_check(scenario, history) for scenario in asked]
@@ -146,11 +131,10 @@ def ask_what_if(
     by_weight = torch.stack([of_price.get(name, none) for name in held], 1)
     answers = Answers(names, by_weight, z.double().flatten(1).norm(dim=1), today, found.weights)
     print_line(prices_line(history.prices))
-    period = "the next trading day" if ahead == 1 else f"the next {ahead} trading days"
     rest = "follow the model" if kind == "conditional" else "stand still"
     print_line(
-        f"What would the network hold after {period}, from {date}? ({market}; assets without a shock "
-        f"{rest})"
+        f"What would the network hold after {next_of(ahead, history.period)}, from {date}? ({market}; "
+        f"assets without a shock {rest})"
     )
     for line in _lines(answers, held):
         print_line(line)
@@ -190,104 +174,34 @@ def ask_what_if(
     return as_json(results)
 
 
-def parse_shock(text: str) -> Scenario:
-    """Read a scenario such as ``EUR=-5%,JPY=2% over 5 days``; the days are optional.
-
-    Example:
-        >>> parse_shock("EUR=-5% over 5 days")[2:4]
-        (5, {'EUR': -0.05})
-    """
-    body, days = text, None
-    if over := re.fullmatch(r"(.*\S)\s+over\s+(\d{1,6})\s+days?\s*", text, re.DOTALL):
-        body, days = over[1], int(over[2])
-    moves = parse_amounts("--shock", body, _EXPECTED)
-    return Scenario(f"--shock {text!r}", text.strip(), days, moves)
-
-
-def _parse_replay(text: str) -> Scenario:
-    """Read a replay such as ``2020-03-02:2020-03-20``."""
-    first, colon, last = (piece.strip() for piece in text.partition(":"))
-    if not colon:
-        raise ValueError(
-            f"--replay: expected two dates such as 2020-03-02:2020-03-20, got {text!r}; put a colon "
-            "between them"
-        )
-    dates = (str(read_date("--replay", first)), str(read_date("--replay", last)))
-    return Scenario(f"--replay {text!r}", f"replay {dates[0]}:{dates[1]}", None, {}, dates)
-
-
-def read_scenarios(path: Path) -> list[Scenario]:
-    r"""Read a csv file with a scenario in each line.
-
-    The columns are assets with changes of price, empty where none is given, and optionally ``scenario``
-    (a name) and ``days``.
-
-    Raises:
-        ValueError: if it is not such a file.
-        OSError: if it cannot be read.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "moves.csv")
-        >>> _ = path.write_text("scenario,days,EUR,JPY\ncrisis,5,-5%,\n")
-        >>> read_scenarios(path)[0][1:4]
-        ('crisis', 5, {'EUR': -0.05})
-    """
-    where = f"--scenarios {str(path)!r}"
-    try:
-        text = read_bytes("--scenarios", path, 16 * MIB, "split it").decode("utf-8-sig")
-        head, *lines = [line for line in csv.reader(text.splitlines(), strict=True) if any(line)]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(
-            f"{where}: expected a csv file with a header, got another one: {error}"
-        ) from None
-    head = [name.strip() for name in head]
-    if len(set(head)) < len(head) or not all(head):
-        raise ValueError(f"{where}: expected a name for each column, none twice, got {', '.join(head)}")
-    if not 0 < len(lines) <= _MAX_SCENARIOS:
-        raise ValueError(f"{where}: expected 1 ... {_MAX_SCENARIOS} scenarios, got {len(lines)}")
-    return [_read_line(f"{where}, scenario {n}", n, head, line) for n, line in enumerate(lines, 1)]
-
-
-def _read_line(where: str, number: int, head: list[str], line: list[str]) -> Scenario:
-    """Read one scenario of a csv file."""
-    if len(line) != len(head):
-        raise ValueError(f"{where}: expected {len(head)} cells, as in the header, got {len(line)}")
-    cells = {name: cell.strip() for name, cell in zip(head, line, strict=True) if cell.strip()}
-    name, days = cells.pop("scenario", f"scenario {number}"), cells.pop("days", None)
-    if days is not None and not (days.isdecimal() and len(days) <= 6):
-        raise ValueError(f"{where}: days must be an integer, got {days!r}")
-    moves = {}
-    for asset, cell in cells.items():
-        try:
-            moves[asset] = parse_share(cell)
-        except ValueError:
-            raise ValueError(
-                f"{where}: expected a change of price such as -5% or -0.05 for {asset}, got {cell!r}"
-            ) from None
-    if not moves:
-        raise ValueError(f"{where}: expected a change of price, got none")
-    return Scenario(where, name, None if days is None else int(days), moves)
-
-
 def _check(scenario: Scenario, history: History) -> Scenario:
     """Raise unless assets and dates are in the data; counts the days of a replay."""
     positions(scenario.where, [*scenario.moves], history.prices.assets)
     for name, move in scenario.moves.items():
-        if move <= -1.0:
+        if not -1.0 < move < math.inf:
             raise ValueError(
                 f"{scenario.where}: expected a change of price above -100% for {name}, got "
                 f"{100 * move:g}%; a fall of 5 percent is -5% or -0.05"
             )
+    unit = unit_of(history.period)
+    if scenario.unit not in ("day", unit):
+        raise ValueError(
+            f"{scenario.where}: expected a number of {unit}s, the period of the prices, got "
+            f"{scenario.unit}s; convert it"
+        )
+    if scenario.dates is None and scenario.unit != unit and " over " in scenario.name:
+        moves, _, _ = scenario.name.rpartition(" over ")
+        return scenario._replace(name=f"{moves} over {count_of(scenario.days or 0, unit)}")
     if scenario.dates is None:
         return scenario
     first, last = (read_date(scenario.where, date) for date in scenario.dates)
     days = history.prices.dates[1:]  # of the returns
     count = int(days_between(days, first, last).sum())
-    if not (days[0] <= np.datetime64(first) and np.datetime64(last) <= days[-1] and count):
+    begin, end = np.datetime64(first), np.datetime64(last)
+    if not (days[0].astype(begin.dtype) <= begin and end <= days[-1] and count):
         raise ValueError(
             f"{scenario.where}: expected two dates in order, within {days[0]} ... {days[-1]}, with a "
-            "trading day between them; these are the days of the prices"
+            f"{history.period} between them; these are the dates of the prices"
         )
     return scenario._replace(days=count)
 
@@ -297,15 +211,20 @@ def _make_problem(
 ) -> tuple[fe.Problem, Tensor, int, int, str]:
     """A scenario of the days ahead with all of them free; today's weights, and the days."""
     position = find_dates(config.question, history)[-1]
-    longest = max((scenario.days for scenario in asked if scenario.days is not None), default=_DAYS)
-    ahead, most = config.question.ahead or max(1, longest), history.lookback + history.span - 1
+    longest = max((scenario.days for scenario in asked if scenario.days is not None), default=0)
+    ahead, most = config.question.ahead or longest or _DAYS, history.lookback + history.span - 1
     for scenario in asked:
         limit = min(ahead, most)
         if scenario.days is not None and not 1 <= scenario.days <= limit:
-            remedy = "set question.ahead" if limit < most else "a window shows only as many"
+            remedy = f"add --set question.ahead={scenario.days}"
+            if scenario.days < 1:
+                remedy = "leave the number out for all of them"
+            elif scenario.days > most:
+                what = "a shorter scenario" if scenario.dates is None else "dates closer together"
+                remedy = f"a window shows only as many; choose {what}"
             raise ValueError(
-                f"{scenario.where}: expected 1 ... {limit} trading days, as many as are ahead, got "
-                f"{scenario.days}; {remedy}"
+                f"{scenario.where}: expected 1 ... {count_of(limit, history.period)}, as many as are "
+                f"ahead, got {scenario.days}; {remedy}"
             )
     question = replace(
         config.question, ahead=ahead, search="scenario", free=WindowPart(), frozen=WindowPart()
@@ -328,7 +247,8 @@ def _point(
         moves: dict[int | str, float] = dict(scenario.moves.items())
         return fe.scenarios.shocked(problem, moves, scenario.days, others=others)
     except ValueError as error:
-        raise ValueError(f"{scenario.where}: {error}") from None
+        text = str(error).replace("pass scaled=False", "add --unscaled")
+        raise ValueError(f"{scenario.where}: {text}") from None
 
 
 def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
 from funcexplain.commands.reading import read_checked
+from funcexplain.markets.periods import unit_of
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
 from funcexplain.solutions.tables import write_csv
@@ -93,7 +94,7 @@ def explain_change(
         weights = evaluate_weights(network, history.windows[places], history, names)
         split = split_change(network, history.windows[places], weights, history, names)
     print_line(prices_line(history.prices))
-    for line in _lines(split, names, (str(first), str(last))):
+    for line in _lines(split, names, (str(first), str(last)), unit_of(history.period)):
         print_line(line)
     files = [TABLE]
     write_csv("output", folder / TABLE, _blocks(split, names))
@@ -163,7 +164,7 @@ def _most(split: Split) -> list[int]:
     return change.argsort(descending=True, stable=True).tolist()
 
 
-def _lines(split: Split, assets: Sequence[str], dates: tuple[str, str]) -> Iterator[str]:
+def _lines(split: Split, assets: Sequence[str], dates: tuple[str, str], unit: str) -> Iterator[str]:
     """The tables, and how complete they are."""
     change, order = split.after - split.before, _most(split)
     yield f"What moved the network's weights from {dates[0]} to {dates[1]}?"
@@ -180,7 +181,7 @@ def _lines(split: Split, assets: Sequence[str], dates: tuple[str, str]) -> Itera
     top = order[:_MAX_WEIGHTS]
     for kind, title, by in (
         ("asset", "Asset", "the assets whose prices moved"),
-        ("day", "Day", "the days of the window, of which 0 is the last"),
+        ("day", unit.capitalize(), f"the {unit}s of the window, of which 0 is the last"),
     ):
         names, parts = split.parts[kind]
         heading = f"Parts of the largest changes in percentage points, by {by}"
@@ -209,35 +210,25 @@ def _draw(
 ) -> None:
     """Draw the weight that changes most: its parts by asset, and by entry where they are known."""
     weight, assets = _most(split)[0], history.prices.assets
-    names, parts = split.parts["asset"]
     figure = new_figure(12.0, 5.4)
     grid = figure.add_gridspec(1, 2, width_ratios=[5, 7])
-    plot_waterfall(
-        float(split.before[weight]),
-        parts[weight],
-        names=names,
-        name=weights[weight],
-        ends=dates,
-        ax=figure.add_subplot(grid[0]),
-    )
-    right = figure.add_subplot(grid[1])
-    if split.entries is not None:
-        plot_attribution(
-            split.entries[weight],
-            assets=assets,
-            channels=history.channels,
-            name=weights[weight],
-            ax=right,
-        )
-    else:
-        names, parts = split.parts["channel"]
+    for place, kind in enumerate(("asset",) if split.entries is not None else ("asset", "channel")):
+        names, parts = split.parts[kind]
         plot_waterfall(
             float(split.before[weight]),
             parts[weight],
             names=names,
             name=weights[weight],
             ends=dates,
-            ax=right,
+            ax=figure.add_subplot(grid[place]),
+        )
+    if split.entries is not None:
+        plot_attribution(
+            split.entries[weight],
+            assets=assets,
+            channels=history.channels,
+            name=weights[weight],
+            ax=figure.add_subplot(grid[1]),
         )
     with replaced("output", path) as file:
         figure.savefig(file, format="png")

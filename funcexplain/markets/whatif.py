@@ -17,7 +17,9 @@ from torch import Tensor
 
 from funcexplain.engine.forward import weights_of
 from funcexplain.markets.features import log_returns
+from funcexplain.markets.periods import count_of, period_of
 from funcexplain.markets.prices import Prices
+from funcexplain.markets.selection import days_between
 from funcexplain.problems.checks import check_like, check_number, check_positive
 from funcexplain.problems.criterion import Asset, Portfolio, find_asset
 from funcexplain.problems.law import check_law
@@ -158,7 +160,8 @@ def replay(
         raise TypeError(f"replay: prices must be Prices, with dates, got {type(prices).__name__}")
     first, last = (_date(name, value) for name, value in (("start", start), ("end", end)))
     days = prices.dates[1:]  # of the returns
-    if not days[0] <= first <= last <= days[-1]:
+    chosen = torch.from_numpy(days_between(days, first, last))
+    if not (days[0].astype(first.dtype) <= first <= last <= days[-1]):
         raise ValueError(
             f"replay: start and end must be in order, within {days[0]} ... {days[-1]}, the days of "
             f"prices, got {first} and {last}"
@@ -169,13 +172,13 @@ def replay(
         raise ValueError(
             f"replay: prices must have the {base.shape[1]} assets of the problem, got {history.shape[1]}"
         )
-    chosen = torch.from_numpy((days >= first) & (days <= last))
     episode, before = history[chosen], history[: int(np.searchsorted(days, first))]
     available = int(free.all(1).sum())
     if not 0 < len(episode) <= available:
+        limit = count_of(available, period_of(prices.dates))
         raise ValueError(
-            f"replay: start to end must be 1 to {available} trading days, as many as are free, got "
-            f"{len(episode)}; fe.scenarios.ahead(prices, days={max(1, len(episode))}) has enough"
+            f"replay: start to end must be 1 to {limit}, as many as are free, got {len(episode)}; "
+            f"fe.scenarios.ahead(prices, days={max(1, len(episode))}) has enough"
         )
     if scaled:
         if len(before) < _MINIMUM_DAYS:
@@ -307,10 +310,11 @@ def _volatility(returns: Tensor) -> Tensor:
 
 
 def _date(name: str, value: Any) -> Any:
-    """A day, ``datetime64[D]``."""
+    """A day, ``datetime64[D]``, or a time of day."""
     if not isinstance(value, str | date | np.datetime64):
         raise TypeError(f"replay: {name} must be a date, such as '2020-03-02', got {value!r}")
     try:
-        return np.datetime64(str(value), "D")
+        found = np.datetime64(str(value))
     except ValueError:
         raise ValueError(f"replay: {name} must be a date, such as '2020-03-02', got {value!r}") from None
+    return found if found.dtype > np.dtype("M8[D]") else found.astype("M8[D]")

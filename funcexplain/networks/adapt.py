@@ -30,6 +30,7 @@ class Adapted(nn.Module):
         normalize: str | None,
         buffers: Mapping[str, Tensor],
         inputs: Mapping[str, Tensor],
+        window: str | int | None,
     ) -> None:
         super().__init__()
         self.network, self.groups = network, parse_layout("adapt", layout)
@@ -40,7 +41,7 @@ class Adapted(nn.Module):
         self.inputs = nn.Module()
         for name, value in inputs.items():
             self.inputs.register_buffer(name, value)
-        self.given = tuple(inputs)
+        self.given, self.window = tuple(inputs), window
         self.training = network.training  # train() would call that of an exported program, which raises
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class Adapted(nn.Module):
             x = (x - self.mean) / self.std
         given = {name: getattr(self.inputs, name) for name in self.given}
         given = {name: value.expand(count, *value.shape) for name, value in given.items()}
-        out = _pick(self.network(arrange(self.groups, x), **given), self.output)
+        out = _pick(self._call(arrange(self.groups, x), given), self.output)
         if self.groups[0] == ("n", "a"):
             out = out.reshape(count, x.shape[-1], *out.shape[1:])
         weights = _at_horizon(out, self.horizon, x.shape[-1])
@@ -59,6 +60,15 @@ class Adapted(nn.Module):
         elif self.normalize == "sum":
             weights = weights / weights.sum(-1, keepdim=True)
         return weights - self.benchmark if self.active else weights
+
+    def _call(self, window: Tensor, given: dict[str, Tensor]) -> Any:
+        """The network at a window and the inputs, each an argument, or all in a dict or tuple."""
+        if self.window is None:
+            return self.network(window, **given)
+        if isinstance(self.window, str):
+            return self.network({self.window: window, **given})
+        before, after = [*given.values()][: self.window], [*given.values()][self.window :]
+        return self.network((*before, window, *after))
 
 
 def adapt(
@@ -72,6 +82,7 @@ def adapt(
     std: Tensor | None = None,
     benchmark: Tensor | None = None,
     inputs: Mapping[str, Tensor] | None = None,
+    window: str | int | None = None,
 ) -> nn.Module:
     """Adapt a network to windows ``(n_samples, C, L, A)`` and weights ``(n_samples, A)``.
 
@@ -88,13 +99,15 @@ def adapt(
         benchmark: weights ``(A,)`` that are subtracted, so that targets and answers are active weights.
         inputs: more inputs by the names of its arguments, each for one sample; they stay fixed and are
             expanded over the samples.
+        window: for a network that takes the window and ``inputs`` in one dict, the name of the window in
+            it; in one tuple, its index. Default: each is an argument.
 
     Returns:
         A module for `problem`.
 
     Raises:
         TypeError: if an argument has another type.
-        ValueError: for an invalid layout, or if only one of ``mean`` and ``std`` is given.
+        ValueError: for an invalid layout or ``window``, or if only one of ``mean`` and ``std`` is given.
 
     Example:
         >>> import torch, funcexplain as fe
@@ -117,6 +130,8 @@ def adapt(
         raise TypeError(f'adapt: horizon must be an index or "mean", got {horizon!r}')
     if normalize not in (None, "softmax", "sum"):
         raise ValueError(f'adapt: normalize must be "softmax" or "sum", got {normalize!r}')
+    if isinstance(window, bool) or not isinstance(window, str | int | None):
+        raise TypeError(f"adapt: window must be a name or an index, got {window!r}")
     if (mean is None) != (std is None):
         raise ValueError("adapt: mean and std must be given together, got one of them")
     buffers = {"mean": mean, "std": std, "benchmark": benchmark}
@@ -130,10 +145,14 @@ def adapt(
             "constant channel"
         )
     more = {name: _tensor(f"inputs[{name!r}]", value) for name, value in (inputs or {}).items()}
-    return Adapted(network, layout, output, horizon, normalize, kept, more)
+    if isinstance(window, int) and not 0 <= window <= len(more):
+        raise ValueError(f"adapt: window must be an index in 0 ... {len(more)}, or a name, got {window}")
+    if window in more:
+        raise ValueError(f"adapt: window must not have the name of an input, got {window!r}; rename one")
+    return Adapted(network, layout, output, horizon, normalize, kept, more, window)
 
 
-def fitting_layouts(network: nn.Module, window: Tensor, count: int, **settings: Any) -> list[str]:
+def fitting_layouts(network: nn.Module, window: Tensor, count: int, /, **settings: Any) -> list[str]:
     """Layouts in which a network maps windows ``(C, L, A)`` to ``count`` weights each.
 
     The library's own layout alone, if it fits; else all that fit and give the network different tensors.

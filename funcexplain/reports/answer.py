@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY
 from funcexplain.reports.drawing import Array
 from funcexplain.reports.moves import MAX_NAMED, PriceMoves, describe_moves
 from funcexplain.reports.numbers import ROUNDING, format_percent, format_points, join
@@ -23,6 +24,7 @@ def describe_answer(
     law: bool,
     ahead: int = 0,
     last: str = "",
+    period: str = DAY,
 ) -> str:
     """Describe the market at an answer.
 
@@ -35,6 +37,7 @@ def describe_answer(
         law: whether the search has a law, under which the closest answer is the likeliest.
         ahead: number of shocked days that are still to come.
         last: date of the last day, or empty.
+        period: of the prices.
 
     Returns:
         A sentence or two.
@@ -62,7 +65,7 @@ def describe_answer(
     else:
         begin = f"In one {what} that does it"
     if moves is not None and moves.days:
-        return f"{begin}, {describe_moves(moves, assets, ahead=ahead, last=last)}."
+        return f"{begin}, {describe_moves(moves, assets, ahead=ahead, last=last, period=period)}."
     share = changes / changes.sum()
     order = np.argsort(-share, kind="stable")[:MAX_NAMED]
     named = [f"{format_percent(share[at])} in the data of {assets[at]}" for at in order if share[at] > 0]

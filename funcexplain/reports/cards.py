@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from funcexplain.markets.periods import DAY, next_of
 from funcexplain.measures.agreement import Agreement
-from funcexplain.reports.numbers import format_chance, format_days, format_percent, format_points
+from funcexplain.reports.numbers import format_chance, format_percent, format_points
 from funcexplain.reports.reason import Reason, describe_reason
 from funcexplain.solutions.html import Html, element
 from funcexplain.solutions.probability import Probability
@@ -88,7 +89,7 @@ _HELP = {
 }
 
 
-def likely(chance: Probability, ahead: int = 0) -> Judgement:
+def likely(chance: Probability, ahead: int = 0, period: str = DAY) -> Judgement:
     """How likely it is that the network holds the target.
 
     Example:
@@ -101,7 +102,7 @@ def likely(chance: Probability, ahead: int = 0) -> Judgement:
     """
     about = "How likely is it?"
     estimate, low, high = (float(v) for v in (chance.estimate, chance.lower, chance.upper))
-    days = f"Over the next {format_days(ahead).removeprefix('1 ')}; " if ahead else ""
+    days = f"Over {next_of(ahead, period)}; " if ahead else ""
     if not math.isfinite(estimate) and not math.isfinite(high):
         return Judgement(about, "Unknown", chance.message, "open")
     if not estimate > 0.0:

@@ -88,6 +88,7 @@ def row_pictures(row: Row, labels: Labels) -> list[Html]:
         channels=labels.channels,
         dates=labels.dates,
         unit=row.unit,
+        period=labels.period,
     )
     cumulative = plots.plot_cumulative(row.x, row.reference, scale=row.sigma, assets=labels.assets)
     return [

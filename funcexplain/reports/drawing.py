@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.reports.fonts import drawable, make_figure
 from funcexplain.solutions.writing import printable
 
@@ -92,12 +93,18 @@ def style_axes(ax: Axes, title: str, pad: float = 8.0, *, y: str = "", grid: Gri
         ax.legend(**_LEGEND)
 
 
-def label_days(ax: Axes, dates: Days | None, length: int, gap: float, blocks: int) -> None:
+def label_days(
+    ax: Axes, dates: Days | None, length: int, gap: float, blocks: int, period: str = DAY
+) -> None:
     """Label the first and last day of each block, if there is room for both, and the axis."""
     if dates is None:
-        first, last, text = f"\N{MINUS SIGN}{length - 1}", "0", "days before the last day"
+        first, last, text = (
+            f"\N{MINUS SIGN}{length - 1}",
+            "0",
+            "{0}s before the last {0}".format(unit_of(period)),
+        )
     else:
-        first, last, text = str(dates[0]), str(dates[-1]), "trading days"
+        first, last, text = str(dates[0]), str(dates[-1]), f"{period}s"
     positions, labels = [], []
     if length > 1 and blocks <= 3:
         for block in range(blocks):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.markets.scenarios import returns_of
 from funcexplain.measures.draws import (
     NUM_SAMPLES,
@@ -166,7 +167,7 @@ def stories_sentence(found: Stories, sigma: Tensor, assets: Sequence[str]) -> st
     return f"They are of {len(parts)} kinds: {'; '.join(parts)}."
 
 
-def drivers_sentence(found: Drivers, first: int, assets: Sequence[str]) -> str:
+def drivers_sentence(found: Drivers, first: int, assets: Sequence[str], period: str = DAY) -> str:
     """The return that differs most from that of ordinary markets.
 
     Example:
@@ -179,8 +180,8 @@ def drivers_sentence(found: Drivers, first: int, assets: Sequence[str]) -> str:
     value = float(found.correlation[day, asset])
     side, share = ("below" if value < 0 else "above"), share_of(0.5 + 0.5 * abs(value))
     return (
-        f"The clearest sign is {assets[asset]} on day {day - first + 1}: its return is {side} that of "
-        f"an ordinary market in {share} of pairs."
+        f"The clearest sign is {assets[asset]} on {unit_of(period)} {day - first + 1}: its return is "
+        f"{side} that of an ordinary market in {share} of pairs."
     )
 
 
@@ -202,11 +203,11 @@ def answer_sentence(path: Tensor, found: Common, assets: Sequence[str]) -> str:
 
 
 def draws_section(
-    found: Common, question: Problem, answer: Solution, assets: Sequence[str]
+    found: Common, question: Problem, answer: Solution, assets: Sequence[str], period: str = DAY
 ) -> list[Html]:
     """The section of a report; with the path of the answer, if it hits."""
     path = answer_path(answer, question, found.bands.first)
-    fan = plots.plot_fan(found.bands, assets=assets, answer=path)
+    fan = plots.plot_fan(found.bands, assets=assets, answer=path, period=period)
     bars = plots.plot_shifts(found.moves, assets=assets)
     sigma = found.totals.std(0)
     kinds = stories_sentence(found.stories, torch.where(sigma > 0, sigma, 1.0), assets)
@@ -219,7 +220,7 @@ def draws_section(
             "Paths of the assets that shift most: in the draws, in ordinary markets, and in the answer.",
         ),
         picture(bars, "Mean move of every asset against ordinary markets, and how often it falls."),
-        element("p", f"{drivers_sentence(found.drivers, found.bands.first, assets)} {kinds}"),
+        element("p", f"{drivers_sentence(found.drivers, found.bands.first, assets, period)} {kinds}"),
     ]
     if len(found.stories.shares) > 1:
         sides = plots.plot_stories(found.stories, found.totals, assets=assets)

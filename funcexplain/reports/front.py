@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from funcexplain.markets.periods import unit_of
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.metrics import Metrics
 from funcexplain.reports import cards, plots, wording
@@ -129,18 +130,19 @@ def _verdict(front: Front) -> list[cards.Judgement]:
         measured["log10_chance"] = float(front.probability.log10)
     judged = [cards.reached(status, float(one.error), measured, *errors, already=met)]
     if front.probability is not None:
-        judged.append(cards.likely(front.probability, front.ahead))
+        judged.append(cards.likely(front.probability, front.ahead, front.labels.period))
     if met:
         return judged
     nearest = ""
     if found is not None:
-        nearest = day_of(int(found.days[0]), found, front.history_dates)
+        nearest = day_of(int(found.days[0]), found, front.history_dates, unit_of(front.labels.period))
     judged.append(
         wording.unusual(
             measured,
             worst,
             found,
             assets=assets,
+            unit=unit_of(front.labels.period),
             hit=status.is_hit,
             nearest=nearest,
             estimated=estimated,
@@ -158,11 +160,22 @@ def _pictures(front: Front) -> list[Html]:
     if best.prices is not None and best.moves is not None and best.moves.days:
         actual, scenario = (path[-best.moves.days - 1 :] for path in best.prices)
         seen, ax = len(labels.days), new_axes(*_SIZE)
-        plots.plot_prices(actual, scenario, assets=labels.assets, window=seen, ahead=front.ahead, ax=ax)
+        unit = unit_of(labels.period)
+        plots.plot_prices(
+            actual,
+            scenario,
+            assets=labels.assets,
+            window=seen,
+            ahead=front.ahead,
+            period=labels.period,
+            ax=ax,
+        )
         dashed = "without shocks" if front.ahead else "as they were"
-        text = f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked day."
+        text = (
+            f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked {unit}."
+        )
         if len(actual) > seen:
-            text += " Shaded: the days that the network sees."
+            text += f" Shaded: the {unit}s that the network sees."
         pictures.append(picture(ax, text))
     row, ax = best.row, new_axes(*_SIZE)
     plots.plot_weights(
@@ -172,8 +185,8 @@ def _pictures(front: Front) -> list[Html]:
     return [*pictures, picture(ax, f"Weights today and reached, and their {goal}, in percent.")]
 
 
-def day_of(day: int, found: Precedents, dates: Sequence[object] | None) -> str:
+def day_of(day: int, found: Precedents, dates: Sequence[object] | None, unit: str = "day") -> str:
     """The last day of a real window."""
     if dates is not None:
         return str(dates[day - 1])
-    return f"{found.known - day} days before" if day < found.known else "the day of the question"
+    return f"{found.known - day} {unit}s before" if day < found.known else f"the {unit} of the question"

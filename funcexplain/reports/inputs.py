@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.problems.problem import Problem
 from funcexplain.reports.drawing import as_array
 from funcexplain.solutions.solution import Solution
@@ -17,16 +18,19 @@ PricePaths = tuple[np.ndarray, np.ndarray]
 
 
 class Labels(NamedTuple):
-    """Names of the channels, days and assets of a window, of the weights, and its ``dates`` if known."""
+    """Names of the channels, days and assets of a window, of the weights, its ``dates`` if known."""
 
     channels: list[str]
     days: list[str]
     assets: list[str]
     dates: list[str] | None
     weights: list[str]
+    period: str
 
 
-def complete_labels(names: Mapping[str, list[str]], solution: Solution, problem: Problem) -> Labels:
+def complete_labels(
+    names: Mapping[str, list[str]], solution: Solution, problem: Problem, period: str = DAY
+) -> Labels:
     """A label for everything: numbers if there are no names, days counted back from the last one."""
     channels, days, size = solution.sample.x.shape[-3:]
     count = solution.sample.weights.shape[-1]
@@ -35,10 +39,11 @@ def complete_labels(names: Mapping[str, list[str]], solution: Solution, problem:
     weights = list(problem.outputs) if problem.outputs else [*assets, *others][:count]
     return Labels(
         names.get("channel", [f"channel {number}" for number in range(channels)]),
-        names.get("day", [f"day {number - days + 1}" for number in range(days)]),
+        names.get("day", [f"{unit_of(period)} {number - days + 1}" for number in range(days)]),
         assets,
         names.get("day"),
         weights,
+        period,
     )
 
 

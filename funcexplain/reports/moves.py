@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY, count_of, next_of
 from funcexplain.reports.drawing import Array
-from funcexplain.reports.numbers import format_days, format_percent, format_signed, join, share_of
+from funcexplain.reports.numbers import format_percent, format_signed, join, share_of
 from funcexplain.solutions.html import Html, element, table
 
 MAX_NAMED = 3
@@ -104,7 +105,14 @@ def first_shocked_day(actual: Array, scenario: Array) -> int:
     return int(differs.argmax()) if differs.any() else len(actual)
 
 
-def describe_moves(moves: PriceMoves, assets: Sequence[str], *, ahead: int = 0, last: str = "") -> str:
+def describe_moves(
+    moves: PriceMoves,
+    assets: Sequence[str],
+    *,
+    ahead: int = 0,
+    last: str = "",
+    period: str = DAY,
+) -> str:
     """The moves that differ most from those without shocks, in a sentence.
 
     Args:
@@ -112,6 +120,7 @@ def describe_moves(moves: PriceMoves, assets: Sequence[str], *, ahead: int = 0, 
         assets: ``A`` names.
         ahead: number of shocked days that are still to come.
         last: date of the last day, or empty.
+        period: of the prices.
 
     Returns:
         A sentence without its period, to be continued or ended.
@@ -128,10 +137,10 @@ def describe_moves(moves: PriceMoves, assets: Sequence[str], *, ahead: int = 0, 
     others = [at for at in order if at not in named]
     parts = [_describe_move(moves, at, assets[at], ahead=ahead) for at in named]
     if ahead:
-        period = f"over the next {format_days(moves.days).removeprefix('1 ')}"
+        when = f"over {next_of(moves.days, period)}"
     else:
-        period = f"over {format_days(moves.days)}" + (f" to {last}" if last else "")
-    text = f"{period} {join(parts)}"
+        when = f"over {count_of(moves.days, period)}" + (f" to {last}" if last else "")
+    text = f"{when} {join(parts)}"
     if not others:
         return text
     if len(others) == 1:

@@ -41,16 +41,6 @@ def format_points(share: float) -> str:
     return f"{100 * share:.2f} percentage points" if math.isfinite(share) else "an unknown amount"
 
 
-def format_days(days: int) -> str:
-    """A number of trading days.
-
-    Example:
-        >>> format_days(1), format_days(10)
-        ('1 trading day', '10 trading days')
-    """
-    return "1 trading day" if days == 1 else f"{days} trading days"
-
-
 def format_chance(chance: float) -> str:
     """A probability: percent down to 0.01 %, below that "1 in N".
 

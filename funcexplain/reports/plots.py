@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from funcexplain.markets.periods import DAY
 from funcexplain.reports.drawing import INK, Days, Values, escape_dollars, new_figure
 from funcexplain.reports.drawing import MAX_ROWS as MAX_ROWS
 from funcexplain.reports.pictures.attribution import plot_attribution as plot_attribution
@@ -54,6 +55,7 @@ def plot_overview(
     hit: Values | None = None,
     prices: tuple[Values, Values] | None = None,
     unit: str = "standard deviations",
+    period: str = DAY,
     title: str = "",
 ) -> Figure:
     """One figure with the allocation, the changes and the search; 1200 pixels wide when saved.
@@ -74,6 +76,7 @@ def plot_overview(
         hit: whether each row hit.
         prices: actual and scenario, as in `plot_prices`; drawn in a row of their own.
         unit: name of the unit of ``scale``.
+        period: of the prices.
         title: a headline.
 
     Returns:
@@ -100,13 +103,21 @@ def plot_overview(
     lower = [figure.add_subplot(middle[place]) for place in (0, 1)]
     plot_weights(today, target, reached, assets=outputs or assets, ax=upper[0])
     plot_changes(
-        x, reference, scale=scale, assets=assets, channels=channels, dates=dates, unit=unit, ax=upper[1]
+        x,
+        reference,
+        scale=scale,
+        assets=assets,
+        channels=channels,
+        dates=dates,
+        unit=unit,
+        period=period,
+        ax=upper[1],
     )
     plot_cumulative(x, reference, scale=scale, assets=assets, ax=lower[0])
     plot_history(history, best=best, hit=hit, ax=lower[1])
     if prices is not None:
         days = dates if dates is not None and len(dates) == np.shape(prices[0])[0] else None
-        plot_prices(*prices, assets=assets, dates=days, ax=figure.add_subplot(grid[2]))
+        plot_prices(*prices, assets=assets, dates=days, period=period, ax=figure.add_subplot(grid[2]))
     if title:
         text = escape_dollars(fill(title, width=105))
         figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY, next_of
 from funcexplain.problems.criterion import LINEAR, TURNOVER
 from funcexplain.reports.drawing import Array
-from funcexplain.reports.numbers import format_days, format_percent, join
+from funcexplain.reports.numbers import format_percent, join
 
 MAX_NAMED = 3
 """Maximum number of assets or goals that a question names; the others are counted."""
 
 
 def describe_question(
-    today: Array, target: Array, assets: Sequence[str], day: str = "", ahead: int = 0
+    today: Array,
+    target: Array,
+    assets: Sequence[str],
+    day: str = "",
+    ahead: int = 0,
+    period: str = DAY,
 ) -> str:
     """The question in a sentence.
 
@@ -25,6 +31,7 @@ def describe_question(
         assets: ``A`` names.
         day: last day of the window, or empty.
         ahead: number of coming days that are shocked.
+        period: of the prices.
 
     Returns:
         One sentence.
@@ -48,8 +55,8 @@ def describe_question(
         rest = f"{more} more goals" if target.ndim == 2 else f"given weights of {more} more assets"
         parts = [*parts[:MAX_NAMED], rest]
     if ahead:
-        days = format_days(ahead).removeprefix("1 ")
-        return f"What would have to happen over the next {days} for the network to hold {join(parts)}?"
+        days = next_of(ahead, period)
+        return f"What would have to happen over {days} for the network to hold {join(parts)}?"
     of_day = f" of {day}" if day else ""
     return f"What would the market{of_day} have to look like for the network to hold {join(parts)}?"
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.engine.reach import Reach
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
 from funcexplain.measures.metrics import Metrics
@@ -51,7 +52,7 @@ from funcexplain.reports.page import page, picture
 from funcexplain.reports.precedents import Precedents, date_of, precedents
 from funcexplain.reports.questions import describe_question
 from funcexplain.reports.reason import find_reason, reason_table
-from funcexplain.reports.trades import trades_table
+from funcexplain.reports.trades import groups_picture, trades_table
 from funcexplain.solutions.html import Html, details, element, table
 from funcexplain.solutions.labels import check_labels
 from funcexplain.solutions.matching import repeat_for_draws
@@ -81,6 +82,8 @@ def report(
     reach: tuple[float | Sequence[float], Reach] | None = None,
     agreement: Agreement | None = None,
     ahead: int = 0,
+    period: str = DAY,
+    groups: Mapping[str, Sequence[str]] | None = None,
     today: Tensor | None = None,
     spread: float | None = None,
     models: Any = None,
@@ -120,6 +123,8 @@ def report(
             answer.
         agreement: of several networks at the answer of the first one alone, from `agreement`.
         ahead: number of coming days that are shocked; 0 for past days.
+        period: what a day is, such as ``"week"`` for weekly prices.
+        groups: names of the assets in each group, whose total weights are drawn.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
         models: parameters of other models, evaluated at each answer.
@@ -157,7 +162,10 @@ def report(
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
-    labels, places = complete_labels(names, solution, problem), check_coords(coords or {}, solution)
+    labels, places = (
+        complete_labels(names, solution, problem, period),
+        check_coords(coords or {}, solution),
+    )
     prices_at = None if prices is None else price_paths(prices, solution)
     size = change_size(solution, problem, metrics)
     rank = rank_rows(solution.hit, size[0], solution.error)
@@ -193,6 +201,7 @@ def report(
             law=bool(question.law),
             ahead=ahead,
             last=labels.dates[-1] if labels.dates and not ahead else "",
+            period=period,
         )
         return Answer(index, one, row, pair, moves, reason, sentence)
 
@@ -206,21 +215,23 @@ def report(
         chance = chance[tuple(at)]
     last = labels.dates[-1] if labels.dates else ""
     head = title or describe_question(
-        best.row.today, best.row.target, labels.weights, "" if ahead else last, ahead
+        best.row.today, best.row.target, labels.weights, "" if ahead else last, ahead, period
     )
     front = Front(
         head, note, best, solution, metrics, labels, series, chance, common, agreement, found, known,
         ahead, probe,
     )  # fmt: skip
+    weights = (best.row.today, best.row.target, best.row.weights)
     content = [
         front_page(front),
         *(dates_section(series, size[1], labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
-        *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),
+        *trades_table(*weights, labels.weights, spread),
+        *groups_picture(*weights, labels.weights, groups or {}),
     ]
     if common is not None:
-        content += draws_section(common, asked, best.solution, labels.assets)
+        content += draws_section(common, asked, best.solution, labels.assets, period)
     if reach is not None:
         content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
     content += _behind(best, labels, found, known)
@@ -273,7 +284,11 @@ def _behind(
     changed = [*row_pictures(best.row, labels), element("h3", "Largest changes")]
     content.append(details("Every change of the window", *changed, changes_table(best.row, labels)))
     if found is not None:
-        content.append(details("Real windows nearest to the target", *_history(found, known)))
+        content.append(
+            details(
+                "Real windows nearest to the target", *_history(found, known, unit_of(labels.period))
+            )
+        )
     return content
 
 
@@ -289,10 +304,10 @@ def _other(answer: Answer, labels: Labels) -> list[Html]:
     ]
 
 
-def _history(found: Precedents, dates: Sequence[object] | None) -> list[Html]:
+def _history(found: Precedents, dates: Sequence[object] | None, unit: str) -> list[Html]:
     """The real windows that hold the target or come nearest to it, to compare the answer with."""
     lines = [
-        (day_of(int(day), found, dates), format_points(float(error)), f"{float(change):.2f}")
+        (day_of(int(day), found, dates, unit), format_points(float(error)), f"{float(change):.2f}")
         for day, error, change in zip(*found[:3], strict=True)
     ]
     heads = ("ends on", "misses the target by", "root mean square distance, standard deviations")

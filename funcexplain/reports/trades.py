@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from funcexplain.reports.drawing import Array
 from funcexplain.reports.moves import MAX_LINES
 from funcexplain.reports.numbers import format_percent
-from funcexplain.reports.pictures.weights import asset_bounds
+from funcexplain.reports.page import picture
+from funcexplain.reports.pictures.weights import asset_bounds, plot_weights
 from funcexplain.solutions.html import Html, element, table
 
 
@@ -61,6 +62,34 @@ def trades_table(
     if (more := len(assets) - MAX_LINES) > 0:
         text += f" {more} more assets are traded less."
     return [table(heads, lines, range(1, len(heads))), element("p", text)]
+
+
+def groups_picture(
+    today: Array,
+    target: Array,
+    reached: Array,
+    assets: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> list[Html]:
+    """The total weight of each group by name, as `plot_weights` draws assets; nothing without groups.
+
+    Args:
+        today: weights, ``(A,)``.
+        target: an allocation ``(A,)``, or goals ``(K, A + 3)``, of which bounds on groups are drawn.
+        reached: weights, ``(A,)``.
+        assets: ``A`` names.
+        groups: names of the members of each group.
+    """
+    if not groups:
+        return []
+    members = np.array([[name in inside for name in assets] for inside in groups.values()], dtype=float)
+    if target.ndim == 1:
+        totals = members @ target
+    else:
+        same = (target[:, None, :-3] == members).all(-1)  # (K, G)
+        totals = np.concatenate([same.astype(float), target[:, -3:]], axis=1)
+    ax = plot_weights(members @ today, totals, members @ reached, assets=[*groups])
+    return [picture(ax, "Total weight of each group today and reached, in percent.")]
 
 
 def _bounds(lower: float, upper: float) -> str:

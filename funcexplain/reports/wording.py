@@ -72,6 +72,7 @@ def unusual(
     found: Precedents | None = None,
     *,
     assets: Sequence[str] = (),
+    unit: str = "day",
     hit: bool = True,
     nearest: str = "",
     estimated: bool = False,
@@ -83,6 +84,7 @@ def unusual(
         worst: of the worst statistic, see `Metrics.worst`.
         found: precedents of the target.
         assets: ``A`` names.
+        unit: what a day is, such as ``"week"``.
         hit: whether the target is reached.
         nearest: date of the nearest precedent, or empty.
         estimated: whether ``log10_chance`` is the target's probability, which another card shows.
@@ -100,7 +102,7 @@ def unusual(
     worst = worst or {}
     head, parts = grade(measured, worst, found), []
     if worst and worst["tail"] < 0.0:
-        parts.append(statistic(worst, assets))
+        parts.append(statistic(worst, assets, unit))
     if not math.isnan(share := measured.get("rarity", math.nan)):
         parts.append(
             "By the statistic that the change makes most extreme, "
@@ -120,7 +122,7 @@ def unusual(
     return Judgement(about, head, " ".join(parts), mood.get(head, "open"))
 
 
-def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
+def statistic(worst: Mapping[str, float], assets: Sequence[str], unit: str = "day") -> str:
     """The worst statistic of an answer in a sentence, with that of the actual path.
 
     Example:
@@ -136,7 +138,8 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
         return "Assets that always moved together move apart, or one that never moved moves."
     sign = {"calm": -1, "dispersion": -1}.get(kind, 1)
     name = "The mean of all assets" if asset < 0 else assets[asset]
-    within = f"within {days} days" if days > 1 else "in a day"
+    each = f"an {unit}" if unit == "hour" else f"a {unit}"
+    within = f"within {days} {unit}s" if days > 1 else f"in {each}"
     text, show, high, low = {
         "rise": (
             f"{name} rises by {{}} {within}",
@@ -156,8 +159,8 @@ def statistic(worst: Mapping[str, float], assets: Sequence[str]) -> str:
             "far",
             "farther",
         ),
-        "volatility": (f"The volatility {within} is {{}} a day", format_percent, "high", "higher"),
-        "calm": (f"The volatility {within} is {{}} a day", format_percent, "low", "lower"),
+        "volatility": (f"The volatility {within} is {{}} {each}", format_percent, "high", "higher"),
+        "calm": (f"The volatility {within} is {{}} {each}", format_percent, "low", "lower"),
         "correlation": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "high", "higher"),
         "dispersion": (f"The mean correlation {within} is {{}}", "{:.2f}".format, "low", "lower"),
     }[kind]

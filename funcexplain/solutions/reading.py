@@ -6,6 +6,7 @@ package opens its files here, and checks claimed sizes before it allocates memor
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,33 @@ def read_bytes(where: str, path: Path, limit: int, remedy: str) -> bytes:
         if os.fstat(file.fileno()).st_size > limit:
             raise too_large(where, path, limit, remedy)
         return file.read()
+
+
+def read_rows(where: str, path: Path) -> list[tuple[int, list[str]]]:
+    r"""Read the rows of a small csv file that are not blank, with their numbers; cells are stripped.
+
+    Cells are separated by commas, semicolons or tabs, of which the header has the most.
+
+    Raises:
+        ValueError: if it is not text, not a csv file or too large.
+        OSError: if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "targets.csv")
+        >>> _ = path.write_text("name;EUR;CHF\n\nhigh; 40% ;\n")
+        >>> read_rows("load", path)
+        [(1, ['name', 'EUR', 'CHF']), (3, ['high', '40%', ''])]
+    """
+    try:
+        text = read_bytes(where, path, 16 * MIB, "split it").decode("utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        rows = [[*map(str.strip, row)] for row in csv.reader(text.splitlines(), delimiter=separator)]
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: {quote(path)} is not text; save it as a csv file in UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{where}: {quote(path)} is not a csv file: {error}") from None
+    return [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
 
 
 def too_large(where: str, path: Path, limit: int, remedy: str, *, what: str = "hold") -> ValueError:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -130,6 +131,12 @@ class Logits(Flat):
 class Macro(Flat):
     def forward(self, x, today, rate):
         return (self.layer(x.flatten(1)) + today + rate).softmax(-1)
+
+
+class Windows(Flat):
+    def forward(self, windows):
+        fast, slow = windows["fast"], windows["slow"]
+        return (self.layer(fast.flatten(1)) + slow.mean((1, 2))).softmax(-1)
 
 
 class Tied(nn.Module):
@@ -259,6 +266,8 @@ def macro(network: nn.Module, x: Tensor) -> Tensor:
     return network(x, today.expand(len(x), 3), rate.expand(len(x)).unsqueeze(-1))
 
 
+SLOW = torch.linspace(-1.0, 1.0, 54, dtype=torch.float64, device="cpu").view(2, 9, 3)
+
 DESKS = {
     "own": Desk({"factory": "Flat"}, made("Flat")),
     "recurrent": Desk(
@@ -319,6 +328,11 @@ DESKS = {
     "inputs": Desk(
         {"factory": "Macro", "inputs": {"today": {"GOLD": 0.2, "RICE": "-10%"}, "rate": [0.5]}},
         by("Macro", macro),
+    ),
+    "windows": Desk(
+        {"factory": "Windows", "window": "fast", "inputs": {"slow": "slow.npy"}},
+        by("Windows", lambda network, x: network({"fast": x, "slow": SLOW.expand(len(x), 2, 9, 3)})),
+        save=lambda module, folder: np.save(folder / "slow.npy", SLOW.numpy()),
     ),
     "lightning": Desk(
         {"factory": "Flat", "weights": "w.ckpt"},

@@ -1,5 +1,6 @@
 """From a network and a price file to an answer: ``init``, ``check`` and ``run``, and a first try."""
 
+import csv
 import json
 import runpy
 import tomllib
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from funcexplain.cli import main
+from funcexplain.commands import inputs
 from tests.cli.desks import CODE
 from tests.cli.workplace import market
 
@@ -176,6 +178,81 @@ def test_several_questions_are_compared_in_one_table(
     assert main(["check", *QUICK, "--set", "question.at_least.OIL=0.4", "--json"]) == 0
     checked: dict[str, Any] = json.loads(capsys.readouterr().out)["questions"]
     assert all("40% OIL" in question["question"] for question in checked.values())
+
+
+TARGETS = """name;GOLD;OIL
+oily;;50,0%
+impossible;;-0.5
+even;0,4;0.4
+"""
+
+
+def test_a_file_of_targets_is_a_question_for_each_row(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = place
+    (folder / "ask").mkdir()
+    (folder / "ask" / "targets.csv").write_text(TARGETS)
+    assert main(["init", f"{file}:Flat", "market.csv", "--out", "ask/config.toml"]) == 0
+    path, loaded = Path("ask/config.toml"), list[str]()
+    text = path.read_text().replace("at_least = ", 'targets = "targets.csv"\nturnover = 2.0\n# ')
+    path.write_text(text)
+    load = inputs.load_network
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        loaded.append("")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(inputs, "load_network", count)
+    capsys.readouterr()
+    assert main(["run", "ask/config.toml", "--quiet", *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "question impossible: question.target: expected the weight of OIL in 0 ... 1" in error
+    assert len(loaded) == 1
+    with Path("ask/run/compare.csv").open() as lines:
+        rows = [*csv.DictReader(lines)]
+    assert [row["question"] for row in rows] == ["oily", "impossible", "even"]
+    assert [row["status"] == "REFUSED" for row in rows] == [False, True, False]
+    found = json.loads(Path("ask/run/even/summary.json").read_text())["answers"][0]["weights"]
+    assert found["GOLD"] == pytest.approx(0.4, abs=2e-3)
+    assert "targets" not in Path("ask/run/even/config.toml").read_text()
+    assert main(["report", "ask/run"]) == 2
+    assert "name one, such as ask/run/even" in capsys.readouterr().err
+    assert main(["check", "ask/config.toml", *QUICK, "--json"]) == 2
+    questions = json.loads(capsys.readouterr().out)["questions"]
+    assert "50% OIL" in questions["oily"]["question"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a header such as name,EUR,CHF"),
+        ("name,OIL,OIL\na,0.2,0.3\n", "an asset once for each column"),
+        ("name,OIL\na,\n", "line 2: expected a weight such as 0.4 or 40%, got none"),
+        ("name,OIL\na,0.2,0.3\n", "line 2: expected 2 cells, as in the header, got 3"),
+        ("name,OIL\n\na,40\n", 'line 3, OIL: expected a number such as 0.4, or text such as "40%"'),
+        ("name,OIL\na,much\n", "line 2, OIL: expected a number"),
+        ("name,OIL\na,1\nA,0.3\n", "question.name: expected different names, got 'A' twice"),
+        ("name,OLI\na,0.4\n", "question.target: there is no 'OLI' in the data; did you mean 'OIL'?"),
+        ("name,OIL\n\ud800", "is not text; save it as a csv file in UTF-8"),
+        (None, "cannot read 'targets.csv'"),
+    ],
+    ids=range(10),
+)
+def test_bad_files_of_targets_are_one_line(
+    place: tuple[Path, str], text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, file = place
+    assert main(["init", f"{file}:Flat", "market.csv", "--target", "OIL=0.5", "--quiet"]) == 0
+    path = Path("config.toml")
+    path.write_text(path.read_text().replace("at_least = ", 'targets = "targets.csv" # '))
+    if text is not None:
+        Path("targets.csv").write_bytes(text.encode(errors="surrogatepass"))
+    assert main(["run", *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,15 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
+from funcexplain.commands.weights import load_weights
+from funcexplain.reports import report, trades
+from funcexplain.reports.pictures.weights import asset_bounds
 from tests.cli.desks import CODE
 from tests.cli.workplace import market, pickled, write
 
@@ -61,6 +65,52 @@ def test_groups_stand_for_their_members(place: tuple[Path, Any]) -> None:
     by_hand = run(folder, table(module, question={"group": goal}))
     torch.testing.assert_close(by_name.weights, by_hand.weights)
     assert main(["check", "config.toml", "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("rough_pictures")
+def test_groups_are_shown_by_name(
+    place: tuple[Path, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, module = place
+    (folder / "sectors.csv").write_text("GOLD,Metals\nOIL,Others\nRICE,Others\n")
+    for part in ("row_pictures", "overview"):  # they take seconds
+        monkeypatch.setattr(report, part, lambda *_: [])
+    whole = table(module, groups={"file": "sectors.csv"}, question={"at_least": {"Metals": "50%"}})
+    whole["method"] = {"max_steps": 20, "answer": "first", "starts": {"number": 1}}
+    path, more = write(folder, whole), ("--set", "output.report=true")
+    assert main(["run", path, *more]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {cells[0]: cells[1:] for cells in lines if len(cells) == 3 and cells[2].endswith("%")}
+    assert shown["Metals"] == shown["GOLD"]
+    assert "Total weight of each group" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_picture_of_groups_has_their_totals_and_bounds(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    plot = trades.plot_weights
+
+    def draw(*values: Any, **names: Any) -> Any:
+        drawn.append(values)
+        return plot(*values, **names)
+
+    monkeypatch.setattr(trades, "plot_weights", draw)
+    today, reached = np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.2, 0.7])
+    goals = np.array([[0, 1, 1, 0, 0.6, np.inf], [1, 0, 0, 0, -np.inf, 0.3], [1, 1, 0, 0, 0.0, 1.0]])
+    groups = {"Metals": ("A",), "Others": ("B", "C")}
+    assert trades.groups_picture(today, reached if whole else goals, reached, [*"ABC"], groups)
+    ((before, target, after),) = drawn
+    assert before.tolist() == pytest.approx([0.2, 0.8])
+    assert after.tolist() == pytest.approx([0.1, 0.9])
+    if whole:
+        assert target.tolist() == pytest.approx([0.1, 0.9])
+    else:
+        lower, upper = asset_bounds(target)
+        assert lower.tolist() == [-np.inf, 0.6]
+        assert upper.tolist() == [0.3, np.inf]
+    assert trades.groups_picture(today, goals, reached, [*"ABC"], {}) == []
 
 
 @pytest.mark.parametrize(
@@ -168,6 +218,7 @@ def error(folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str
         ({"network": {"inputs": {"today": {"TIN": 1}}}}, "network.inputs.today: there is no 'TIN'"),
         ({"network": {"inputs": {"today": "none.npy"}}}, "network.inputs.today: there is no file"),
         ({"network": {"inputs": {"rate": 0.1}}}, "unexpected keyword argument 'rate'"),
+        ({"network": {"window": 1}}, "network.window must be an index in 0 ... 0, or a name, got 1"),
         ({"network": {"inputs": {"rate": [[1], [1, 2]]}}}, "expected numbers in lists of one length"),
         ({"features": {"factory": "Flat"}}, "features.factory"),
         ({"features": {"factory": "no_such"}}, "features.factory: 'sections_"),
@@ -189,6 +240,8 @@ def error(folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str
             "expected weights that sum to 1, got 0.5",
         ),
         ({"question": {"move": {"OIL": 0.2}}}, "target must be feasible"),
+        ({"question": {"at_least": {"OIL": 1.5}}}, "set question.leverage, the largest weight that it"),
+        ({"question": {"at_least": {"OIL": 7}, "leverage": 2}}, "set question.leverage, its largest"),
         ({"question": {"target": {"OIL": 4}}}, 'in 0 ... 1, got 4; 4 percent is "4%"'),
         (
             {"network": {"factory": "LongShort"}, "question": {"loss": "kl", "target": {"OIL": 0.5}}},
@@ -230,6 +283,45 @@ def test_prefixes_are_stripped_if_all_names_then_match(
     out, err = capsys.readouterr()
     assert (f"stripped {prefix!r}" in out) == (fits and bool(prefix))
     assert ("do not fit the network" in err) == (not fits)
+
+
+@pickled
+@pytest.mark.parametrize(
+    ("prefix", "beside", "said"),
+    [
+        ("net.", {"loss.weight": 1.0, "metric.total": 0.0}, "left out loss.weight, metric.total, which"),
+        ("net.", {f"ema.{k}": 1.0 for k in range(9)}, "left out ema.0, ema.1, ema.2 and 6 more, which"),
+        ("", {"val_loss.weight": 1.0, "hparams": {"lr": 0.1}}, "left out val_loss.weight, hparams,"),
+        ("model._orig_mod.", {"loss_fn.steps": 2.0}, "left out loss_fn.steps, which"),
+        ("", {"head.weight": 1.0}, None),
+        ("net.", {"net.head.weight": 1.0}, None),
+        ("net.", {"copy": "model."}, "several networks that fit, 'model.', 'net.'; save"),
+    ],
+    ids=range(7),
+)
+def test_what_a_checkpoint_holds_beside_the_network_is_left_out(
+    place: tuple[Path, Any],
+    prefix: str,
+    beside: dict[str, Any],
+    said: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, module = place
+    own = module.Flat(seed=3).state_dict()
+    state = {f"{prefix}{name}": tensor for name, tensor in own.items()}
+    more = {name: torch.tensor(v) if isinstance(v, float) else v for name, v in beside.items()}
+    if "copy" in beside:
+        more = {f"model.{name}": tensor + 1.0 for name, tensor in own.items()}
+    torch.save({"state_dict": {**state, **more}, "hparams": {"lr": 0.1}, "epoch": 1}, folder / "w.ckpt")
+    network, lines = module.Flat(), list[str]()
+    if said is None or "several" in said:
+        with pytest.raises(ValueError, match=said or r"do not fit the network.*head\.weight"):
+            load_weights(network, "w.ckpt", "mine:Flat", lines.append)
+        return
+    load_weights(network, "w.ckpt", "mine:Flat", lines.append)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in own.items())
+    assert said in lines[-1]
+    assert len(lines) == 1 + bool(prefix)
 
 
 def test_features_in_other_units_are_warned_of(

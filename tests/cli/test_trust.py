@@ -201,6 +201,27 @@ def test_a_report_runs_no_code_of_the_config(
     assert page.read_text() == before
 
 
+def test_a_report_with_features_of_ones_own_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = furnish(tmp_path)
+    with (tmp_path / f"{module}.py").open("a") as code:
+        code.write(
+            "\ndef daily(returns):\n    return torch.stack([returns, 2 * returns, returns.abs()])\n"
+        )
+    features = {"factory": f"{module}:daily", "span": None}
+    whole = table(module, features=features, method={"max_steps": 1, "starts": {"number": 1}})
+    assert main(["run", write(tmp_path, whole), "--quiet"]) in (0, 1)
+    (tmp_path / f"{module}.py").write_text("open('ran', 'w')")
+    assert main(["report", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "features.factory: computes the windows" in error
+    assert error.endswith("add --trust-config\n")
+    assert error.count("\n") == 1
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize(
     "damage",
     [

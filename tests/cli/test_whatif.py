@@ -11,7 +11,7 @@ import torch
 from funcexplain.cli import main
 from funcexplain.commands.config import parse_config
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.whatif import parse_shock, read_scenarios
+from funcexplain.commands.scenarios import parse_shock, read_scenarios
 from funcexplain.markets.features import features
 from tests.cli.test_why import answer, error_line
 from tests.cli.workplace import ASSETS, furnish, table, write
@@ -96,7 +96,18 @@ def test_tables_have_units_and_signs(
         ((), "--shock: expected a scenario, got none"),
         (("--shock", "GOLD"), "--shock: expected NAME=CHANGE"),
         (("--shock", "GOLD=-5% over few days"), "--shock: expected NAME=CHANGE"),
-        (("--shock", "GOLD=-5% over 0 days"), "expected 1 ... "),
+        (
+            ("--shock", "GOLD=-5% over 0 days"),
+            "expected 1 ... 5 trading days, as many as are ahead, got 0",
+        ),
+        (("--shock", "GOLD=-5% over 0 days"), "leave the number out for all of them"),
+        (
+            ("--shock", "GOLD=-5% over 2 weeks"),
+            "expected a number of days, the period of the prices, got weeks",
+        ),
+        (("--shock", "GOLD=5"), "got 'GOLD=5'; 5 percent is GOLD=5%"),
+        (("--shock", "GOLD=nan%"), "expected a change of price above -100% for GOLD, got nan%"),
+        (("--replay", "2024-02-01T10:00"), "--replay: expected a date"),
         (("--shock", "GOLD=-5% over 50 days"), "a window shows only as many"),
         (("--shock", "GOLD=-100%"), "--shock 'GOLD=-100%'"),
         (("--shock", "GLD=-5%"), "there is no 'GLD' in the data; did you mean 'GOLD'?"),
@@ -109,7 +120,7 @@ def test_tables_have_units_and_signs(
         (("--scenarios", "none.csv"), "none.csv"),
         (("--others", "fall", "--shock", "GOLD=1%"), "invalid choice: 'fall'"),
     ],
-    ids=range(15),
+    ids=range(20),
 )
 def test_bad_scenarios_are_one_line(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
@@ -137,10 +148,11 @@ def test_the_days_ahead_of_the_config_are_a_limit(
         ("EUR\n", "expected 1 ... 10000 scenarios, got 0"),
         ("EUR,JPY\n1%\n", "scenario 1: expected 2 cells"),
         ("EUR\nmuch\n", "expected a change of price such as -5% or -0.05 for EUR, got 'much'"),
+        ("EUR\n5\n", "expected a change of price such as -5% or -0.05 for EUR, got '5'"),
         ("EUR,days\n1%,soon\n", "days must be an integer, got 'soon'"),
         ("scenario,EUR\nnothing,\n", "expected a change of price, got none"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_bad_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "moves.csv"
@@ -155,6 +167,7 @@ def test_shocks_are_read() -> None:
     assert scenario.days == 1
     assert scenario.moves == pytest.approx({"EUR": -0.05, "JPY": 0.02})
     assert parse_shock("EUR=3%").days is None
+    assert parse_shock("BTC=150%").moves == {"BTC": 1.5}
     assert json.dumps(scenario.name)
     nothing: Any = parse_shock("a over b=1%").moves
     assert nothing == {"a over b": 0.01}

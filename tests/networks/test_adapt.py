@@ -101,6 +101,9 @@ def test_outputs(network: nn.Module, settings: dict[str, Any], call: Any) -> Non
         ({"output": "w", "mean": TARGET}, ValueError, "mean and std must be given together"),
         ({"output": "w", "mean": TARGET, "std": 0 * TARGET}, ValueError, "std must be > 0"),
         ({"normalize": "max"}, ValueError, "normalize must be"),
+        ({"window": 1}, ValueError, "window must be an index in 0 ... 0, or a name, got 1"),
+        ({"window": True}, TypeError, "window must be a name or an index"),
+        ({"window": "a", "inputs": {"a": TARGET}}, ValueError, "must not have the name of an input"),
         ({"inputs": {"a": 3}}, TypeError, r"inputs\['a'\] must be a floating tensor"),
     ],
 )
@@ -118,6 +121,31 @@ def test_units_and_inputs() -> None:
     scaled = (X - mean[:, None, None]) / std[:, None, None]
     expected = network(scaled, today=TARGET.expand(2, 4), rate=torch.full((2,), 2.0).double())
     assert torch.equal(adapted(X), expected)
+
+
+@pytest.mark.parametrize("window", ["fast", 0, 1, 2])
+def test_networks_of_a_dict_or_a_tuple_of_windows(window: str | int) -> None:
+    slow, rate = torch.linspace(0.0, 1.0, 108).double().view(3, 9, 4), torch.tensor(2.0).double()
+    inner = Returns(lambda w: w)
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, windows: Any) -> Tensor:
+            if isinstance(window, str):
+                fast, first, second = (windows[name] for name in ("fast", "slow", "rate"))
+            else:
+                first, second = (windows[at] for at in range(3) if at != window)
+                fast = windows[window]
+            return (self.inner(fast) + first.mean((1, 2)) * second[:, None]).softmax(-1)
+
+    adapted = fe.adapt(Windows(), inputs={"slow": slow, "rate": rate}, window=window)
+    expected = (inner(X) + 2.0 * slow.mean((0, 1))).softmax(-1)
+    torch.testing.assert_close(adapted(X), expected)
+    problem = fe.problem(adapted, fe.targets.at_least(0, 0.4), 0.1 * X[0])
+    assert fe.check_gradient(problem).ok
 
 
 def test_given_inputs_are_mapped_as_alone() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY
 from funcexplain.reports.drawing import (
     BLUE,
     GREY,
@@ -40,6 +41,7 @@ def plot_changes(
     channels: Sequence[str],
     dates: Days | None = None,
     unit: str = "standard deviations",
+    period: str = DAY,
     ax: Axes | None = None,
 ) -> Axes:
     """Heat map of ``(x - reference) / scale``: where, when and by how many sigmas x differs.
@@ -56,6 +58,7 @@ def plot_changes(
         channels: ``C`` names.
         dates: the ``L`` days of the window. Default: days are counted back from the last one.
         unit: name of the unit of ``scale``.
+        period: of the prices.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -81,6 +84,7 @@ def plot_changes(
         dates=dates,
         unit=unit,
         title="Change of the market",
+        period=period,
         ax=ax,
     )
 
@@ -93,6 +97,7 @@ def heat_map(
     dates: Days | None,
     unit: str,
     title: str,
+    period: str = DAY,
     ax: Axes | None,
 ) -> Axes:
     """Signed values ``(C, L, A)`` as colors: one block per channel, the largest assets first."""
@@ -132,7 +137,7 @@ def heat_map(
         ax.spines[side].set_visible(False)
     ax.set_yticks(np.arange(len(order)) + 0.5, [shorten(assets[index]) for index in order])
     ax.set_ylim(len(order), 0)
-    label_days(ax, dates, length, gap, len(channels))
+    label_days(ax, dates, length, gap, len(channels), period)
     bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.03, pad=0.02, aspect=12 + len(order))
     bar.set_label(unit, color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, length=0, colors=INK)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY
 from funcexplain.measures.draws import Bands, Moves
 from funcexplain.measures.stories import Stories
 from funcexplain.reports.drawing import (
@@ -42,6 +43,7 @@ def plot_fan(
     answer: Values | None = None,
     most: int = 6,
     title: str = "Markets in which the target holds",
+    period: str = DAY,
 ) -> Figure:
     """Fans of the paths of the assets that shift most, against those of ordinary markets.
 
@@ -54,6 +56,7 @@ def plot_fan(
         answer: cumulative log returns of an answer, ``(D, A)``, zero on the day before ``bands.first``.
         most: maximum number of assets.
         title: a headline.
+        period: of the prices.
 
     Returns:
         The figure.
@@ -114,7 +117,7 @@ def plot_fan(
         ax.locator_params(axis="x", integer=True, nbins=6)
         ax.locator_params(axis="y", nbins=6)
         if place >= len(order) - _COLUMNS:
-            ax.set_xlabel("trading days after the last fixed one")
+            ax.set_xlabel(f"{period}s after the last fixed one")
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=len(names), frameon=False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.reports.drawing import (
     COLORS,
     INK,
@@ -37,6 +38,7 @@ def plot_prices(
     most: int = 5,
     window: int = 0,
     ahead: int = 0,
+    period: str = DAY,
     ax: Axes | None = None,
 ) -> Axes:
     """Price paths of the assets that move most: actual, dashed, and in the scenario, solid.
@@ -53,6 +55,7 @@ def plot_prices(
         most: maximum number of assets to draw, 1 to 7.
         window: number of last days to shade, those that a network sees, if there are more.
         ahead: number of last days that are still to come; without ``dates``, day 0 is the one before.
+        period: of the prices.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -98,11 +101,12 @@ def plot_prices(
     )
     if dates is None:
         ax.locator_params(axis="x", integer=True)
-        ax.set_xlabel("trading days from today" if ahead else "days before the last day")
+        unit = unit_of(period)
+        ax.set_xlabel(f"{period}s from today" if ahead else f"{unit}s before the last {unit}")
     else:
         ends = [0] if days == 1 else [0, (days - 1) // 2, days - 1] if days > 4 else [0, days - 1]
         ax.set_xticks(day[ends], [str(dates[end]) for end in ends])
-        ax.set_xlabel("trading days")
+        ax.set_xlabel(f"{period}s")
     entries = ax.get_legend()
     assert entries is not None
     for line in entries.get_lines():
