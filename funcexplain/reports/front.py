@@ -58,7 +58,7 @@ class Front:
         note: a warning for the reader, or empty.
         best: the best answer.
         solution: all answers.
-        metrics: their measures.
+        metrics: measures of the best one.
         labels: names of channels, days and assets.
         series: answers date by date, for several dates.
         probability: of the target, if it was estimated.
@@ -119,7 +119,7 @@ def _verdict(front: Front) -> list[cards.Judgement]:
     best, found, assets = front.best, front.found, front.labels.assets
     one, status = best.solution, Status(int(best.solution.status))
     measured, worst = (
-        {name: float(value[best.index]) for name, value in values.items()}
+        {name: float(value) for name, value in values.items()}
         for values in (front.metrics, front.metrics.worst)
     )
     errors, met = one.exceptions.values(), best.row.met

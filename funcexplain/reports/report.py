@@ -19,7 +19,7 @@ from torch import Tensor
 from funcexplain.engine.reach import Reach
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
-from funcexplain.measures.metrics import Metrics
+from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
 from funcexplain.reports.answer import describe_answer
@@ -60,7 +60,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
 DETAILED_ROWS = 3
-"""Number of answers of a grid that are shown with pictures."""
+"""Number of answers of a grid that are shown with tables of their own."""
 
 
 def report(
@@ -121,7 +121,7 @@ def report(
         ahead: number of coming days that are shocked; 0 for past days.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
-        models: parameters of other models, evaluated at each answer.
+        models: parameters of other models, evaluated at the best answer.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. If not, the report omits and lists what needs it.
         note: a warning for the reader, shown below the headline.
@@ -151,14 +151,15 @@ def report(
     made = setting_lines(settings)
     if isinstance(solution, Solution) and isinstance(problem, Problem):
         problem = repeat_for_draws(solution, problem)
-    noisy = DRAWS if probe else 0
-    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=noisy)
+    # Of all rows only what orders and counts them, which is cheap; everything of the best one, below.
+    dated = history if scale is None else None
+    measured = _evaluate(solution, problem, dated, scale=scale, draws=0)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
     labels, places = complete_labels(names, solution, problem), check_coords(coords or {}, solution)
     prices_at = None if prices is None else price_paths(prices, solution)
-    size = change_size(solution, problem, metrics)
+    size = change_size(solution, problem, measured)
     rank = rank_rows(solution.hit, size[0], solution.error)
     order, series = best_first(rank), None
     if DATE in places:
@@ -196,6 +197,11 @@ def report(
         return Answer(index, one, row, pair, moves, reason, sentence)
 
     best = show(order[0])
+    metrics = _evaluate(
+        best.solution, asked, history, scale=scale, models=models, draws=DRAWS if probe else 0
+    )
+    everything = {name: value[order[0]] for name, value in measured.items()} | dict(metrics)
+    metrics = Metrics({name: everything[name] for name in DESCRIPTIONS if name in everything}, (), metrics.worst)
     found = None
     if probe and history is not None:
         found = precedents(asked, history, torch.tensor(best.row.sigma), atol=ATOL)
@@ -226,7 +232,7 @@ def report(
     for index in order[1:DETAILED_ROWS]:
         other = show(index)
         name = name_of_row(solution.dims, index, places)
-        content.append(details(f"Another answer: {name}", *_other(other, labels)))
+        content.append(details(f"Another answer: {name}", *_other(other, labels, spread)))
     if solution.dims:
         content.append(details("All answers", *overview(solution, problem, size, order, places)))
     else:
@@ -235,7 +241,7 @@ def report(
             details("The search", picture(losses, "Loss at each step, on a logarithmic scale."))
         )
     content += [
-        details("Measures", _measures_table(metrics, order[0])),
+        details("Measures", _measures_table(metrics, measured)),
         details("How it was made", origin_table(solution, problem, made, probe)),
     ]
     with replaced("report", file_path) as file:
@@ -271,14 +277,13 @@ def _behind(
     return content
 
 
-def _other(answer: Answer, labels: Labels) -> list[Html]:
-    """Another answer of a grid in detail."""
+def _other(answer: Answer, labels: Labels, spread: float | None) -> list[Html]:
+    """Another answer of a grid: in a sentence and two tables."""
     row = answer.row
-    weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.weights)
     return [
         element("p", answer.sentence),
-        picture(weights, "Weights today and reached, in percent."),
-        *row_pictures(row, labels),
+        *trades_table(row.today, row.target, row.weights, labels.weights, spread),
+        element("h3", "Largest changes"),
         changes_table(row, labels),
     ]
 
@@ -294,15 +299,17 @@ def _history(found: Precedents, dates: Sequence[object] | None) -> list[Html]:
     return [text, table(heads, lines, numbers=(1, 2))]
 
 
-def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
-    """Every measure with its meaning; for a grid that of the best answer, and quantiles over all."""
+def _measures_table(metrics: Metrics, measured: Metrics) -> Html:
+    """Every measure of the best answer with its meaning; for a grid also quantiles over all."""
     heads = ["measure", "value", "meaning"]
-    if metrics.dims:
+    if measured.dims:
         heads[1:2] = ["best", "minimum", "median", "maximum"]
     lines = []
     for name, value in metrics.items():
-        quantiles = format_quantiles(value) if metrics.dims else []
-        cells = [format_number(value[index]), *(quantiles[at] for at in (0, 2, -1) if quantiles)]
+        cells = [format_number(value)]
+        if measured.dims:
+            quantiles = format_quantiles(measured[name]) if name in measured else [""] * 6
+            cells += [quantiles[at] for at in (0, 2, -1)]
         lines.append([name.replace("_", " "), *cells, metrics.descriptions[name]])
     return table(heads, lines, numbers=range(1, len(heads) - 1))
 
