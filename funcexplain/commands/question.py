@@ -28,6 +28,7 @@ from funcexplain.engine.forward import weights_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
 from funcexplain.reports.numbers import join
+from funcexplain.reports.questions import ask
 
 DISTRIBUTIONS = ("kl", "js", "cross_entropy")
 """Losses of weights that are a distribution."""
@@ -266,11 +267,7 @@ def describe_question(question: QuestionConfig, dates: list[str]) -> str:
     day = dates[0] if len(dates) == 1 else f"each of {len(dates)} days, {dates[0]} to {dates[-1]},"
     phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
-    if question.ahead:
-        days = "day" if question.ahead == 1 else f"{question.ahead} trading days"
-        day = f"after {day}".rstrip(",")
-        return f"What would have to happen over the next {days} {day} for the network to hold {phrase}?"
-    return f"What would the market of {day} have to look like for the network to hold {phrase}?"
+    return ask(phrase, day.rstrip(",") if question.ahead else day, question.ahead or 0)
 
 
 def _phrases(question: QuestionConfig) -> Iterator[str]:

@@ -13,6 +13,7 @@ from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Problem
 from funcexplain.reports.drawing import Array, as_array
 from funcexplain.reports.numbers import ROUNDING, format_chance, format_points
+from funcexplain.reports.overview import main_assets
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.dates import plot_dates
 from funcexplain.solutions.html import Html, details, element, table
@@ -80,15 +81,13 @@ def collect_dates(
     change = as_array(best.x) - as_array(args["reference"])
     if scale is not None:
         change = change / as_array(scale)
-    asset = np.nan_to_num(np.square(change)).sum((1, 2)).argmax(1)
     hit = as_array(best.hit).astype(bool)
     already = hit & (np.abs(np.nan_to_num(change)) <= ROUNDING).all((1, 2, 3))
     chance = None
     if probability is not None and probability.dims == (DATE,):
         chance = as_array(probability.estimate)
-    return Dates(
-        names, rows, hit, already, as_array(best.error), as_array(size).ravel()[rows], asset, chance
-    )
+    error, sizes = as_array(best.error), as_array(size).ravel()[rows]
+    return Dates(names, rows, hit, already, error, sizes, main_assets(change), chance)
 
 
 def describe_dates(dates: Dates) -> str:

@@ -11,7 +11,7 @@ from funcexplain.reports import cards, plots, wording
 from funcexplain.reports.dates import Dates, describe_dates
 from funcexplain.reports.details import Row
 from funcexplain.reports.drawing import new_axes
-from funcexplain.reports.draws import Common, falls_sentence
+from funcexplain.reports.draws import Common, shocked_prices
 from funcexplain.reports.inputs import Labels, PricePaths, name_of_row
 from funcexplain.reports.moves import PriceMoves
 from funcexplain.reports.origin import ATOL, NOISE
@@ -100,7 +100,7 @@ def front_page(front: Front) -> Html:
 
 
 def _sentences(front: Front) -> list[str]:
-    """The answer, how many searches found one, and what draws have in common."""
+    """The answer, and how many searches found one."""
     best, solution = front.best, front.solution
     texts = [best.sentence]
     if front.series:
@@ -109,8 +109,6 @@ def _sentences(front: Front) -> list[str]:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
         name = name_of_row(solution.dims, best.index, {})
         texts.append(f"{hits} of {total} searches reach their target; this is the best ({name}).")
-    if front.common is not None:
-        texts.append(falls_sentence(front.common, front.labels.assets))
     return texts
 
 
@@ -156,13 +154,13 @@ def _pictures(front: Front) -> list[Html]:
     """Prices of all shocked days from the day before the first one on, and weights."""
     best, labels, pictures = front.best, front.labels, []
     if best.prices is not None and best.moves is not None and best.moves.days:
-        actual, scenario = (path[-best.moves.days - 1 :] for path in best.prices)
+        paths, fan = shocked_prices(best.prices, front.common)
         seen, ax = len(labels.days), new_axes(*_SIZE)
-        plots.plot_prices(actual, scenario, assets=labels.assets, window=seen, ahead=front.ahead, ax=ax)
+        plots.plot_prices(*paths, assets=labels.assets, window=seen, ahead=front.ahead, fan=fan, ax=ax)
         dashed = "without shocks" if front.ahead else "as they were"
         text = f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked day."
-        if len(actual) > seen:
-            text += " Shaded: the days that the network sees."
+        if len(paths[0]) > seen:
+            text += " Shaded grey: the days that the network sees."
         pictures.append(picture(ax, text))
     row, ax = best.row, new_axes(*_SIZE)
     plots.plot_weights(

@@ -55,6 +55,18 @@ th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px soli
   vertical-align: top; overflow-wrap: normal; }
 td.number { white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+@media screen and (max-width: 30rem) {
+  body { padding: .8rem; font-size: 15px; line-height: 1.4; }
+  h1 { font-size: 1.15rem; }
+  .lead { font-size: 1rem; }
+  .cards { gap: .3rem; margin: .6rem 0; }
+  .card { padding: .25rem .6rem; font-size: .85rem; }
+  .card h3, .card b { display: inline; font-size: .95rem; }
+  .card b { margin-left: .4rem; }
+  .card p { margin: .1rem 0; }
+  .pair .scroll { margin: .3rem 0; }
+  .pair figcaption { display: none; }
+}
 @page { margin: 15mm; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;

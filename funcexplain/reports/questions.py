@@ -8,7 +8,7 @@ import numpy as np
 
 from funcexplain.problems.criterion import LINEAR, TURNOVER
 from funcexplain.reports.drawing import Array
-from funcexplain.reports.numbers import format_days, format_percent, join
+from funcexplain.reports.numbers import format_next, format_percent, join
 
 MAX_NAMED = 3
 """Maximum number of assets or goals that a question names; the others are counted."""
@@ -47,11 +47,21 @@ def describe_question(
     if (more := len(parts) - MAX_NAMED) > 1:
         rest = f"{more} more goals" if target.ndim == 2 else f"given weights of {more} more assets"
         parts = [*parts[:MAX_NAMED], rest]
+    return ask(join(parts), day, ahead)
+
+
+def ask(wish: str, day: str = "", ahead: int = 0) -> str:
+    """The question for a portfolio in words.
+
+    Example:
+        >>> ask("no JPY", "2026-10-30", 10)
+        'What would have to happen over the next 10 trading days after 2026-10-30 for the network to ...'
+    """
     if ahead:
-        days = format_days(ahead).removeprefix("1 ")
-        return f"What would have to happen over the next {days} for the network to hold {join(parts)}?"
-    of_day = f" of {day}" if day else ""
-    return f"What would the market{of_day} have to look like for the network to hold {join(parts)}?"
+        begin = f"have to happen over the next {format_next(ahead)}{f' after {day}' if day else ''}"
+    else:
+        begin = f"the market{f' of {day}' if day else ''} have to look like"
+    return f"What would {begin} for the network to hold {wish}?"
 
 
 def _format_goal(row: Array, assets: Sequence[str]) -> str:

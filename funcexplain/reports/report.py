@@ -37,7 +37,7 @@ from funcexplain.reports.inputs import (
     price_paths,
 )
 from funcexplain.reports.moves import measure_moves, moves_table
-from funcexplain.reports.numbers import format_points
+from funcexplain.reports.numbers import format_percent, format_points
 from funcexplain.reports.origin import ATOL, DRAWS, NOISE, origin_table, setting_lines
 from funcexplain.reports.overview import (
     best_first,
@@ -201,7 +201,9 @@ def report(
         best.solution, asked, history, scale=scale, models=models, draws=DRAWS if probe else 0
     )
     everything = {name: value[order[0]] for name, value in measured.items()} | dict(metrics)
-    metrics = Metrics({name: everything[name] for name in DESCRIPTIONS if name in everything}, (), metrics.worst)
+    metrics = Metrics(
+        {name: everything[name] for name in DESCRIPTIONS if name in everything}, (), metrics.worst
+    )
     found = None
     if probe and history is not None:
         found = precedents(asked, history, torch.tensor(best.row.sigma), atol=ATOL)
@@ -228,6 +230,8 @@ def report(
         content += draws_section(common, asked, best.solution, labels.assets)
     if reach is not None:
         content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
+    if agreement is not None:
+        content.append(details("Network by network", *_networks(agreement)))
     content += _behind(best, labels, found, known)
     for index in order[1:DETAILED_ROWS]:
         other = show(index)
@@ -258,6 +262,18 @@ def _reach(reach: tuple[float, Reach], row: Row, labels: Labels) -> list[Html]:
         "standard deviations together. These are inner bounds: other such markets may go further."
     )
     return [element("p", text), picture(ax, "Range of every weight, with today's marked.")]
+
+
+def _networks(found: Agreement) -> list[Html]:
+    """Each network at the answer of the first one alone."""
+    values = zip(found.held.tolist(), found.error.tolist(), found.gap_closed.tolist(), strict=True)
+    lines = [
+        (str(number), "yes" if held else "no", format_points(error), format_percent(closed))
+        for number, (held, error, closed) in enumerate(values, start=1)
+    ]
+    heads = ("network", "holds the target", "misses it by", "share of its gap that is closed")
+    text = "Every network at the market that the first one alone needs."
+    return [element("p", text), table(heads, lines, (2, 3))]
 
 
 def _behind(
