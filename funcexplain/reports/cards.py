@@ -235,6 +235,6 @@ def cards(judgements: Sequence[Judgement]) -> Html:
     """Cards side by side."""
     boxes = []
     for about, head, text, mood in judgements:
-        parts = element("h3", about), element("b", head), element("p", text)
+        parts = element("h2", about), element("b", head), element("p", text)
         boxes.append(element("div", *parts, class_=f"card {mood}"))
     return element("div", *boxes, class_="cards")

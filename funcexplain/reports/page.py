@@ -38,7 +38,7 @@ p { margin: .4rem 0; }
   padding: .5rem .8rem; font-size: .9rem; }
 .card.bad { border-left-color: #D55E00; }
 .card.open { border-left-color: #8C8C8C; }
-.card h3 { color: #555; font-size: .85rem; font-weight: normal; margin: 0; }
+.card h2 { color: #555; font-size: .85rem; font-weight: normal; margin: 0; border: 0; padding: 0; }
 .card b { display: block; font-size: 1.05rem; }
 .pair { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
@@ -61,7 +61,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
   .lead { font-size: 1rem; }
   .cards { gap: .3rem; margin: .6rem 0; }
   .card { padding: .25rem .6rem; font-size: .85rem; }
-  .card h3, .card b { display: inline; font-size: .95rem; }
+  .card h2, .card b { display: inline; font-size: .95rem; }
   .card b { margin-left: .4rem; }
   .card p { margin: .1rem 0; }
   .pair .scroll { margin: .3rem 0; }
