@@ -95,7 +95,7 @@ def picture(ax: Axes, caption: str) -> Html:
     figure.savefig(buffer, format="png", dpi=PIXELS)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = Html(f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">')
-    scrolled = element("div", image, class_="scroll")
+    scrolled = element("div", image, class_="scroll", tabindex="0")
     return element("figure", scrolled, element("figcaption", caption))
 
 
@@ -115,5 +115,7 @@ def page(title: str, *content: str) -> str:
         element("title", title),
         Html(f"<style>{_STYLE}</style>"),
     )
-    document = element("html", element("head", *head), element("body", *content), lang="en")
+    document = element(
+        "html", element("head", *head), element("body", element("main", *content)), lang="en"
+    )
     return f"<!DOCTYPE html>\n{document}\n"

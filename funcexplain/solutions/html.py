@@ -32,7 +32,7 @@ def _escape(text: str) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:
-    """A table in a box that scrolls; the columns with these ``numbers`` are aligned to the right."""
+    """A table in a box that scrolls, also by keys; columns with these ``numbers`` are aligned right."""
 
     def line(cells: Sequence[str], kind: str, **scope: str) -> Html:
         aligned = [{"class_": "number"} if place in numbers else {} for place in range(len(cells))]
@@ -41,7 +41,7 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequenc
 
     head = [element("thead", line(heads, "th", scope="col"))] if heads else []
     body = element("tbody", *(line(cells, "td") for cells in lines))
-    return element("div", element("table", *head, body), class_="scroll")
+    return element("div", element("table", *head, body), class_="scroll", tabindex="0")
 
 
 def details(summary: str, *content: str) -> Html:

@@ -14,7 +14,7 @@ import funcexplain as fe
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.drawing import BLUE, COLORS
 from tests.grids import targets, x0s
-from tests.helpers import ASSETS, CHANNELS, LOOKBACK, make_problem
+from tests.helpers import ASSETS, CHANNELS, make_problem
 from tests.measures.draws import exact_draws, question
 
 pytest.importorskip("matplotlib")
@@ -97,14 +97,17 @@ def test_a_report_speaks_plainly_and_has_a_structure(
 
 
 def assert_structure(page: Page) -> None:
-    """One first heading, no level left out, pictures with a text, heads with a scope."""
+    """What a checker of accessibility looks for: headings in order, texts of pictures, scopes, keys."""
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all(attrs.get("scope") in ("col", "row") for tag, attrs in page.tags if tag == "th")
+    boxes = [attrs for _, attrs in page.tags if attrs.get("class") == "scroll"]
+    assert all(attrs.get("tabindex") == "0" for attrs in boxes)  # else keys could not scroll them
     assert ("html", {"lang": "en"}) in page.tags
+    assert [tag for tag, _ in page.tags].count("main") == 1
 
 
 def luminance(color: str) -> float:
