@@ -10,6 +10,7 @@ import numpy as np
 
 from funcexplain.commands.folder import REPORT
 from funcexplain.commands.printing import PrintLine
+from funcexplain.reports.dates import describe_result
 from funcexplain.reports.numbers import format_chance, format_percent
 from funcexplain.reports.page import page
 from funcexplain.reports.trades import turnover_of
@@ -74,27 +75,14 @@ def _row(label: Any, answer: Mapping[str, Any]) -> Row:
 
 
 def _page(summaries: Mapping[Any, Mapping[str, Any]], rows: Sequence[Row], folder: Path) -> str:
-    """The questions side by side: what each takes, and the weights of its last answer."""
+    """The questions side by side, on the last date of each: what it takes, and the weights."""
     title = f"{len(summaries)} questions side by side"
     asked = [
         element("li", _link(label, summary, folder), f": {summary['question']}")
         for label, summary in summaries.items()
     ]
-    chances = [
-        format_chance(row["probability"]) if row["probability"] is not None else "" for row in rows
-    ]
-    lines = [
-        (
-            str(row["question"]),
-            row["date"],
-            _result(row),
-            chance,
-            _number(row["size"]),
-            row["main_asset"] or "",
-            _percent(row["turnover"]),
-        )
-        for row, chance in zip(rows, chances, strict=True)
-    ]
+    latest = {row["question"]: row for row in rows}
+    lines = [_cells(row, summaries[label]) for label, row in latest.items()]
     heads = ("question", "date", "result", "how likely", "size, standard deviations")
     last = {label: summary["answers"][-1] for label, summary in summaries.items()}
     shared = len({tuple(answer["today"].values()) for answer in last.values()}) == 1
@@ -115,17 +103,20 @@ def _page(summaries: Mapping[Any, Mapping[str, Any]], rows: Sequence[Row], folde
     )
 
 
+def _cells(row: Row, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The line of a question's last date."""
+    result = describe_result(Status[row["status"]].is_hit, row["main_asset"] is None, row["error"])
+    if summary["dates"] > 1:
+        result += f" (on {summary['dates_hit']} of {summary['dates']} dates)"
+    chance = "" if row["probability"] is None else format_chance(row["probability"])
+    main, moved = row["main_asset"] or "", _percent(row["turnover"])
+    return str(row["question"]), row["date"], result, chance, _number(row["size"]), main, moved
+
+
 def _link(label: Any, summary: Mapping[str, Any], folder: Path) -> Html:
     """A link to the report of a question, which is in a folder beside the page."""
     report = Path(summary["folder"]).relative_to(folder) / REPORT
     return element("a", str(label), href=report.as_posix())
-
-
-def _result(row: Row) -> str:
-    """Whether the target is reached."""
-    if Status[row["status"]].is_hit:
-        return "reached" if row["main_asset"] else "held already"
-    return f"missed by {_percent(row['error'])}" if row["error"] is not None else "no answer"
 
 
 def _percent(value: float | None) -> str:

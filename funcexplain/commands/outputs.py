@@ -220,7 +220,9 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
     """Summarize an outcome as JSON values: counts, and the best answer of each date."""
     rows, assets = outcome.solution.flat(torch.tensor(outcome.best)), query.names
     scale = history.scale(query.positions[-1])[1]
-    main = main_assets(as_array((rows.x - query.references) / scale))
+    change = (rows.x - query.references) / scale
+    known = change.isfinite().flatten(1).all(1) & ~rows.hit.new_tensor(outcome.met)
+    main = main_assets(as_array(change))
     answers = [
         {
             "date": day,
@@ -231,7 +233,7 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
             "num_steps": int(best.num_steps),
             "rms_sigmas": float(outcome.metrics["rms_sigmas"][row]),
             "size": float(outcome.size[row]),
-            "main_asset": None if outcome.met[number] else history.prices.assets[main[number]],
+            "main_asset": history.prices.assets[main[number]] if known[number] else None,
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
             "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),

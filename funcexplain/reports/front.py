@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.metrics import Metrics
 from funcexplain.reports import cards, plots, wording
-from funcexplain.reports.dates import Dates, describe_dates
+from funcexplain.reports.dates import Dates, describe_dates, describe_sizes
 from funcexplain.reports.details import Row
 from funcexplain.reports.drawing import new_axes
 from funcexplain.reports.draws import Common, shocked_prices
@@ -104,7 +104,8 @@ def _sentences(front: Front) -> list[str]:
     best, solution = front.best, front.solution
     texts = [best.sentence]
     if front.series:
-        texts = [describe_dates(front.series), f"On {front.series.names[-1]}: {best.sentence}"]
+        among = f"{describe_dates(front.series)} {describe_sizes(front.series)}"
+        texts = [among, f"On {front.series.names[-1]}: {best.sentence}"]
     elif solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
         name = name_of_row(solution.dims, best.index, {})

@@ -115,7 +115,6 @@ def page(title: str, *content: str) -> str:
         element("title", title),
         Html(f"<style>{_STYLE}</style>"),
     )
-    document = element(
-        "html", element("head", *head), element("body", element("main", *content)), lang="en"
-    )
+    body = element("body", element("main", *content))
+    document = element("html", element("head", *head), body, lang="en")
     return f"<!DOCTYPE html>\n{document}\n"

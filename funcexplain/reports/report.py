@@ -163,7 +163,7 @@ def report(
     rank = rank_rows(solution.hit, size[0], solution.error)
     order, series = best_first(rank), None
     if DATE in places:
-        series = collect_dates(solution, problem, places[DATE], rank, size[0], scale, probability)
+        series = collect_dates(solution, problem, places[DATE], rank, size, scale, probability)
         latest = tuple(map(int, np.unravel_index(series.rows[-1], solution.shape)))
         order = [latest, *(index for index in order if index != latest)]
 
@@ -221,7 +221,7 @@ def report(
     )  # fmt: skip
     content = [
         front_page(front),
-        *(dates_section(series, size[1], labels.assets) if series else []),
+        *(dates_section(series, labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
         *trades_table(best.row.today, best.row.target, best.row.weights, labels.weights, spread),

@@ -14,7 +14,7 @@ def summary(folder: Path, label: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "question": f"What about {label}?", "folder": str(folder / label), "exit_code": 0,
-        "files": ["report.html"], "answers": [answer | more],
+        "files": ["report.html"], "answers": [answer | more], "dates": 1, "dates_hit": 1,
     }  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def test_a_page_shows_questions_side_by_side(tmp_path: Path) -> None:
         "lost": summary(tmp_path, "lost", status="FAILED", error=None, size=None, weights=lost),
         "held": summary(tmp_path, "held", main_asset=None, size=0.0),
     }
+    summaries["held"] |= {"dates": 3, "dates_hit": 2}
     printed: list[str] = []
     found = compare(summaries, tmp_path, printed.append)
     assert found["files"] == [str(tmp_path / name) for name in ("compare.csv", "compare.html")]
@@ -37,9 +38,9 @@ def test_a_page_shows_questions_side_by_side(tmp_path: Path) -> None:
     assert '<a href="oil/report.html">oil</a>: What about oil?' in text
     for cells in (
         ("oil", "2026-10-30", "reached", "3.10%", "2.50", "OIL", "25.00%"),
-        ("rice", "2026-10-30", "missed by 4.00%", "", "2.50", "OIL", "25.00%"),
+        ("rice", "2026-10-30", "missed by 4.00 percentage points", "", "2.50", "OIL", "25.00%"),
         ("lost", "2026-10-30", "no answer", "", "", "OIL", ""),
-        ("held", "2026-10-30", "held already", "", "0.00", "", "25.00%"),
+        ("held", "2026-10-30", "held already (on 2 of 3 dates)", "", "0.00", "", "25.00%"),
         ("OIL", "25.00%", "50.00%", "50.00%", "", "50.00%"),
     ):
         assert "".join(cells) in text.replace('<td class="number">', "<td>").replace("<td>", "").replace(
