@@ -241,8 +241,8 @@ def _run(
         print_line(likelihood_sentence(chance, query.ahead))
     if drawn is not None:
         print_line(drawn.sentence)
-    if (found := agreement_of(summary)) is not None:
-        card = whose(found)
+    if (agreed := agreement_of(summary)) is not None:
+        card = whose(agreed)
         print_line(f"{card.about} {card.head}. {card.text}")
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"

@@ -129,8 +129,9 @@ def describe_result(hit: bool, already: bool, error: float | None) -> str:
     """
     if hit:
         return "held already" if already else "reached"
-    known = error is not None and np.isfinite(error)
-    return f"missed by {format_points(error)}" if known else "no answer"
+    if error is None or not np.isfinite(error):
+        return "no answer"
+    return f"missed by {format_points(error)}"
 
 
 def dates_section(dates: Dates, assets: Sequence[str]) -> list[Html]:
