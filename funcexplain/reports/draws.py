@@ -215,12 +215,12 @@ def draws_section(
 
 def shocked_prices(prices: PricePaths, found: Common | None) -> tuple[PricePaths, PricePaths | None]:
     """Price paths from the day before the first shocked one on, and the range of the draws, if any."""
-    count = len(prices[0])
     first, fan = first_shocked_day(*prices), None
-    if found is not None:
-        first = min(first, count - found.bands.given.shape[1] + found.bands.first)
+    drawn = 0 if found is None else len(prices[0]) - found.bands.given.shape[1] + found.bands.first
+    if drawn > 0:  # else the prices do not go back to the first day that is drawn
+        first = min(first, drawn)
     actual, scenario = (path[first - 1 :] for path in prices)
-    if found is not None:
+    if found is not None and drawn > 0:
         moved = as_array(found.bands.given[[0, -1]])[:, -len(actual) + 1 :]
         low, high = actual[0] * np.exp(np.concatenate([0.0 * moved[:, :1], moved], axis=1))
         fan = low, high

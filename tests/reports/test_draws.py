@@ -189,6 +189,7 @@ def test_prices_of_all_shocked_days_have_the_range_of_the_draws() -> None:
     assert_no_overlap(ax)
     alone, none = shocked_prices((actual, scenario), None)
     assert (len(alone[0]), none) == (3, None)
+    assert shocked_prices((actual[-5:], scenario[-5:]), found)[1] is None  # too few days
 
 
 @pytest.mark.usefixtures("rough_pictures")
