@@ -1,21 +1,32 @@
-"""Several questions of a config: asked one after another, and one table of their answers."""
+"""Several questions of a config: asked one after another, with one table and page of their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from funcexplain.commands.config import Config
+from funcexplain.commands.folder import REPORT
 from funcexplain.commands.printing import PrintLine
+from funcexplain.reports.dates import describe_result
+from funcexplain.reports.numbers import format_chance, format_percent
+from funcexplain.reports.page import page
+from funcexplain.reports.trades import turnover_of
+from funcexplain.solutions.html import Html, element, table
+from funcexplain.solutions.status import Status
 from funcexplain.solutions.tables import write_csv
+from funcexplain.solutions.writing import replaced
 
-COMPARISON = "compare.csv"
-_UNANSWERED = dict.fromkeys(("date", "error", "size"), None) | {"status": "REFUSED", "today": {}}
+COMPARISON, PAGE = "compare.csv", "compare.html"
 REFUSED = 2
 """The exit code of a question that is not valid."""
+_UNKNOWN = ("date", "error", "size", "main_asset")
+_UNANSWERED = dict.fromkeys(_UNKNOWN) | {"status": "REFUSED", "today": {}, "weights": {}}
+
+Row = dict[str, Any]
 
 
 def ask_each(
@@ -51,26 +62,17 @@ def compare(
 
     Args:
         summaries: of the runs, by the labels of their questions.
-        folder: where ``compare.csv`` is written, which holds the folders of the runs.
+        folder: where ``compare.csv`` and, if the runs have reports, ``compare.html`` are written, which
+            holds the folders of the runs.
         print_line: called with each line.
     """
     rows = [
-        {
-            "question": label,
-            "date": answer["date"],
-            "status": answer["status"],
-            "error": answer["error"],
-            "size": answer["size"],
-            "turnover": _turnover(answer),
-        }
+        _row(label, answer)
         for label, summary in summaries.items()
         for answer in summary["answers"] or [_UNANSWERED]
     ]
-    write_csv(
-        "output",
-        folder / COMPARISON,
-        [{name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}],
-    )
+    columns = {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
+    write_csv("output", folder / COMPARISON, [columns])
     width = max(8, *(len(str(label)) for label in summaries))
     print_line("")
     print_line(
@@ -79,23 +81,89 @@ def compare(
     for row in rows:
         cells = f"{_percent(row['error']):>7}  {_number(row['size']):>7}  {_percent(row['turnover']):>8}"
         print_line(f"{row['question']!s:{width}}  {row['date'] or '':10}  {row['status']:12}  {cells}")
-    print_line(f"{folder / COMPARISON}")
+    files = [str(folder / COMPARISON)]
+    answered = {label: summary for label, summary in summaries.items() if summary["answers"]}
+    if all(REPORT in summary["files"] for summary in answered.values()):
+        with replaced("output", folder / PAGE) as file:
+            file.write(_page(summaries, answered, rows, folder).encode())
+        files.append(str(folder / PAGE))
+    for name in files:
+        print_line(name)
     exit_code = max(summary["exit_code"] for summary in summaries.values())
-    return {"exit_code": exit_code, "questions": dict(summaries), "files": [str(folder / COMPARISON)]}
+    return {"exit_code": exit_code, "questions": dict(summaries), "files": files}
 
 
-def _turnover(answer: Mapping[str, Any]) -> float | None:
-    """One-sided turnover from today to the answer, None where a weight is unknown."""
-    if not answer["today"]:
-        return None
-    pairs = [(answer["weights"][name], weight) for name, weight in answer["today"].items()]
-    if any(None in pair for pair in pairs):
-        return None
-    return 0.5 * sum(abs(reached - today) for reached, today in pairs)
+def _row(label: Any, answer: Mapping[str, Any]) -> Row:
+    """The answer to a question on a date."""
+    chance = answer.get("probability") or {}
+    weights = [[answer[held][name] for name in answer["today"]] for held in ("today", "weights")]
+    known = bool(weights[0]) and None not in weights[0] + weights[1]
+    return {
+        "question": label,
+        "date": answer["date"],
+        "status": answer["status"],
+        "error": answer["error"],
+        "probability": chance.get("estimate"),
+        "size": answer["size"],
+        "main_asset": answer["main_asset"],
+        "turnover": float(turnover_of(*np.array(weights))) if known else None,
+    }
+
+
+def _page(
+    summaries: Mapping[Any, Mapping[str, Any]],
+    answered: Mapping[Any, Mapping[str, Any]],
+    rows: Sequence[Row],
+    folder: Path,
+) -> str:
+    """The questions side by side, on the last date of each: what it takes, and the weights."""
+    title = f"{len(summaries)} questions side by side"
+    asked = [
+        element("li", _link(label, summary, folder), f": {summary['question']}")
+        if label in answered
+        else element("li", f"{label} was refused: {summary['error']}")
+        for label, summary in summaries.items()
+    ]
+    latest = {row["question"]: row for row in rows if row["question"] in answered}
+    lines = [_cells(row, summaries[label]) for label, row in latest.items()]
+    heads = ("question", "date", "result", "how likely", "size, standard deviations")
+    last = {label: summary["answers"][-1] for label, summary in answered.items()}
+    shared = len({tuple(answer["today"].values()) for answer in last.values()}) == 1
+    columns = {"today" if shared else f"today, {label}": each["today"] for label, each in last.items()}
+    columns |= {f"reached, {label}": answer["weights"] for label, answer in last.items()}
+    weights = [
+        (name, *(_percent(column[name]) for column in columns.values()))
+        for name in next(iter(columns.values()))
+    ]
+    return page(
+        title,
+        element("h1", title),
+        element("ul", *asked),
+        element("h2", "What each would take"),
+        table((*heads, "largest change in", "turnover"), lines, (3, 4, 6)),
+        element("h2", "Weights"),
+        table(("asset", *columns), weights, range(1, 1 + len(columns))),
+    )
+
+
+def _cells(row: Row, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The line of a question's last date."""
+    result = describe_result(Status[row["status"]].is_hit, row["main_asset"] is None, row["error"])
+    if summary["dates"] > 1:
+        result += f" (on {summary['dates_hit']} of {summary['dates']} dates)"
+    chance = "" if row["probability"] is None else format_chance(row["probability"])
+    main, moved = row["main_asset"] or "", _percent(row["turnover"])
+    return str(row["question"]), row["date"], result, chance, _number(row["size"]), main, moved
+
+
+def _link(label: Any, summary: Mapping[str, Any], folder: Path) -> Html:
+    """A link to the report of a question, which is in a folder beside the page."""
+    report = Path(summary["folder"]).relative_to(folder) / REPORT
+    return element("a", str(label), href=report.as_posix())
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}%"
+    return "" if value is None else format_percent(value)
 
 
 def _number(value: float | None) -> str:

@@ -30,9 +30,8 @@ from funcexplain.commands.outputs import make_outcome, write_picture, write_repo
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.printing import (
     PrintLine,
-    agreement,
     changes_table,
-    likelihood_sentence,
+    describe_starts,
     prices_line,
     print_plain,
     weights_table,
@@ -42,6 +41,7 @@ from funcexplain.markets.allocators import ConvAllocator, train_allocator
 from funcexplain.markets.features import CHANNELS, features, forward_returns, windows
 from funcexplain.markets.prices import Prices, load
 from funcexplain.reports import wording
+from funcexplain.reports.cards import likelihood_sentence
 from funcexplain.reports.drawing import require_matplotlib
 
 LOOKBACK, SPAN, HORIZON = 20, 20, 5  # days
@@ -132,7 +132,7 @@ def run_demo(
         outcome = make_outcome(solutions, {}, query)
         rows, size = solutions.flat(torch.arange(num_starts)), outcome.size
         for start, solution in enumerate(rows):
-            print_line(f"  start {start + 1} of {num_starts}: {_describe_result(solution, size[start])}")
+            print_line(f"  start {start}: {_describe_result(solution, size[start])}")
         chance = fe.probability(query.from_reference, atol=ATOL)
         settings = {"method": "levenberg_marquardt", "atol": ATOL, "prices": prices.source}
         drawn = draw_markets(query, DRAWS, ATOL, assets, num_samples=SAMPLES)
@@ -161,14 +161,14 @@ def run_demo(
             print_line(line)
         verdict = "The network holds the target" if best.hit else "Not reached"
         print_line("")
-        found = agreement(outcome).replace(" found", " starts found")
+        found = describe_starts(outcome).replace(" found", " starts found")
         print_line(f"{verdict}: {_describe_result(best, size[outcome.best[0]])}{found}.")
     print_line(likelihood_sentence(chance, ahead))
     print_line(drawn.sentence)
     print_line(f"Report: {folder / report}")
     if drawn.found is not None:
         print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
-    picture = write_picture(folder, outcome, query, history, show_prices=True)
+    picture = write_picture(folder, outcome, query, history, drawn.found)
     print_line(f"Picture: {folder / picture}")
     return best
 

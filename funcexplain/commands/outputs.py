@@ -19,8 +19,10 @@ from funcexplain.commands.question import Query
 from funcexplain.engine.reach import Reach
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.details import single_target
+from funcexplain.reports.drawing import as_array
+from funcexplain.reports.draws import Common, shocked_prices
 from funcexplain.reports.numbers import ROUNDING
-from funcexplain.reports.overview import rank_rows
+from funcexplain.reports.overview import change_size, main_assets, rank_rows
 from funcexplain.reports.plots import plot_overview
 from funcexplain.solutions.writing import replaced
 
@@ -87,7 +89,7 @@ def make_outcome(solution: fe.Solution, metrics: Mapping[str, Tensor], query: Qu
     problem = query.problem
     z = (fe.scenarios.shocks(solution, problem) if problem.law else solution.z).double()
     z = z.reshape(len(hit), -1)
-    size = (z.norm(dim=1) if problem.law else flat["rms_sigmas"]).nan_to_num(nan=torch.inf)
+    size = change_size(solution, problem, metrics)[0].flatten().nan_to_num(nan=torch.inf)
     best = rank_rows(hit, size, solution.error.flatten()).view(-1, starts).argmin(dim=1)
     rows = best + torch.arange(len(best)) * starts
     moves = z if problem.law else solution.x.reshape(len(hit), -1).double() - _references(query, starts)
@@ -105,14 +107,19 @@ def _references(query: Query, starts: int) -> Tensor:
 
 
 def write_picture(
-    folder: Path, outcome: Outcome, query: Query, history: History, *, show_prices: bool = False
+    folder: Path, outcome: Outcome, query: Query, history: History, found: Common | None = None
 ) -> str:
-    """Draw the best answer of the last date, and return the name of the file."""
+    """Draw the best answer of the last date with what draws have in common; the name of the file."""
     starts, row, problem = len(query.seeds), outcome.best[-1], query.problem
     first = row - row % starts
     rows = outcome.solution.flat(torch.arange(first, first + starts))
     best = rows[row - first]
     question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
+    paths, fan = None, None
+    if bool(best.x.isfinite().all()) and (question.law is not None or history.has_returns):
+        pair = price_paths(history, query, -1, best, question)
+        moved, fan = shocked_prices((pair[0].numpy(), pair[1].numpy()), found)
+        paths = moved if len(moved[0]) > 1 else None
     figure = plot_overview(
         query.today[-1],
         single_target(question.args["target"], len(query.names)),
@@ -127,7 +134,9 @@ def write_picture(
         dates=history.window_days(query.positions[-1], query.ahead),
         best=row - first,
         hit=rows.hit,
-        prices=price_paths(history, query, -1, best, question) if show_prices else None,
+        prices=paths,
+        fan=fan,
+        ahead=query.ahead,
         period=history.period,
         title=query.sentence,
     )
@@ -213,9 +222,13 @@ def _dates_of_one_window(query: Query, history: History) -> list[str] | None:
     return history.window_days(query.positions[0], query.ahead)
 
 
-def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str, Any]:
+def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any]:
     """Summarize an outcome as JSON values: counts, and the best answer of each date."""
-    rows = outcome.solution.flat(torch.tensor(outcome.best))
+    rows, assets = outcome.solution.flat(torch.tensor(outcome.best)), query.names
+    scale = history.scale(query.positions[-1])[1]
+    change = (rows.x - query.references) / scale
+    known = change.isfinite().flatten(1).all(1) & ~rows.hit.new_tensor(outcome.met)
+    main = main_assets(as_array(change))
     answers = [
         {
             "date": day,
@@ -226,6 +239,7 @@ def summarize(outcome: Outcome, query: Query, assets: Sequence[str]) -> dict[str
             "num_steps": int(best.num_steps),
             "rms_sigmas": float(outcome.metrics["rms_sigmas"][row]),
             "size": float(outcome.size[row]),
+            "main_asset": history.prices.assets[main[number]] if known[number] else None,
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
             "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),

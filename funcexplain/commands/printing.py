@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import funcexplain as fe
 from funcexplain.commands.folder import WEIGHTS
 from funcexplain.commands.outputs import Outcome, mean_weights
 from funcexplain.commands.question import Query
-from funcexplain.markets.periods import DAY, count_of, next_of, period_of, unit_of
+from funcexplain.markets.periods import count_of, period_of, unit_of
 from funcexplain.markets.prices import Prices
 from funcexplain.markets.sanity import Finding
 from funcexplain.reports import wording
-from funcexplain.reports.numbers import format_chance
 from funcexplain.solutions.writing import printable
 
 PrintLine = Callable[[str], object]
@@ -156,34 +153,11 @@ def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iter
     yield (
         f"{verdict}: largest miss {100 * float(best.error):.2f} percentage points, after "
         f"{int(best.num_steps)} steps; root mean square change {size:.2f} sigmas; "
-        f"{all_hits} of {searches} starts hit{agreement(outcome)}."
+        f"{all_hits} of {searches} starts hit{describe_starts(outcome)}."
     )
 
 
-def likelihood_sentence(chance: fe.Probability, ahead: int, period: str = DAY) -> str:
-    """How likely one target is over the coming days or other periods, from its estimate.
-
-    Example:
-        >>> import torch, funcexplain as fe
-        >>> from funcexplain.markets.features import windows
-        >>> prices = (0.01 * torch.randn(300, 2)).cumsum(0).exp()
-        >>> layers = torch.nn.Flatten(), torch.nn.Linear(60, 2), torch.nn.Softmax(-1)
-        >>> network = torch.nn.Sequential(*layers)
-        >>> p = fe.problem(network, fe.targets.at_least(0, 0.01), windows(prices, 10, 5)[0][-1])
-        >>> p = fe.scenarios.ahead(prices, days=3, span=5)(p)
-        >>> likelihood_sentence(fe.probability(p, num_samples=1000), 3)
-        'Probability over the next 3 trading days: 100.00% ...'
-    """
-    lower, upper = (format_chance(float(bound)) for bound in (chance.lower, chance.upper))
-    estimate = float(chance.estimate)
-    when = f"over {next_of(ahead, period)}"
-    if not math.isfinite(estimate) or estimate <= 0.0:
-        return f"Probability {when}: below {upper}; it never happened among the markets drawn."
-    often = f", about once in {1 / estimate:,.0f} such periods" if 1e-4 <= estimate < 0.3 else ""
-    return f"Probability {when}: {format_chance(estimate)} (95% interval {lower} to {upper}){often}."
-
-
-def agreement(outcome: Outcome) -> str:
+def describe_starts(outcome: Outcome) -> str:
     """How many starts found the answer, if it is a hit."""
     if not outcome.hit[outcome.best[0]]:
         return ""

@@ -26,10 +26,11 @@ from funcexplain.commands.space import make_space
 from funcexplain.commands.starts import map_starts, with_precedents
 from funcexplain.commands.weights import one_line
 from funcexplain.engine.forward import weights_of
-from funcexplain.markets.periods import DAY, next_of, unit_of
+from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.markets.selection import days_between
 from funcexplain.problems.criterion import Target
 from funcexplain.reports.numbers import join
+from funcexplain.reports.questions import ask
 
 DISTRIBUTIONS = ("kl", "js", "cross_entropy")
 """Losses of weights that are a distribution."""
@@ -274,10 +275,8 @@ def describe_question(question: QuestionConfig, dates: list[str], period: str = 
     phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
     if question.ahead:
-        coming = next_of(question.ahead, period)
-        day = f"after {day}".rstrip(",")
-        return f"What would have to happen over {coming} {day} for the network to hold {phrase}?"
-    return f"What would the market of {day} have to look like for the network to hold {phrase}?"
+        day = day.rstrip(",")
+    return ask(phrase, day, question.ahead or 0, period)
 
 
 def _phrases(question: QuestionConfig) -> Iterator[str]:

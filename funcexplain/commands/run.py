@@ -56,7 +56,6 @@ from funcexplain.commands.inputs import (
 from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import (
     PrintLine,
-    likelihood_sentence,
     outcome_lines,
     print_plain,
 )
@@ -70,7 +69,7 @@ from funcexplain.commands.reach import (
 from funcexplain.commands.reading import read_all, read_plain, require_plots
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
-from funcexplain.reports.cards import whose
+from funcexplain.reports.cards import likelihood_sentence, whose
 from funcexplain.reports.origin import LEFT_OUT
 from funcexplain.reports.pdf import require_printer, write_pdf
 from funcexplain.solutions.tables import require
@@ -167,7 +166,7 @@ def _run(
             check_drawable(query, config.method.atol)
         if config.question.reach:
             check_one_date(query)
-        began, bar = time.monotonic(), None if quiet else fe.progress()
+        began, bar = time.monotonic(), None if quiet else fe.progress(unit="searches")
         if executor is None or not query.problem.dims:
             method = config.method
             solution = solve_or_raise(
@@ -190,7 +189,7 @@ def _run(
             )
         seconds = time.monotonic() - began
         outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, query.names)
+        summary = outputs.summarize(outcome, query, history)
         chance = None
         if config.question.how_likely:
             chance = fe.probability(query.from_reference, atol=config.method.atol)
@@ -226,7 +225,8 @@ def _run(
             tables = write_tables(fresh, outcome, query, history)
             files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
             if config.output.picture:
-                files.append(outputs.write_picture(fresh, outcome, query, history))
+                found = None if drawn is None else drawn.found
+                files.append(outputs.write_picture(fresh, outcome, query, history, found))
             digest = hash_inputs(inputs)
             summary["audit"] = audit(command, digest)
             if drawn is not None and drawn.draws is not None and drawn.found is not None:
@@ -257,8 +257,8 @@ def _run(
         print_line(drawn.sentence)
     if ranges is not None:
         print_line(ranges)
-    if (found := agreement_of(summary)) is not None:
-        card = whose(found)
+    if (agreed := agreement_of(summary)) is not None:
+        card = whose(agreed)
         print_line(f"{card.about} {card.head}. {card.text}")
     for rows, error in failures[:_MAX_FAILURES]:
         which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"

@@ -17,6 +17,7 @@ from funcexplain.commands.history import History
 from funcexplain.commands.outputs import Outcome, price_paths
 from funcexplain.commands.question import Query
 from funcexplain.problems.criterion import LINEAR, ORDER
+from funcexplain.reports.trades import turnover_of
 from funcexplain.solutions.tables import columns_of, require, write_csv
 from funcexplain.solutions.writing import replaced
 
@@ -50,7 +51,8 @@ def write_tables(folder: Path, outcome: Outcome, query: Query, history: History)
             **keys(numbers),
             "best": is_best[numbers],
             **columns_of(arrays, assets),
-            "turnover": np.abs(reached - today).sum(-1) / 2,
+            **{f"weight_{name}": reached[:, place] for place, name in enumerate(assets)},
+            "turnover": turnover_of(today, reached),
             **{f"today_{name}": today[:, place] for place, name in enumerate(assets)},
             **{f"target_{name}": wanted[:, place] for place, name in enumerate(assets)},
         }

@@ -156,7 +156,7 @@ class Meter:
             self._listener.report(Progress(*counts, seconds, self._workers(), self._known, over))
 
 
-def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar:
+def progress(*, stream: TextIO | None = None, every: float = 5.0, unit: str = "rows") -> ProgressBar:
     """Show rows done, hit rate, workers, rows per second and the time left while a search runs.
 
     A bar of tqdm (extra ``progress``) on a terminal; elsewhere, or where tqdm is not installed, an
@@ -165,6 +165,7 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
     Args:
         stream: where to write. Default: standard error.
         every: minimum number of seconds between two plain lines; the last one is always written.
+        unit: what rows are called.
 
     Returns:
         A callback for `solve`. It may be reused, for one search after another.
@@ -185,14 +186,14 @@ def progress(*, stream: TextIO | None = None, every: float = 5.0) -> ProgressBar
     """
     if stream is not None and not callable(getattr(stream, "write", None)):
         raise TypeError(f"progress: stream must be a text stream, got {type(stream).__name__}")
-    return ProgressBar(stream, check_number("progress", "every", every, minimum=0.0))
+    return ProgressBar(stream, check_number("progress", "every", every, minimum=0.0), unit)
 
 
 class ProgressBar:
     """The callback that `progress` returns."""
 
-    def __init__(self, stream: TextIO | None, every: float) -> None:
-        self._stream, self._every = stream, every
+    def __init__(self, stream: TextIO | None, every: float, unit: str) -> None:
+        self._stream, self._every, self._unit = stream, every, unit
         self._bar: Any = None
         self._running, self._next_line = False, 0.0
 
@@ -204,7 +205,7 @@ class ProgressBar:
         stream = self._stream or sys.stderr
         if not self._running:
             bar = _notebook_bar if self._stream is None and _in_notebook() else _bar
-            self._bar, self._next_line = bar(stream, progress), self._every
+            self._bar, self._next_line = bar(stream, progress, self._unit), self._every
         self._running = not progress.over
         workers = f", {progress.workers} workers" if progress.workers else ""
         if self._bar is not None:
@@ -216,8 +217,8 @@ class ProgressBar:
             self._next_line = progress.seconds + self._every
             left = "" if progress.over else f", {_clock(progress.seconds_left)} left"
             print(
-                f"{progress.done} of {progress.rows} rows done, hit {progress.hit_rate:.0%}{workers}, "
-                f"{progress.rate:.3g} rows/s, {_clock(progress.seconds)}{left}",
+                f"{progress.done} of {progress.rows} {self._unit} done, hit {progress.hit_rate:.0%}"
+                f"{workers}, {progress.rate:.3g} {self._unit}/s, {_clock(progress.seconds)}{left}",
                 file=stream,
                 flush=True,
             )
@@ -245,16 +246,16 @@ def _in_notebook() -> bool:
     return type(interactive).__name__ == "ZMQInteractiveShell"
 
 
-def _notebook_bar(stream: TextIO, progress: Progress) -> Any:
+def _notebook_bar(stream: TextIO, progress: Progress, unit: str) -> Any:
     """A bar of tqdm for notebooks, or None."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
         return None
-    return tqdm(total=progress.rows, initial=progress.known, unit="row")
+    return tqdm(total=progress.rows, initial=progress.known, unit=f" {unit}")
 
 
-def _bar(stream: TextIO, progress: Progress) -> Any:
+def _bar(stream: TextIO, progress: Progress, unit: str) -> Any:
     """A bar of tqdm on a terminal, or None."""
     if not stream.isatty():
         return None
@@ -263,4 +264,4 @@ def _bar(stream: TextIO, progress: Progress) -> Any:
     except ImportError:
         return None
     rows, known = progress.rows, progress.known
-    return tqdm(total=rows, initial=known, file=stream, unit="row", dynamic_ncols=True)
+    return tqdm(total=rows, initial=known, file=stream, unit=f" {unit}", dynamic_ncols=True)

@@ -306,7 +306,7 @@ def _measure_starts(
         return {
             "diversity": stability.diversity(changes),
             "spread": stability.spread(changes).expand(len(changes)),
-            "agreement": stability.agreement(changes, top),
+            "agreement": stability.overlap(changes, top),
         }
 
     values: Measured = {}

@@ -1,6 +1,6 @@
 """Stability of an answer: across starts, under noise, and across models.
 
-`diversity`, `spread` and `agreement` are pure functions of the rows of one group, such as the starts of
+`diversity`, `spread` and `overlap` are pure functions of the rows of one group, such as the starts of
 one question, ``(S, n)`` with one flat row each; rows that are not finite are left out.
 `errors_under_noise` and `errors_of_models` evaluate the network again, by a function ``errors`` as
 `Errors`, at the windows ``x`` of the rows, ``(B, C, L, A)``, with their data ``args``; `under_noise`
@@ -88,7 +88,7 @@ def spread(points: Tensor) -> Tensor:
     return (squares / (count - 1)).mean().sqrt()
 
 
-def agreement(changes: Tensor, top: int) -> Tensor:
+def overlap(changes: Tensor, top: int) -> Tensor:
     """Mean Jaccard index of the entries with the largest changes: do rows change the same entries?
 
     ``mean_(j != i) |T_i & T_j| / |T_i | T_j|`` with ``T`` the ``top`` entries of largest ``|d|``.
@@ -101,7 +101,7 @@ def agreement(changes: Tensor, top: int) -> Tensor:
         ``(S,)`` in ``[0, 1]``; NaN if there are no other rows.
 
     Example:
-        >>> agreement(torch.tensor([[3.0, 2.0, 0.0], [0.0, 2.0, 3.0]]), top=2)
+        >>> overlap(torch.tensor([[3.0, 2.0, 0.0], [0.0, 2.0, 3.0]]), top=2)
         tensor([0.3333, 0.3333])
 
     References:

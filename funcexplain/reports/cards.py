@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 from funcexplain.markets.periods import DAY, next_of
 from funcexplain.measures.agreement import Agreement
-from funcexplain.reports.numbers import format_chance, format_percent, format_points
+from funcexplain.reports.numbers import (
+    format_chance,
+    format_interval,
+    format_percent,
+    format_points,
+)
 from funcexplain.reports.reason import Reason, describe_reason
 from funcexplain.solutions.html import Html, element
 from funcexplain.solutions.probability import Probability
@@ -108,10 +113,36 @@ def likely(chance: Probability, ahead: int = 0, period: str = DAY) -> Judgement:
     if not estimate > 0.0:
         text = f"{days}none of the markets drawn holds the target."
         return Judgement(about, f"Below {format_chance(high)}", text[:1].upper() + text[1:], "bad")
-    text = f"{days}95% interval {format_chance(low)} to {format_chance(high)}."
-    if 1e-4 <= estimate < 0.3:
-        text += f" About once in {1 / estimate:,.0f} such periods."
+    text = f"{days}95% interval {format_interval(low, high)}."
+    if often := _how_often(estimate):
+        text += f" About {often}."
     return Judgement(about, format_chance(estimate), text, "good" if estimate >= 0.01 else "bad")
+
+
+def likelihood_sentence(chance: Probability, ahead: int, period: str = DAY) -> str:
+    """The same in a sentence, for a terminal.
+
+    Example:
+        >>> import torch
+        >>> one = torch.tensor(1.0)
+        >>> p = Probability(0.031 * one, 0.003 * one, 0.026 * one, 0.037 * one, one, one, one[None],
+        ...                 Status.HIT, ("subset",), ("",))
+        >>> likelihood_sentence(p, 10)
+        'Probability over the next 10 trading days: 3.10% (95% interval 2.60% to 3.70%), about once ...'
+    """
+    estimate, low, high = (float(v) for v in (chance.estimate, chance.lower, chance.upper))
+    when = f"over {next_of(ahead, period)}"
+    if not math.isfinite(estimate) or estimate <= 0.0:
+        never = "it never happened among the markets drawn"
+        return f"Probability {when}: below {format_chance(high)}; {never}."
+    often = f", about {found}" if (found := _how_often(estimate)) else ""
+    interval = format_interval(low, high)
+    return f"Probability {when}: {format_chance(estimate)} (95% interval {interval}){often}."
+
+
+def _how_often(estimate: float) -> str:
+    """The frequency of what has this probability; empty if it is large or tiny."""
+    return f"once in {1 / estimate:,.0f} such periods" if 1e-4 <= estimate < 0.3 else ""
 
 
 def stable(
@@ -132,11 +163,10 @@ def stable(
         more = error - measured.get("max_error", 0.0)
         heads = ("Steady", "good") if more <= STEADY else ("Fragile", "bad")
         head, mood = heads if not STEADY < more < FRAGILE else ("Moves a little", "good")
-        parts.append(
-            f"Noise of {noise:g} standard deviations makes it miss by {format_points(error)} on average."
-        )
+        miss = format_points(error)
+        parts.append(f"Noise of {noise:g} standard deviations makes it miss by {miss} on average.")
     if math.isfinite(held := measured.get("held_0.1", math.nan)):
-        text = f"Under noise of 0.1 standard deviations the target holds in {format_percent(held)}"
+        text = f"Under noise of 0.1 the target holds in {format_percent(held)}"
         moved = measured.get("today_moves_0.1", math.nan)
         also = f"; today's weights move by {format_points(moved)}" if math.isfinite(moved) else ""
         parts.append(f"{text} of draws{also}.")
@@ -205,6 +235,6 @@ def cards(judgements: Sequence[Judgement]) -> Html:
     """Cards side by side."""
     boxes = []
     for about, head, text, mood in judgements:
-        parts = element("h3", about), element("b", head), element("p", text)
+        parts = element("h2", about), element("b", head), element("p", text)
         boxes.append(element("div", *parts, class_=f"card {mood}"))
     return element("div", *boxes, class_="cards")

@@ -13,6 +13,7 @@ from funcexplain.problems.grid import take_rows
 from funcexplain.problems.problem import Problem
 from funcexplain.reports.drawing import Array, as_array
 from funcexplain.reports.numbers import ROUNDING, format_chance, format_points
+from funcexplain.reports.overview import main_assets
 from funcexplain.reports.page import picture
 from funcexplain.reports.pictures.dates import plot_dates
 from funcexplain.solutions.html import Html, details, element, table
@@ -37,6 +38,7 @@ class Dates(NamedTuple):
         size: size of the change.
         asset: number of the asset with the largest share of the squared change.
         chance: probability of the target; None if it was not computed.
+        unit: of the size.
     """
 
     names: Sequence[str]
@@ -47,6 +49,7 @@ class Dates(NamedTuple):
     size: Array
     asset: Array
     chance: Array | None
+    unit: str = ""
 
 
 def collect_dates(
@@ -54,7 +57,7 @@ def collect_dates(
     problem: Problem,
     names: Sequence[str],
     rank: Tensor,
-    size: Tensor,
+    size: tuple[Tensor, str],
     scale: float | Tensor | None,
     probability: Probability | None,
 ) -> Dates:
@@ -65,7 +68,7 @@ def collect_dates(
         problem: the grid that it answers.
         names: the dates.
         rank: lowest for the best row, in the rows' shape.
-        size: of each row's change, in the rows' shape.
+        size: of each row's change, in the rows' shape, and its unit.
         scale: one sigma, broadcastable to a window; None for units of the window.
         probability: of the target on each date, if known.
     """
@@ -80,15 +83,13 @@ def collect_dates(
     change = as_array(best.x) - as_array(args["reference"])
     if scale is not None:
         change = change / as_array(scale)
-    asset = np.nan_to_num(np.square(change)).sum((1, 2)).argmax(1)
     hit = as_array(best.hit).astype(bool)
     already = hit & (np.abs(np.nan_to_num(change)) <= ROUNDING).all((1, 2, 3))
     chance = None
     if probability is not None and probability.dims == (DATE,):
         chance = as_array(probability.estimate)
-    return Dates(
-        names, rows, hit, already, as_array(best.error), as_array(size).ravel()[rows], asset, chance
-    )
+    error, sizes = as_array(best.error), as_array(size[0]).ravel()[rows]
+    return Dates(names, rows, hit, already, error, sizes, main_assets(change), chance, size[1])
 
 
 def describe_dates(dates: Dates) -> str:
@@ -104,15 +105,42 @@ def describe_dates(dates: Dates) -> str:
     return text + (f"; on {already} of them the network holds it already." if already else ".")
 
 
-def dates_section(dates: Dates, unit: str, assets: Sequence[str]) -> list[Html]:
+def describe_sizes(dates: Dates) -> str:
+    """The changes that reach the target where it does not hold already, in a sentence; empty if none.
+
+    Example:
+        >>> hit, size = np.ones(4, bool), np.array([1.0, 2.0, 3.0, 9.0])
+        >>> describe_sizes(Dates(list("abcd"), size, hit, ~hit, size, size, size, None, "sigmas"))
+        'The median change over these dates is 2.50 sigmas (1.00 to 9.00).'
+    """
+    sizes = dates.size[dates.hit & ~dates.already]
+    if not len(sizes):
+        return ""
+    median, low, high = (f"{value:.2f}" for value in (np.median(sizes), sizes.min(), sizes.max()))
+    return f"The median change over these dates is {median} {dates.unit} ({low} to {high})."
+
+
+def describe_result(hit: bool, already: bool, error: float | None) -> str:
+    """Whether a search reached its target, in a cell of a table.
+
+    Example:
+        >>> describe_result(True, True, 0.0), describe_result(False, False, 0.032)
+        ('held already', 'missed by 3.20 percentage points')
+    """
+    if hit:
+        return "held already" if already else "reached"
+    if error is None or not np.isfinite(error):
+        return "no answer"
+    return f"missed by {format_points(error)}"
+
+
+def dates_section(dates: Dates, assets: Sequence[str]) -> list[Html]:
     """The time series as a picture and a table, its latest dates first."""
-    series = plot_dates(dates.names, dates.size, dates.hit, chance=dates.chance, unit=unit)
-    heads = ["date", "result", f"size, {unit}", "largest change in"]
+    series = plot_dates(dates.names, dates.size, dates.hit, chance=dates.chance, unit=dates.unit)
+    heads = ["date", "result", f"size, {dates.unit}", "largest change in"]
     lines = []
     for at in reversed(range(len(dates.names))):
-        result = "reached" if dates.hit[at] else f"missed by {format_points(dates.error[at])}"
-        if dates.already[at]:
-            result = "held already"
+        result = describe_result(dates.hit[at], dates.already[at], dates.error[at])
         asset = "" if dates.already[at] else assets[dates.asset[at]]
         lines.append([str(dates.names[at]), result, f"{dates.size[at]:.2f}", asset])
     if dates.chance is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,10 @@ from funcexplain.measures.draws import (
 from funcexplain.measures.stories import Stories, stories_of
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
-from funcexplain.reports.moves import MAX_NAMED
-from funcexplain.reports.numbers import join, share_of
+from funcexplain.reports.drawing import as_array
+from funcexplain.reports.inputs import PricePaths
+from funcexplain.reports.moves import MAX_NAMED, first_shocked_day
+from funcexplain.reports.numbers import share_of
 from funcexplain.reports.page import picture
 from funcexplain.solutions.draws import Mixing
 from funcexplain.solutions.html import Html, element
@@ -97,23 +100,6 @@ def moves_sentence(found: Common, assets: Sequence[str]) -> str:
             f"{f' in {width} of them' if place == 0 else ''}"
         )
     return f"In {found.number} markets drawn at which the target holds, {'; '.join(named)}."
-
-
-def falls_sentence(found: Common, assets: Sequence[str]) -> str:
-    """How often the assets that shift most fall.
-
-    Example:
-        >>> one = torch.ones(1, dtype=torch.float64)
-        >>> found = Common(200, None, Moves(-0.02 * one, -2 * one, 0.9 * one, 0.5 * one), *[None] * 4)
-        >>> falls_sentence(found, ["EUR"])
-        'In 200 markets drawn at which the target holds, EUR falls in 90% (of ordinary markets: 50%).'
-    """
-    named: list[str] = []
-    for at in _most_shifted(found.moves):
-        falls, usual = (float(shares[at]) for shares in (found.moves.falls, found.moves.ordinary_falls))
-        ordinary = f"{'' if named else 'of ordinary markets: '}{share_of(usual)}"
-        named.append(f"{assets[at]}{'' if named else ' falls'} in {share_of(falls)} ({ordinary})")
-    return f"In {found.number} markets drawn at which the target holds, {join(named)}."
 
 
 def _most_shifted(moves: Moves) -> list[int]:
@@ -226,6 +212,20 @@ def draws_section(
         sides = plots.plot_stories(found.stories, found.totals, assets=assets)
         content.append(picture(sides.axes[0], "Kinds of market, with the share of the draws of each."))
     return content
+
+
+def shocked_prices(prices: PricePaths, found: Common | None) -> tuple[PricePaths, PricePaths | None]:
+    """Price paths from the day before the first shocked one on, and the range of the draws, if any."""
+    first, fan = first_shocked_day(*prices), None
+    drawn = 0 if found is None else len(prices[0]) - found.bands.given.shape[1] + found.bands.first
+    if drawn > 0:  # else the prices do not go back to the first day that is drawn
+        first = min(first, drawn)
+    actual, scenario = (path[first - 1 :] for path in prices)
+    if found is not None and drawn > 0:
+        moved = as_array(found.bands.given[[0, -1]])[:, -len(actual) + 1 :]
+        low, high = actual[0] * np.exp(np.concatenate([0.0 * moved[:, :1], moved], axis=1))
+        fan = low, high
+    return (actual, scenario), fan
 
 
 def answer_path(answer: Solution, question: Problem, first: int) -> Tensor | None:

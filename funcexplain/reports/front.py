@@ -9,10 +9,10 @@ from funcexplain.markets.periods import unit_of
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.metrics import Metrics
 from funcexplain.reports import cards, plots, wording
-from funcexplain.reports.dates import Dates, describe_dates
+from funcexplain.reports.dates import Dates, describe_dates, describe_sizes
 from funcexplain.reports.details import Row
 from funcexplain.reports.drawing import new_axes
-from funcexplain.reports.draws import Common, falls_sentence
+from funcexplain.reports.draws import Common, shocked_prices
 from funcexplain.reports.inputs import Labels, PricePaths, name_of_row
 from funcexplain.reports.moves import PriceMoves
 from funcexplain.reports.origin import ATOL, NOISE
@@ -59,7 +59,7 @@ class Front:
         note: a warning for the reader, or empty.
         best: the best answer.
         solution: all answers.
-        metrics: their measures.
+        metrics: measures of the best one.
         labels: names of channels, days and assets.
         series: answers date by date, for several dates.
         probability: of the target, if it was estimated.
@@ -101,17 +101,16 @@ def front_page(front: Front) -> Html:
 
 
 def _sentences(front: Front) -> list[str]:
-    """The answer, how many searches found one, and what draws have in common."""
+    """The answer, and how many searches found one."""
     best, solution = front.best, front.solution
     texts = [best.sentence]
     if front.series:
-        texts = [describe_dates(front.series), f"On {front.series.names[-1]}: {best.sentence}"]
+        among = f"{describe_dates(front.series)} {describe_sizes(front.series)}"
+        texts = [among, f"On {front.series.names[-1]}: {best.sentence}"]
     elif solution.dims:
         hits, total = int(solution.hit.sum()), solution.num_steps.numel()
         name = name_of_row(solution.dims, best.index, {})
         texts.append(f"{hits} of {total} searches reach their target; this is the best ({name}).")
-    if front.common is not None:
-        texts.append(falls_sentence(front.common, front.labels.assets))
     return texts
 
 
@@ -120,7 +119,7 @@ def _verdict(front: Front) -> list[cards.Judgement]:
     best, found, assets = front.best, front.found, front.labels.assets
     one, status = best.solution, Status(int(best.solution.status))
     measured, worst = (
-        {name: float(value[best.index]) for name, value in values.items()}
+        {name: float(value) for name, value in values.items()}
         for values in (front.metrics, front.metrics.worst)
     )
     errors, met = one.exceptions.values(), best.row.met
@@ -158,24 +157,24 @@ def _pictures(front: Front) -> list[Html]:
     """Prices of all shocked days from the day before the first one on, and weights."""
     best, labels, pictures = front.best, front.labels, []
     if best.prices is not None and best.moves is not None and best.moves.days:
-        actual, scenario = (path[-best.moves.days - 1 :] for path in best.prices)
+        paths, fan = shocked_prices(best.prices, front.common)
         seen, ax = len(labels.days), new_axes(*_SIZE)
         unit = unit_of(labels.period)
         plots.plot_prices(
-            actual,
-            scenario,
+            *paths,
             assets=labels.assets,
             window=seen,
             ahead=front.ahead,
             period=labels.period,
+            fan=fan,
             ax=ax,
         )
         dashed = "without shocks" if front.ahead else "as they were"
         text = (
             f"Prices in the scenario, solid, and {dashed}, dashed; 100 before the first shocked {unit}."
         )
-        if len(actual) > seen:
-            text += f" Shaded: the {unit}s that the network sees."
+        if len(paths[0]) > seen:
+            text += f" Shaded grey: the {unit}s that the network sees."
         pictures.append(picture(ax, text))
     row, ax = best.row, new_axes(*_SIZE)
     plots.plot_weights(

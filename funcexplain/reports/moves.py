@@ -135,7 +135,7 @@ def describe_moves(
     order, size = moves.order, np.abs(moves.difference)
     named = [at for at in order if size[at] >= NAMED_SHARE * size[order[0]]][:MAX_NAMED]
     others = [at for at in order if at not in named]
-    parts = [_describe_move(moves, at, assets[at], ahead=ahead) for at in named]
+    parts = [_describe_move(moves, at, assets[at], at == named[0], ahead=ahead) for at in named]
     if ahead:
         when = f"over {next_of(moves.days, period)}"
     else:
@@ -153,14 +153,14 @@ def describe_moves(
     return f"{text}; {who} {verbs[1]} by at most {100 * size[others].max():.2f} points"
 
 
-def _describe_move(moves: PriceMoves, at: int, name: str, *, ahead: int) -> str:
+def _describe_move(moves: PriceMoves, at: int, name: str, first: bool, *, ahead: int) -> str:
     """The move of one asset; with its range over draws, and the move without shocks unless ahead."""
     move = float(moves.scenario[at])
     text = f"{name} {'falls' if move < 0 else 'rises'} by {format_percent(abs(move))}"
     notes = [] if ahead else [f"actually {format_signed(float(moves.actual[at]))}"]
     if moves.low is not None and moves.high is not None:
         low, high = (format_signed(float(bound[at])) for bound in (moves.low, moves.high))
-        notes.append(f"in 90% of the markets drawn {low} to {high}")
+        notes.append(f"{'in 90% of the markets drawn ' if first else ''}{low} to {high}")
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 

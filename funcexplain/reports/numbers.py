@@ -41,18 +41,29 @@ def format_points(share: float) -> str:
     return f"{100 * share:.2f} percentage points" if math.isfinite(share) else "an unknown amount"
 
 
-def format_chance(chance: float) -> str:
-    """A probability: percent down to 0.01 %, below that "1 in N".
+def format_chance(chance: float, smallest: float = 1e-4) -> str:
+    """A probability: percent down to the smallest, below that "1 in N".
 
     Example:
         >>> format_chance(0.25), format_chance(1e-5), format_chance(10**-9.3)
         ('25.00%', '1 in 100,000', '1 in 10^9.3')
     """
-    if chance >= 1e-4:
+    if chance >= smallest:
         return format_percent(chance)
     if chance <= 0.0:
         return "0.00%"
     return f"1 in {1 / chance:,.0f}" if chance > 1e-7 else f"1 in 10^{-math.log10(chance):.1f}"
+
+
+def format_interval(low: float, high: float) -> str:
+    """A range of probabilities, both in percent or both "1 in N" unless they are far apart.
+
+    Example:
+        >>> format_interval(0.0268, 0.033), format_interval(8e-5, 2e-4)
+        ('2.68% to 3.30%', '1 in 12,500 to 1 in 5,000')
+    """
+    smallest = 0.01 if 0.0 < low < 1e-4 else 1e-4
+    return f"{format_chance(low, smallest)} to {format_chance(high, smallest)}"
 
 
 def join(parts: Sequence[str]) -> str:

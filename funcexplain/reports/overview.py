@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from funcexplain.markets import scenarios
-from funcexplain.measures.metrics import Metrics
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots
+from funcexplain.reports.drawing import Array
 from funcexplain.reports.numbers import format_number
 from funcexplain.reports.page import picture
 from funcexplain.solutions.html import Html, element, table
@@ -26,7 +26,9 @@ MAX_LINES = 500
 _QUANTILES = {"minimum": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "maximum": 1.0}
 
 
-def change_size(solution: Solution, problem: Problem, metrics: Metrics) -> tuple[Tensor, str]:
+def change_size(
+    solution: Solution, problem: Problem, metrics: Mapping[str, Tensor]
+) -> tuple[Tensor, str]:
     """The size of every row's change, and its unit.
 
     Of a problem with a law it is the length of the shocks, ``|z|``: the smallest is the likeliest.
@@ -38,6 +40,16 @@ def change_size(solution: Solution, problem: Problem, metrics: Metrics) -> tuple
     if "rms_sigmas" in metrics:
         return metrics["rms_sigmas"].double(), "standard deviations"
     return metrics["l2"].double(), "units of the window"
+
+
+def main_assets(change: Array) -> Array:
+    """The asset with the largest share of the squared change of each window, ``(N, C, L, A) -> (N,)``.
+
+    Example:
+        >>> main_assets(np.array([[[[0.0, -2.0], [1.0, 0.0]]]]))
+        array([1])
+    """
+    return np.square(np.nan_to_num(change)).sum((1, 2)).argmax(1)
 
 
 def rank_rows(hit: Tensor, size: Tensor, error: Tensor) -> Tensor:
@@ -89,9 +101,10 @@ def overview(
         labels = [coords[dim][at] if dim in coords else str(at)
                   for dim, at in zip(solution.dims, index, strict=True)]  # fmt: skip
         lines.append([*labels, name, *numbers, count])
+    (_, searches), *summary = solution._summary()
     heads, first = [*solution.dims, "status", "largest miss", unit, "steps"], len(solution.dims)
     return [
-        table((), solution._summary(), numbers=(1,)),
+        table((), [("searches", searches), *summary], numbers=(1,)),
         table(
             ["over all answers", *_QUANTILES],
             ([name, *format_quantiles(values)] for name, values in spread),

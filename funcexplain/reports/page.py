@@ -38,7 +38,7 @@ p { margin: .4rem 0; }
   padding: .5rem .8rem; font-size: .9rem; }
 .card.bad { border-left-color: #D55E00; }
 .card.open { border-left-color: #8C8C8C; }
-.card h3 { color: #555; font-size: .85rem; font-weight: normal; margin: 0; }
+.card h2 { color: #555; font-size: .85rem; font-weight: normal; margin: 0; border: 0; padding: 0; }
 .card b { display: block; font-size: 1.05rem; }
 .pair { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
@@ -55,6 +55,18 @@ th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px soli
   vertical-align: top; overflow-wrap: normal; }
 td.number { white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+@media screen and (max-width: 30rem) {
+  body { padding: .8rem; font-size: 15px; line-height: 1.4; }
+  h1 { font-size: 1.15rem; }
+  .lead { font-size: 1rem; }
+  .cards { gap: .3rem; margin: .6rem 0; }
+  .card { padding: .25rem .6rem; font-size: .85rem; }
+  .card h2, .card b { display: inline; font-size: .95rem; }
+  .card b { margin-left: .4rem; }
+  .card p { margin: .1rem 0; }
+  .pair .scroll { margin: .3rem 0; }
+  .pair figcaption { display: none; }
+}
 @page { margin: 15mm; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; print-color-adjust: exact;
@@ -83,7 +95,7 @@ def picture(ax: Axes, caption: str) -> Html:
     figure.savefig(buffer, format="png", dpi=PIXELS)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = Html(f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">')
-    scrolled = element("div", image, class_="scroll")
+    scrolled = element("div", image, class_="scroll", tabindex="0")
     return element("figure", scrolled, element("figcaption", caption))
 
 
@@ -103,5 +115,6 @@ def page(title: str, *content: str) -> str:
         element("title", title),
         Html(f"<style>{_STYLE}</style>"),
     )
-    document = element("html", element("head", *head), element("body", *content), lang="en")
+    body = element("body", element("main", *content))
+    document = element("html", element("head", *head), body, lang="en")
     return f"<!DOCTYPE html>\n{document}\n"

@@ -54,6 +54,8 @@ def plot_overview(
     best: int | None = None,
     hit: Values | None = None,
     prices: tuple[Values, Values] | None = None,
+    fan: tuple[Values, Values] | None = None,
+    ahead: int = 0,
     unit: str = "standard deviations",
     period: str = DAY,
     title: str = "",
@@ -74,7 +76,9 @@ def plot_overview(
         dates: the days of the window.
         best: index of the row of the answer.
         hit: whether each row hit.
-        prices: actual and scenario, as in `plot_prices`; drawn in a row of their own.
+        prices: actual and scenario, as in `plot_prices`; drawn in a panel of their own.
+        fan: range of the prices.
+        ahead: number of days that are still to come.
         unit: name of the unit of ``scale``.
         period: of the prices.
         title: a headline.
@@ -116,8 +120,10 @@ def plot_overview(
     plot_cumulative(x, reference, scale=scale, assets=assets, ax=lower[0])
     plot_history(history, best=best, hit=hit, ax=lower[1])
     if prices is not None:
-        days = dates if dates is not None and len(dates) == np.shape(prices[0])[0] else None
-        plot_prices(*prices, assets=assets, dates=days, period=period, ax=figure.add_subplot(grid[2]))
+        count = np.shape(prices[0])[0]
+        days = None if dates is None or ahead or len(dates) < count else dates[-count:]
+        ax = figure.add_subplot(grid[2])
+        plot_prices(*prices, assets=assets, dates=days, fan=fan, ahead=ahead, period=period, ax=ax)
     if title:
         text = escape_dollars(fill(title, width=105))
         figure.suptitle(text, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")

@@ -54,11 +54,21 @@ def describe_question(
     if (more := len(parts) - MAX_NAMED) > 1:
         rest = f"{more} more goals" if target.ndim == 2 else f"given weights of {more} more assets"
         parts = [*parts[:MAX_NAMED], rest]
+    return ask(join(parts), day, ahead, period)
+
+
+def ask(wish: str, day: str = "", ahead: int = 0, period: str = DAY) -> str:
+    """The question for a portfolio in words.
+
+    Example:
+        >>> ask("no JPY", "2026-10-30", 10)
+        'What would have to happen over the next 10 trading days after 2026-10-30 for the network to ...'
+    """
     if ahead:
-        days = next_of(ahead, period)
-        return f"What would have to happen over {days} for the network to hold {join(parts)}?"
-    of_day = f" of {day}" if day else ""
-    return f"What would the market{of_day} have to look like for the network to hold {join(parts)}?"
+        begin = f"have to happen over {next_of(ahead, period)}{f' after {day}' if day else ''}"
+    else:
+        begin = f"the market{f' of {day}' if day else ''} have to look like"
+    return f"What would {begin} for the network to hold {wish}?"
 
 
 def _format_goal(row: Array, assets: Sequence[str]) -> str:

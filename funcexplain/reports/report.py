@@ -20,7 +20,7 @@ from funcexplain.engine.reach import Reach
 from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.measures.agreement import Agreement
 from funcexplain.measures.evaluate import evaluate
-from funcexplain.measures.metrics import Metrics
+from funcexplain.measures.metrics import DESCRIPTIONS, Metrics
 from funcexplain.problems.problem import Problem
 from funcexplain.reports import plots, wording
 from funcexplain.reports.answer import describe_answer
@@ -38,7 +38,7 @@ from funcexplain.reports.inputs import (
     price_paths,
 )
 from funcexplain.reports.moves import measure_moves, moves_table
-from funcexplain.reports.numbers import format_points
+from funcexplain.reports.numbers import format_percent, format_points
 from funcexplain.reports.origin import ATOL, DRAWS, NOISE, origin_table, setting_lines
 from funcexplain.reports.overview import (
     best_first,
@@ -61,7 +61,7 @@ from funcexplain.solutions.solution import Solution, Status
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
 DETAILED_ROWS = 3
-"""Number of answers of a grid that are shown with pictures."""
+"""Number of answers of a grid that are shown with tables of their own."""
 
 
 def report(
@@ -127,7 +127,7 @@ def report(
         groups: names of the assets in each group, whose total weights are drawn.
         today: weights held today, broadcastable to ``(*rows, A)``. Default: those at the reference.
         spread: bid-ask spread as a fraction of the price, for the cost of the trades.
-        models: parameters of other models, evaluated at each answer.
+        models: parameters of other models, evaluated at the best answer.
         probe: whether to evaluate the network at windows other than the references: under noise, and at
             every window of the history. If not, the report omits and lists what needs it.
         note: a warning for the reader, shown below the headline.
@@ -157,8 +157,9 @@ def report(
     made = setting_lines(settings)
     if isinstance(solution, Solution) and isinstance(problem, Problem):
         problem = repeat_for_draws(solution, problem)
-    noisy = DRAWS if probe else 0
-    metrics = _evaluate(solution, problem, history, scale=scale, models=models, draws=noisy)
+    # Of all rows only what orders and counts them, which is cheap; everything of the best one, below.
+    dated = history if scale is None else None
+    measured = _evaluate(solution, problem, dated, scale=scale, draws=0)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
@@ -167,11 +168,11 @@ def report(
         check_coords(coords or {}, solution),
     )
     prices_at = None if prices is None else price_paths(prices, solution)
-    size = change_size(solution, problem, metrics)
+    size = change_size(solution, problem, measured)
     rank = rank_rows(solution.hit, size[0], solution.error)
     order, series = best_first(rank), None
     if DATE in places:
-        series = collect_dates(solution, problem, places[DATE], rank, size[0], scale, probability)
+        series = collect_dates(solution, problem, places[DATE], rank, size, scale, probability)
         latest = tuple(map(int, np.unravel_index(series.rows[-1], solution.shape)))
         order = [latest, *(index for index in order if index != latest)]
 
@@ -206,6 +207,13 @@ def report(
         return Answer(index, one, row, pair, moves, reason, sentence)
 
     best = show(order[0])
+    metrics = _evaluate(
+        best.solution, asked, history, scale=scale, models=models, draws=DRAWS if probe else 0
+    )
+    everything = {name: value[order[0]] for name, value in measured.items()} | dict(metrics)
+    metrics = Metrics(
+        {name: everything[name] for name in DESCRIPTIONS if name in everything}, (), metrics.worst
+    )
     found = None
     if probe and history is not None:
         found = precedents(asked, history, torch.tensor(best.row.sigma), atol=ATOL)
@@ -224,7 +232,7 @@ def report(
     weights = (best.row.today, best.row.target, best.row.weights)
     content = [
         front_page(front),
-        *(dates_section(series, size[1], labels.assets) if series else []),
+        *(dates_section(series, labels.assets) if series else []),
         element("h2", "Prices and weights" if best.moves else "Weights"),
         *([moves_table(best.moves, labels.assets, ahead=ahead)] if best.moves else []),
         *trades_table(*weights, labels.weights, spread),
@@ -234,11 +242,13 @@ def report(
         content += draws_section(common, asked, best.solution, labels.assets, period)
     if reach is not None:
         content.append(details("How far the weights can go", *_reach(reach, best.row, labels)))
+    if agreement is not None:
+        content.append(details("Network by network", *_networks(agreement)))
     content += _behind(best, labels, found, known)
     for index in order[1:DETAILED_ROWS]:
         other = show(index)
         name = name_of_row(solution.dims, index, places)
-        content.append(details(f"Another answer: {name}", *_other(other, labels)))
+        content.append(details(f"Another answer: {name}", *_other(other, labels, spread)))
     if solution.dims:
         content.append(details("All answers", *overview(solution, problem, size, order, places)))
     else:
@@ -247,7 +257,7 @@ def report(
             details("The search", picture(losses, "Loss at each step, on a logarithmic scale."))
         )
     content += [
-        details("Measures", _measures_table(metrics, order[0])),
+        details("Measures", _measures_table(metrics, measured)),
         details("How it was made", origin_table(solution, problem, made, probe)),
     ]
     with replaced("report", file_path) as file:
@@ -271,6 +281,18 @@ def _reach(reach: tuple[float | Sequence[float], Reach], row: Row, labels: Label
     return [element("p", text), *pictures]
 
 
+def _networks(found: Agreement) -> list[Html]:
+    """Each network at the answer of the first one alone."""
+    values = zip(found.held.tolist(), found.error.tolist(), found.gap_closed.tolist(), strict=True)
+    lines = [
+        (str(number), "yes" if held else "no", format_points(error), format_percent(closed))
+        for number, (held, error, closed) in enumerate(values, start=1)
+    ]
+    heads = ("network", "holds the target", "misses it by", "share of its gap that is closed")
+    text = "Every network at the market that the first one alone needs."
+    return [element("p", text), table(heads, lines, (2, 3))]
+
+
 def _behind(
     best: Answer, labels: Labels, found: Precedents | None, known: Sequence[object] | None
 ) -> list[Html]:
@@ -292,14 +314,13 @@ def _behind(
     return content
 
 
-def _other(answer: Answer, labels: Labels) -> list[Html]:
-    """Another answer of a grid in detail."""
+def _other(answer: Answer, labels: Labels, spread: float | None) -> list[Html]:
+    """Another answer of a grid: in a sentence and two tables."""
     row = answer.row
-    weights = plots.plot_weights(row.today, row.target, row.weights, assets=labels.weights)
     return [
         element("p", answer.sentence),
-        picture(weights, "Weights today and reached, in percent."),
-        *row_pictures(row, labels),
+        *trades_table(row.today, row.target, row.weights, labels.weights, spread),
+        element("h3", "Largest changes"),
         changes_table(row, labels),
     ]
 
@@ -315,15 +336,17 @@ def _history(found: Precedents, dates: Sequence[object] | None, unit: str) -> li
     return [text, table(heads, lines, numbers=(1, 2))]
 
 
-def _measures_table(metrics: Metrics, index: tuple[int, ...]) -> Html:
-    """Every measure with its meaning; for a grid that of the best answer, and quantiles over all."""
+def _measures_table(metrics: Metrics, measured: Metrics) -> Html:
+    """Every measure of the best answer with its meaning; for a grid also quantiles over all."""
     heads = ["measure", "value", "meaning"]
-    if metrics.dims:
+    if measured.dims:
         heads[1:2] = ["best", "minimum", "median", "maximum"]
     lines = []
     for name, value in metrics.items():
-        quantiles = format_quantiles(value) if metrics.dims else []
-        cells = [format_number(value[index]), *(quantiles[at] for at in (0, 2, -1) if quantiles)]
+        cells = [format_number(value)]
+        if measured.dims:
+            quantiles = format_quantiles(measured[name]) if name in measured else [""] * 6
+            cells += [quantiles[at] for at in (0, 2, -1)]
         lines.append([name.replace("_", " "), *cells, metrics.descriptions[name]])
     return table(heads, lines, numbers=range(1, len(heads) - 1))
 

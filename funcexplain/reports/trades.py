@@ -14,14 +14,14 @@ from funcexplain.reports.pictures.weights import asset_bounds, plot_weights
 from funcexplain.solutions.html import Html, element, table
 
 
-def turnover(today: Array, reached: Array) -> float:
-    """The one-sided turnover from one portfolio to another, ``sum |reached - today| / 2``.
+def turnover_of(today: Array, reached: Array) -> Array:
+    """The one-sided turnover from portfolios ``(..., A)`` to others, ``sum |reached - today| / 2``.
 
     Example:
-        >>> turnover(np.array([0.75, 0.25]), np.array([0.5, 0.5]))
+        >>> float(turnover_of(np.array([0.75, 0.25]), np.array([0.5, 0.5])))
         0.25
     """
-    return float(np.abs(reached - today).sum()) / 2
+    return np.abs(reached - today).sum(-1) / 2
 
 
 def trades_table(
@@ -54,7 +54,7 @@ def trades_table(
         for at in order[:MAX_LINES]
     ]
     heads = ("asset", "today", "target", "reached", "trade, points")
-    moved = turnover(today, reached)
+    moved = float(turnover_of(today, reached))
     text = f"The turnover, half the sum of all trades, is {format_percent(moved)} of the portfolio."
     if spread is not None:
         cost = f"{1e4 * moved * spread:.1f} basis points"

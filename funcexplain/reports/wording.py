@@ -104,10 +104,7 @@ def unusual(
     if worst and worst["tail"] < 0.0:
         parts.append(statistic(worst, assets, unit))
     if not math.isnan(share := measured.get("rarity", math.nan)):
-        parts.append(
-            "By the statistic that the change makes most extreme, "
-            f"{format_percent(share)} of real paths were as extreme."
-        )
+        parts.append(f"{format_percent(share)} of real paths were as extreme in some way.")
     elif "rarity" in measured:
         parts.append("How rare its path is remains unknown: the history up to its date is too short.")
     if not estimated and not math.isnan(chance := measured.get("log10_chance", math.nan)):

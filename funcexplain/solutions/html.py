@@ -32,20 +32,16 @@ def _escape(text: str) -> str:
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Html:
-    """A table in a box that scrolls; the columns with these ``numbers`` are aligned to the right."""
+    """A table in a box that scrolls, also by keys; columns with these ``numbers`` are aligned right."""
 
-    def line(cells: Sequence[str], kind: str) -> Html:
-        return element(
-            "tr",
-            *(
-                element(kind, cell, **({"class_": "number"} if place in numbers else {}))
-                for place, cell in enumerate(cells)
-            ),
-        )
+    def line(cells: Sequence[str], kind: str, **scope: str) -> Html:
+        aligned = [{"class_": "number"} if place in numbers else {} for place in range(len(cells))]
+        parts = zip(cells, aligned, strict=True)
+        return element("tr", *(element(kind, cell, **scope, **more) for cell, more in parts))
 
-    head = [element("thead", line(heads, "th"))] if heads else []
+    head = [element("thead", line(heads, "th", scope="col"))] if heads else []
     body = element("tbody", *(line(cells, "td") for cells in lines))
-    return element("div", element("table", *head, body), class_="scroll")
+    return element("div", element("table", *head, body), class_="scroll", tabindex="0")
 
 
 def details(summary: str, *content: str) -> Html:

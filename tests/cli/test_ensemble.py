@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def test_an_answer_is_for_all_networks(
             torch.testing.assert_close(network(best.x[None])[0], best.weights[at], atol=1e-5, rtol=0)
     mean = best.weights.mean(0).tolist()
     assert answer["weights"] == pytest.approx(dict(zip(ASSETS, mean, strict=True)))
+    with (folder / "out" / "weights.csv").open() as file:
+        line = next(line for line in csv.DictReader(file) if line["best"] == "1")
+    assert [float(line[f"weight_{name}"]) for name in ASSETS] == pytest.approx(mean)
+    assert float(line["weight_1_OIL"]) == pytest.approx(float(best.weights[1, 1]))
     assert answer["agreement"]["reached"] is answer["agreement"]["held"][0] is True
     assert len(answer["agreement"]["gap_closed"]) == 2
     assert read_config(folder / "out" / "config.toml").network.members()[1].folder == ".."

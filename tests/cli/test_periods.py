@@ -10,9 +10,8 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
-from funcexplain.commands.printing import likelihood_sentence
 from funcexplain.reports import report
-from funcexplain.reports.cards import likely
+from funcexplain.reports.cards import likelihood_sentence, likely
 from tests.cli.test_why import answer, error_line
 from tests.cli.workplace import furnish, market, table, write
 

@@ -135,10 +135,10 @@ def test_a_log_gets_plain_lines() -> None:
 
 
 def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    solve(make_problem(), callback=fe.progress())
+    solve(make_problem(), callback=fe.progress(unit="searches"))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("1 of 1 rows done, hit ")
+    assert err.startswith("1 of 1 searches done, hit ")
 
 
 def test_a_terminal_gets_a_bar_for_every_search() -> None:

@@ -85,19 +85,19 @@ def test_groups_are_compared_piece_by_piece(pairs: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(stability, "_PAIRS", pairs)
     others = torch.cdist(points[kept], points[kept]) / 30**0.5
     torch.testing.assert_close(stability.diversity(points)[kept], others.sum(-1) / 7)
-    same = stability.agreement(points, 5)
+    same = stability.overlap(points, 5)
     assert same.isnan().tolist() == (~kept).tolist()
-    torch.testing.assert_close(same[kept], stability.agreement(points[kept], 5))
+    torch.testing.assert_close(same[kept], stability.overlap(points[kept], 5))
 
 
 def test_rows_without_others_have_nothing_to_be_compared_with() -> None:
     one = torch.ones(1, 4)
     assert stability.diversity(one).isnan().all()
     assert stability.spread(one).isnan()
-    assert stability.agreement(one, 2).isnan().all()
+    assert stability.overlap(one, 2).isnan().all()
     holed = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [3.0, 2.0]])
     assert stability.spread(holed) == stability.spread(holed[[0, 2]])
-    assert stability.agreement(holed, 1).isnan().tolist() == [False, True, False]
+    assert stability.overlap(holed, 1).isnan().tolist() == [False, True, False]
 
 
 def errors_by_hand(row: tuple[int, ...], x: torch.Tensor, **changed: Any) -> float:

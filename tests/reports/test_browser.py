@@ -95,7 +95,7 @@ def test_a_browser_shows_it(
     # Tables and pictures scroll by themselves; the page does not, and nothing hangs out of it.
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     beyond = "e => e.getBoundingClientRect().right > innerWidth"
-    assert page.evaluate(f"[...document.body.children].filter({beyond}).length") == 0
+    assert page.evaluate(f"[...document.querySelectorAll('main > *')].filter({beyond}).length") == 0
     page.close()
 
 

@@ -14,18 +14,20 @@ import funcexplain as fe
 from funcexplain.measures.draws import Bands, Moves
 from funcexplain.measures.stories import Stories
 from funcexplain.reports.draws import (
+    Common,
     answer_sentence,
     drivers_sentence,
     find_common,
     mixing_sentence,
     moves_sentence,
     share_of,
+    shocked_prices,
     stories_sentence,
 )
-from funcexplain.reports.plots import plot_fan, plot_shifts, plot_stories
+from funcexplain.reports.plots import plot_fan, plot_prices, plot_shifts, plot_stories
 from funcexplain.solutions.draws import Mixing
 from tests.measures.draws import exact_draws, question
-from tests.reports.pictures import assert_no_overlap, row_names
+from tests.reports.pictures import assert_no_overlap, legend_of, row_names
 
 LEVELS = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
 
@@ -164,6 +166,30 @@ def test_shares_of_chains_that_did_not_mix_are_called_rough(
     assert says in text
     assert ("rough" in text) == (says != "worth about 200 independent draws")
     assert mixing_sentence(None, 256) == ""
+
+
+def test_prices_of_all_shocked_days_have_the_range_of_the_draws() -> None:
+    bands = made_bands(3)  # of 16 days, the last eight of which are shocked
+    found = Common(60, bands, *[None] * 5)  # type: ignore[arg-type]
+    steps = bands.given[2].exp().numpy()
+    actual = np.exp(0.01 * np.random.default_rng(0).normal(size=(17, 3)).cumsum(0))
+    scenario = actual.copy()
+    scenario[-2:] *= 1.1  # an answer that moves only the last two
+    paths, fan = shocked_prices((actual, scenario), found)
+    assert fan is not None
+    assert len(paths[0]) == len(fan[0]) == 9
+    np.testing.assert_allclose(paths[0], actual[-9:])
+    for bound, level in zip(fan, (0, -1), strict=True):
+        np.testing.assert_allclose(bound[0], actual[-9])
+        np.testing.assert_allclose(bound[1:] / bound[0], bands.given[level, -8:].exp())
+    assert (fan[0][-1] <= actual[-9] * steps[-1]).all()
+    ax = plot_prices(*paths, assets=names(3), ahead=8, fan=fan)
+    assert len(ax.collections) == 3
+    assert "90% of draws" in legend_of(ax)
+    assert_no_overlap(ax)
+    alone, none = shocked_prices((actual, scenario), None)
+    assert (len(alone[0]), none) == (3, None)
+    assert shocked_prices((actual[-5:], scenario[-5:]), found)[1] is None  # too few days
 
 
 @pytest.mark.usefixtures("rough_pictures")

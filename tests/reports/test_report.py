@@ -212,8 +212,16 @@ def test_a_report_of_many_rows_is_small(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("funcexplain.reports.page.PIXELS", PIXELS)
     grid = fe.vmap(make_problem(), x0=x0s(1000))
     answers = fe.solve(grid, fe.levenberg_marquardt(), max_steps=3, atol=1e-3, history=False)
-    text = write(tmp_path / "many.html", answers, grid, history=None)
+    seen = []
+
+    def seen_evaluate(solution: Any, problem: Any, history: Any, **more: Any) -> Any:
+        seen.append((solution.shape, history is not None, more["draws"] > 0))
+        return fe.evaluate(solution, problem, history, **more)
+
+    monkeypatch.setattr("funcexplain.reports.report.evaluate", seen_evaluate)
+    text = write(tmp_path / "many.html", answers, grid)
     assert len(text) < 3_000_000
+    assert seen == [((1000,), False, False), ((), True, True)]  # all measures of the best one only
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import funcexplain as fe
 from funcexplain.reports.answer import describe_answer
 from funcexplain.reports.cards import likely, reached, why
-from funcexplain.reports.dates import Dates, describe_dates
+from funcexplain.reports.dates import Dates, describe_dates, describe_sizes
 from funcexplain.reports.moves import PriceMoves, describe_moves, measure_moves, moves_table
 from funcexplain.reports.reason import Reason, describe_reason, find_reason
-from funcexplain.reports.trades import trades_table, turnover
+from funcexplain.reports.trades import trades_table, turnover_of
 from tests.helpers import make_problem
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -86,9 +86,9 @@ def test_trades_lead_from_today_to_what_is_reached(seed: int) -> None:
         assert (held, wanted, got) == pytest.approx((today[at], target[at], reached_[at]), abs=6e-5)
         assert trade == pytest.approx(reached_[at] - today[at], abs=6e-5)
     shown = float(re.findall(PERCENT, sentence)[0].rstrip("%")) / 100
-    assert shown == pytest.approx(turnover(today, reached_), abs=6e-5)
+    assert shown == pytest.approx(turnover_of(today, reached_), abs=6e-5)
     cost = float(re.findall(r"([\d.]+) basis points", sentence)[0])
-    assert cost == pytest.approx(1e4 * 0.001 * turnover(today, reached_), abs=0.06)
+    assert cost == pytest.approx(1e4 * 0.001 * turnover_of(today, reached_), abs=0.06)
 
 
 @given(SEEDS)
@@ -177,3 +177,10 @@ def test_dates_are_counted(seed: int) -> None:
     counts = list(map(int, re.findall(r"\d+", text)))
     assert counts[:2] == [hit.sum(), 9]
     assert counts[2:] == ([already.sum()] if already.any() else [])
+    size = rng.random(9)
+    text = describe_sizes(Dates(names(9), blank, hit, already, blank, size, blank, None, "sigmas"))
+    changed = size[hit & ~already]
+    assert bool(text) == bool(len(changed))
+    if text:
+        shown = list(map(float, re.findall(r"\d\.\d\d", text)))
+        assert shown == pytest.approx([np.median(changed), changed.min(), changed.max()], abs=0.006)

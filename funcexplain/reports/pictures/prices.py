@@ -10,6 +10,7 @@ import numpy as np
 from funcexplain.markets.periods import DAY, unit_of
 from funcexplain.reports.drawing import (
     COLORS,
+    GREY,
     INK,
     PALE,
     Array,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NARROW = 450  # pixels
+_MOST_FANS = 3  # more ranges would cover each other
 
 
 def plot_prices(
@@ -39,6 +41,7 @@ def plot_prices(
     window: int = 0,
     ahead: int = 0,
     period: str = DAY,
+    fan: tuple[Values, Values] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Price paths of the assets that move most: actual, dashed, and in the scenario, solid.
@@ -56,6 +59,8 @@ def plot_prices(
         window: number of last days to shade, those that a network sees, if there are more.
         ahead: number of last days that are still to come; without ``dates``, day 0 is the one before.
         period: of the prices.
+        fan: lowest and highest prices of the middle 90 % of draws, which are shaded, ``(D, A)`` each;
+            then at most three assets are drawn.
         ax: axes to draw on. Default: those of a new figure.
 
     Returns:
@@ -77,9 +82,12 @@ def plot_prices(
             (("actual", actual), ("scenario", scenario))]  # fmt: skip
     if not all((table > 0).all() for table in pair):
         raise ValueError("plot_prices: prices must be positive; fe.scenarios.prices_of converts returns")
+    if fan is not None:
+        most = min(most, _MOST_FANS)
+        pair += [check_array("fan", bound, pair[0].shape) for bound in fan]
     distance = np.abs(np.log(pair[1] / pair[0])).max(axis=0)
     order = np.argsort(-distance, kind="stable")[:most]
-    before, after = (100.0 * table[:, order] / table[0, order] for table in pair)
+    before, after, *bounds = (100.0 * table[:, order] / table[0, order] for table in pair)
     ax = ax or new_axes(8.0, 4.0)
     base = "without shocks" if ahead else "actual"
     day = np.arange(days) - (days - 1) + ahead
@@ -87,9 +95,14 @@ def plot_prices(
         names = (base, "scenario") if place == 0 else ("_", "_")  # one entry each in the legend
         ax.plot(day, before[:, place], color=color, linewidth=1.3, dashes=(3, 2), label=names[0])
         ax.plot(day, after[:, place], color=color, linewidth=2.0, label=names[1])
+        if bounds:
+            low, high = (bound[:, place] for bound in bounds)
+            name = "90% of draws" if place == 0 else "_"
+            ax.fill_between(day, low, high, color=color, alpha=0.15, linewidth=0, label=name)
     if 0 < window < days:
         ax.axvspan(float(day[-window]), float(day[-1]), color=PALE, alpha=0.5, linewidth=0)
-    low, high = min(before.min(), after.min()), max(before.max(), after.max())
+    drawn = np.stack([before, after, *bounds])
+    low, high = drawn.min(), drawn.max()
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
     # A narrow figure has no room for more beside the legend.
@@ -111,6 +124,8 @@ def plot_prices(
     assert entries is not None
     for line in entries.get_lines():
         line.set_color(INK)  # the line style tells both apart; the color is the asset's
+    for patch in entries.get_patches():
+        patch.set_facecolor(GREY)
     return ax
 
 

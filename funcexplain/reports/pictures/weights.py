@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_NARROW = 550  # pixels
+
+
 def plot_weights(
     today: Values,
     target: Values,
@@ -98,7 +101,8 @@ def plot_weights(
     ax.set_xlim(left - margin, right + 2 * margin)
     if goals.ndim == 2:
         _bracket(ax, rows, lower, upper)
-    style_axes(ax, "Allocation", grid="x")
+    # Above the legend, which a narrow figure has no room beside.
+    style_axes(ax, "Allocation", 22.0 if ax.get_window_extent().width < _NARROW else 8.0, grid="x")
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel("weight in the portfolio, %")
