@@ -68,7 +68,8 @@ def sensitivity(
         atol: the tolerance of the answer.
 
     Returns:
-        The derivatives; NaN where the target is missed or the answer is not a closest one.
+        The derivatives; NaN where the target is missed or the answer is not a closest one, but for
+            instance a saddle point near which the search ended.
 
     Raises:
         TypeError, ValueError: if the solution does not answer the problem, ``params`` do not have the
@@ -141,8 +142,9 @@ def _derivatives(problem: Problem, z: Tensor, change: list[Tensor | None] | None
     with bound(problem.apply, args["params"]):
         count = measured(z, args).numel()
         size = count + (change is not None)
+        unknown = args["x0"].new_full((size, *args["x0"].shape), torch.nan)
         if at is None or not _residual(at).norm() <= _STATIONARY * at.change.norm():
-            return args["x0"].new_full((size, *args["x0"].shape), torch.nan)
+            return unknown
         bends = curvature(z, at.multipliers)
         refined = _refine(problem, z, at, bends, atol)
         if refined is not None:
@@ -154,6 +156,8 @@ def _derivatives(problem: Problem, z: Tensor, change: list[Tensor | None] | None
             steps = _along(measured, z, at.multipliers.to(z), args, change)
             pull[:, -1], shift[:, -1] = steps[0].flatten().to(WIDE), -steps[1].to(WIDE)
     moves = _solve(bends, at.jacobian[at.active], pull, shift[at.active]).to(z.dtype)
+    if moves.isnan().any():
+        return unknown
 
     def move(dz: Tensor) -> Tensor:
         return torch.func.jvp(lambda z: problem.decode(z, needed), (z,), (dz.view(z.shape),))[1]
@@ -215,15 +219,13 @@ def _along(
 def _solve(curvature: Tensor, jacobian: Tensor, pull: Tensor, shift: Tensor) -> Tensor:
     """Solve ``H dz - J' dy = pull`` and ``J dz = shift`` for ``dz``; rows of ``J`` may be dependent.
 
-    ``H + J'RJ`` is positive definite at a strict minimum if ``R`` is large, where ``H`` alone need not
-    be; the solution does not depend on ``R``.
+    ``dz`` is the shortest step to ``J dz = shift`` and one along the bounds, where ``H`` is positive
+    definite at a strict minimum; NaN where it is not.
     """
-    gram = jacobian @ jacobian.mT
-    scale = curvature.abs().sum(1).amax()
-    weight = 10.0 * scale * torch.linalg.pinv(gram, hermitian=True)
-    whole = curvature + jacobian.mT @ weight @ jacobian
-    right = torch.cat([pull + jacobian.mT @ weight @ shift, jacobian.mT], 1)
-    solved = torch.linalg.solve(whole, right)
-    free, response = solved[:, : pull.shape[1]], solved[:, pull.shape[1] :]
-    inner = torch.linalg.pinv(jacobian @ response, hermitian=True)
-    return free + response @ (inner @ (shift - jacobian @ free))
+    inverse = jacobian.mT @ torch.linalg.pinv(jacobian @ jacobian.mT, hermitian=True)
+    across = inverse @ jacobian
+    along = torch.eye(len(across), dtype=across.dtype, device=across.device) - across
+    factor, failed = torch.linalg.cholesky_ex(along @ curvature @ along + across)
+    shortest = inverse @ shift
+    rest = torch.cholesky_solve(along @ (pull - curvature @ shortest), factor)
+    return torch.where(failed == 0, shortest + along @ rest, torch.nan)

@@ -160,12 +160,14 @@ def main() -> None:
             problem = ask(network, history, ahead, day)
             held = problem.objective(problem.args["reference"], problem.args)[1].detach()
             order = held.argsort().tolist()
-            assets = order[len(order) // 2], order[-1]
+            assets = torch.tensor([order[len(order) // 2], order[-1]])
             begin = time.process_time()
-            found = fe.reach(problem, radius, measure=lambda w, assets=assets: w[[*assets]])
+            found = fe.reach(
+                problem, radius, measure=partial(torch.Tensor.index_select, dim=0, index=assets)
+            )
             spent = time.process_time() - begin
             for asset, sign, end in zip(
-                assets, (1.0, -1.0), (found.upper[0], found.lower[1]), strict=True
+                assets.tolist(), (1.0, -1.0), (found.upper[0], found.lower[1]), strict=True
             ):
                 begin = time.process_time()
                 best = best_of_restarts(problem, asset, sign, radius, given.restarts, given.max_steps)

@@ -181,3 +181,20 @@ def test_bad_arguments_are_refused() -> None:
         fe.sensitivity(solution, p, params=wrong)
     with pytest.raises(ValueError, match="sensitivity: atol must be"):
         fe.sensitivity(solution, p, atol=0.0)
+
+
+def test_a_saddle_point_has_none() -> None:
+    class Bowl(torch.nn.Module):
+        """The second weight grows along one entry, and with the square of another."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            grows = x[:, 0, 0, 0] + 2.0 * x[:, 0, 0, 1].square()
+            return torch.stack([-grows, grows], -1)
+
+    zero = torch.zeros(1, 1, 2, dtype=torch.float64)
+    problem = fe.problem(Bowl(), fe.targets.at_least(1, 1.0), zero, leverage=100.0)
+    start = zero + torch.tensor([1.0, 0.0], dtype=torch.float64)
+    saddle = fe.solve(fe.vmap(problem, x0=start[None]), max_steps=0)[0]
+    assert fe.sensitivity(saddle, problem).target.isnan().all()
+    flat = fe.problem(Bowl(), fe.targets.at_least(1, 0.1), zero, leverage=100.0)
+    assert_close(fe.sensitivity(fe.closest(flat), flat).target[0, 0, 0, 0], start[0, 0, 0], rtol=1e-6)

@@ -45,6 +45,20 @@ def test_prices_equal_differences_of_the_closest_market(sign: int) -> None:
     assert sign * expected > 0.0
 
 
+@pytest.mark.parametrize(("name", "asset", "more"), [("mlp_tanh", 2, 0.1), ("conv_no_norm", 1, 0.2)])
+def test_a_tolerance_finer_than_the_search_leaves_the_price(name: str, asset: int, more: float) -> None:
+    with torch.no_grad():
+        today = float(make_network(name).eval()(make_x0()[None])[0, asset])
+    problem = question(fe.targets.at_least(asset, today + more), name)
+    fine, rough = ((fe.closest(problem, atol=atol), atol) for atol in (1e-9, 1e-3))
+    assert fine[0].weights[asset] - today - more > 10.0 * fine[1]  # which is no more than rounding
+    prices = [fe.shadow_prices(solution, problem, atol=atol) for solution, atol in (fine, rough)]
+    assert_close(*prices, rtol=0.01)
+    change = fine[0].x - make_x0()
+    (move,) = fe.sensitivity(fine[0], problem, atol=fine[1]).target
+    assert_close((change * move).sum() / change.norm(), 100.0 * prices[0][0], rtol=0.01)
+
+
 def test_rows_misses_and_what_is_met_already() -> None:
     grid = fe.vmap(make_problem(), target=torch.stack([make_target(seed=seed) for seed in range(2)]))
     solution = fe.closest(grid)
