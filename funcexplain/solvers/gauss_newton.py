@@ -110,10 +110,8 @@ class LevenbergMarquardt(NamedTuple):
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
         zero = z.new_zeros((), dtype=WIDE)
         entries = torch.zeros_like(z).flatten().to(WIDE)
-        penalized, line = (
-            bool(problem.penalties or problem.costs),
-            unknown_linearization(problem, z, args),
-        )
+        penalized = bool(problem.penalties or problem.costs)
+        line = unknown_linearization(problem, z, args)
         return LevenbergMarquardtState(
             z=z,
             line=line,
@@ -133,11 +131,10 @@ class LevenbergMarquardt(NamedTuple):
         """
         carried: LevenbergMarquardtState = state.optimizer
         rows, line, penalty = state.status.ndim, linearize(problem, at, args), carried.penalty
-        gram, first = _gram(line), carried.merit.isnan()
+        gram, first, in_logs = _gram(line), carried.merit.isnan(), carried.in_logs
         # Both points at once: every operation costs microseconds, even on K numbers.
         points = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE)
         measured, nearest = points[::2], points[1::2]
-        in_logs = carried.in_logs
         if self.residual == "auto":
             lowest = points[:2].amin(-1)
             in_logs = torch.where(first, (lowest > 0.0).all(0), in_logs & ~(lowest[0] < -_FLOOR))
@@ -159,7 +156,9 @@ class LevenbergMarquardt(NamedTuple):
 
         judged = (state.z, line[:2], gram, penalty, merit, residuals[0], factors[0])
         known = (carried.z, carried.line[:2], *carried[2:4], best, residuals[1], factors[1])
-        z, values, gram, penalty, merit_here, r, factor = _choose(accepts, judged, known)
+        z, values, gram, penalty, merit_here, r, factor = optree.tree_map(
+            partial(where_rows, accepts), judged, known
+        )
         line = Linearization(*values, _choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
         misfit = r.square().sum(-1)
         penalized = misfit + penalty.value if penalty else misfit
@@ -195,19 +194,12 @@ class LevenbergMarquardt(NamedTuple):
         )
 
 
-def _choose(accepts: Tensor, judged: Any, known: Any) -> Any:
-    """What was judged where it is accepted, else what was known."""
-    if is_readable(accepts) and accepts.all():
-        return judged
-    return optree.tree_map(partial(where_rows, accepts), judged, known)
-
-
 def _choose_jacobian(accepts: Tensor, judged: Tensor, known: Tensor) -> Tensor:
-    """The same of Jacobians, most of a state: of rows, those that are rejected are written over."""
+    """What was judged where it is accepted, else what was known; rejected rows are written over."""
     if not accepts.ndim or not is_readable(accepts):
         return where_rows(accepts, judged, known)
     judged, rejected = judged.contiguous(), (~accepts).nonzero()[:, 0]
-    return judged.index_copy_(0, rejected, known[rejected])
+    return judged.index_copy_(0, rejected, known[rejected].to(judged.dtype))
 
 
 def _step(
