@@ -130,7 +130,9 @@ class PoolDriver:
             return
         pool, ended = self.pool, self.outputs.has_ended(self.pool.state) & self.pool.live
         staying = (pool.live & ~ended).nonzero()[:, 0]
-        leaving = pool if ended.all() else self.select(pool, ended.nonzero()[:, 0])
+        # An answer needs no state of the method, which may be most of it.
+        answers = pool._replace(state=pool.state._replace(optimizer=()))
+        leaving = answers if ended.all() else self.select(answers, ended.nonzero()[:, 0])
         if self.compiled and len(leaving.rows):
             failed = torch.tensor([row in self.outputs.exceptions for row in leaving.rows.tolist()])
             evaluated, wrong = self.evaluate_plainly(self.select(leaving, (~failed).nonzero()[:, 0]))

@@ -88,20 +88,20 @@ def solve_gram(gram: Tensor, r: Tensor, lam: Tensor, dtype: torch.dtype) -> tupl
     """Solve a model without penalties: ``y`` of its minimizer ``-J'y``, and the decrease by that step.
 
     Args:
-        gram: ``J J'``, ``(K, K)``.
-        r: residuals, ``(K,)``.
-        lam: damping.
+        gram: ``J J'``, ``(..., K, K)``.
+        r: residuals, ``(..., K)``.
+        lam: damping, ``(...)``.
         dtype: in which the Gram matrix was computed.
 
     Returns:
-        ``y`` ``(K,)``, and the decrease of the model without its damping.
+        ``y`` ``(..., K)``, and the decrease of the model without its damping.
     """
     eps = max(torch.finfo(dtype).eps, MINIMUM_SHIFT)
-    shift = eps * gram.diagonal().sum() + torch.finfo(WIDE).tiny
-    lam = torch.maximum(lam, shift)
-    y = _solve_shifted(gram / lam, r) / lam
-    moved = gram @ y
-    return y, 2.0 * (r @ moved) - moved.square().sum()
+    shift = eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + torch.finfo(WIDE).tiny
+    lam = torch.maximum(lam, shift).unsqueeze(-1)
+    y = _solve_shifted(gram / lam.unsqueeze(-1), r) / lam
+    moved = (gram @ y.unsqueeze(-1)).squeeze(-1)
+    return y, ((2.0 * r - moved) * moved).sum(-1)
 
 
 def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
@@ -214,7 +214,8 @@ def _shorten(model: Model, gradient: Tensor, step: Tensor) -> Tensor:
 def _solve_shifted(gram: Tensor, rhs: Tensor) -> Tensor:
     """``(gram + I)^-1 rhs``."""
     factor, failed = torch.linalg.cholesky_ex(
-        gram + torch.eye(len(rhs), dtype=gram.dtype, device=gram.device)
+        gram + torch.eye(rhs.shape[-1], dtype=gram.dtype, device=gram.device)
     )
+    solution = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
     # A system that cannot be factored gives no step, and the damping grows until one can be.
-    return torch.where(failed == 0, torch.cholesky_solve(rhs[:, None], factor)[:, 0], 0.0)
+    return torch.where((failed == 0).unsqueeze(-1), solution, 0.0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from funcexplain.solvers.damped_step import (
     minimize_within,
     solve_gram,
 )
-from funcexplain.solvers.gradient import make_objective
+from funcexplain.solvers.gradient import is_readable, make_objective, where_rows
 from funcexplain.solvers.jacobian import with_backward_jacobian, with_jacobian
 from funcexplain.solvers.state import (
     Advance,
@@ -101,17 +102,16 @@ class LevenbergMarquardt(NamedTuple):
         The best point is kept: a failed step returns to it.
         """
         del gradient
-        return bind_jacobian(
-            problem, stopping, partial(self._init, problem), partial(self._advance, problem)
-        )
+        init, advance = partial(self._init, problem), partial(self._advance, problem)
+        bound = bind_jacobian(problem, stopping, init, advance)
+        of_one = problem.penalties or problem.costs or problem.project is not identity
+        return bound._replace(advance_in_place=None if of_one else advance)
 
     def _init(self, problem: Problem, z: Tensor, args: Args) -> LevenbergMarquardtState:
         zero = z.new_zeros((), dtype=WIDE)
         entries = torch.zeros_like(z).flatten().to(WIDE)
-        penalized, line = (
-            bool(problem.penalties or problem.costs),
-            unknown_linearization(problem, z, args),
-        )
+        penalized = bool(problem.penalties or problem.costs)
+        line = unknown_linearization(problem, z, args)
         return LevenbergMarquardtState(
             z=z,
             line=line,
@@ -125,18 +125,22 @@ class LevenbergMarquardt(NamedTuple):
         )
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
+        """Judge the evaluated point, and step from the best: of one row, or of rows that lead.
+
+        Penalties and bounds are of one row alone.
+        """
         carried: LevenbergMarquardtState = state.optimizer
-        line, penalty = linearize(problem, at, args), carried.penalty
-        gram, first = _gram(line), carried.merit.isnan()
+        rows, line, penalty = state.status.ndim, linearize(problem, at, args), carried.penalty
+        gram, first, in_logs = _gram(line), carried.merit.isnan(), carried.in_logs
         # Both points at once: every operation costs microseconds, even on K numbers.
-        values = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE).view(2, 2, -1)
-        in_logs = carried.in_logs
+        points = torch.stack([*line[:2], *carried.line[:2]]).to(WIDE)
+        measured, nearest = points[::2], points[1::2]
         if self.residual == "auto":
-            lowest = values[0].amin(-1)
-            in_logs = torch.where(first, (lowest > 0.0).all(), in_logs & ~(lowest[0] < -_FLOOR))
-        residuals, factors = residuals_of(values[:, 0], values[:, 1], self.residual, in_logs)
+            lowest = points[:2].amin(-1)
+            in_logs = torch.where(first, (lowest > 0.0).all(0), in_logs & ~(lowest[0] < -_FLOOR))
+        residuals, factors = residuals_of(measured, nearest, self.residual, in_logs)
         merits = residuals.square().sum(-1)
-        usable = gram.sum()
+        usable = gram.flatten(rows).sum(-1)
         if carried.penalty:
             penalty = _penalty_terms(problem, state.z, args)
             merits = merits + torch.stack([penalty.value, carried.penalty.value])
@@ -150,18 +154,15 @@ class LevenbergMarquardt(NamedTuple):
         damping = carried.damping * torch.where(improves, fall, carried.nu)
         damping = torch.where(first, carried.damping, damping.clamp(_MINIMUM_DAMPING, _MAXIMUM_DAMPING))
 
-        z = torch.where(accepts, state.z, carried.z)
-        line = Linearization(
-            *(torch.where(accepts, *pair) for pair in zip(line, carried.line, strict=True))
+        judged = (state.z, line[:2], gram, penalty, merit, residuals[0], factors[0])
+        known = (carried.z, carried.line[:2], *carried[2:4], best, residuals[1], factors[1])
+        z, values, gram, penalty, merit_here, r, factor = optree.tree_map(
+            partial(where_rows, accepts), judged, known
         )
-        if penalty:
-            pairs = zip(penalty, carried.penalty, strict=True)
-            penalty = PenaltyTerms(*(torch.where(accepts, *pair) for pair in pairs))
-        r, factor = (torch.where(accepts, new, old) for new, old in (residuals, factors))
-        gram, merit_here = torch.where(accepts, gram, carried.gram), torch.where(accepts, merit, best)
-        misfit = r.square().sum()
+        line = Linearization(*values, _choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
+        misfit = r.square().sum(-1)
         penalized = misfit + penalty.value if penalty else misfit
-        lam = damping * penalized / z.numel()
+        lam = damping * penalized / z.flatten(rows).shape[-1]
         if penalty or problem.project is not identity:
             none = torch.zeros_like(lam)
             terms = penalty or PenaltyTerms(none, none, none)
@@ -169,18 +170,19 @@ class LevenbergMarquardt(NamedTuple):
             gaps = _gaps(problem, line, args, self.residual, in_logs) if penalty else None
             following, grads, predicted, ends = _step(problem, args, z, model, gaps, merit_here)
         else:
-            y, predicted = solve_gram(gram.to(WIDE) * factor[:, None] * factor, r, lam, gram.dtype)
-            along = (torch.stack([-y, 2.0 * r]) * factor).to(gram.dtype)
-            step, grads = along @ line.jacobian.to(gram.dtype)
+            scaled = gram.to(WIDE) * factor.unsqueeze(-1) * factor.unsqueeze(-2)
+            y, predicted = solve_gram(scaled, r, lam, gram.dtype)
+            along = (torch.stack([-y, 2.0 * r], -2) * factor.unsqueeze(-2)).to(gram.dtype)
+            step, grads = (along @ line.jacobian.to(gram.dtype)).unbind(-2)
             following = z + step.to(z.dtype).view(z.shape)
-            moved = (following - z).abs().sum()
+            moved = (following - z).flatten(rows).abs().sum(-1)
             ends = (predicted <= _MINIMUM_REDUCTION * merit_here) | (moved == 0.0)
         ends = ends | (damping >= _MAXIMUM_DAMPING)
-        count = len(r)
+        count = r.shape[-1]
         value, best = (merits / count).to(z.dtype)
         nu = torch.where(accepts, 2.0, 2.0 * carried.nu)
         return Advance(
-            z=torch.where(ends, state.z, following),
+            z=where_rows(ends, state.z, following),
             carried=LevenbergMarquardtState(
                 *(z, line, gram, penalty, merit_here, predicted, damping, nu, in_logs)
             ),
@@ -188,8 +190,16 @@ class LevenbergMarquardt(NamedTuple):
             value=torch.where(value.isfinite() | first, value, best),
             best=torch.where(first, torch.nan, best),
             loss=(misfit / count).to(z.dtype),
-            grads=torch.where(ends, 0.0, grads / count).to(z.dtype).view(z.shape),
+            grads=where_rows(ends, torch.zeros_like(z), (grads / count).to(z.dtype).view(z.shape)),
         )
+
+
+def _choose_jacobian(accepts: Tensor, judged: Tensor, known: Tensor) -> Tensor:
+    """What was judged where it is accepted, else what was known; rejected rows are written over."""
+    if not accepts.ndim or not is_readable(accepts):
+        return where_rows(accepts, judged, known)
+    judged, rejected = judged.contiguous(), (~accepts).nonzero()[:, 0]
+    return judged.index_copy_(0, rejected, known[rejected].to(judged.dtype))
 
 
 def _step(
@@ -299,8 +309,10 @@ def measure_of(problem: Problem) -> Callable[[Tensor, Args], Tensor]:
 
 def linearize(problem: Problem, at: Evaluation, args: Args) -> Linearization:
     """The linearization of an evaluation."""
+    rows = at.value.ndim
     measured, nearest = problem.criterion.compare(at.weights, args["target"])
-    return Linearization(measured.flatten(), nearest.flatten(), at.slopes)
+    nearest = nearest.expand_as(measured)  # rows may share a target
+    return Linearization(measured.flatten(rows), nearest.flatten(rows), at.slopes)
 
 
 def unknown_linearization(problem: Problem, z: Tensor, args: Args) -> Linearization:
@@ -364,7 +376,7 @@ def _reach_bounds(model: Model, gaps: Gaps) -> Model:
 def residuals_of(
     measured: Tensor, nearest: Tensor, kind: Residual, in_logs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Residuals ``f(m) - f(n)`` and their slopes ``f'(m)``, in the shape and dtype of ``m``."""
+    """Residuals ``f(m) - f(n)`` and their slopes ``f'(m)``, in shape ``(..., K)`` and dtype of ``m``."""
     plain, none = measured - nearest, torch.ones_like(measured)
     if kind == "weights":
         return plain, none
@@ -372,13 +384,14 @@ def residuals_of(
     if kind == "sqrt":
         return 2.0 * (m.sqrt() - n.sqrt()), (measured >= 0.0) / m.sqrt()
     logarithmic = m.log() - n.log(), (measured >= 0.0) / m
+    in_logs = in_logs.unsqueeze(-1)
     return torch.where(in_logs, logarithmic[0], plain), torch.where(in_logs, logarithmic[1], none)
 
 
 def _gram(line: Linearization) -> Tensor:
     """The Jacobian times its transpose, in float32 at least."""
     jacobian = line.jacobian.to(torch.promote_types(line.jacobian.dtype, torch.float32))
-    return jacobian @ jacobian.T
+    return jacobian @ jacobian.mT
 
 
 def project_flat(problem: Problem, z: Tensor, args: Args, point: Tensor) -> Tensor:

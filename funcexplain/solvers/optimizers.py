@@ -196,7 +196,9 @@ def _move(
     nu = state.nu.mul_(b2).addcmul_(grads, grads, value=1.0 - b2)
     root = nu.sqrt() if eps > 0.0 else (nu + torch.finfo(nu.dtype).tiny).sqrt_()
     # Both corrections change the step size and eps, and no entry of a window.
-    first, last = map(int, num_updates.aminmax()) if is_readable(num_updates) else (0, 1)
+    first, last = 0, 1
+    if is_readable(num_updates):
+        first, last = map(int, num_updates.aminmax() if num_updates.ndim else (num_updates,) * 2)
     if first == last:
         root_correction = math.sqrt(1.0 - b2**first)
         step_size = lr * root_correction / (1.0 - b1**first)

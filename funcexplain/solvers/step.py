@@ -178,7 +178,7 @@ def take(
             f"method: advance must keep the shape and dtype of z {tuple(state.z.shape)} "
             f"{state.z.dtype}, got {tuple(advanced.z.shape)} {advanced.z.dtype}"
         )
-    kept_hits = torch.zeros_like(error, dtype=torch.bool)
+    kept_hits = None
     if bound.stopping.settles and atol is not None:
         known = bound.problem.criterion.error(state.kept.weights, args["target"], rows, atol)
         kept_hits = known <= atol
@@ -190,7 +190,7 @@ def decide_in_tensors(
     stopping: Stopping,
     state: State,
     error: Tensor,
-    kept_hits: Tensor,
+    kept_hits: Tensor | None,
     evaluation: Evaluation,
     advance: Advance,
 ) -> tuple[State, Info]:
@@ -200,7 +200,7 @@ def decide_in_tensors(
         stopping: when the search ends.
         state: of one row, or of a batch that leads with its rows.
         error: largest distance from the target.
-        kept_hits: whether the kept point hits, where a hit must settle; else False.
+        kept_hits: whether the kept point hits, where a hit must settle; else None.
         evaluation: of ``state.z``.
         advance: the method's reaction to it.
 
@@ -231,7 +231,7 @@ def decide_in_tensors(
             stalled = stalled & ~(advance.z != state.z).flatten(rows).any(-1)
         if isinstance(trend, Trend) and stopping.patience is not None:
             stalled = stalled | (trend.waited >= stopping.patience)
-        if stopping.settles:
+        if kept_hits is not None:
             hit = (hit | kept_hits) & stalled
         # The later line overrules the earlier.
         verdict = torch.where(stalled, int(Status.STALLED), status)
@@ -245,7 +245,7 @@ def decide_in_tensors(
     if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
         return following, info  # nothing is held, so skip the passes over memory
     lower = value < advance.best
-    if stopping.settles:  # the hit of lowest value
+    if kept_hits is not None:  # the hit of lowest value
         better: bool | Tensor = (here_hits & ~kept_hits) | ((here_hits | ~kept_hits) & lower)
     else:
         better = here_hits | lower if stopping.keep == "best" else True
@@ -265,7 +265,7 @@ def decide_in_numbers(
     stopping: Stopping,
     state: State,
     error: Tensor,
-    kept_hits: Tensor,
+    kept_hits: Tensor | None,
     evaluation: Evaluation,
     advance: Advance,
 ) -> tuple[State, Info]:
@@ -281,7 +281,7 @@ def decide_in_numbers(
     slope, finite = float(grad_norm), math.isfinite(value)
     # In the tensor's own precision, as for many rows.
     hit = finite and atol is not None and bool(error <= atol)
-    kept_hit = settles and bool(kept_hits)
+    kept_hit = kept_hits is not None and bool(kept_hits)
     better = keep == "last" or (hit and not kept_hit) or (value < advance.best and hit >= kept_hit)
     if (finite and better) or advance.best.isnan():
         kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
