@@ -74,7 +74,7 @@ def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str
     Example:
         >>> reason = Reason(0, np.array([0.2, -0.2]), np.array([[0.15, 0.05], [-0.15, -0.05]]), 0.0)
         >>> describe_reason(reason, ["NOK", "JPY"])
-        'Of the +20.00 points that NOK changes by, the data of NOK bring +15.00 and those of JPY +5.00.'
+        'Against the market without shocks, NOK changes by +20.00 points: the data of NOK bring +15.00 ...'
     """
     row, main = reason.parts[reason.main], (weights or assets)[reason.main]
     order = np.argsort(-np.abs(row), kind="stable")[:MAX_NAMED]
@@ -82,9 +82,9 @@ def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str
     parts[0] = f"the data of {assets[order[0]]} bring {100 * row[order[0]]:+.2f}"
     if len(row) > len(parts):
         parts.append(f"those of all others {100 * (row.sum() - row[order].sum()):+.2f}")
-    return (
-        f"Of the {100 * reason.change[reason.main]:+.2f} points that {main} changes by, {join(parts)}."
-    )
+    # Not against today: ahead, the weights move without any shock.
+    change = f"{main} changes by {100 * reason.change[reason.main]:+.2f} points"
+    return f"Against the market without shocks, {change}: {join(parts)}."
 
 
 def reason_table(reason: Reason, assets: Sequence[str], weights: Sequence[str]) -> list[Html]:
