@@ -154,12 +154,11 @@ class LevenbergMarquardt(NamedTuple):
         damping = carried.damping * torch.where(improves, fall, carried.nu)
         damping = torch.where(first, carried.damping, damping.clamp(_MINIMUM_DAMPING, _MAXIMUM_DAMPING))
 
-        judged = (state.z, line[:2], gram, penalty, merit, residuals[0], factors[0])
-        known = (carried.z, carried.line[:2], *carried[2:4], best, residuals[1], factors[1])
-        z, values, gram, penalty, merit_here, r, factor = optree.tree_map(
-            partial(where_rows, accepts), judged, known
-        )
-        line = Linearization(*values, _choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
+        judged: Any = (state.z, line[:2], gram, penalty, merit, residuals[0], factors[0])
+        known: Any = (carried.z, carried.line[:2], *carried[2:4], best, residuals[1], factors[1])
+        chosen: Any = optree.tree_map(partial(where_rows, accepts), judged, known)
+        z, (m, n), gram, penalty, merit_here, r, factor = chosen
+        line = Linearization(m, n, _choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
         misfit = r.square().sum(-1)
         penalized = misfit + penalty.value if penalty else misfit
         lam = damping * penalized / z.flatten(rows).shape[-1]
