@@ -245,7 +245,8 @@ def report(
     if agreement is not None:
         content.append(details("Network by network", *_networks(agreement)))
     content += _behind(best, labels, found, known)
-    for index in order[1:DETAILED_ROWS]:
+    # What holds without a change needs no other answer, unless to another date.
+    for index in order[1:DETAILED_ROWS] if series or not best.row.met else []:
         other = show(index)
         name = name_of_row(solution.dims, index, places)
         content.append(details(f"Another answer: {name}", *_other(other, labels, spread)))

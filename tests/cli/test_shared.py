@@ -72,7 +72,7 @@ def test_workers_find_and_keep_the_same_answers(
     os.rename(folder / "out", folder / "alone")
     path = config(folder, module, **whole)
     assert main(["run", path, "--workers", "1"]) == 0
-    assert "9 of 9 rows done, hit 100%, 1 workers" in capsys.readouterr().err
+    assert "9 of 9 searches done, hit 100%, 1 workers" in capsys.readouterr().err
     out = folder / "out"
     assert_answers(out, folder / "alone")
     found = json.loads((out / "summary.json").read_text())
@@ -160,7 +160,7 @@ def test_workers_of_dask(place: tuple[Path, str], capsys: pytest.CaptureFixture[
     settings = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**settings) as cluster:
         assert main(["run", path, "--dask", cluster.scheduler_address]) == 0
-    assert "9 of 9 rows done, hit 100%, 1 workers" in capsys.readouterr().err
+    assert "9 of 9 searches done, hit 100%, 1 workers" in capsys.readouterr().err
     assert_answers(folder / "out", folder / "alone")
 
 
