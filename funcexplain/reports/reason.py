@@ -74,7 +74,7 @@ def describe_reason(reason: Reason, assets: Sequence[str], weights: Sequence[str
     Example:
         >>> reason = Reason(0, np.array([0.2, -0.2]), np.array([[0.15, 0.05], [-0.15, -0.05]]), 0.0)
         >>> describe_reason(reason, ["NOK", "JPY"])
-        'Against the market without shocks, NOK changes by +20.00 points: the data of NOK bring +15.00 ...'
+        'Against the market without shocks, NOK changes by +20.00 points: the data of NOK ...'
     """
     row, main = reason.parts[reason.main], (weights or assets)[reason.main]
     order = np.argsort(-np.abs(row), kind="stable")[:MAX_NAMED]
