@@ -157,16 +157,19 @@ def report(
     made = setting_lines(settings)
     if isinstance(solution, Solution) and isinstance(problem, Problem):
         problem = repeat_for_draws(solution, problem)
-    # Of all rows only what orders and counts them, which is cheap; everything of the best one, below.
-    dated = history if scale is None else None
-    measured = _evaluate(solution, problem, dated, scale=scale, draws=0)
+    entire: dict[str, Any] = {"scale": scale, "models": models, "draws": DRAWS if probe else 0}
+    if isinstance(solution, Solution) and solution.dims:
+        # Of all rows only what orders and counts them; everything of the best one, below. Without a
+        # scale, that takes the history up to the date of each.
+        dated = history if scale is None else None
+        measured = _evaluate(solution, problem, dated, scale=scale, draws=0)
+    else:
+        measured = _evaluate(solution, problem, history, **entire)
     window, assets = solution.sample.x.shape[-3:], assets or problem.assets
     names = check_labels("report", window, assets=assets, channels=channels, dates=dates)
     known = check_history_dates(history_dates, history)
-    labels, places = (
-        complete_labels(names, solution, problem, period),
-        check_coords(coords or {}, solution),
-    )
+    labels = complete_labels(names, solution, problem, period)
+    places = check_coords(coords or {}, solution)
     prices_at = None if prices is None else price_paths(prices, solution)
     size = change_size(solution, problem, measured)
     rank = rank_rows(solution.hit, size[0], solution.error)
@@ -207,13 +210,12 @@ def report(
         return Answer(index, one, row, pair, moves, reason, sentence)
 
     best = show(order[0])
-    metrics = _evaluate(
-        best.solution, asked, history, scale=scale, models=models, draws=DRAWS if probe else 0
-    )
-    everything = {name: value[order[0]] for name, value in measured.items()} | dict(metrics)
-    metrics = Metrics(
-        {name: everything[name] for name in DESCRIPTIONS if name in everything}, (), metrics.worst
-    )
+    metrics = measured
+    if solution.dims:
+        of_best = _evaluate(best.solution, asked, history, **entire)
+        values = {name: value[order[0]] for name, value in measured.items()} | dict(of_best)
+        values = {name: values[name] for name in DESCRIPTIONS if name in values}
+        metrics = Metrics(values, (), of_best.worst)
     found = None
     if probe and history is not None:
         found = precedents(asked, history, torch.tensor(best.row.sigma), atol=ATOL)
