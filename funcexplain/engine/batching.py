@@ -22,6 +22,7 @@ from funcexplain.engine.compiled import Origin, defaults, tensors_of
 from funcexplain.engine.execution import Rows
 from funcexplain.networks.network import Network
 from funcexplain.problems.grid import map_rows, mapped_dims, varying_dims
+from funcexplain.problems.losses import ROWWISE
 from funcexplain.problems.problem import Args, Problem, identity
 from funcexplain.solvers.gradient import Scored, where_finite, with_bound_network
 from funcexplain.solvers.state import (
@@ -194,7 +195,16 @@ def _batched_score(grid: Problem, dims: dict[str, int | None], samples: bool) ->
     if not samples:
         return map_rows(grid.evaluate, 0, dims)
     network, score = cast(Network, grid.apply), map_rows(grid.score, 0, 0, dims)
+    if grid.loss in ROWWISE and not grid.penalties:
+        score = partial(_score_rows, grid)  # which spares the mapping, a tenth of a step of few rows
     return lambda x, args: score(network.samples(args["params"], x), x, args)
+
+
+def _score_rows(grid: Problem, weights: Tensor, x: Tensor, args: Args) -> Scored:
+    """`Problem.score` of rows, of which one was tried alone."""
+    del x
+    loss = grid.loss(*grid.criterion.compare(weights, args["target"]))
+    return loss, (loss, weights)
 
 
 def _decode_rows(grid: Problem, dims: dict[str, int | None]) -> Callable[[Tensor, Args], Tensor]:

@@ -1,9 +1,10 @@
 """Losses: distance of an allocation from the target, ``(weights, target) -> scalar``.
 
 Each is a pure function of two allocations of shape ``(A,)``, the network's and the one to reach, with a
-scalar value. Following the conventions of their fields, `mse`, `mae` and `huber` average over assets;
-`kl`, `js` and `cross_entropy` sum, and need non-negative allocations. Logarithms clamp weights to the
-dtype's smallest normal number, so that a weight of exactly zero has a large but finite cost.
+scalar value; of allocations that lead with rows, with a value for each. Following the conventions of
+their fields, `mse`, `mae` and `huber` average over assets; `kl`, `js` and `cross_entropy` sum, and need
+non-negative allocations. Logarithms clamp weights to the dtype's smallest normal number, so that a
+weight of exactly zero has a large but finite cost.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def mse(weights: Tensor, target: Tensor) -> Tensor:
         >>> mse(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
         tensor(0.2500)
     """
-    return (weights - target).square().mean()
+    return (weights - target).square().mean(-1)
 
 
 def mae(weights: Tensor, target: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def mae(weights: Tensor, target: Tensor) -> Tensor:
         >>> mae(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
         tensor(0.5000)
     """
-    return (weights - target).abs().mean()
+    return (weights - target).abs().mean(-1)
 
 
 def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
@@ -64,7 +65,7 @@ def huber(weights: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     distance = (weights - target).abs()
     square = 0.5 * distance.square()
     line = delta * (distance - 0.5 * delta)
-    return torch.where(distance <= delta, square, line).mean()
+    return torch.where(distance <= delta, square, line).mean(-1)
 
 
 def kl(weights: Tensor, target: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def kl(weights: Tensor, target: Tensor) -> Tensor:
         S. Kullback, R. A. Leibler (1951), On Information and Sufficiency,
         https://doi.org/10.1214/aoms/1177729694
     """
-    return (torch.xlogy(target, target) - torch.xlogy(target, _clamp_positive(weights))).sum()
+    return (torch.xlogy(target, target) - torch.xlogy(target, _clamp_positive(weights))).sum(-1)
 
 
 def js(weights: Tensor, target: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def js(weights: Tensor, target: Tensor) -> Tensor:
     from_target = torch.xlogy(target, target) - target * middle
     # weights * log(weights) has an infinite slope at zero; the clamp keeps it finite.
     from_weights = weights * (_clamp_positive(weights).log() - middle)
-    return 0.5 * (from_target + from_weights).sum()
+    return 0.5 * (from_target + from_weights).sum(-1)
 
 
 def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def cross_entropy(weights: Tensor, target: Tensor) -> Tensor:
         >>> cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
         tensor(0.6931)
     """
-    return -torch.xlogy(target, _clamp_positive(weights)).sum()
+    return -torch.xlogy(target, _clamp_positive(weights)).sum(-1)
 
 
 def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
@@ -132,8 +133,12 @@ def cosine_distance(weights: Tensor, target: Tensor) -> Tensor:
         >>> cosine_distance(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
         tensor(1.)
     """
-    return 1.0 - torch.nn.functional.cosine_similarity(weights, target, dim=0, eps=1e-8)
+    return 1.0 - torch.nn.functional.cosine_similarity(weights, target, dim=-1, eps=1e-8)
 
 
 def _clamp_positive(weights: Tensor) -> Tensor:
     return weights.clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+ROWWISE = (mse, mae, huber, kl, js, cross_entropy, cosine_distance)
+"""Losses that need no mapping to take rows."""

@@ -100,15 +100,15 @@ def make_step(
 def make_plain_step(
     problem: Problem, method: Method, stopping: Stopping, *, pure: bool = True
 ) -> tuple[Init, Step]:
-    """Make the step of one question that no transform maps: one plain backward pass, Python's numbers.
+    """Make the step of one question that no transform maps: with one plain backward pass.
 
-    It costs half of the pure step, supports networks that torch.func rejects, and must not be called
-    again once the search has ended. Without ``pure``, it may overwrite the method's part of a state.
+    It costs half of the pure step and supports networks that torch.func rejects. Without ``pure``, it
+    may overwrite the method's part of a state.
     """
     bound = bind(method, problem, stopping)
     evaluate = with_bound_network(problem, bound.backward(make_objective(problem)))
     advance = bound.advance if pure else bound.advance_in_place or bound.advance
-    return partial(begin, bound), partial(take, bound, evaluate, advance, in_numbers=True)
+    return partial(begin, bound), partial(take, bound, evaluate, advance)
 
 
 def bind(
@@ -151,8 +151,6 @@ def take(
     advance: Callable[[State, Args, Evaluation], Advance],
     state: State,
     args: Args,
-    *,
-    in_numbers: bool = False,
 ) -> tuple[State, Info]:
     """Take one step: evaluate, advance, decide.
 
@@ -162,7 +160,6 @@ def take(
         advance: its advance, of the same rows.
         state: of one row, or of a batch that leads with its rows.
         args: data of the same rows.
-        in_numbers: whether to decide with Python's numbers, for one question outside of transforms.
 
     Returns:
         The next state and what to report.
@@ -182,11 +179,10 @@ def take(
     if bound.stopping.settles and atol is not None:
         known = bound.problem.criterion.error(state.kept.weights, args["target"], rows, atol)
         kept_hits = known <= atol
-    decide = decide_in_numbers if in_numbers else decide_in_tensors
     return decide(bound.stopping, state, error, kept_hits, evaluation, advanced)
 
 
-def decide_in_tensors(
+def decide(
     stopping: Stopping,
     state: State,
     error: Tensor,
@@ -207,22 +203,25 @@ def decide_in_tensors(
     Returns:
         The next state and what to report.
     """
-    value, rows, going = advance.value, state.status.ndim, state.status == Status.MAX_STEPS
-    if rows and stopping.keep == "last" and stopping.atol is not None and is_readable(going):
-        norms = torch.linalg.vector_norm(advance.grads.flatten(rows), dim=-1)
-        if going.all() and _moves_on(stopping.atol, value, norms, error) and not state.trend:
-            here = Iterate(state.z, value, evaluation.loss, evaluation.weights)
-            following = State(advance.z, advance.carried, here, state.status, state.num_steps + 1, ())
-            return following, Info(advance.loss, value, norms, error)
-    grad_norm = _norm(advance.grads, rows)
-    info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
-    finite = value.isfinite()
-    here_hits = hit = finite & (error <= (-1.0 if stopping.atol is None else stopping.atol))
-    trend = state.trend
+    value, rows, trend = advance.value, state.status.ndim, state.trend
+    here = Iterate(state.z, value, evaluation.loss, evaluation.weights)
     if isinstance(trend, Trend):
         improved = ~(value >= trend.minimum - stopping.rtol * trend.minimum.abs())
         waited = torch.where(improved, 0, trend.waited + 1)
         trend = Trend(torch.where(improved, value, trend.minimum), waited)
+    following = State(advance.z, advance.carried, here, state.status, state.num_steps + 1, trend)
+    grad_norm = torch.linalg.vector_norm(advance.grads.flatten(rows), dim=-1)
+    if (
+        kept_hits is None
+        and is_readable(value)
+        and _all_move_on(stopping, following, advance, grad_norm, error)
+    ):
+        return following, Info(advance.loss, value, grad_norm, error)
+
+    going, grad_norm = state.status == Status.MAX_STEPS, _norm(advance.grads, rows)
+    info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
+    finite = value.isfinite()
+    here_hits = hit = finite & (error <= (-1.0 if stopping.atol is None else stopping.atol))
     status = state.status
     if stopping.atol is not None:
         # An update of zero alone may be that of a schedule, or of a bound that is pushed against.
@@ -239,12 +238,7 @@ def decide_in_tensors(
         verdict = torch.where(hit, int(Status.HIT), verdict)
         status = torch.where(going, verdict, status)
 
-    here = Iterate(state.z, value, evaluation.loss, evaluation.weights)
-    moves = status == Status.MAX_STEPS
-    following = State(advance.z, advance.carried, here, status, state.num_steps + moves, trend)
-    if stopping.keep == "last" and stopping.atol is not None and is_readable(moves) and moves.all():
-        return following, info  # nothing is held, so skip the passes over memory
-    lower = value < advance.best
+    moves, lower = status == Status.MAX_STEPS, value < advance.best
     if kept_hits is not None:  # the hit of lowest value
         better: bool | Tensor = (here_hits & ~kept_hits) | ((here_hits | ~kept_hits) & lower)
     else:
@@ -252,58 +246,29 @@ def decide_in_tensors(
     replaces = going & ((finite & better) | advance.best.isnan())
     earlier = state.kept._replace(value=advance.best)
     kept = Iterate(*(where_rows(replaces, *pair) for pair in zip(here, earlier, strict=True)))
-    return following._replace(z=where_rows(moves, advance.z, state.z), kept=kept), info
+    z, num_steps = where_rows(moves, advance.z, state.z), state.num_steps + moves
+    return following._replace(z=z, kept=kept, status=status, num_steps=num_steps), info
 
 
-def _moves_on(atol: float, value: Tensor, norms: Tensor, error: Tensor) -> bool:
-    """Whether every row continues: finite, with a gradient, and not within ``atol``."""
-    low, high = map(float, norms.aminmax())  # NaN is neither above zero nor below infinity
-    return low > 0.0 and high < math.inf and math.isfinite(value.sum()) and bool(error.min() > atol)
+def _all_move_on(
+    stopping: Stopping, following: State, advance: Advance, norms: Tensor, error: Tensor
+) -> bool:
+    """Whether every row keeps its point and moves on, as in most steps.
 
-
-def decide_in_numbers(
-    stopping: Stopping,
-    state: State,
-    error: Tensor,
-    kept_hits: Tensor | None,
-    evaluation: Evaluation,
-    advance: Advance,
-) -> tuple[State, Info]:
-    """The same decisions with Python's ``if``, for one question that no transform maps.
-
-    Every tensor operation costs microseconds, even on a scalar: those of `decide_in_tensors` would take
-    a third of a step. A state that has ended must not be stepped again.
+    What holds single rows would cost more than the rest of a step of few rows.
     """
-    atol, keep, patience, rtol, settles = stopping
-    value = advance.value
-    grad_norm = _norm(advance.grads)
-    info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)
-    slope, finite = float(grad_norm), math.isfinite(value)
-    # In the tensor's own precision, as for many rows.
-    hit = finite and atol is not None and bool(error <= atol)
-    kept_hit = kept_hits is not None and bool(kept_hits)
-    better = keep == "last" or (hit and not kept_hit) or (value < advance.best and hit >= kept_hit)
-    if (finite and better) or advance.best.isnan():
-        kept = Iterate(state.z, value, evaluation.loss, evaluation.weights)
-    else:
-        kept = state.kept._replace(value=advance.best)
-    trend, patient = state.trend, True
-    if isinstance(trend, Trend) and patience is not None:
-        improved = not value >= trend.minimum - rtol * trend.minimum.abs()
-        trend = Trend(value, trend.waited * 0) if improved else trend._replace(waited=trend.waited + 1)
-        patient = int(trend.waited) < patience
-    goes_on = patient and (slope != 0.0 or not torch.equal(advance.z, state.z))
-    if (hit or kept_hit) and not (settles and goes_on):
-        end = Status.HIT
-    elif atol is not None and not (finite and math.isfinite(slope)):
-        end = Status.NONFINITE
-    elif atol is None or goes_on:
-        z, carried = advance.z, advance.carried
-        return State(z, carried, kept, state.status, state.num_steps + 1, trend), info
-    else:
-        end = Status.STALLED
-    status = torch.full_like(state.status, int(end))
-    return state._replace(kept=kept, status=status, trend=trend), info
+    value, trend = advance.value, following.trend
+    low, high, total = norms, norms, value
+    if norms.ndim:
+        (low, high), total, error = norms.aminmax(), value.sum(), error.amin()
+    return (
+        # NaN is neither above zero nor below infinity.
+        (float(low) > 0.0 and float(high) < math.inf and math.isfinite(total))
+        and (stopping.atol is None or bool(error > stopping.atol))
+        and bool((following.status == Status.MAX_STEPS).all())
+        and (stopping.keep == "last" or not bool((value >= advance.best).any()))
+        and not (isinstance(trend, Trend) and bool((trend.waited >= stopping.patience).any()))
+    )
 
 
 def status_at_end(problem: Problem, stopping: Stopping, state: State, target: Tensor) -> Tensor:
