@@ -44,16 +44,15 @@ class Outputs:
         for name in ("loss", "history", "error"):
             setattr(self, name, getattr(self, name).to(kept.loss.dtype))
 
-    def record(self, rows: Tensor, begun: Tensor, losses: list[Tensor]) -> None:
-        """Write the losses ``(B,)`` of some steps of rows that had taken ``begun`` steps before."""
-        if not losses or not self.history.shape[1]:
+    def record(self, rows: Tensor, begun: Tensor, losses: Tensor) -> None:
+        """Write the losses ``(B, steps)`` of rows that had taken ``begun`` steps before."""
+        if not self.history.shape[1]:
             return
-        steps = begun[:, None] + torch.arange(len(losses), device=rows.device)
+        steps = begun[:, None] + torch.arange(losses.shape[1], device=rows.device)
         places = steps // self.every
         kept = (steps % self.every == 0) & (places < self.history.shape[1])
         numbers = rows[:, None].expand_as(steps)
-        values = torch.stack(losses, dim=1).to(self.history.dtype)
-        self.history[numbers[kept], places[kept]] = values[kept]
+        self.history[numbers[kept], places[kept]] = losses[kept].to(self.history.dtype)
 
     def write(self, rows: Tensor, state: State, x: Tensor, target: Tensor) -> None:
         """Write the answers ``x`` of rows; those that have not ended are INTERRUPTED."""

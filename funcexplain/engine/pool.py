@@ -209,7 +209,8 @@ class PoolDriver:
         try:
             iterate(step, self.pool.state, args, calls, ends)
         finally:
-            self.outputs.record(rows[live], begun, [loss[live] for loss in losses])
+            if losses:
+                self.outputs.record(rows[live], begun, torch.stack(losses, dim=1)[live])
         # The median: a machine that pauses for a second does not make a short search look long.
         seconds = [after - before for before, after in pairwise(times)]
         self.seconds_per_step = statistics.median(seconds) * len(seconds) / len(losses)

@@ -72,6 +72,19 @@ class Reporter(Protocol):
         ...
 
 
+class AsBatch:
+    """Shows a callback one row as a batch of one, as it sees a grid."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def __call__(self, state: State, info: Info) -> None:
+        """Call the callback with a batch of one."""
+        both: Any = (state, info)
+        batch: Any = optree.tree_map(lambda leaf: leaf[None], both)
+        self._callback(*batch)
+
+
 class FirstRow:
     """Shows a callback the first row of a batch, for one question that is solved as a grid of one."""
 

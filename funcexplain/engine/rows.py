@@ -11,11 +11,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
@@ -36,16 +35,16 @@ from funcexplain.engine.execution import Execution
 from funcexplain.engine.memory import ChunkSizes, choose_chunk_size, reuse_blocks
 from funcexplain.engine.outputs import Outputs
 from funcexplain.engine.pool import PoolDriver, tree_map
-from funcexplain.engine.progress import Callback, Meter, Reporter
+from funcexplain.engine.progress import AsBatch, Meter, Reporter
 from funcexplain.engine.trial import choose_way, try_rows
 from funcexplain.networks.checks import is_out_of_memory
 from funcexplain.networks.network import Network, bound, raise_pending, set_seed
 from funcexplain.networks.rounding import agree, coarsest_eps
 from funcexplain.networks.trial import reads_values
-from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows
+from funcexplain.problems.grid import by_model, map_rows, mapped_dims, take_rows, varying_dims
 from funcexplain.problems.problem import Args, Problem
 from funcexplain.solutions.solution import Solution, Status
-from funcexplain.solvers.state import Info, Method, State, Stopping
+from funcexplain.solvers.state import Method, State, Stopping
 
 ROWS_PER_MODEL = 64
 """Rows from which on a model of an ensemble gets batches of its own (docs/benchmarks.md)."""
@@ -156,7 +155,8 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
 
     reason = "some of them depend on others in a batch"
     try:
-        driver.run()
+        with _bound(driver.grid, driver.grid.args):
+            driver.run()
     except FailsAtStartError:
         raise
     except Exception as error:
@@ -188,7 +188,7 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
         _logger.warning(message)
     callback = search.execution.callback
     if callback is not None:
-        execution = execution._replace(callback=_AsBatch(callback))
+        execution = execution._replace(callback=AsBatch(callback))
     if meter:
         meter.begin(chunk_size=1)
     counted = outputs.status != Status.INTERRUPTED
@@ -209,20 +209,14 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
             meter.add(1, int(outputs.status[number] == Status.HIT))
 
 
+def _bound(grid: Problem, args: Args) -> AbstractContextManager[None]:
+    """Keep the parameters in the network, if rows share them."""
+    varies = varying_dims(grid.dims, "params")
+    return nullcontext() if varies else bound(grid.apply, args["params"])
+
+
 def _quiet(execution: Execution) -> Execution:
     return execution._replace(callback=None)
-
-
-class _AsBatch:
-    """Shows a callback one row as a batch of one, as it sees a grid."""
-
-    def __init__(self, callback: Callback) -> None:
-        self._callback = callback
-
-    def __call__(self, state: State, info: Info) -> None:
-        both: Any = (state, info)
-        batch: Any = optree.tree_map(lambda leaf: leaf[None], both)
-        self._callback(*batch)
 
 
 def _slowdown(grid: Problem, rows: Tensor) -> str:
@@ -366,7 +360,7 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     dims = mapped_dims(grid.dims, needed)
     known = rows[outputs.weights[rows].flatten(1).isfinite().all(1)]
     alone = list[Tensor | None]()
-    with bound(apply, needed["params"]) if dims["params"] is None else nullcontext():
+    with _bound(grid, needed):
         for number in known:
             raise_pending()
             one = needed

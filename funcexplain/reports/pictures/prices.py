@@ -105,10 +105,11 @@ def plot_prices(
     low, high = drawn.min(), drawn.max()
     margin = 0.05 * ((high - low) or 1.0)
     ax.set_ylim(low - margin, high + margin)
-    # A narrow figure has no room for more beside the legend.
-    hidden = len(assets) > len(order) and ax.get_window_extent().width > _NARROW
+    # A narrow figure has no room for a title beside the legend.
+    narrow = ax.get_window_extent().width <= _NARROW
+    hidden = len(assets) > len(order) and not narrow
     title = f"Prices of the {len(order)} assets that move most" if hidden else "Prices"
-    style_axes(ax, title, y="price, first day = 100", grid="both")
+    style_axes(ax, title, 22.0 if narrow else 8.0, y="price, first day = 100", grid="both")
     _name_ends(
         ax, day[-1], after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin
     )
