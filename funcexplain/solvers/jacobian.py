@@ -16,7 +16,9 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +31,8 @@ from funcexplain.solvers.gradient import is_readable
 from funcexplain.solvers.state import Evaluate, Evaluation, Objective
 
 Measure = Callable[[Tensor, Args], Tensor]
+# From measured values, search points and directions to the pullback of each direction.
+Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Evaluations from one check of a Jacobian's structure to the next; the first one is checked.
 _CHECK_EVERY = 4
 # Weights below this count as zero, so that no direction overflows.
@@ -82,12 +86,12 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
         >>> with_backward_jacobian(fn, lambda weights, args: weights)(torch.ones(3, 2), {}).slopes.shape
         torch.Size([3, 2, 2])
     """
-    maps: bool | None = None  # whether directions share a reverse pass, once that was tried
+    way: Pull | None = None  # how directions share a reverse pass, once that was tried
     columns: bool | None = None  # whether each asset is scored from its own column, likewise
     count = 0
 
     def evaluate(z: Tensor, args: Args) -> Evaluation:
-        nonlocal maps, columns, count
+        nonlocal way, columns, count
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value, (loss, weights) = objective(z, args)
@@ -103,7 +107,7 @@ def with_backward_jacobian(objective: Objective, measure: Measure) -> Evaluate:
             directions = torch.eye(measured.shape[-1], device=measured.device).to(measured)
             if rows:
                 directions = directions[:, None].expand(-1, *measured.shape)
-            jacobian, maps = _pull_back(measured, z, directions, maps)
+            jacobian, way = _pull_back(measured, z, directions, way)
             slopes = jacobian.flatten(rows + 1).movedim(0, rows)
         return Evaluation(value.detach(), loss.detach(), weights.detach(), slopes)
 
@@ -183,31 +187,46 @@ def _unmix(pulled: Tensor, factor: Tensor) -> Tensor:
 
 
 def _pull_back(
-    measured: Tensor, z: Tensor, directions: Tensor, maps: bool | None
-) -> tuple[Tensor, bool | None]:
-    """The pullback of each direction, and whether they can share a pass.
+    measured: Tensor, z: Tensor, directions: Tensor, way: Pull | None
+) -> tuple[Tensor, Pull | None]:
+    """The pullback of each direction, and the way that it took, once ways were tried.
 
-    A pass of several directions is mapped. It is compared with a plain one of a combination before it is
-    believed; a custom function that cannot be mapped, or not correctly, has a pass for each direction.
+    Directions share a pass by the rules of ``torch.func.vmap``; where an operation has none, by torch's
+    older rules, which cost less then. A shared pass is compared with a plain one of a combination
+    before it is believed; a custom function that cannot be mapped, or not correctly, has a pass for each
+    direction.
     """
     if not measured.requires_grad:  # the network ignores its input, or cuts the graph
-        return z.detach().new_zeros(len(directions), *z.shape), maps
-
-    def pull(direction: Tensor, batched: bool = False) -> Tensor:
-        return slope(measured, z, direction, batched=batched, retain_graph=True)
-
-    if maps is not False:
+        return z.detach().new_zeros(len(directions), *z.shape), way
+    tries = way is None and is_readable(measured)
+    for shared in (_pull_by_rules, _pull_by_older_rules) if tries else (way or _pull_by_older_rules,):
         try:
-            jacobian = pull(directions, batched=True)
-            if maps is None and is_readable(jacobian):
-                # Not of equal parts: the weights of a portfolio always sum to one.
-                numbers = torch.arange(len(directions), device=measured.device)
-                parts = numbers.to(measured).cos().view(-1, *[1] * measured.ndim)
-                combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)
-                maps = agree(combined, pull((parts * directions).sum(0)))
-            if maps is not False:
-                return jacobian, maps
+            if not tries:
+                return shared(measured, z, directions), way
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always")
+                jacobian = shared(measured, z, directions)
+            # Not of equal parts: the weights of a portfolio always sum to one.
+            numbers = torch.arange(len(directions), device=measured.device)
+            parts = numbers.to(measured).cos().view(-1, *[1] * measured.ndim)
+            combined = (parts.view(-1, *[1] * z.ndim) * jacobian).sum(0)
+            plain = slope(measured, z, (parts * directions).sum(0), retain_graph=True)
+            # An operation without a rule runs row by row, with a warning.
+            if agree(combined, plain) and not (noted and shared is _pull_by_rules):
+                return jacobian, shared
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-    return torch.stack([pull(direction) for direction in directions]), False
+    return _pull_one_by_one(measured, z, directions), _pull_one_by_one
+
+
+def _pull_by_rules(measured: Tensor, z: Tensor, directions: Tensor) -> Tensor:
+    return torch.func.vmap(partial(slope, measured, z, retain_graph=True))(directions)
+
+
+def _pull_by_older_rules(measured: Tensor, z: Tensor, directions: Tensor) -> Tensor:
+    return slope(measured, z, directions, batched=True, retain_graph=True)
+
+
+def _pull_one_by_one(measured: Tensor, z: Tensor, directions: Tensor) -> Tensor:
+    return torch.stack([slope(measured, z, each, retain_graph=True) for each in directions])

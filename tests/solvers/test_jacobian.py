@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +14,14 @@ import funcexplain as fe
 from funcexplain.markets.features import features
 from funcexplain.solvers.gauss_newton import measure_of
 from funcexplain.solvers.gradient import make_objective
-from funcexplain.solvers.jacobian import column_jacobian, with_backward_jacobian, with_jacobian
+from funcexplain.solvers.jacobian import (
+    _pull_back,
+    _pull_by_rules,
+    _pull_one_by_one,
+    column_jacobian,
+    with_backward_jacobian,
+    with_jacobian,
+)
 from tests.catalogue.entry import build
 from tests.helpers import NETWORKS, SHAPE, assert_close, make_network, params
 from tests.laws.test_every_way import CATALOGUE
@@ -139,3 +150,42 @@ def test_answers_are_those_of_full_jacobians(rows: int, monkeypatch: pytest.Monk
     assert ours.hit.all()
     assert torch.equal(ours.num_steps, full.num_steps)
     assert_close(ours.x, full.x, rtol=1e-6)
+
+
+class Crossed(nn.Module):
+    """A layer over the days of each asset, then scores that interact."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scores = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, channels, days, assets = x.shape
+        columns = x.permute(0, 3, 1, 2).reshape(-1, channels, days)
+        if isinstance(self.layer, nn.LSTM):
+            columns = self.layer(columns.mT)[0].mT
+        else:
+            columns = self.layer(columns)
+        return (
+            self.scores(columns.mean(-1).reshape(rows, -1)).reshape(rows, assets, -1).sum(-1).softmax(-1)
+        )
+
+
+@pytest.mark.parametrize("make", [partial(nn.Conv1d, 2, 2, 3), partial(nn.LSTM, 2, 2, batch_first=True)])
+def test_directions_share_a_pass_without_a_warning(make: Any) -> None:
+    torch.manual_seed(0)
+    layer = make()
+    network = Crossed(layer).eval().requires_grad_(False)
+    z = draw(3, 2, 5, 4).float().requires_grad_()
+    weights = network(z)
+    directions = torch.eye(4)[:, None].expand(-1, 3, -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, way = _pull_back(weights, z, directions, None)
+        again, same = _pull_back(weights, z, directions, way)
+    assert_close(found, _pull_one_by_one(weights, z, directions), rtol=1e-4, atol=1e-7)
+    assert_close(found, again, rtol=0.0, atol=0.0)
+    assert same is way is not _pull_one_by_one
+    if isinstance(layer, nn.Conv1d):
+        assert way is _pull_by_rules
