@@ -34,8 +34,9 @@ def market(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = {"training_steps": 20, "max_steps": 300, "num_starts": 2}
-    monkeypatch.setattr(run_demo, "__kwdefaults__", {**run_demo.__kwdefaults__, **defaults})
+    defaults = run_demo.__kwdefaults__ or {}
+    for name, value in {"training_steps": 20, "max_steps": 300, "num_starts": 2}.items():
+        monkeypatch.setitem(defaults, name, value)
     monkeypatch.setattr(demo, "DRAWS", 8)
     monkeypatch.setattr(demo, "SAMPLES", 1000)
     monkeypatch.setattr(fe, "probability", partial(fe.probability, num_samples=1000))
