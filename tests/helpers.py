@@ -366,6 +366,16 @@ def params(catalogue: Iterable[str]) -> Any:
     return [pytest.param(name, id=name) for name in catalogue]
 
 
+def pairs(longer: Iterable[str], shorter: Iterable[str], each: int = 2) -> Any:
+    """Pairs of names of two catalogues that act apart: not all, but each with several of the other."""
+    others = list(shorter)
+    return [
+        pytest.param(name, others[(place + turn) % len(others)])
+        for place, name in enumerate(longer)
+        for turn in range(each)
+    ]
+
+
 def clone_args(args: dict[str, Any]) -> dict[str, Any]:
     """A deep copy of a problem's data."""
     return copy.deepcopy(args)

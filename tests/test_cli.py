@@ -3,8 +3,8 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +15,6 @@ from funcexplain.cli import main, parse_target
 from funcexplain.commands import demo
 from funcexplain.commands.allocation import fill_target
 from funcexplain.commands.demo import run_demo
-
-QUICK: dict[str, Any] = {"training_steps": 20, "max_steps": 300, "num_starts": 2}
 
 
 @pytest.fixture
@@ -32,6 +30,16 @@ def market(tmp_path: Path) -> Path:
     path = tmp_path / "market.csv"
     path.write_text("\n".join(lines))
     return path
+
+
+@pytest.fixture
+def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = run_demo.__kwdefaults__ or {}
+    for name, value in {"training_steps": 20, "max_steps": 300, "num_starts": 2}.items():
+        monkeypatch.setitem(defaults, name, value)
+    monkeypatch.setattr(demo, "DRAWS", 8)
+    monkeypatch.setattr(demo, "SAMPLES", 1000)
+    monkeypatch.setattr(fe, "probability", partial(fe.probability, num_samples=1000))
 
 
 def error_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -148,7 +156,7 @@ def test_fill_target_keeps_the_proportions_of_today() -> None:
     )
 
 
-@pytest.mark.usefixtures("rough_pictures")
+@pytest.mark.usefixtures("rough_pictures", "quick_demo")
 def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = market.parent / "deep" / "folder"
     argv = ["demo", "--data", str(market), "--target", "OIL=50%", "--seed", "1", "--out", str(out)]
@@ -157,7 +165,7 @@ def test_command_runs_the_demo(market: Path, capsys: pytest.CaptureFixture[str])
     assert "for the network to hold at least 50% OIL?" in shown
     assert "The network holds the target" in shown
     assert shown.rstrip().endswith(f"Picture: {out / 'overview.png'}")
-    assert "In 128 markets drawn at which the target holds, " in shown or "No market could be" in shown
+    assert "In 8 markets drawn at which the target holds, " in shown or "No market could be" in shown
     assert (f"Fan: {out / 'fan.png'}" in shown) == (out / "fan.png").exists()
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 
@@ -188,25 +196,22 @@ def test_demo_hits_its_default_target(tmp_path: Path) -> None:
     assert text.count("+10 ") >= 1
 
 
-@pytest.mark.usefixtures("rough_pictures")
-def test_seed_determines_the_demo(market: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "DRAWS", 8)
-    monkeypatch.setattr(demo, "SAMPLES", 1000)
-
+@pytest.mark.usefixtures("rough_pictures", "quick_demo")
+def test_seed_determines_the_demo(market: Path) -> None:
     def answer(seed: int) -> torch.Tensor:
-        return run_demo(market, seed=seed, out=market.parent, print_line=lambda line: None, **QUICK).x
+        return run_demo(market, seed=seed, out=market.parent, print_line=lambda line: None).x
 
     first = answer(3)
     assert torch.equal(first, answer(3))
     assert not torch.equal(first, answer(4))
 
 
-@pytest.mark.usefixtures("rough_pictures")
+@pytest.mark.usefixtures("rough_pictures", "quick_demo")
 def test_demo_answers_a_target_that_already_holds(market: Path) -> None:
     """Nothing has to happen, and nothing is said to change."""
     lines: list[str] = []
     # A softmax holds a little of everything.
-    solution = run_demo(market, {"OIL": 5e-4}, out=market.parent, print_line=lines.append, **QUICK)
+    solution = run_demo(market, {"OIL": 5e-4}, out=market.parent, print_line=lines.append)
     assert solution.hit
     assert solution.num_steps == 0
     assert not solution.z.any()

@@ -7,9 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 
 import funcexplain as fe
 from funcexplain.cli import main
-from funcexplain.commands import run as commands
 from tests.cli.workplace import furnish, table, write
 
 ROOT = Path(__file__).parents[2]
@@ -61,16 +58,21 @@ def assert_answers(got: Path, wanted: Path) -> None:
         assert one[key] == other[key]
 
 
+@pytest.fixture
+def _in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a thread of this process be the worker: another process imports for longer than it solves."""
+    monkeypatch.setattr(fe.clusters, "processes", lambda workers: lambda: ThreadPoolExecutor(workers))
+
+
 @pytest.mark.cluster
 @pytest.mark.usefixtures("rough_pictures")
 def test_workers_find_and_keep_the_same_answers(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
-    whole: dict[str, Any] = {"output": {"report": True, "picture": True}}
-    assert main(["run", config(folder, module, **whole), "--quiet"]) == 0
+    assert main(["run", config(folder, module), "--quiet"]) == 0
     os.rename(folder / "out", folder / "alone")
-    path = config(folder, module, **whole)
+    path = config(folder, module, output={"report": True, "picture": True})
     assert main(["run", path, "--workers", "1"]) == 0
     assert "9 of 9 searches done, hit 100%, 1 workers" in capsys.readouterr().err
     out = folder / "out"
@@ -90,19 +92,23 @@ def test_workers_find_and_keep_the_same_answers(
 
 
 @pytest.mark.cluster
-def test_stdout_is_json_even_if_a_worker_prints(place: tuple[Path, str]) -> None:
+def test_stdout_is_json_even_if_a_worker_prints(
+    place: tuple[Path, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, module = place
-    command = [sys.executable, "-m", "funcexplain", "run", config(folder, module, "Loud"), "--json"]
-    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout)["searches"] == 9
-    assert "forward!" in done.stderr
+    main(["run", config(folder, module, "Loud"), "--json", "--workers", "1"])
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["searches"] == 9
+    assert "forward!" in shown.err
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_in_a_terminal(place: tuple[Path, str], times: int) -> None:
+def test_ctrl_c_in_a_terminal(
+    place: tuple[Path, str], times: int, request: pytest.FixtureRequest
+) -> None:
     folder, module = place
-    path = config(folder, module, "Held", method={**SHARED["method"], "starts": {"number": 100}})
+    path = config(folder, module, "Held", method={**SHARED["method"], "starts": {"number": 50}})
     os.mkfifo(folder / "hold")
     command = [sys.executable, "-m", "funcexplain", "run", path, "--workers", "1"]
     with subprocess.Popen(
@@ -123,16 +129,16 @@ def test_ctrl_c_in_a_terminal(place: tuple[Path, str], times: int) -> None:
     assert "Traceback" not in rest
     assert rest.splitlines()[-1].startswith("funcexplain: interrupted")
     answered = int(fe.clusters.open(folder / "out" / "answers").hit.sum())
-    assert answered in ([64, 128] if times == 1 else [0])  # the chunks in flight, of 300
-    assert f"{answered} of 300 searches are answered" in rest or times == 2
+    assert answered in ([64, 128] if times == 1 else [0])  # the chunks in flight, of 150
+    assert f"{answered} of 150 searches are answered" in rest or times == 2
     assert not (folder / "out" / "summary.json").exists()
     assert main(["report", "out"]) == 2
     if times == 1:
+        request.getfixturevalue("_in_a_thread")
         assert main(["run", path, "--workers", "1", "--quiet"]) == 0
 
 
-@pytest.mark.cluster
-@pytest.mark.usefixtures("rough_pictures")
+@pytest.mark.usefixtures("rough_pictures", "_in_a_thread")
 def test_failed_searches_are_reported_and_the_rest_is_written(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,22 +207,11 @@ def test_bad_executors(
     assert message in line
 
 
-def in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a thread of this process be the worker."""
-
-    @contextmanager
-    def executor(*_: Any) -> Iterator[ThreadPoolExecutor]:
-        with ThreadPoolExecutor(1) as pool:
-            yield pool
-
-    monkeypatch.setattr(commands, "search_executor", executor)
-
-
+@pytest.mark.usefixtures("_in_a_thread")
 def test_a_change_that_is_accepted(
     place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, module = place
-    in_a_thread(monkeypatch)
     words = ["run", config(folder, module), "--quiet", "--workers", "1"]
     assert main(words) == 0
     monkeypatch.setattr(fe, "__version__", "0.0.9")
@@ -229,9 +224,9 @@ def test_a_change_that_is_accepted(
     assert record.changes == {"versions.funcexplain": ("0.1.0", "0.0.9")}
 
 
+@pytest.mark.usefixtures("_in_a_thread")
 def test_a_chunk_may_take_so_long(place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, module = place
-    in_a_thread(monkeypatch)
     path, given, solve = config(folder, module), list[Any](), fe.clusters.solve
 
     def recorded(*args: Any, **settings: Any) -> Any:
@@ -253,7 +248,7 @@ def test_dask_that_is_not_installed(
     assert 'pip install "funcexplain[dask]"' in capsys.readouterr().err
 
 
-@pytest.mark.cluster
+@pytest.mark.usefixtures("_in_a_thread")
 def test_answers_to_another_question_are_named_by_it(
     place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

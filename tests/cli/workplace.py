@@ -18,6 +18,7 @@ NETWORKS = """
 import multiprocessing
 import os
 import signal
+import threading
 
 import torch
 
@@ -52,12 +53,12 @@ class Held(torch.nn.Module):
         return self.inner(x)
 
 class Poisoned(torch.nn.Module):
-    "Raises in a worker, in the middle of its search."
+    "Raises in a worker, here a thread, in the middle of its search."
     def __init__(self):
         super().__init__()
         self.inner = sharp()
     def forward(self, x):
-        if multiprocessing.parent_process() is not None and torch.is_grad_enabled():
+        if threading.current_thread() is not threading.main_thread() and torch.is_grad_enabled():
             raise ZeroDivisionError("not here")
         return self.inner(x)
 

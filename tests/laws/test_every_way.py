@@ -38,7 +38,7 @@ CATALOGUE: Catalogue = {
     **CONTROL_FLOW,
     **CUSTOM_GRADIENTS,
 }
-ROWS, STEPS = 5, 3
+ROWS, STEPS = 4, 2
 ALONE = "one (row|window) at a time|one at a time|row by row"
 TORCH = "performance drop because we have not yet implemented the batching rule"
 
@@ -193,7 +193,7 @@ def gauss_newton(name: str, network: nn.Module, entry: Entry) -> None:
 
 
 def closest(name: str, network: nn.Module, entry: Entry) -> None:
-    solution = fe.closest(ask(network, entry), atol=0.05, max_steps=3, refinements=2)
+    solution = fe.closest(ask(network, entry), atol=0.05, max_steps=2, refinements=1)
     assert_weights(name, solution.x, solution.weights)
 
 

@@ -22,17 +22,16 @@ from tests.helpers import (
     make_problem,
     make_target,
     make_x0,
+    pairs,
     params,
 )
 
-every_optimizer = pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
-every_transform = pytest.mark.parametrize("transform", params(TRANSFORMS))
+every_pair = pytest.mark.parametrize(("transform", "optimizer"), pairs(TRANSFORMS, OPTIMIZERS))
 every_keep = pytest.mark.parametrize("keep", ["last", "best"])
 
 
-@every_optimizer
-@every_transform
-def test_solve_walks_the_path_of_run(optimizer: str, transform: str) -> None:
+@every_pair
+def test_solve_walks_the_path_of_run(transform: str, optimizer: str) -> None:
     problem = TRANSFORMS[transform](make_problem())
     init, step = fe.make_step(problem, OPTIMIZERS[optimizer]())
     state, info = fe.run(init, step, problem.args, num_steps=12)
@@ -48,7 +47,7 @@ def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
 
     def search(x0: Tensor, target: Tensor) -> tuple[fe.State, fe.Info]:
         args = {**problem.args, "x0": x0, "target": target}
-        return fe.run(init, step, args, num_steps=10)
+        return fe.run(init, step, args, num_steps=4)
 
     x0s = torch.stack([make_x0(seed=seed) for seed in range(3)])
     targets = torch.stack([make_target(seed=seed) for seed in range(3)])
@@ -58,9 +57,8 @@ def test_mapped_run_equals_a_loop_of_run_for_every_network(name: str) -> None:
     assert_close(mapped, looped, rtol=1e-9, atol=1e-11)
 
 
-@every_optimizer
-@every_transform
-def test_mapped_run_equals_a_loop_of_run_for_every_transform(optimizer: str, transform: str) -> None:
+@every_pair
+def test_mapped_run_equals_a_loop_of_run_for_every_transform(transform: str, optimizer: str) -> None:
     """Every entry of args is mapped at once, a transform's own data included."""
     problem = TRANSFORMS[transform](make_problem())
     init, step = fe.make_step(problem, OPTIMIZERS[optimizer](), atol=1e-3, keep="best")
@@ -77,7 +75,7 @@ def test_mapped_run_equals_a_loop_of_run_for_every_transform(optimizer: str, tra
         return {**{name: value * (1 + 0.01 * place) for name, value in given.items()}, **own}
 
     def search(row: dict[str, Tensor]) -> tuple[fe.State, fe.Info]:
-        return fe.run(init, step, {**problem.args, **row}, num_steps=10)
+        return fe.run(init, step, {**problem.args, **row}, num_steps=6)
 
     rows: Any = [row(place) for place in range(3)]
     alone: Any = [search(row) for row in rows]
@@ -117,11 +115,10 @@ def known(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda leaf: leaf.nan_to_num(nan=-7.0), tree)
 
 
-@pytest.mark.parametrize("transform", params(TRANSFORMS))
-@pytest.mark.parametrize("optimizer", params(OPTIMIZERS))
+@every_pair
 @every_keep
-def test_the_path_is_the_same_for_every_optimizer_and_transform(
-    optimizer: str, transform: str, keep: Keep
+def test_the_path_is_the_same_for_every_transform_and_optimizer(
+    transform: str, optimizer: str, keep: Keep
 ) -> None:
     # Patience takes turns, so that each optimizer and each transform meets it with both kinds of keep.
     turn = list(OPTIMIZERS).index(optimizer) + list(TRANSFORMS).index(transform)
