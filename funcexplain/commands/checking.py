@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcexplain.commands.history import History
 from funcexplain.commands.inputs import Inputs, hash_inputs
-from funcexplain.commands.printing import PrintLine, prices_line, weights_table
+from funcexplain.commands.printing import PrintLine, aligned, prices_line, weights_table
 from funcexplain.engine.forward import weights_of
 from funcexplain.networks.adapt import Adapted
 
@@ -42,10 +42,10 @@ def today_lines(inputs: Inputs) -> Iterator[str]:
 def feature_lines(history: History, position: int) -> Iterator[str]:
     """The range of each channel in today's window, and in the days before it."""
     window, past = history.windows[position].double(), history.until(position)
-    width = max(8, *map(len, history.channels))
-    yield f"{'Features':{width}}  {'today':>22}  {'history':>22}"
+    rows = [("Features", "today", "history")]
     for name, now, days in zip(history.channels, window, past, strict=True):
-        yield f"{name:{width}}  {_range(now):>22}  {_range(days):>22}"
+        rows.append((name, _range(now), _range(days)))
+    yield from aligned(rows, "<8", ">22", ">22")
 
 
 def _range(values: Tensor) -> str:

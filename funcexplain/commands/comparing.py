@@ -10,7 +10,7 @@ import numpy as np
 
 from funcexplain.commands.config import Config
 from funcexplain.commands.folder import REPORT
-from funcexplain.commands.printing import PrintLine
+from funcexplain.commands.printing import PrintLine, aligned
 from funcexplain.reports.dates import describe_result
 from funcexplain.reports.numbers import format_chance, format_percent
 from funcexplain.reports.page import page
@@ -73,14 +73,21 @@ def compare(
     ]
     columns = {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
     write_csv("output", folder / COMPARISON, [columns])
-    width = max(8, *(len(str(label)) for label in summaries))
+    heads = ("Question", "date", "status", "miss", "size", "turnover")
+    lines = [
+        (
+            str(row["question"]),
+            row["date"] or "",
+            row["status"],
+            _percent(row["error"]),
+            _number(row["size"]),
+            _percent(row["turnover"]),
+        )
+        for row in rows
+    ]
     print_line("")
-    print_line(
-        f"{'Question':{width}}  {'date':10}  {'status':12}  {'miss':>7}  {'size':>7}  {'turnover':>8}"
-    )
-    for row in rows:
-        cells = f"{_percent(row['error']):>7}  {_number(row['size']):>7}  {_percent(row['turnover']):>8}"
-        print_line(f"{row['question']!s:{width}}  {row['date'] or '':10}  {row['status']:12}  {cells}")
+    for line in aligned([heads, *lines], "<8", "<10", "<12", ">7", ">7", ">8"):
+        print_line(line)
     files = [str(folder / COMPARISON)]
     answered = {label: summary for label, summary in summaries.items() if summary["answers"]}
     if all(REPORT in summary["files"] for summary in answered.values()):
