@@ -2,7 +2,7 @@
 
 This module checks each entry separately: known key, right type, within bounds. Whether the entries fit
 together, and fit the network and the prices, is checked when those are loaded. torch is not imported, so
-that a mistyped key is reported at once. Paths stay relative to the config's folder; `commands.paths`
+that a mistyped key is reported at once. Paths stay relative to the config's folder; `commands.reading`
 makes them relative to the current one.
 """
 
@@ -142,15 +142,15 @@ class NetworkConfig:
     arguments: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None = entry(
         one_or_more(read_arguments), None
     )
-    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None)
+    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None, path=())
     package: str | None = entry(read_package, None)
-    folder: str = entry(read_text, ".")
+    folder: str = entry(read_text, ".", path=())
     layout: str | None = entry(read_text, None)
     output: str | int | None = entry(read_output, None)
     horizon: str | int | None = entry(read_horizon, None)
     normalize: str | None = entry(one_of("softmax", "sum"), None)
     outputs: tuple[str, ...] | None = entry(read_names, None)
-    inputs: dict[str, Any] | None = entry(read_inputs, None)
+    inputs: dict[str, Any] | None = entry(read_inputs, None, path=())
     window: str | int | None = entry(read_output, None)
 
     def members(self) -> list[NetworkConfig]:
@@ -213,7 +213,7 @@ GOALS = (
 class OutputConfig:
     """Which files to write, and where."""
 
-    folder: str = entry(read_text, "run")
+    folder: str = entry(read_text, "run", path=())
     report: bool = entry(read_flag, True)
     picture: bool = entry(read_flag, True)
     title: str | None = entry(read_text, None)

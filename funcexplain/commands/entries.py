@@ -21,9 +21,13 @@ T = TypeVar("T")
 _MAX_LENGTH = 60  # characters of a value in a message
 
 
-def entry(read: Reader, *default: Any) -> Any:
-    """Declare a dataclass field with its reader; without a default, the entry is required."""
-    return field(default=default[0] if default else MISSING, metadata={"read": read})
+def entry(read: Reader, *default: Any, path: tuple[str, ...] | None = None) -> Any:
+    """Declare a dataclass field with its reader; without a default, the entry is required.
+
+    ``path`` declares paths, with the names that may stand in their place.
+    """
+    metadata = {"read": read, "path": path}
+    return field(default=default[0] if default else MISSING, metadata=metadata)
 
 
 def read_table(kind: type[T], where: str, value: Any) -> T:

@@ -16,12 +16,12 @@ from funcexplain.commands.adapting import ALL
 from funcexplain.commands.config import PROGRAMS, NetworkConfig, PricesConfig
 from funcexplain.commands.history import load_prices
 from funcexplain.commands.network import load_network
+from funcexplain.commands.prices import SHIPPED
 from funcexplain.commands.weights import Say
 from funcexplain.markets.features import CHANNELS
 from funcexplain.networks.adapt import adapt, fitting_layouts, outputs_of
 from funcexplain.networks.layouts import OWN
 
-SHIPPED = ("ecb", "sp500")
 _PRICES = (".csv", ".csv.gz", ".parquet")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # The likeliest lookbacks first; convolutions take any.

@@ -11,8 +11,8 @@ from funcexplain.commands.config import Config, parse_config
 from funcexplain.commands.guess import find_files, guess
 from funcexplain.commands.inputs import load_inputs
 from funcexplain.commands.overrides import set_entries
-from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import PrintLine, print_plain
+from funcexplain.commands.reading import rebase
 from funcexplain.commands.toml import format_toml
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
@@ -162,7 +162,7 @@ def first_config(
     weights: str | None,
     target: Mapping[str, float] | None,
     *,
-    entries: Iterable[str] = (),
+    settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> Config:
@@ -175,4 +175,4 @@ def first_config(
             "--network: no window of up to 3 channels and 256 days fits the network; write a config "
             "with funcexplain init, and set its [features]"
         )
-    return parse_config(set_entries(table, entries))
+    return parse_config(set_entries(table, settings))

@@ -19,6 +19,9 @@ from funcexplain.commands.entries import (
 from funcexplain.markets.dialects import Dialect
 from funcexplain.markets.selection import GAPS
 
+SHIPPED = ("ecb", "sp500")
+"""Price histories by name, in place of a file."""
+
 
 def _character(example: str) -> Reader:
     """Make a reader of one character, which may be a blank or a tab."""
@@ -35,7 +38,7 @@ def _character(example: str) -> Reader:
 class PricesConfig:
     """The price history; fields shared with `Dialect` are sniffed if None."""
 
-    file: str = entry(read_text)
+    file: str = entry(read_text, path=SHIPPED)
     assets: tuple[str, ...] | None = entry(read_names, None)
     start: date | None = entry(read_date, None)
     end: date | None = entry(read_date, None)

@@ -53,7 +53,6 @@ from funcexplain.commands.inputs import (
     refinement_settings,
     solve_settings,
 )
-from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import (
     PrintLine,
     outcome_lines,
@@ -66,7 +65,7 @@ from funcexplain.commands.reach import (
     reach_sentence,
     recorded_reach,
 )
-from funcexplain.commands.reading import read_all, read_plain, require_plots
+from funcexplain.commands.reading import read_all, read_one, rebase, require_plots
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
 from funcexplain.reports.cards import likelihood_sentence, whose
@@ -292,7 +291,7 @@ def rewrite_report(
         require_printer()
     folder = Path(folder)
     before = read_summary(folder)
-    config, shared = read_plain(folder / CONFIG), ANSWERS in before["files"]
+    config, shared = read_one(folder / CONFIG), ANSWERS in before["files"]
     solution = fe.clusters.open(folder / ANSWERS) if shared else fe.load(folder / SOLUTION)
     with torch_threads(config.method.threads):
         if trust_config:

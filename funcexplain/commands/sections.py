@@ -87,15 +87,15 @@ class FeaturesConfig:
     factory: str | None = entry(read_factory, None)
     arguments: dict[str, Any] | None = entry(read_arguments, None)
     of: str = entry(one_of("auto", "returns", "prices"), "auto")
-    file: str | None = entry(read_text, None)
-    scaling: str | None = entry(read_text, None)
+    file: str | None = entry(read_text, None, path=())
+    scaling: str | None = entry(read_text, None, path=("weights",))
 
 
 @dataclass(frozen=True)
 class GroupsConfig:
     """Groups of assets by name, such as sectors."""
 
-    file: str = entry(read_text)
+    file: str = entry(read_text, path=())
 
 
 @dataclass(frozen=True)

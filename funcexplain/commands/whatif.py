@@ -21,9 +21,9 @@ from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, positions
 from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
-from funcexplain.commands.printing import PrintLine, prices_line, print_plain
+from funcexplain.commands.printing import PrintLine, aligned, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
-from funcexplain.commands.reading import read_checked
+from funcexplain.commands.reading import read_one, require_plots
 from funcexplain.commands.scenarios import (
     EXAMPLE,
     Scenario,
@@ -78,6 +78,7 @@ def ask_what_if(
     scenarios: str | None = None,
     others: str = "conditional",
     unscaled: bool = False,
+    question: str | None = None,
     settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
@@ -94,6 +95,7 @@ def ask_what_if(
         scenarios: csv file of further ones.
         others: of shocks: ``"conditional"``, as the model of returns expects, or ``"still"``.
         unscaled: replay returns without scaling by volatility.
+        question: name or number of the question, if the config asks several.
         settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
@@ -105,7 +107,8 @@ def ask_what_if(
         ValueError: if a scenario cannot be read, takes more days than are ahead, or names something
             unknown.
     """
-    config = read_checked(path, settings)
+    config = read_one(path, settings, question)
+    require_plots(config)
     asked = [*map(parse_shock, shock), *map(parse_replay, replay)]
     if scenarios is not None:
         asked += read_scenarios(Path(scenarios))
@@ -254,30 +257,24 @@ def _point(
 def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
     """One line for each scenario, then tables of the first ones."""
     trades = 100.0 * answers.trades.double()
-    width = max(8, *map(len, answers.names))
-    yield ""
-    yield (
-        f"{'Scenario':{width}}  {'sigmas':>6}  {'turnover':>8}  {'largest buy, points':>22}  "
-        f"{'largest sale, points':>22}"
-    )
+    rows = [("Scenario", "sigmas", "turnover", "largest buy, points", "largest sale, points")]
     for name, size, trade in zip(answers.names, answers.size.tolist(), trades, strict=True):
         ends = [f"{assets[int(k)]} {float(trade[k]):+.2f}" for k in (trade.argmax(), trade.argmin())]
-        turnover = f"{float(trade.abs().sum() / 2):.2f}%"
-        yield f"{name:{width}}  {size:6.2f}  {turnover:>8}  {ends[0]:>22}  {ends[1]:>22}"
-    shown = range(1, min(len(answers.names), 1 + _MAX_SHOWN))
-    wide = max(7, *map(len, assets))
-    for row in shown:
+        rows.append((name, f"{size:.2f}", f"{float(trade.abs().sum() / 2):.2f}%", *ends))
+    yield ""
+    yield from aligned(rows, "<8", ">6", ">8", ">22", ">22")
+    for row in range(1, min(len(answers.names), 1 + _MAX_SHOWN)):
         yield ""
         yield f"{answers.names[row]}: weights, and the trade in percentage points"
-        columns = ("price", "today", "no shock", "after", "trade")
-        yield f"{'Asset':{wide}}" + "".join(f"  {column:>8}" for column in columns)
+        cells = [("Asset", "price", "today", "no shock", "after", "trade")]
         order = trades[row].abs().argsort(descending=True, stable=True).tolist()[:_MAX_ASSETS]
         for k in order:
             shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])
-            cells = "".join(f"  {100 * float(share):7.2f}%" for share in shares)
             move = float(answers.moves[row, k])
             price = "" if math.isnan(move) else f"{100 * move:+.2f}%"
-            yield f"{assets[k]:{wide}}  {price:>8}{cells}  {float(trades[row, k]):+8.2f}"
+            held = (f"{100 * float(share):.2f}%" for share in shares)
+            cells.append((assets[k], price, *held, f"{float(trades[row, k]):+.2f}"))
+        yield from aligned(cells, "<7", *[">8"] * 5)
         if len(assets) > len(order):
             yield f"... and {len(assets) - len(order)} that trade less, in {TABLE}"
     if len(answers.names) > 1 + _MAX_SHOWN:

@@ -19,7 +19,7 @@ from funcexplain.commands.inputs import load_single
 from funcexplain.commands.outputs import as_json
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
-from funcexplain.commands.reading import read_checked
+from funcexplain.commands.reading import read_one, require_plots
 from funcexplain.markets.periods import unit_of
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
@@ -59,6 +59,7 @@ def explain_change(
     *,
     start: str,
     end: str,
+    question: str | None = None,
     settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
@@ -69,6 +70,7 @@ def explain_change(
         path: the config file.
         start: first date, on which a window ends.
         end: second date.
+        question: name or number of the question, if the config asks several.
         settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
@@ -80,7 +82,8 @@ def explain_change(
     Raises:
         ValueError: if a date is not one on which a window ends, or they are not in order.
     """
-    config = read_checked(path, settings)
+    config = read_one(path, settings, question)
+    require_plots(config)
     first, last = read_date("--from", start), read_date("--to", end)
     if first >= last:
         raise ValueError(f"--from: must be before --to, got {first} and {last}; exchange them")
