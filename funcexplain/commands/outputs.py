@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
@@ -16,8 +16,6 @@ import funcexplain as fe
 from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
-from funcexplain.engine.reach import Reach
-from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.details import single_target
 from funcexplain.reports.drawing import as_array
 from funcexplain.reports.draws import Common, shocked_prices
@@ -140,9 +138,14 @@ def write_picture(
         period=history.period,
         title=query.sentence,
     )
-    with replaced("output", folder / PICTURE) as file:
+    return save_picture(figure, folder / PICTURE)
+
+
+def save_picture(figure: Any, path: Path) -> str:
+    """Save a figure, and return the name of its file."""
+    with replaced("output", path) as file:
         figure.savefig(file, format="png")
-    return PICTURE
+    return path.name
 
 
 def write_report(
@@ -153,13 +156,9 @@ def write_report(
     *,
     title: str | None,
     settings: Mapping[str, Any],
-    probability: fe.Probability | None = None,
-    probe: bool = True,
-    draws: fe.Solution | None = None,
-    reach: tuple[Sequence[float], Reach] | None = None,
-    agreement: Agreement | None = None,
+    **more: Any,
 ) -> str:
-    """Write the report of a solution, the last arguments as in `fe.report`; its file's name."""
+    """Write the report of a solution, with more arguments of `fe.report`, and return its file's name."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
@@ -184,7 +183,6 @@ def write_report(
         dates=_dates_of_one_window(query, history),
         coords={"date": query.dates} if "date" in solution.dims else None,
         scale=history.scale(query.positions[-1])[1],
-        probability=probability,
         ahead=query.ahead,
         period=history.period,
         groups=query.groups,
@@ -192,11 +190,8 @@ def write_report(
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,
         settings=settings,
-        probe=probe,
-        draws=draws,
-        reach=reach,
-        agreement=agreement,
         prices=prices if query.problem.law is not None or history.has_returns else None,
+        **more,
     )
     return REPORT
 
@@ -260,34 +255,6 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
         "answers": answers,
     }
     return as_json(found)
-
-
-def describe_chance(chance: fe.Probability) -> dict[str, Any]:
-    """The probability of one question as JSON values."""
-    names = ("estimate", "standard_error", "lower", "upper")
-    found = {name: float(getattr(chance, name)) for name in names}
-    return as_json({**found, "status": fe.Status(int(chance.status)).name, "method": str(chance.method)})
-
-
-def recorded_chance(answers: Sequence[Mapping[str, Any]]) -> fe.Probability | None:
-    """The probability of one question or of each date, as `describe_chance` recorded it; None if not."""
-    found = [answer["probability"] for answer in answers if answer.get("probability")]
-    if len(found) < len(answers) or not found:
-        return None
-    names, count = ("estimate", "standard_error", "lower", "upper"), len(found)
-
-    def column(name: str) -> Tensor:
-        values = [torch.nan if chance[name] is None else chance[name] for chance in found]
-        return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-    numbers: list[Any] = [column(name) for name in names]
-    unknown = torch.zeros(count, dtype=torch.int64, device="cpu")
-    status = unknown.new_tensor([int(fe.Status[chance["status"]]) for chance in found])
-    methods = tuple(chance["method"] for chance in found)
-    levels = numbers[0].new_empty(count, 0)
-    fields: list[Any] = [*numbers, unknown, unknown, levels, status, methods, ("",) * count, ("date",)]
-    chances = fe.Probability(*fields)
-    return chances if count > 1 else chances[0]
 
 
 def as_json(value: Any) -> Any:

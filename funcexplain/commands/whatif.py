@@ -20,7 +20,7 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, positions
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json
+from funcexplain.commands.outputs import as_json, save_picture
 from funcexplain.commands.printing import PrintLine, aligned, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
 from funcexplain.commands.reading import read_one, require_plots
@@ -38,7 +38,6 @@ from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
 from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
 TABLE, PICTURE = "whatif.csv", "whatif.png"
 
@@ -306,5 +305,4 @@ def _draw(answers: Answers, assets: Sequence[str], path: Path) -> None:
     names = answers.names[rows]
     figure = new_figure(6.0, 1.6 + 0.24 * min(len(assets), MAX_ROWS) + 0.2 * len(names))
     plot_trades(answers.trades[rows], assets=assets, names=names, ax=figure.add_subplot())
-    with replaced("output", path) as file:
-        figure.savefig(file, format="png")
+    save_picture(figure, path)

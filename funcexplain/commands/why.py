@@ -16,7 +16,7 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, window_ending_on
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json
+from funcexplain.commands.outputs import as_json, save_picture
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
 from funcexplain.commands.reading import read_one, require_plots
@@ -24,7 +24,6 @@ from funcexplain.markets.periods import unit_of
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
 from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
 TABLE, PICTURE = "why.csv", "why.png"
 
@@ -233,5 +232,4 @@ def _draw(
             name=weights[weight],
             ax=figure.add_subplot(grid[1]),
         )
-    with replaced("output", path) as file:
-        figure.savefig(file, format="png")
+    save_picture(figure, path)
