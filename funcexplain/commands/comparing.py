@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from funcexplain.commands.config import Config
-from funcexplain.commands.folder import REPORT
+from funcexplain.commands.folder import COMPARISON, PAGE, REPORT, SUMMARY, fresh_folder, replace_files
 from funcexplain.commands.printing import PrintLine, aligned
 from funcexplain.reports.dates import describe_result
 from funcexplain.reports.numbers import format_chance, format_percent
@@ -18,9 +18,7 @@ from funcexplain.reports.trades import turnover_of
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.status import Status
 from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
-COMPARISON, PAGE = "compare.csv", "compare.html"
 REFUSED = 2
 """The exit code of a question that is not valid."""
 _UNKNOWN = ("date", "error", "size", "main_asset")
@@ -72,7 +70,6 @@ def compare(
         for answer in summary["answers"] or [_UNANSWERED]
     ]
     columns = {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
-    write_csv("output", folder / COMPARISON, [columns])
     heads = ("Question", "date", "status", "miss", "size", "turnover")
     lines = [
         (
@@ -88,16 +85,26 @@ def compare(
     print_line("")
     for line in aligned([heads, *lines], "<8", "<10", "<12", ">7", ">7", ">8"):
         print_line(line)
-    files = [str(folder / COMPARISON)]
     answered = {label: summary for label, summary in summaries.items() if summary["answers"]}
-    if all(REPORT in summary["files"] for summary in answered.values()):
-        with replaced("output", folder / PAGE) as file:
-            file.write(_page(summaries, answered, rows, folder).encode())
-        files.append(str(folder / PAGE))
-    for name in files:
-        print_line(name)
+    files = [COMPARISON]
+    with fresh_folder(folder) as fresh:
+        write_csv("output", fresh / COMPARISON, [columns])
+        if all(REPORT in summary["files"] for summary in answered.values()):
+            html = _page(summaries, answered, rows, folder)
+            (fresh / PAGE).write_text(html, encoding="utf-8")
+            files.append(PAGE)
+        record = {"questions": [*answered], "files": [*files, SUMMARY]}
+        earlier = replace_files(folder, fresh, record)
+    files = [str(folder / name) for name in files]
+    for line in (*files, *map(describe_earlier, earlier)):
+        print_line(line)
     exit_code = max(summary["exit_code"] for summary in summaries.values())
     return {"exit_code": exit_code, "questions": dict(summaries), "files": files}
+
+
+def describe_earlier(folder: Path) -> str:
+    """A line about a question that an earlier run answered, and this one did not."""
+    return f"{folder} has the answer of an earlier run; remove what is old"
 
 
 def _row(label: Any, answer: Mapping[str, Any]) -> Row:

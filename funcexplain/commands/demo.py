@@ -22,7 +22,7 @@ from funcexplain.commands.draws import draw_markets, write_fan
 from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.execution import solve_here
 from funcexplain.commands.features import Windows
-from funcexplain.commands.folder import make_folder
+from funcexplain.commands.folder import FAN, make_folder
 from funcexplain.commands.history import History, make_history
 from funcexplain.commands.method import DEFAULT, METHODS, MethodConfig, StartsConfig
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
@@ -159,6 +159,8 @@ def run_demo(
     print_line(f"Report: {folder / report}")
     if drawn.found is not None:
         print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
+    else:
+        (folder / FAN).unlink(missing_ok=True)  # of an earlier demo
     picture = write_picture(folder, outcome, query, history, drawn.found)
     print_line(f"Picture: {folder / picture}")
     return best

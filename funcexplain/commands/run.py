@@ -18,7 +18,7 @@ import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
 from funcexplain.commands.check import describe_inputs
-from funcexplain.commands.comparing import ask_each, compare
+from funcexplain.commands.comparing import ask_each, compare, describe_earlier
 from funcexplain.commands.config import Config
 from funcexplain.commands.draws import Drawn, load_draws, save_draws, write_fan
 from funcexplain.commands.environment import torch_threads
@@ -134,7 +134,7 @@ def run_config(
                 summary["files"] = _write(
                     fresh, folder, inputs, outcome, summary, drawn, xlsx=xlsx, pdf=pdf
                 )
-                replace_files(folder, fresh, summary)
+                earlier = replace_files(folder, fresh, summary)
         for line in (*outcome_lines(outcome, inputs.query, inputs.query.names), *sentences):
             print_line(line)
         for line in _failure_lines(summary["failed"]):
@@ -144,6 +144,8 @@ def run_config(
             print_line(
                 f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old"
             )
+        for line in map(describe_earlier, earlier):
+            print_line(line)
         return summary
 
     summaries = ask_each(configs, ask, print_line)
