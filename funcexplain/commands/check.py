@@ -75,7 +75,7 @@ def _check(config: Config, load: Callable[[Config], Inputs], print_line: PrintLi
             print_line(line)
         assert inputs.network is not None
         query, problem = inputs.query, inputs.query.problem
-        first = problem[(0,) * len(problem.dims)] if problem.dims else problem
+        first = problem[(0,) * len(problem.dims)]
         checked = fe.check_gradient(first, rtol=0.05)
         verdict, flat = checked.verdict, all(slope.gradient == 0.0 for slope in checked.slopes)
         if flat and float(first.criterion.error(query.held[0], first.args["target"])) == 0.0:
@@ -85,13 +85,12 @@ def _check(config: Config, load: Callable[[Config], Inputs], print_line: PrintLi
         for line in today_lines(inputs):
             print_line(line)
         print_line(verdict)
-    today = dict(zip(query.names, query.today[-1].tolist(), strict=True))
     return {
         "exit_code": 0,
         "question": query.sentence,
         "searches": int(torch.Size(problem.shape).numel()),
         "gradient": verdict,
-        "today": outputs.as_json(today),
+        "today": outputs.by_name(query.names, query.today[-1]),
         "faults": [fault._asdict() for fault in faults],
         "sum": outputs.as_json(float(query.today[-1].sum())),
         "parameters": sum(parameter.numel() for parameter in inputs.network.parameters()),
@@ -159,8 +158,8 @@ def find_warnings(inputs: Inputs) -> Iterator[str]:
         )
     if len(query.names) > 1 and bool(invested.all()):
         places = torch.linspace(0, len(history.windows) - 1, _WINDOWS).long().unique()
-        row = query.from_reference
-        row = row[(0,) * len(row.dims)] if row.dims else row
+        rows = query.from_reference
+        row = rows[(0,) * len(rows.dims)]
         weights = weights_of(row, history.windows[places], row.args, skip_errors=True)
         if bool((weights.amax(-1) > _SURE).all()):
             yield (

@@ -21,6 +21,7 @@ from typing import Any
 
 from funcexplain.commands.entries import (
     bad_entry,
+    checked,
     entry,
     integer_between,
     one_of,
@@ -109,13 +110,11 @@ class WindowPart:
     last_days: int | None = entry(integer_between(1), None)
 
 
-def _leverage(where: str, value: Any) -> float:
-    """A positive number; ``inf`` assumes nothing."""
-    if value == math.inf:
-        return math.inf
-    if read_non_negative(where, value) == 0.0:
-        raise bad_entry(where, "a number > 0, or inf", value)
-    return float(value)
+_leverage = checked(  # inf assumes nothing
+    "a number > 0, or inf",
+    lambda value: value > 0.0,
+    lambda where, value: value if value == math.inf else read_non_negative(where, value),
+)
 
 
 def _radii(where: str, value: Any) -> tuple[float, ...]:
@@ -125,10 +124,6 @@ def _radii(where: str, value: Any) -> tuple[float, ...]:
     if not numbers or numbers[0] == 0.0 or sorted({*numbers}) != numbers:
         raise bad_entry(where, "a number > 0, or a list of them that increases", value)
     return tuple(numbers)
-
-
-def _turnover(where: str, value: Any) -> float:
-    return read_non_negative(where, read_share(where, value))
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,9 @@ class QuestionConfig:
     group: tuple[GroupConfig, ...] | None = entry(read_group_goals, None)
     shift: dict[str, float] | None = entry(read_amounts, None)
     move: dict[str, float] | None = entry(read_amounts, None)
-    turnover: float | None = entry(_turnover, None)
+    turnover: float | None = entry(
+        lambda where, value: read_non_negative(where, read_share(where, value)), None
+    )
     concentration: float | None = entry(read_non_negative, None)
     leverage: float | None = entry(_leverage, None)
     benchmark: dict[str, float] | None = entry(read_amounts, None)

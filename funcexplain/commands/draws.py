@@ -10,7 +10,7 @@ from typing import Any
 
 import funcexplain as fe
 from funcexplain.commands.folder import DRAWS, FAN
-from funcexplain.commands.outputs import as_json, save_picture
+from funcexplain.commands.outputs import as_json, by_name, save_picture
 from funcexplain.commands.question import Query
 from funcexplain.markets.periods import DAY
 from funcexplain.reports.draws import Common, answer_path, find_common, mixing_sentence, moves_sentence
@@ -106,7 +106,7 @@ def describe_draws(found: Common, assets: Sequence[str]) -> dict[str, Any]:
             {
                 "share": float(share),
                 "medoid": int(medoid),
-                "moves": dict(zip(assets, mean.tolist(), strict=True)),
+                "moves": by_name(assets, mean),
             }
             for share, medoid, mean in kinds
         ],

@@ -10,6 +10,7 @@ from typing import Any
 from funcexplain.commands.config import Config, parse_config
 from funcexplain.commands.guess import find_files, guess
 from funcexplain.commands.inputs import load_inputs
+from funcexplain.commands.outputs import by_name
 from funcexplain.commands.overrides import set_entries
 from funcexplain.commands.printing import PrintLine, print_plain
 from funcexplain.commands.reading import rebase
@@ -139,7 +140,7 @@ def _first_question(
         return {"at_least": {"NAME": _SHARE}}
     trial = parse_config({**table, "question": {"concentration": 1.0}})
     query = load_inputs(rebase(trial, folder, os.curdir), trust_model=trust_model).query
-    today = dict(zip(query.names, query.today[-1].tolist(), strict=True))
+    today = by_name(query.names, query.today[-1])
     small = {name: weight for name, weight in today.items() if weight < _SMALL}
     name = max(small, key=small.__getitem__) if small else min(today, key=today.__getitem__)
     return {"at_least": {name: max(_SHARE, round(today[name] + _MORE_THAN_TODAY, 2))}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
@@ -22,6 +22,7 @@ from funcexplain.reports.draws import Common, shocked_prices
 from funcexplain.reports.numbers import ROUNDING
 from funcexplain.reports.overview import change_size, main_assets, rank_rows
 from funcexplain.reports.plots import plot_overview
+from funcexplain.solutions.tables import write_csv
 from funcexplain.solutions.writing import replaced
 
 NO_PATH = (
@@ -112,7 +113,7 @@ def write_picture(
     first = row - row % starts
     rows = outcome.solution.flat(torch.arange(first, first + starts))
     best = rows[row - first]
-    question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
+    question = problem[(-1,) * len(problem.dims)]
     paths, fan = None, None
     if bool(best.x.isfinite().all()) and (question.law is not None or history.has_returns):
         pair = price_paths(history, query, -1, best, question)
@@ -141,6 +142,17 @@ def write_picture(
     return save_picture(figure, folder / PICTURE)
 
 
+def write_files(
+    folder: Path, table: str, blocks: Iterable[Mapping[str, Any]], picture: str, draw: Any
+) -> list[str]:
+    """Write a table and, unless ``draw`` is None, the picture that it draws; the names of the files."""
+    write_csv("output", folder / table, blocks)
+    if draw is None:
+        (folder / picture).unlink(missing_ok=True)  # of an earlier call
+        return [table]
+    return [table, save_picture(draw(), folder / picture)]
+
+
 def save_picture(figure: Any, path: Path) -> str:
     """Save a figure, and return the name of its file."""
     with replaced("output", path) as file:
@@ -162,9 +174,9 @@ def write_report(
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
-        row = solution[index] if index else solution
-        question = query.problem[index] if index else query.problem
-        return price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
+        row = solution[index]
+        known = bool(row.x.isfinite().all())
+        return price_paths(history, query, date, row, query.problem[index]) if known else None
 
     today = query.today[0]
     if "date" in solution.dims:
@@ -237,9 +249,9 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
             "main_asset": history.prices.assets[main[number]] if known[number] else None,
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
-            "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),
-            "today": dict(zip(assets, query.today[number].tolist(), strict=True)),
-            "unshocked": dict(zip(assets, query.held[number].tolist(), strict=True)),
+            "weights": by_name(assets, mean_weights(best)),
+            "today": by_name(assets, query.today[number]),
+            "unshocked": by_name(assets, query.held[number]),
         }
         for number, (day, row, best) in enumerate(zip(query.dates, outcome.best, rows, strict=True))
     ]
@@ -255,6 +267,11 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
         "answers": answers,
     }
     return as_json(found)
+
+
+def by_name(names: Sequence[str], values: Tensor) -> dict[str, Any]:
+    """Numbers by their names, as JSON values."""
+    return as_json(dict(zip(names, values.tolist(), strict=True)))
 
 
 def as_json(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from funcexplain.commands.entries import (
     Reader,
-    bad_entry,
+    checked,
     entry,
     integer_between,
     one_of,
@@ -25,13 +25,8 @@ SHIPPED = ("ecb", "sp500")
 
 def _character(example: str) -> Reader:
     """Make a reader of one character, which may be a blank or a tab."""
-
-    def read(where: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) != 1:
-            raise bad_entry(where, f'one character, such as "{example}"', value)
-        return value
-
-    return read
+    expected = f'one character, such as "{example}"'
+    return checked(expected, lambda value: isinstance(value, str) and len(value) == 1)
 
 
 @dataclass(frozen=True)

@@ -332,19 +332,16 @@ def find_dates(question: QuestionConfig, history: History) -> list[int]:
 def _check_names(question: QuestionConfig, names: tuple[str, ...], groups: Groups) -> None:
     """Raise unless all names are of weights, before anything is computed from them."""
     assets = (*names, *groups)  # groups are expanded; the message may suggest one
-    for goal in ("target", "at_least", "at_most", "shift", "move"):
-        positions(f"question.{goal}", list(getattr(question, goal) or ()), assets)
-    positions("question.top", [] if question.top is None else [question.top], assets)
-    positions("question.exit", question.exit or (), assets)
+    for goal in ("target", "at_least", "at_most", "shift", "move", "top", "exit"):
+        given = getattr(question, goal) or ()
+        wanted = [given] if isinstance(given, str) else [*given]
+        positions(f"question.{goal}", wanted, assets)
+        if named := [name for name in wanted if name in groups]:
+            raise ValueError(
+                f"question.{goal}: {named[0]} is a group; use at_least, at_most or group for its total"
+            )
     for index, group in enumerate(question.group or ()):
         positions(f"question.group[{index}]", group.assets, assets)
-    for goal in ("target", "shift", "move", "top"):
-        given = getattr(question, goal) or ()
-        for name in [given] if isinstance(given, str) else given:
-            if name in groups:
-                raise ValueError(
-                    f"question.{goal}: {name} is a group; use at_least, at_most or group for its total"
-                )
 
 
 def _is_long_short(question: QuestionConfig, today: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, positions
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json, save_picture
+from funcexplain.commands.outputs import as_json, by_name, write_files
 from funcexplain.commands.printing import PrintLine, aligned, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
 from funcexplain.commands.reading import read_one, require_plots
@@ -37,7 +38,6 @@ from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
-from funcexplain.solutions.tables import write_csv
 
 TABLE, PICTURE = "whatif.csv", "whatif.png"
 
@@ -140,11 +140,8 @@ def ask_what_if(
     )
     for line in _lines(answers, held):
         print_line(line)
-    files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(answers, held))
-    if config.output.picture:
-        _draw(answers, held, folder / PICTURE)
-        files.append(PICTURE)
+    draw = partial(_draw, answers, held) if config.output.picture else None
+    files = write_files(folder, TABLE, _blocks(answers, held), PICTURE, draw)
     print_line(f"{folder}: {', '.join(files)}")
     results = {
         "exit_code": 0,
@@ -153,20 +150,15 @@ def ask_what_if(
         "market": market,
         "others": others,
         "unit": "share of the portfolio; of the price for moves",
-        "today": dict(zip(held, today.tolist(), strict=True)),
+        "today": by_name(held, today),
         "scenarios": [
             {
                 "name": name,
                 "sigmas": float(answers.size[row]),
                 "turnover": float(answers.trades[row].abs().sum() / 2),
-                **{
-                    kind: dict(zip(columns, values[row].tolist(), strict=True))
-                    for kind, columns, values in (
-                        ("moves", assets, moves),
-                        ("weights", held, answers.weights),
-                        ("trades", held, answers.trades),
-                    )
-                },
+                "moves": by_name(assets, moves[row]),
+                "weights": by_name(held, answers.weights[row]),
+                "trades": by_name(held, answers.trades[row]),
             }
             for row, name in enumerate(names)
         ],
@@ -299,10 +291,10 @@ def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np
         }
 
 
-def _draw(answers: Answers, assets: Sequence[str], path: Path) -> None:
+def _draw(answers: Answers, assets: Sequence[str]) -> Any:
     """Draw the trades of the first scenarios."""
     rows = slice(1, 1 + _MAX_DRAWN)
     names = answers.names[rows]
     figure = new_figure(6.0, 1.6 + 0.24 * min(len(assets), MAX_ROWS) + 0.2 * len(names))
     plot_trades(answers.trades[rows], assets=assets, names=names, ax=figure.add_subplot())
-    save_picture(figure, path)
+    return figure

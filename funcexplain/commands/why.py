@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,13 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, window_ending_on
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json, save_picture
+from funcexplain.commands.outputs import as_json, by_name, write_files
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
 from funcexplain.commands.reading import read_one, require_plots
 from funcexplain.markets.periods import unit_of
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
-from funcexplain.solutions.tables import write_csv
 
 TABLE, PICTURE = "why.csv", "why.png"
 
@@ -98,17 +98,12 @@ def explain_change(
     print_line(prices_line(history.prices))
     for line in _lines(split, names, (str(first), str(last)), unit_of(history.period)):
         print_line(line)
-    files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(split, names))
-    if config.output.picture:
-        _draw(split, names, history, (str(first), str(last)), folder / PICTURE)
-        files.append(PICTURE)
+    draw = partial(_draw, split, names, history, (str(first), str(last)))
+    drawn = draw if config.output.picture else None
+    files = write_files(folder, TABLE, _blocks(split, names), PICTURE, drawn)
     print_line(f"{folder}: {', '.join(files)}")
     named = {
-        f"by_{kind}": {
-            name: dict(zip(moved, row.tolist(), strict=True))
-            for name, row in zip(names, parts, strict=True)
-        }
+        f"by_{kind}": {name: by_name(moved, row) for name, row in zip(names, parts, strict=True)}
         for kind, (moved, parts) in split.parts.items()
     }
     results = {
@@ -117,9 +112,9 @@ def explain_change(
         "to": str(last),
         "unit": "share of the portfolio",
         "method": _method(split),
-        "before": dict(zip(names, split.before.tolist(), strict=True)),
-        "after": dict(zip(names, split.after.tolist(), strict=True)),
-        "change": dict(zip(names, (split.after - split.before).tolist(), strict=True)),
+        "before": by_name(names, split.before),
+        "after": by_name(names, split.after),
+        "change": by_name(names, split.after - split.before),
         **named,
         "error": split.error,
         "complete": split.complete,
@@ -207,9 +202,7 @@ def _blocks(split: Split, assets: Sequence[str]) -> Iterator[Mapping[str, np.nda
         }
 
 
-def _draw(
-    split: Split, weights: Sequence[str], history: History, dates: tuple[str, str], path: Path
-) -> None:
+def _draw(split: Split, weights: Sequence[str], history: History, dates: tuple[str, str]) -> Any:
     """Draw the weight that changes most: its parts by asset, and by entry where they are known."""
     weight, assets = _most(split)[0], history.prices.assets
     figure = new_figure(12.0, 5.4)
@@ -232,4 +225,4 @@ def _draw(
             name=weights[weight],
             ax=figure.add_subplot(grid[1]),
         )
-    save_picture(figure, path)
+    return figure
