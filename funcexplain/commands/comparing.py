@@ -32,11 +32,7 @@ def ask_each(
     ask: Callable[[Config], dict[str, Any]],
     print_line: PrintLine,
 ) -> dict[str | None, dict[str, Any]]:
-    """The results of each question by its label; one that is refused does not stop the others.
-
-    Raises:
-        ValueError: if all are refused, or the only question of a config, whose label is None.
-    """
+    """The results of each question by its label; raises only if all are refused."""
     found: dict[str | None, dict[str, Any]] = {}
     errors = []
     for label, config in configs.items():

@@ -232,10 +232,6 @@ class Config:
 def read_config(path: str | Path) -> Config:
     """Read a TOML file of one question, check each entry, and fill in the defaults.
 
-    Raises:
-        ValueError: if it is not TOML, or an entry is wrong; the message names the file and the entry.
-        OSError: if it cannot be read.
-
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "config.toml")
@@ -275,9 +271,6 @@ def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | N
 
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML whose keys and values are nested a little: deep ones take quadratic time or overflow.
-
-    Raises:
-        ValueError: if it is not TOML, or nested too deeply.
 
     Example:
         >>> parse_toml("network.factory = 'mine:make'")

@@ -85,10 +85,7 @@ def run_demo(
         The answer.
 
     Raises:
-        ValueError: if the target or the prices are invalid, or the history is too short.
-        OSError: if the prices cannot be read or the folder cannot be written to.
         KeyboardInterrupt: after Ctrl-C.
-        ImportError: if matplotlib, or the package with the stock prices, is not installed.
 
     Example:
         >>> import tempfile

@@ -73,8 +73,6 @@ def solve_shared(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, or if the workers are lost.
-        ValueError: if the directory holds answers to another question.
-        OSError: if it cannot be written.
     """
     method, kwargs = inputs.config.method, {"folder": str(Path.cwd()), "trust_model": trust_model}
     with deferred_interrupts():

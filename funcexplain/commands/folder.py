@@ -133,12 +133,7 @@ def _earlier(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a run, whose other files are those that it wrote; a report can be written again.
-
-    Raises:
-        FileNotFoundError: if it is not the folder of a finished run.
-        ValueError: if files are missing or differ.
-    """
+    """The summary of a run, whose other files are those that it wrote; a report can be written again."""
     remedy = "funcexplain run CONFIG.toml makes one"
     if inner := sorted(folder.glob(f"*/{SUMMARY}")):
         remedy = f"it holds those of several questions: name one, such as {inner[0].parent}"

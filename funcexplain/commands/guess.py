@@ -56,10 +56,6 @@ def guess(
     Returns:
         The table of a config without its question, and without features if no window fits the network;
         and findings by the path of the entry.
-
-    Raises:
-        ValueError: if no function is found in the file, or several are.
-        OSError: if a file is missing.
     """
     table: dict[str, dict[str, Any]] = {"network": {}, "prices": {"file": prices}}
     own = table["network"]

@@ -72,10 +72,6 @@ def init_config(
         out: the config to write; it must not exist.
         trust_model: whether a file may run its code.
         print_line: called with each line of output.
-
-    Raises:
-        ValueError: if a file is not found or ambiguous, or nothing fits.
-        FileExistsError: if the config exists.
     """
     path = output_path("init", out)
     check_regular("init", path, name="a config file, such as config.toml")

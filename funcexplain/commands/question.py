@@ -102,10 +102,6 @@ def build_query(
             at any other window.
         others: further networks, which must also hold the target.
         groups: members of each group of assets by its name.
-
-    Raises:
-        ValueError: if a name, date or part does not exist, the target is out of reach, or the network
-            does not accept these windows.
     """
     groups, starts = groups or {}, config.method.starts
     question = expand_groups(config.question, groups)

@@ -1,7 +1,6 @@
 """The commands ``run`` and ``report``, each readable from top to bottom.
 
-Each prints lines with ``print_line`` and returns a dict of JSON values. For bad input, it raises a
-ValueError, TypeError, OSError or ImportError whose message names the remedy.
+Each prints lines with ``print_line`` and returns a dict of JSON values.
 """
 
 from __future__ import annotations
@@ -234,10 +233,6 @@ def rewrite_report(
 
     Code that the config names runs only with ``trust_config``. Without it, the network is not built, its
     weights today come from the summary, and the report omits and lists what needs the network.
-
-    Raises:
-        ValueError: if the network, the prices or the files of the folder have changed since the run.
-        FileNotFoundError: if it is not the folder of a run.
     """
     if pdf:
         require_printer()

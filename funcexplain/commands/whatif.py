@@ -101,10 +101,6 @@ def ask_what_if(
 
     Returns:
         The weights, trades and moves of prices of every scenario, as JSON values: shares.
-
-    Raises:
-        ValueError: if a scenario cannot be read, takes more days than are ahead, or names something
-            unknown.
     """
     config = read_one(path, settings, question)
     require_plots(config)

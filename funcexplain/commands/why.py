@@ -77,9 +77,6 @@ def explain_change(
     Returns:
         The weights, the parts and their distance from the change, as JSON values: shares of the
         portfolio.
-
-    Raises:
-        ValueError: if a date is not one on which a window ends, or they are not in order.
     """
     config = read_one(path, settings, question)
     require_plots(config)
