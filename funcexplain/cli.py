@@ -211,4 +211,6 @@ def _first_config(options: dict[str, Any]) -> Any:
 
     if options["path"] is not None:
         raise ValueError("--network: a first try has no config; leave out CONFIG.toml, or the options")
-    return first_config(**files, **{name: options[name] for name in ("settings", "trust_model", "print_line")})
+    return first_config(
+        **files, **{name: options[name] for name in ("settings", "trust_model", "print_line")}
+    )

@@ -263,15 +263,12 @@ def describe_question(question: QuestionConfig, dates: list[str], period: str = 
         >>> describe_question(QuestionConfig(at_least={"EUR": 0.3}, exit=("JPY",)), ["2024-01-31"])
         'What would the market of 2024-01-31 have to look like for the network to hold at least 30% ...'
     """
-    day = (
-        dates[0]
-        if len(dates) == 1
-        else f"each of {len(dates)} {unit_of(period)}s, {dates[0]} to {dates[-1]},"
-    )
+    day = dates[0]
+    if len(dates) > 1:
+        comma = "" if question.ahead else ","
+        day = f"each of {len(dates)} {unit_of(period)}s, {dates[0]} to {dates[-1]}{comma}"
     phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
-    if question.ahead:
-        day = day.rstrip(",")
     return ask(phrase, day, question.ahead or 0, period)
 
 
@@ -291,10 +288,9 @@ def _phrases(question: QuestionConfig) -> Iterator[str]:
         bounds = {"": group.weight, "at least ": group.at_least, "at most ": group.at_most}
         amounts = " and ".join(f"{bound}{_percent(w)}" for bound, w in bounds.items() if w is not None)
         yield f"{amounts} in {' + '.join(group.assets)}"
-    for name, delta in (question.shift or {}).items():
-        yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name} than today"
-    for name, delta in (question.move or {}).items():
-        yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name}"
+    for moves, than in ((question.shift, " than today"), (question.move, "")):
+        for name, delta in (moves or {}).items():
+            yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name}{than}"
     if question.move is not None:
         yield "all others as today"
     if question.turnover is not None:

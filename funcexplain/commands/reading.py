@@ -61,12 +61,10 @@ def read_one(path: str | Path, settings: Iterable[str] = (), question: str | Non
                 f"or name one, as in --question {next(iter(configs))}"
             )
         return next(iter(configs.values()))
-    numbered = {str(number): config for number, config in enumerate(configs.values(), start=1)}
-    named = {config.question.name: config for config in configs.values()}
-    labeled = {label: config for label, config in configs.items() if label is not None}
-    found: dict[Any, Config] = {**numbered, **named, **labeled}
+    found: dict[Any, Config] = {str(n): one for n, one in enumerate(configs.values(), start=1)}
+    found |= {one.question.name: one for one in configs.values()} | configs
     if question not in found:
-        known = tuple(labeled) or ("1",)
+        known = tuple(label or "1" for label in configs)
         raise ValueError(f"--question: there is no {question!r}; {suggest(question, known)}")
     return found[question]
 
