@@ -204,7 +204,9 @@ def _name_files(options: dict[str, Any]) -> None:
 
 def _first_config(options: dict[str, Any]) -> Any:
     """The config of a run whose files are options; None if it has a config file."""
-    files = {name: options.get(name) for name in ("network", "prices", "weights", "target")}
+    files: dict[str, Any] = {
+        name: options.get(name) for name in ("network", "prices", "weights", "target")
+    }
     if not any(files.values()):
         return None
     from funcexplain.commands.init import first_config

@@ -244,7 +244,9 @@ def _point(
 def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
     """One line for each scenario, then tables of the first ones."""
     trades = 100.0 * answers.trades.double()
-    rows = [("Scenario", "sigmas", "turnover", "largest buy, points", "largest sale, points")]
+    rows: list[tuple[str, ...]] = [
+        ("Scenario", "sigmas", "turnover", "largest buy, points", "largest sale, points")
+    ]
     for name, size, trade in zip(answers.names, answers.size.tolist(), trades, strict=True):
         ends = [f"{assets[int(k)]} {float(trade[k]):+.2f}" for k in (trade.argmax(), trade.argmin())]
         rows.append((name, f"{size:.2f}", f"{float(trade.abs().sum() / 2):.2f}%", *ends))
@@ -253,7 +255,7 @@ def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
     for row in range(1, min(len(answers.names), 1 + _MAX_SHOWN)):
         yield ""
         yield f"{answers.names[row]}: weights, and the trade in percentage points"
-        cells = [("Asset", "price", "today", "no shock", "after", "trade")]
+        cells: list[tuple[str, ...]] = [("Asset", "price", "today", "no shock", "after", "trade")]
         order = trades[row].abs().argsort(descending=True, stable=True).tolist()[:_MAX_ASSETS]
         for k in order:
             shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])
