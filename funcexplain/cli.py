@@ -12,9 +12,10 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from functools import partial
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from funcexplain.commands.parser import make_parser
@@ -56,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        arguments = make_parser(demo=_demo, init=_init, call=_call).parse_args(argv)
+        arguments = make_parser().parse_args(argv)
         with _one_line_warnings(getattr(arguments, "quiet", False)):
-            return int(arguments.command(arguments))
+            return _call(arguments)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -154,88 +155,64 @@ def parse_target(text: str) -> dict[str, float]:
     return parse_amounts("--target", text, "NAME=WEIGHT such as EUR=0.4 or CHF=20%")
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    target = None if arguments.target is None else parse_target(arguments.target)
-    from funcexplain.commands.demo import run_demo
-
-    run_demo(arguments.data, target, seed=arguments.seed, out=arguments.out)
-    return 0
-
-
 def _call(arguments: argparse.Namespace) -> int:
-    """Call a command's function and print its results: lines, one JSON object, or nothing."""
-    from importlib import import_module
-
+    """Call a command's function, and print its results: lines, one JSON object, or nothing."""
+    options = vars(arguments)
     module, name = arguments.function.split(".")
-    command = import_module(f"funcexplain.commands.{module}")
-    function: Callable[..., dict[str, Any]] = getattr(command, name)
-    settings = {name: getattr(arguments, name) for name in arguments.settings}
-    path: Any = arguments.path
-    if arguments.has_config:
-        settings["settings"] = arguments.entries
-        path = path or "config.toml"
-    files = {name: getattr(arguments, name, None) for name in ("network", "prices", "weights", "target")}
-    if any(files.values()):
-        from funcexplain.commands.init import first_config
-
-        if arguments.path is not None:
-            raise ValueError(
-                "--network: a first try has no config; leave out CONFIG.toml, or the options"
-            )
-        target = arguments.target and parse_target(arguments.target)
-        path = first_config(
-            files["network"],
-            files["prices"],
-            weights=files["weights"],
-            target=target,
-            entries=arguments.entries,
-            trust_model=arguments.trust_model,
-            print_line=_printer(arguments),
-        )
-    return _show(arguments, partial(function, path, **settings))
-
-
-def _init(arguments: argparse.Namespace) -> int:
-    """Write a config."""
-    from funcexplain.commands.init import init_config
-
-    if len(arguments.names) > 2:
-        raise ValueError(f"init: expected a network and prices, got {len(arguments.names)} names")
-    network, prices = (*arguments.names, None, None)[:2]
-    target = arguments.target and parse_target(arguments.target)
-    return _show(
-        arguments,
-        partial(
-            init_config,
-            network or arguments.network,
-            prices or arguments.prices,
-            weights=arguments.weights,
-            target=target,
-            out=arguments.out,
-            trust_model=arguments.trust_model,
-        ),
-    )
-
-
-def _printer(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """A function that prints lines, or does nothing with ``--json`` or ``--quiet``."""
+    if options.get("target") is not None:
+        options["target"] = parse_target(arguments.target)
+    if module == "demo":
+        return _demo(arguments)
     from funcexplain.commands.printing import print_plain
 
     def print_line(line: str) -> None:
         if not (arguments.quiet or arguments.json):
             print_plain(line)
 
-    return print_line
-
-
-def _show(arguments: argparse.Namespace, function: Callable[..., dict[str, Any]]) -> int:
-    """Call a function, and print its lines, one JSON object, or nothing."""
+    function = getattr(import_module(f"funcexplain.commands.{module}"), name)
+    options["print_line"] = print_line
     # With --json, what the user's network prints goes to stderr.
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        results = function(print_line=_printer(arguments))
+        if module == "init":
+            _name_files(options)
+        elif "settings" in options:
+            options["path"] = _first_config(options) or arguments.path or "config.toml"
+        taken = signature(function).parameters.keys() & options.keys()
+        results: dict[str, Any] = function(**{name: options[name] for name in taken})
     for label, question in results.get("questions", {}).items():
         if "error" in question:
             _print_to_stderr(f"error: question {label}: {question['error']}")
     if arguments.json:
         print(json.dumps(results, allow_nan=False))
     return int(results["exit_code"])
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from funcexplain.commands.demo import run_demo
+
+    run_demo(arguments.data, arguments.target, seed=arguments.seed, out=arguments.out)
+    return 0
+
+
+def _name_files(options: dict[str, Any]) -> None:
+    """Take the network and the prices of ``init`` from names without an option."""
+    names = options["names"]
+    if len(names) > 2:
+        raise ValueError(f"init: expected a network and prices, got {len(names)} names")
+    options |= dict(zip(("network", "prices"), names, strict=False))
+
+
+def _first_config(options: dict[str, Any]) -> Any:
+    """The config of a run whose files are options; None if it has a config file."""
+    files: dict[str, Any] = {
+        name: options.get(name) for name in ("network", "prices", "weights", "target")
+    }
+    if not any(files.values()):
+        return None
+    from funcexplain.commands.init import first_config
+
+    if options["path"] is not None:
+        raise ValueError("--network: a first try has no config; leave out CONFIG.toml, or the options")
+    return first_config(
+        **files, **{name: options[name] for name in ("settings", "trust_model", "print_line")}
+    )

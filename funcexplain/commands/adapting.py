@@ -59,10 +59,6 @@ def fit_network(network: nn.Module, config: Config, history: History, say: Say) 
         config: the config.
         history: the windows.
         say: called with a line about the layout, where the config does not give it.
-
-    Raises:
-        ValueError: if an entry does not fit the network or the windows, or several layouts fit.
-        OSError: if a file cannot be read.
     """
     own, window = config.network, history.windows[-1]
     names = output_names(own, history.prices.assets)

@@ -19,12 +19,8 @@ def fill_target(wanted: Mapping[str, float], today: Tensor, assets: Sequence[str
         >>> fill_target({"EUR": 0.5}, torch.tensor([0.2, 0.2, 0.6]), ["EUR", "JPY", "GBP"])
         tensor([0.5000, 0.1250, 0.3750])
     """
-    others = torch.tensor([name not in wanted for name in assets])
-    named = torch.tensor([wanted.get(name, 0.0) for name in assets], dtype=today.dtype)
-    shares = today * others
-    shares = shares if shares.sum() > 0 else others.to(today)
-    rest = 1.0 - sum(wanted.values())
-    return named + rest * shares / shares.sum().clamp_min(torch.finfo(today.dtype).tiny)
+    named, _, gross, total = _split(wanted, today, assets)
+    return named + (1.0 - sum(wanted.values())) * gross / total
 
 
 def fill_active(wanted: Mapping[str, float], today: Tensor, assets: Sequence[str]) -> Tensor:
@@ -36,13 +32,20 @@ def fill_active(wanted: Mapping[str, float], today: Tensor, assets: Sequence[str
         >>> fill_active({"EUR": 0.5}, torch.tensor([0.2, 0.4, -0.4]), ["EUR", "JPY", "GBP"])
         tensor([ 0.5000,  0.2500, -0.5500])
     """
+    named, others, gross, total = _split(wanted, today, assets)
+    change = (named - today)[~others].sum()
+    return named + today * others - change * gross / total
+
+
+def _split(
+    wanted: Mapping[str, float], today: Tensor, assets: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the named assets, which are the others, their gross weights and the sum of these."""
     others = torch.tensor([name not in wanted for name in assets])
     named = torch.tensor([wanted.get(name, 0.0) for name in assets], dtype=today.dtype)
     gross = today.abs() * others
     gross = gross if gross.sum() > 0 else others.to(today)
-    change = (named - today)[~others].sum()
-    tiny = torch.finfo(today.dtype).tiny
-    return named + today * others - change * gross / gross.sum().clamp_min(tiny)
+    return named, others, gross, gross.sum().clamp_min(torch.finfo(today.dtype).tiny)
 
 
 def check_wanted(

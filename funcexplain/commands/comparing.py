@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from funcexplain.commands.config import Config
-from funcexplain.commands.folder import REPORT
-from funcexplain.commands.printing import PrintLine
+from funcexplain.commands.folder import COMPARISON, PAGE, REPORT, SUMMARY, fresh_folder, replace_files
+from funcexplain.commands.printing import PrintLine, aligned
 from funcexplain.reports.dates import describe_result
 from funcexplain.reports.numbers import format_chance, format_percent
 from funcexplain.reports.page import page
@@ -18,9 +18,7 @@ from funcexplain.reports.trades import turnover_of
 from funcexplain.solutions.html import Html, element, table
 from funcexplain.solutions.status import Status
 from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
-COMPARISON, PAGE = "compare.csv", "compare.html"
 REFUSED = 2
 """The exit code of a question that is not valid."""
 _UNKNOWN = ("date", "error", "size", "main_asset")
@@ -34,11 +32,7 @@ def ask_each(
     ask: Callable[[Config], dict[str, Any]],
     print_line: PrintLine,
 ) -> dict[str | None, dict[str, Any]]:
-    """The results of each question by its label; one that is refused does not stop the others.
-
-    Raises:
-        ValueError: if all are refused, or the only question of a config, whose label is None.
-    """
+    """The results of each question by its label; raises only if all are refused."""
     found: dict[str | None, dict[str, Any]] = {}
     errors = []
     for label, config in configs.items():
@@ -72,25 +66,41 @@ def compare(
         for answer in summary["answers"] or [_UNANSWERED]
     ]
     columns = {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
-    write_csv("output", folder / COMPARISON, [columns])
-    width = max(8, *(len(str(label)) for label in summaries))
+    heads = ("Question", "date", "status", "miss", "size", "turnover")
+    lines = [
+        (
+            str(row["question"]),
+            row["date"] or "",
+            row["status"],
+            _percent(row["error"]),
+            _number(row["size"]),
+            _percent(row["turnover"]),
+        )
+        for row in rows
+    ]
     print_line("")
-    print_line(
-        f"{'Question':{width}}  {'date':10}  {'status':12}  {'miss':>7}  {'size':>7}  {'turnover':>8}"
-    )
-    for row in rows:
-        cells = f"{_percent(row['error']):>7}  {_number(row['size']):>7}  {_percent(row['turnover']):>8}"
-        print_line(f"{row['question']!s:{width}}  {row['date'] or '':10}  {row['status']:12}  {cells}")
-    files = [str(folder / COMPARISON)]
+    for line in aligned([heads, *lines], "<8", "<10", "<12", ">7", ">7", ">8"):
+        print_line(line)
     answered = {label: summary for label, summary in summaries.items() if summary["answers"]}
-    if all(REPORT in summary["files"] for summary in answered.values()):
-        with replaced("output", folder / PAGE) as file:
-            file.write(_page(summaries, answered, rows, folder).encode())
-        files.append(str(folder / PAGE))
-    for name in files:
-        print_line(name)
+    files = [COMPARISON]
+    with fresh_folder(folder) as fresh:
+        write_csv("output", fresh / COMPARISON, [columns])
+        if all(REPORT in summary["files"] for summary in answered.values()):
+            html = _page(summaries, answered, rows, folder)
+            (fresh / PAGE).write_text(html, encoding="utf-8")
+            files.append(PAGE)
+        record = {"questions": [*answered], "files": [*files, SUMMARY]}
+        earlier = replace_files(folder, fresh, record)
+    files = [str(folder / name) for name in files]
+    for line in (*files, *map(describe_earlier, earlier)):
+        print_line(line)
     exit_code = max(summary["exit_code"] for summary in summaries.values())
     return {"exit_code": exit_code, "questions": dict(summaries), "files": files}
+
+
+def describe_earlier(folder: Path) -> str:
+    """A line about a question that an earlier run answered, and this one did not."""
+    return f"{folder} has the answer of an earlier run; remove what is old"
 
 
 def _row(label: Any, answer: Mapping[str, Any]) -> Row:

@@ -2,7 +2,7 @@
 
 This module checks each entry separately: known key, right type, within bounds. Whether the entries fit
 together, and fit the network and the prices, is checked when those are loaded. torch is not imported, so
-that a mistyped key is reported at once. Paths stay relative to the config's folder; `commands.paths`
+that a mistyped key is reported at once. Paths stay relative to the config's folder; `commands.reading`
 makes them relative to the current one.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from funcexplain.commands.entries import (
     bad_entry,
+    checked,
     entry,
     integer_between,
     one_of,
@@ -109,13 +110,11 @@ class WindowPart:
     last_days: int | None = entry(integer_between(1), None)
 
 
-def _leverage(where: str, value: Any) -> float:
-    """A positive number; ``inf`` assumes nothing."""
-    if value == math.inf:
-        return math.inf
-    if read_non_negative(where, value) == 0.0:
-        raise bad_entry(where, "a number > 0, or inf", value)
-    return float(value)
+_leverage = checked(  # inf assumes nothing
+    "a number > 0, or inf",
+    lambda value: value > 0.0,
+    lambda where, value: value if value == math.inf else read_non_negative(where, value),
+)
 
 
 def _radii(where: str, value: Any) -> tuple[float, ...]:
@@ -125,10 +124,6 @@ def _radii(where: str, value: Any) -> tuple[float, ...]:
     if not numbers or numbers[0] == 0.0 or sorted({*numbers}) != numbers:
         raise bad_entry(where, "a number > 0, or a list of them that increases", value)
     return tuple(numbers)
-
-
-def _turnover(where: str, value: Any) -> float:
-    return read_non_negative(where, read_share(where, value))
 
 
 @dataclass(frozen=True)
@@ -142,15 +137,15 @@ class NetworkConfig:
     arguments: dict[str, Any] | tuple[dict[str, Any] | None, ...] | None = entry(
         one_or_more(read_arguments), None
     )
-    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None)
+    weights: str | tuple[str, ...] | None = entry(one_or_more(read_text), None, path=())
     package: str | None = entry(read_package, None)
-    folder: str = entry(read_text, ".")
+    folder: str = entry(read_text, ".", path=())
     layout: str | None = entry(read_text, None)
     output: str | int | None = entry(read_output, None)
     horizon: str | int | None = entry(read_horizon, None)
     normalize: str | None = entry(one_of("softmax", "sum"), None)
     outputs: tuple[str, ...] | None = entry(read_names, None)
-    inputs: dict[str, Any] | None = entry(read_inputs, None)
+    inputs: dict[str, Any] | None = entry(read_inputs, None, path=())
     window: str | int | None = entry(read_output, None)
 
     def members(self) -> list[NetworkConfig]:
@@ -185,7 +180,9 @@ class QuestionConfig:
     group: tuple[GroupConfig, ...] | None = entry(read_group_goals, None)
     shift: dict[str, float] | None = entry(read_amounts, None)
     move: dict[str, float] | None = entry(read_amounts, None)
-    turnover: float | None = entry(_turnover, None)
+    turnover: float | None = entry(
+        lambda where, value: read_non_negative(where, read_share(where, value)), None
+    )
     concentration: float | None = entry(read_non_negative, None)
     leverage: float | None = entry(_leverage, None)
     benchmark: dict[str, float] | None = entry(read_amounts, None)
@@ -213,7 +210,7 @@ GOALS = (
 class OutputConfig:
     """Which files to write, and where."""
 
-    folder: str = entry(read_text, "run")
+    folder: str = entry(read_text, "run", path=())
     report: bool = entry(read_flag, True)
     picture: bool = entry(read_flag, True)
     title: str | None = entry(read_text, None)
@@ -234,10 +231,6 @@ class Config:
 
 def read_config(path: str | Path) -> Config:
     """Read a TOML file of one question, check each entry, and fill in the defaults.
-
-    Raises:
-        ValueError: if it is not TOML, or an entry is wrong; the message names the file and the entry.
-        OSError: if it cannot be read.
 
     Example:
         >>> import tempfile
@@ -278,9 +271,6 @@ def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | N
 
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML whose keys and values are nested a little: deep ones take quadratic time or overflow.
-
-    Raises:
-        ValueError: if it is not TOML, or nested too deeply.
 
     Example:
         >>> parse_toml("network.factory = 'mine:make'")

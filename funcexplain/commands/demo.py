@@ -20,12 +20,11 @@ from funcexplain.commands.audit import audit
 from funcexplain.commands.config import Config, NetworkConfig, QuestionConfig
 from funcexplain.commands.draws import draw_markets, write_fan
 from funcexplain.commands.environment import torch_threads
-from funcexplain.commands.execution import solve_or_raise
+from funcexplain.commands.execution import solve_here
 from funcexplain.commands.features import Windows
-from funcexplain.commands.folder import make_folder
+from funcexplain.commands.folder import FAN, make_folder
 from funcexplain.commands.history import History, make_history
-from funcexplain.commands.inputs import REFINEMENTS
-from funcexplain.commands.method import MethodConfig, StartsConfig
+from funcexplain.commands.method import DEFAULT, METHODS, MethodConfig, StartsConfig
 from funcexplain.commands.outputs import make_outcome, write_picture, write_report
 from funcexplain.commands.prices import PricesConfig
 from funcexplain.commands.printing import (
@@ -86,10 +85,7 @@ def run_demo(
         The answer.
 
     Raises:
-        ValueError: if the target or the prices are invalid, or the history is too short.
-        OSError: if the prices cannot be read or the folder cannot be written to.
         KeyboardInterrupt: after Ctrl-C.
-        ImportError: if matplotlib, or the package with the stock prices, is not installed.
 
     Example:
         >>> import tempfile
@@ -117,18 +113,10 @@ def run_demo(
         print_line("")
         print_line(describe_question(question, history.ends[-1:]))
         starts = StartsConfig(num_starts, seed=seed)
-        method = MethodConfig(atol=ATOL, starts=starts)
+        method = MethodConfig(settings=METHODS[DEFAULT], atol=ATOL, max_steps=max_steps, starts=starts)
         config = Config(NetworkConfig(), PricesConfig(str(data)), question, method=method)
         query = build_query(config, network, history)
-        problem = query.problem
-        solutions = solve_or_raise(
-            problem,
-            fe.levenberg_marquardt(),
-            "there is no report",
-            {"refinements": REFINEMENTS},
-            max_steps=max_steps,
-            atol=ATOL,
-        )
+        solutions = solve_here(query.problem, method, "there is no report")
         outcome = make_outcome(solutions, {}, query)
         rows, size = solutions.flat(torch.arange(num_starts)), outcome.size
         for start, solution in enumerate(rows):
@@ -168,6 +156,8 @@ def run_demo(
     print_line(f"Report: {folder / report}")
     if drawn.found is not None:
         print_line(f"Fan: {folder / write_fan(folder, drawn.found, query, best, assets)}")
+    else:
+        (folder / FAN).unlink(missing_ok=True)  # of an earlier demo
     picture = write_picture(folder, outcome, query, history, drawn.found)
     print_line(f"Picture: {folder / picture}")
     return best

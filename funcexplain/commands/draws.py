@@ -10,16 +10,14 @@ from typing import Any
 
 import funcexplain as fe
 from funcexplain.commands.folder import DRAWS, FAN
-from funcexplain.commands.outputs import as_json
+from funcexplain.commands.outputs import as_json, by_name, save_picture
 from funcexplain.commands.question import Query
-from funcexplain.engine.event import check_event
 from funcexplain.markets.periods import DAY
 from funcexplain.reports.draws import Common, answer_path, find_common, mixing_sentence, moves_sentence
 from funcexplain.reports.plots import plot_fan
 from funcexplain.solutions.draws import Draws, Mixing
 from funcexplain.solutions.files import describe
 from funcexplain.solutions.solution import Solution
-from funcexplain.solutions.writing import replaced
 
 NUM_SAMPLES = 40_000
 """About as many windows at which the network is called."""
@@ -40,15 +38,6 @@ class Drawn:
     draws: Draws | None
     found: Common | None
     sentence: str
-
-
-def check_drawable(query: Query, atol: float) -> None:
-    """Raise, before anything is searched, unless markets of a question can be drawn."""
-    if len(query.dates) > 1:
-        raise ValueError(
-            f"question.draws: needs one date, got {len(query.dates)}; name one, or leave draws out"
-        )
-    check_event("question.draws", query.from_reference, atol, 0, None)
 
 
 def draw_markets(
@@ -97,9 +86,8 @@ def write_fan(
 ) -> str:
     """Draw the fan with the path of an answer, and return the name of the file."""
     path = answer_path(answer, query.from_reference, found.bands.first)
-    with replaced("output", folder / FAN) as file:
-        plot_fan(found.bands, assets=assets, answer=path, period=period).savefig(file, format="png")
-    return FAN
+    figure = plot_fan(found.bands, assets=assets, answer=path, period=period)
+    return save_picture(figure, folder / FAN)
 
 
 def describe_draws(found: Common, assets: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +106,7 @@ def describe_draws(found: Common, assets: Sequence[str]) -> dict[str, Any]:
             {
                 "share": float(share),
                 "medoid": int(medoid),
-                "moves": dict(zip(assets, mean.tolist(), strict=True)),
+                "moves": by_name(assets, mean),
             }
             for share, medoid, mean in kinds
         ],

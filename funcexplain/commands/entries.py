@@ -21,9 +21,13 @@ T = TypeVar("T")
 _MAX_LENGTH = 60  # characters of a value in a message
 
 
-def entry(read: Reader, *default: Any) -> Any:
-    """Declare a dataclass field with its reader; without a default, the entry is required."""
-    return field(default=default[0] if default else MISSING, metadata={"read": read})
+def entry(read: Reader, *default: Any, path: tuple[str, ...] | None = None) -> Any:
+    """Declare a dataclass field with its reader; without a default, the entry is required.
+
+    ``path`` declares paths, with the names that may stand in their place.
+    """
+    metadata = {"read": read, "path": path}
+    return field(default=default[0] if default else MISSING, metadata=metadata)
 
 
 def read_table(kind: type[T], where: str, value: Any) -> T:
@@ -85,29 +89,33 @@ def suggest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     return f"choose from {', '.join(known)}"
 
 
-def read_text(where: str, value: Any) -> str:
-    """Read text that is not empty and has no zero byte, which paths and names cannot have."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise bad_entry(where, "text in quotes", value)
-    return value
+def checked(expected: str, valid: Callable[[Any], bool], read: Reader | None = None) -> Reader:
+    """Make a reader of values that pass a test, after another reader."""
+
+    def check(where: str, value: Any) -> Any:
+        value = value if read is None else read(where, value)
+        if not valid(value):
+            raise bad_entry(where, expected, value)
+        return value
+
+    return check
 
 
-def read_flag(where: str, value: Any) -> bool:
-    """Read ``true`` or ``false``."""
-    if not isinstance(value, bool):
-        raise bad_entry(where, "true or false", value)
-    return value
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def integer_between(minimum: int, maximum: int = 10**6) -> Reader:
     """Make a reader of integers within bounds."""
+    expected = f"an integer in {minimum} ... {maximum}"
+    return checked(expected, lambda value: is_integer(value) and minimum <= value <= maximum)
 
-    def read(where: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise bad_entry(where, f"an integer in {minimum} ... {maximum}", value)
-        return value
 
-    return read
+read_flag = checked("true or false", lambda value: isinstance(value, bool))
+read_text = checked(  # paths and names cannot have a zero byte
+    "text in quotes", lambda value: isinstance(value, str) and bool(value.strip()) and "\0" not in value
+)
 
 
 def read_number(where: str, value: Any, *, minimum: float = -math.inf) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,14 @@ import funcexplain as fe
 from funcexplain.clusters.pools import ExecutorSource
 from funcexplain.commands.config import parse_config
 from funcexplain.commands.folder import earlier_question
-from funcexplain.commands.inputs import Inputs, load_inputs, refinement_settings, solve_settings
+from funcexplain.commands.inputs import (
+    Inputs,
+    load_inputs,
+    make_method,
+    refinement_settings,
+    solve_settings,
+)
+from funcexplain.commands.method import MethodConfig
 from funcexplain.commands.toml import to_toml
 from funcexplain.engine.closest import check_refinement, refine
 from funcexplain.networks.network import deferred_interrupts
@@ -66,8 +73,6 @@ def solve_shared(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, or if the workers are lost.
-        ValueError: if the directory holds answers to another question.
-        OSError: if it cannot be written.
     """
     method, kwargs = inputs.config.method, {"folder": str(Path.cwd()), "trust_model": trust_model}
     with deferred_interrupts():
@@ -98,15 +103,16 @@ def _as_flag(accept: re.Match[str]) -> str:
     return "--accept " + accept[1].replace("'", "").replace(", ", ",")
 
 
-def solve_or_raise(
-    problem: fe.Problem, method: Any, consequence: str, refinement: Mapping[str, Any], **settings: Any
+def solve_here(
+    problem: fe.Problem, config: MethodConfig, consequence: str, callback: Any = None
 ) -> fe.Solution:
-    """Solve, and refine the hits; after Ctrl-C, raise a KeyboardInterrupt that names the consequence."""
+    """Solve in this process; after Ctrl-C, raise a KeyboardInterrupt that names the consequence."""
+    settings, refinement = solve_settings(config), refinement_settings(config)
     with deferred_interrupts():
-        solution = fe.solve(problem, method, **settings)
+        solution = fe.solve(problem, make_method(config), callback=callback, **settings)
         _check_complete(solution, consequence)
         if refinement:
-            limits = check_refinement("method", problem, settings["atol"], **refinement)
+            limits = check_refinement("method", problem, config.atol, **refinement)
             solution = refine(problem, solution, limits)
             _check_complete(solution, consequence)
     return solution

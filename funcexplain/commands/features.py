@@ -48,11 +48,6 @@ class Windows(NamedTuple):
 def make_windows(prices: Prices, config: FeaturesConfig, network: NetworkConfig) -> Windows:
     """Compute or read the windows of a price history.
 
-    Raises:
-        ValueError: if a channel is unknown, a function fails or needs too many days, or a file does not
-            fit the prices.
-        OSError: if the file cannot be read.
-
     Example:
         >>> import numpy as np
         >>> values = torch.rand(30, 2, dtype=torch.float64).numpy() + 1.0

@@ -26,9 +26,10 @@ ANSWERS = "answers"
 WEIGHTS, METRICS, PICTURE, REPORT = "weights.csv", "metrics.csv", "overview.png", "report.html"
 MARKET, SHOCKS, TABLES = "market.csv", "shocks.csv", "tables.xlsx"
 DRAWS, FAN, PDF = "draws.safetensors", "fan.png", "report.pdf"
+COMPARISON, PAGE = "compare.csv", "compare.html"  # of several questions
 
 _TABLES = (WEIGHTS, METRICS, MARKET, SHOCKS, TABLES)
-_FILES = (CONFIG, SOLUTION, DRAWS, *_TABLES, PICTURE, FAN, REPORT, PDF)
+_FILES = (CONFIG, SOLUTION, DRAWS, *_TABLES, PICTURE, FAN, REPORT, PDF, COMPARISON, PAGE)
 _FRESH = ".run-"
 _MAX_SUMMARY = 256 * MIB
 
@@ -74,27 +75,33 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def replace_files(folder: Path, fresh: Path, summary: Mapping[str, Any]) -> None:
+def replace_files(folder: Path, fresh: Path, summary: Mapping[str, Any]) -> list[Path]:
     """Move new files to their folder, remove those of an earlier run, and write the summary.
 
     Args:
         folder: the folder of the run.
         fresh: a folder in it that holds the new files.
-        summary: ``"files"`` names all that belong to the run; the digests of those are added.
+        summary: ``"files"`` names all that belong to the run, and ``"questions"`` the folders in it of
+            several; the digests of the files are added.
+
+    Returns:
+        Folders of questions that an earlier run answered, and this one did not.
     """
     names = [name for name in summary["files"] if name != SUMMARY]
     moved = [name for name in names if (fresh / name).exists()]
     places = {name: _place(folder, name) for name in (*moved, SUMMARY)}
-    earlier = _earlier_files(folder)
+    earlier = _earlier(folder)
     digests = {name: _digest((fresh if name in moved else folder) / name) for name in names}
     text = json.dumps({**summary, "sha256": digests}, indent=2, allow_nan=False) + "\n"
     (fresh / SUMMARY).write_text(text, encoding="utf-8")
     with _folder_named(folder), deferred_interrupts():
         for name in moved:
             os.replace(fresh / name, places[name])
-        for name in earlier & {*_FILES} - {*names}:
+        for name in set(_FILES) & {*_names(earlier, "files")} - {*names}:
             (folder / name).unlink(missing_ok=True)
         os.replace(fresh / SUMMARY, places[SUMMARY])
+    asked = [name for name in _names(earlier, "questions") if name not in _names(summary, "questions")]
+    return [folder / name for name in asked if (folder / name / SUMMARY).exists()]
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -104,10 +111,10 @@ def _place(folder: Path, name: str) -> Path:
     return path
 
 
-def _earlier_files(folder: Path) -> set[str]:
-    """The files of the run that wrote the folder before."""
-    files = _earlier(folder).get("files")
-    return {name for name in files if isinstance(name, str)} if isinstance(files, list) else set()
+def _names(summary: Mapping[str, Any], key: str) -> list[str]:
+    """Names in a summary, which may be damaged."""
+    found = summary.get(key)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def earlier_question(folder: Path) -> str:
@@ -126,12 +133,7 @@ def _earlier(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a run, whose other files are those that it wrote; a report can be written again.
-
-    Raises:
-        FileNotFoundError: if it is not the folder of a finished run.
-        ValueError: if files are missing or differ.
-    """
+    """The summary of a run, whose other files are those that it wrote; a report can be written again."""
     remedy = "funcexplain run CONFIG.toml makes one"
     if inner := sorted(folder.glob(f"*/{SUMMARY}")):
         remedy = f"it holds those of several questions: name one, such as {inner[0].parent}"
@@ -151,6 +153,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         digests = dict(summary["sha256"])
     except (ValueError, LookupError, TypeError, RecursionError):
         raise unfinished from None
+    if "questions" in summary:
+        raise unfinished
     try:
         days = [answer["today"].items() for answer in summary["answers"]]
         fits = all(isinstance(weight, float | None) for day in days for _, weight in day)

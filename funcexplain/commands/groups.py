@@ -19,10 +19,6 @@ def load_groups(config: GroupsConfig | None, assets: Sequence[str]) -> Groups:
     """Read the members of each group from a csv with a column of assets and one of their groups.
 
     Assets that are not in the question are ignored, and not every asset needs a group.
-
-    Raises:
-        ValueError: if the file is not such a table, or a group has the name of an asset.
-        OSError: if it cannot be read.
     """
     if config is None:
         return {}

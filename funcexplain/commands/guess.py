@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from funcexplain.commands.adapting import ALL
 from funcexplain.commands.config import PROGRAMS, NetworkConfig, PricesConfig
 from funcexplain.commands.history import load_prices
 from funcexplain.commands.network import load_network
+from funcexplain.commands.prices import SHIPPED
 from funcexplain.commands.weights import Say
 from funcexplain.markets.features import CHANNELS
 from funcexplain.networks.adapt import adapt, fitting_layouts, outputs_of
 from funcexplain.networks.layouts import OWN
 
-SHIPPED = ("ecb", "sp500")
 _PRICES = (".csv", ".csv.gz", ".parquet")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # The likeliest lookbacks first; convolutions take any.
@@ -35,21 +34,6 @@ _MAKERS = ("make", "build", "make_network", "build_network", "network", "model",
 _DAYS = 20  # span of the features
 
 
-@dataclass
-class Guess:
-    """Findings about a network and prices.
-
-    Attributes:
-        table: of a config, without its question.
-        fits: whether some window fits the network.
-        notes: findings by the path of the entry.
-    """
-
-    table: dict[str, dict[str, Any]]
-    fits: bool
-    notes: dict[str, str] = field(default_factory=dict)
-
-
 def guess(
     network: str,
     prices: str,
@@ -58,7 +42,7 @@ def guess(
     *,
     trust_model: bool = False,
     say: Say = lambda line: None,
-) -> Guess:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Find out how a network takes windows of some prices, by calling it.
 
     Args:
@@ -69,9 +53,9 @@ def guess(
         trust_model: whether a file may run its code.
         say: called with a line about what was sniffed.
 
-    Raises:
-        ValueError: if no function is found in the file, or several are.
-        OSError: if a file is missing.
+    Returns:
+        The table of a config without its question, and without features if no window fits the network;
+        and findings by the path of the entry.
     """
     table: dict[str, dict[str, Any]] = {"network": {}, "prices": {"file": prices}}
     own = table["network"]
@@ -83,22 +67,20 @@ def guess(
             own["weights"] = weights
     module = load_network(NetworkConfig(**own), trust_model=trust_model, say=say)
     assets = load_prices(PricesConfig(prices)).assets
-    found = Guess(table, False)
-    for entries, features in _windows(module, len(assets)):
-        own |= entries
+    entries, features = next(_windows(module, len(assets)), ({}, None))
+    notes = {f"network.{name}": f"{value}, which fits" for name, value in entries.items()}
+    own |= entries
+    if features is not None:
         table["features"] = features
-        found.fits = True
-        found.notes |= {f"network.{name}": f"{value}, which fits" for name, value in entries.items()}
-        break
     for section, name in (("network", "weights"), ("network", "folder"), ("prices", "file")):
         path = table[section].get(name)
         if path is not None and path not in SHIPPED:
             table[section][name] = os.path.relpath(path, folder)
     as_built = "none, so the network is as built; --weights names them"
-    found.notes["network.weights"] = own.get("weights", as_built)
+    notes["network.weights"] = own.get("weights", as_built)
     if own.get("folder") == ".":
         del own["folder"]
-    return found
+    return table, notes
 
 
 def find_files(folder: Path) -> dict[str, str]:

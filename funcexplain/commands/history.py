@@ -114,10 +114,6 @@ def load_history(
         dtype: of the windows.
         network: where the function of the features is looked for; None refuses to run one.
 
-    Raises:
-        ValueError: if the file is not a price history, a name is unknown, or there are too few days.
-        OSError, ImportError: if the file cannot be read, or a package is missing.
-
     Example:
         >>> market = PricesConfig("ecb", assets=("EUR", "JPY"))
         >>> load_history(market, FeaturesConfig(lookback=5)).windows.shape[1:]

@@ -10,9 +10,10 @@ from typing import Any
 from funcexplain.commands.config import Config, parse_config
 from funcexplain.commands.guess import find_files, guess
 from funcexplain.commands.inputs import load_inputs
+from funcexplain.commands.outputs import by_name
 from funcexplain.commands.overrides import set_entries
-from funcexplain.commands.paths import rebase
 from funcexplain.commands.printing import PrintLine, print_plain
+from funcexplain.commands.reading import rebase
 from funcexplain.commands.toml import format_toml
 from funcexplain.solutions.writing import check_regular, output_path, replaced
 
@@ -71,18 +72,15 @@ def init_config(
         out: the config to write; it must not exist.
         trust_model: whether a file may run its code.
         print_line: called with each line of output.
-
-    Raises:
-        ValueError: if a file is not found or ambiguous, or nothing fits.
-        FileExistsError: if the config exists.
     """
     path = output_path("init", out)
     check_regular("init", path, name="a config file, such as config.toml")
     if path.exists():
         raise FileExistsError(f"init: {str(out)!r} exists; name another file with --out, or remove it")
-    table, fits = first_table(
+    table = first_table(
         network, prices, weights, target, path.parent, trust_model=trust_model, print_line=print_line
     )
+    fits = "features" in table
     with replaced("init", path) as file:
         file.write(_commented(table).encode())
     if fits:
@@ -104,8 +102,8 @@ def first_table(
     *,
     trust_model: bool,
     print_line: PrintLine,
-) -> tuple[dict[str, Any], bool]:
-    """A table of a config in a folder, and whether its window fits the network."""
+) -> dict[str, Any]:
+    """The table of a config in a folder, without features if no window fits the network."""
     found = find_files(Path.cwd())
     for kind, given in (("network", network), ("prices", prices)):
         if given is None and kind not in found:
@@ -113,7 +111,7 @@ def first_table(
                 f"init: expected one file of {kind} in this folder, got none or several; name it, as in "
                 "funcexplain init mine.py market.csv"
             )
-    guessed = guess(
+    table, notes = guess(
         network or found["network"],
         prices or found["prices"],
         weights or found.get("weights"),
@@ -121,25 +119,22 @@ def first_table(
         trust_model=trust_model,
         say=print_line,
     )
-    table: dict[str, Any] = guessed.table
-    for entry, note in guessed.notes.items():
+    for entry, note in notes.items():
         print_line(f"{entry}: {note}")
     table["question"] = {"at_least": dict(target or {})}
     if target is None:
-        table["question"] = _first_question(table, folder, guessed.fits, trust_model)
+        table["question"] = _first_question(table, folder, trust_model)
     table["output"] = {"folder": "run"}
-    return table, guessed.fits
+    return table
 
 
-def _first_question(
-    table: dict[str, Any], folder: Path, fits: bool, trust_model: bool
-) -> dict[str, Any]:
+def _first_question(table: dict[str, Any], folder: Path, trust_model: bool) -> dict[str, Any]:
     """The demo's question: more of the largest small position."""
-    if not fits:
+    if "features" not in table:
         return {"at_least": {"NAME": _SHARE}}
     trial = parse_config({**table, "question": {"concentration": 1.0}})
     query = load_inputs(rebase(trial, folder, os.curdir), trust_model=trust_model).query
-    today = dict(zip(query.names, query.today[-1].tolist(), strict=True))
+    today = by_name(query.names, query.today[-1])
     small = {name: weight for name, weight in today.items() if weight < _SMALL}
     name = max(small, key=small.__getitem__) if small else min(today, key=today.__getitem__)
     return {"at_least": {name: max(_SHARE, round(today[name] + _MORE_THAN_TODAY, 2))}}
@@ -162,17 +157,17 @@ def first_config(
     weights: str | None,
     target: Mapping[str, float] | None,
     *,
-    entries: Iterable[str] = (),
+    settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
 ) -> Config:
     """The config of a first try: that of `init_config`, which is not written."""
-    table, fits = first_table(
+    table = first_table(
         network, prices, weights, target, Path(), trust_model=trust_model, print_line=print_line
     )
-    if not fits:
+    if "features" not in table:
         raise ValueError(
             "--network: no window of up to 3 channels and 256 days fits the network; write a config "
             "with funcexplain init, and set its [features]"
         )
-    return parse_config(set_entries(table, entries))
+    return parse_config(set_entries(table, settings))

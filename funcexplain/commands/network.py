@@ -35,11 +35,6 @@ def load_network(
         trust_model: whether a file may run its code.
         say: called with a line for each change made to fit the weights.
 
-    Raises:
-        ValueError: if the function is not found, raises or does not return a module, or the weights do
-            not fit the network.
-        OSError: if a file cannot be read.
-
     Example:
         >>> load_network(NetworkConfig("torch.nn:Linear", {"in_features": 2, "out_features": 1}))
         Linear(in_features=2, out_features=1, bias=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
@@ -16,14 +16,13 @@ import funcexplain as fe
 from funcexplain.commands.folder import PICTURE, REPORT, SOLUTION
 from funcexplain.commands.history import History
 from funcexplain.commands.question import Query
-from funcexplain.engine.reach import Reach
-from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.details import single_target
 from funcexplain.reports.drawing import as_array
 from funcexplain.reports.draws import Common, shocked_prices
 from funcexplain.reports.numbers import ROUNDING
 from funcexplain.reports.overview import change_size, main_assets, rank_rows
 from funcexplain.reports.plots import plot_overview
+from funcexplain.solutions.tables import write_csv
 from funcexplain.solutions.writing import replaced
 
 NO_PATH = (
@@ -114,7 +113,7 @@ def write_picture(
     first = row - row % starts
     rows = outcome.solution.flat(torch.arange(first, first + starts))
     best = rows[row - first]
-    question = problem[(-1,) * len(problem.dims)] if problem.dims else problem
+    question = problem[(-1,) * len(problem.dims)]
     paths, fan = None, None
     if bool(best.x.isfinite().all()) and (question.law is not None or history.has_returns):
         pair = price_paths(history, query, -1, best, question)
@@ -140,9 +139,25 @@ def write_picture(
         period=history.period,
         title=query.sentence,
     )
-    with replaced("output", folder / PICTURE) as file:
+    return save_picture(figure, folder / PICTURE)
+
+
+def write_files(
+    folder: Path, table: str, blocks: Iterable[Mapping[str, Any]], picture: str, draw: Any
+) -> list[str]:
+    """Write a table and, unless ``draw`` is None, the picture that it draws; the names of the files."""
+    write_csv("output", folder / table, blocks)
+    if draw is None:
+        (folder / picture).unlink(missing_ok=True)  # of an earlier call
+        return [table]
+    return [table, save_picture(draw(), folder / picture)]
+
+
+def save_picture(figure: Any, path: Path) -> str:
+    """Save a figure, and return the name of its file."""
+    with replaced("output", path) as file:
         figure.savefig(file, format="png")
-    return PICTURE
+    return path.name
 
 
 def write_report(
@@ -153,19 +168,15 @@ def write_report(
     *,
     title: str | None,
     settings: Mapping[str, Any],
-    probability: fe.Probability | None = None,
-    probe: bool = True,
-    draws: fe.Solution | None = None,
-    reach: tuple[Sequence[float], Reach] | None = None,
-    agreement: Agreement | None = None,
+    **more: Any,
 ) -> str:
-    """Write the report of a solution, the last arguments as in `fe.report`; its file's name."""
+    """Write the report of a solution, with more arguments of `fe.report`, and return its file's name."""
 
     def prices(index: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         date = index[solution.dims.index("date")] if "date" in solution.dims else 0
-        row = solution[index] if index else solution
-        question = query.problem[index] if index else query.problem
-        return price_paths(history, query, date, row, question) if row.x.isfinite().all() else None
+        row = solution[index]
+        known = bool(row.x.isfinite().all())
+        return price_paths(history, query, date, row, query.problem[index]) if known else None
 
     today = query.today[0]
     if "date" in solution.dims:
@@ -184,7 +195,6 @@ def write_report(
         dates=_dates_of_one_window(query, history),
         coords={"date": query.dates} if "date" in solution.dims else None,
         scale=history.scale(query.positions[-1])[1],
-        probability=probability,
         ahead=query.ahead,
         period=history.period,
         groups=query.groups,
@@ -192,11 +202,8 @@ def write_report(
         note="" if query.market or len(history.channels) == 1 else NO_PATH,
         title=title or query.sentence,
         settings=settings,
-        probe=probe,
-        draws=draws,
-        reach=reach,
-        agreement=agreement,
         prices=prices if query.problem.law is not None or history.has_returns else None,
+        **more,
     )
     return REPORT
 
@@ -242,9 +249,9 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
             "main_asset": history.prices.assets[main[number]] if known[number] else None,
             "starts_agree": outcome.agree[number],
             "met_already": outcome.met[number],
-            "weights": dict(zip(assets, mean_weights(best).tolist(), strict=True)),
-            "today": dict(zip(assets, query.today[number].tolist(), strict=True)),
-            "unshocked": dict(zip(assets, query.held[number].tolist(), strict=True)),
+            "weights": by_name(assets, mean_weights(best)),
+            "today": by_name(assets, query.today[number]),
+            "unshocked": by_name(assets, query.held[number]),
         }
         for number, (day, row, best) in enumerate(zip(query.dates, outcome.best, rows, strict=True))
     ]
@@ -262,32 +269,9 @@ def summarize(outcome: Outcome, query: Query, history: History) -> dict[str, Any
     return as_json(found)
 
 
-def describe_chance(chance: fe.Probability) -> dict[str, Any]:
-    """The probability of one question as JSON values."""
-    names = ("estimate", "standard_error", "lower", "upper")
-    found = {name: float(getattr(chance, name)) for name in names}
-    return as_json({**found, "status": fe.Status(int(chance.status)).name, "method": str(chance.method)})
-
-
-def recorded_chance(answers: Sequence[Mapping[str, Any]]) -> fe.Probability | None:
-    """The probability of one question or of each date, as `describe_chance` recorded it; None if not."""
-    found = [answer["probability"] for answer in answers if answer.get("probability")]
-    if len(found) < len(answers) or not found:
-        return None
-    names, count = ("estimate", "standard_error", "lower", "upper"), len(found)
-
-    def column(name: str) -> Tensor:
-        values = [torch.nan if chance[name] is None else chance[name] for chance in found]
-        return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-    numbers: list[Any] = [column(name) for name in names]
-    unknown = torch.zeros(count, dtype=torch.int64, device="cpu")
-    status = unknown.new_tensor([int(fe.Status[chance["status"]]) for chance in found])
-    methods = tuple(chance["method"] for chance in found)
-    levels = numbers[0].new_empty(count, 0)
-    fields: list[Any] = [*numbers, unknown, unknown, levels, status, methods, ("",) * count, ("date",)]
-    chances = fe.Probability(*fields)
-    return chances if count > 1 else chances[0]
+def by_name(names: Sequence[str], values: Tensor) -> dict[str, Any]:
+    """Numbers by their names, as JSON values."""
+    return as_json(dict(zip(names, values.tolist(), strict=True)))
 
 
 def as_json(value: Any) -> Any:

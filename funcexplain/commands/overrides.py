@@ -23,9 +23,6 @@ def set_entries(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any
 
     A value is TOML, or else text.
 
-    Raises:
-        ValueError: if a setting has another form, or leads through an entry that is not a table.
-
     Example:
         >>> set_entries({"question": {"top": "EUR"}}, ["question.at_least.CHF=30%", "method.atol=1e-2"])
         {'question': {'top': 'EUR', 'at_least': {'CHF': '30%'}}, 'method': {'atol': 0.01}}
@@ -67,10 +64,6 @@ def split_questions(
     Args:
         table: a table whose question may be several, or have the csv file ``targets``.
         folder: to which the names of such files are relative.
-
-    Raises:
-        ValueError: if labels are not different, or a file is not one of targets.
-        OSError: if it cannot be read.
 
     Example:
         >>> table = {"question": [{"top": "EUR"}, {"top": "CHF", "name": "Swiss"}]}

@@ -1,14 +1,13 @@
-"""The arguments of the command line, and the help texts."""
+"""The arguments of the command line, and the help texts.
+
+An option's destination is the parameter of the command's function that takes it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from typing import NoReturn
-
-Command = Callable[[argparse.Namespace], int]
-"""Runs a command, and returns its exit code."""
 
 DEMO = """\
 Train a small allocator on real prices, then ask what the market would have to look like for it to hold
@@ -54,14 +53,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def make_parser(demo: Command, init: Command, call: Command) -> argparse.ArgumentParser:
-    """The parser of all commands.
-
-    Args:
-        demo: runs ``demo``.
-        init: runs ``init``.
-        call: runs any other command.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``function`` is the module and the name of a command's function."""
     from funcexplain import __version__
 
     parser = _Parser(
@@ -70,83 +63,77 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
     )
     parser.add_argument("--version", action="version", version=f"funcexplain {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    shown = commands.add_parser("demo", help="ask a trained network about real prices", description=DEMO)
-    shown.add_argument(
+    debug, common, config, one, files, pdf = (_Parser(add_help=False) for _ in range(6))
+    _flag(debug, "debug", "show the traceback of an error")
+    _flag(common, "quiet", "print only errors")
+    _flag(common, "json", "print one JSON object instead of lines")
+    _flag(
+        common,
+        "trust_model",
+        "allow loading a .pt2 file, which runs code from it; only if you trust its author",
+    )
+    config.add_argument("path", metavar="CONFIG.toml", nargs="?", help="default: config.toml")
+    config.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="question.at_least.CHF=0.3",
+        help="set an entry of the config for this call; may be repeated",
+    )
+    one.add_argument(
+        "--question", metavar="NAME", help="which question of a config of several: its name or number"
+    )
+    files.add_argument("--network", metavar="FILE.py[:make]", help="the network's file")
+    files.add_argument("--prices", metavar="FILE.csv", help="the price file, or ecb")
+    files.add_argument("--weights", metavar="FILE", help="the network's weights")
+    files.add_argument("--target", metavar="EUR=0.4,CHF=20%", help="minimum weights")
+    _flag(pdf, "pdf", "print the report to a PDF, too (needs Chromium, Chrome or WeasyPrint)")
+
+    def add(name: str, function: str, text: str, about: str, *parents: _Parser) -> _Parser:
+        own = commands.add_parser(name, help=text, description=about, parents=[*parents, debug])
+        own.set_defaults(function=function)
+        return own
+
+    demo = add("demo", "demo.run_demo", "ask a trained network about real prices", DEMO)
+    run = add(
+        "run", "run.run_config", "answer the question of a config", RUN, config, common, pdf, files
+    )
+    add("check", "check.check_config", "check a config without solving it", CHECK, config, common)
+    report = add("report", "run.rewrite_report", "rewrite the report of a run", REPORT, common, pdf)
+    why = add(
+        "why", "why.explain_change", "what moved the weights between two dates", WHY, config, one, common
+    )
+    whatif = add(
+        "whatif", "whatif.ask_what_if", "weights after moves of the market", WHATIF, config, one, common
+    )
+    init = add("init", "init.init_config", "write a config for your network", INIT, files, common)
+    demo.add_argument(
         "--data",
         default="ecb",
         metavar="ecb|sp500|FILE.csv",
         help="prices: 16 currencies (default), 20 US stocks (needs skfolio), or a csv file with a date "
         "column first and one column of prices per asset",
     )
-    shown.add_argument(
+    demo.add_argument(
         "--target",
         metavar="EUR=0.4,CHF=20%",
         help="minimum weights (default: 20%% in the largest position below 5%%)",
     )
-    shown.add_argument(
+    demo.add_argument(
         "--seed", type=_seed, default=0, help="seed of the network and the starts (default: 0)"
     )
-    shown.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
-    shown.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    shown.set_defaults(command=demo)
-    for name, function, summary, description, argument in (
-        ("run", "run.run_config", "answer the question of a config", RUN, "CONFIG.toml"),
-        ("check", "check.check_config", "check a config without solving it", CHECK, "CONFIG.toml"),
-        ("report", "run.rewrite_report", "rewrite the report of a run", REPORT, "DIR"),
-        ("why", "why.explain_change", "what moved the weights between two dates", WHY, "CONFIG.toml"),
-        ("whatif", "whatif.ask_what_if", "weights after moves of the market", WHATIF, "CONFIG.toml"),
-    ):
-        own = commands.add_parser(name, help=summary, description=description)
-        if name == "report":
-            own.add_argument("path", metavar=argument)
-        else:
-            own.add_argument("path", metavar=argument, nargs="?", help="default: config.toml")
-            own.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                dest="entries",
-                metavar="question.at_least.CHF=0.3",
-                help="set an entry of the config for this call; may be repeated",
-            )
-        own.add_argument("--quiet", action="store_true", help="print only errors")
-        own.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-        own.add_argument(
-            "--trust-model",
-            action="store_true",
-            help="allow loading a .pt2 file, which runs code from it; only if you trust its author",
-        )
-        own.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        own.set_defaults(
-            command=call, function=function, settings=["trust_model"], has_config=name != "report"
-        )
-    commands.choices["report"].set_defaults(settings=["trust_config", "trust_model", "pdf"])
-    for name in ("run", "report"):
-        commands.choices[name].add_argument(
-            "--pdf",
-            action="store_true",
-            help="print the report to a PDF, too (needs Chromium, Chrome or WeasyPrint)",
-        )
-    commands.choices["report"].add_argument(
-        "--trust-config",
-        action="store_true",
-        help="build the network, which runs the code that the folder's config names; only if you trust "
-        "its author",
+    demo.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
+    report.add_argument("folder", metavar="DIR")
+    _flag(
+        report,
+        "trust_config",
+        "build the network, which runs the code that the folder's config names; only if you trust its "
+        "author",
     )
-    commands.choices["run"].set_defaults(
-        settings=["trust_model", "workers", "dask", "timeout", "accept", "xlsx", "pdf", "quiet"]
-    )
-    _add_files(commands.choices["run"])
-    made = commands.add_parser("init", help="write a config for your network", description=INIT)
-    made.add_argument("names", metavar="NETWORK PRICES", nargs="*", help="mine.py and market.csv")
-    _add_files(made)
-    made.add_argument("--out", default="config.toml", metavar="FILE", help="default: config.toml")
-    made.add_argument("--trust-model", action="store_true", help="allow a file that runs code")
-    made.add_argument("--quiet", action="store_true", help="print only errors")
-    made.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    made.set_defaults(command=init)
-    executor = commands.choices["run"].add_mutually_exclusive_group()
+    init.add_argument("names", metavar="NETWORK PRICES", nargs="*", help="mine.py and market.csv")
+    init.add_argument("--out", default="config.toml", metavar="FILE", help="default: config.toml")
+    executor = run.add_mutually_exclusive_group()
     executor.add_argument(
         "--workers",
         type=_workers,
@@ -158,26 +145,21 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         metavar="tcp://HOST:PORT",
         help="distribute them over the workers of a Dask scheduler, which must see this folder",
     )
-    commands.choices["run"].add_argument(
+    run.add_argument(
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
         help="retry a chunk of distributed searches after this many seconds (default: no limit)",
     )
-    commands.choices["run"].add_argument(
-        "--xlsx", action="store_true", help="also write the tables as one Excel file (needs openpyxl)"
-    )
-    commands.choices["run"].add_argument(
+    _flag(run, "xlsx", "also write the tables as one Excel file (needs openpyxl)")
+    run.add_argument(
         "--accept",
         metavar="NAMES",
         help="resume distributed searches although these parts of the code changed, such as network or "
         "versions.torch,behavior; only if their answers remain valid",
     )
-    why, whatif = commands.choices["why"], commands.choices["whatif"]
-    why.set_defaults(settings=["trust_model", "start", "end"])
     for flag, name in (("--from", "start"), ("--to", "end")):
         why.add_argument(flag, dest=name, required=True, metavar="YYYY-MM-DD", help="a trading day")
-    whatif.set_defaults(settings=["trust_model", "shock", "replay", "scenarios", "others", "unscaled"])
     whatif.add_argument(
         "--shock",
         action="append",
@@ -206,18 +188,13 @@ def make_parser(demo: Command, init: Command, call: Command) -> argparse.Argumen
         help="assets without a shock follow the shocked ones as the model of returns expects (default), "
         "or do not move",
     )
-    whatif.add_argument(
-        "--unscaled", action="store_true", help="replay returns without scaling by volatility"
-    )
+    _flag(whatif, "unscaled", "replay returns without scaling by volatility")
     return parser
 
 
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    """Options for a run without a config."""
-    parser.add_argument("--network", metavar="FILE.py[:make]", help="the network's file")
-    parser.add_argument("--prices", metavar="FILE.csv", help="the price file, or ecb")
-    parser.add_argument("--weights", metavar="FILE", help="the network's weights")
-    parser.add_argument("--target", metavar="EUR=0.4,CHF=20%", help="minimum weights")
+def _flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """An option that is set or not."""
+    parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
 
 
 def _seed(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from funcexplain.commands.entries import (
     Reader,
-    bad_entry,
+    checked,
     entry,
     integer_between,
     one_of,
@@ -19,23 +19,21 @@ from funcexplain.commands.entries import (
 from funcexplain.markets.dialects import Dialect
 from funcexplain.markets.selection import GAPS
 
+SHIPPED = ("ecb", "sp500")
+"""Price histories by name, in place of a file."""
+
 
 def _character(example: str) -> Reader:
     """Make a reader of one character, which may be a blank or a tab."""
-
-    def read(where: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) != 1:
-            raise bad_entry(where, f'one character, such as "{example}"', value)
-        return value
-
-    return read
+    expected = f'one character, such as "{example}"'
+    return checked(expected, lambda value: isinstance(value, str) and len(value) == 1)
 
 
 @dataclass(frozen=True)
 class PricesConfig:
     """The price history; fields shared with `Dialect` are sniffed if None."""
 
-    file: str = entry(read_text)
+    file: str = entry(read_text, path=SHIPPED)
     assets: tuple[str, ...] | None = entry(read_names, None)
     start: date | None = entry(read_date, None)
     end: date | None = entry(read_date, None)

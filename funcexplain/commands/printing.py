@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,16 +45,32 @@ def fault_lines(faults: Sequence[Finding]) -> Iterator[str]:
         yield f"... and {len(faults) - _MAX_FAULTS} more, with --json"
 
 
+def aligned(rows: Iterable[Sequence[str]], *columns: str) -> Iterator[str]:
+    r"""Lines of a table, for columns such as ``"<8"``: to the left, and at least 8 characters wide.
+
+    Example:
+        >>> print(*aligned([("asset", "weight"), ("EUR", "40.00%")], "<4", ">8"), sep="\n")
+        asset    weight
+        EUR      40.00%
+    """
+    lines = [*rows]
+    widths = [
+        max(int(column[1:]), *map(len, cells)) for column, *cells in zip(columns, *lines, strict=True)
+    ]
+    for line in lines:
+        cells = zip(line, columns, widths, strict=True)
+        yield "  ".join(f"{cell:{column[0]}{width}}" for cell, column, width in cells)
+
+
 def weights_table(
     columns: Mapping[str, Tensor], assets: Sequence[str], order: Sequence[int]
 ) -> Iterator[str]:
     """Allocations in percent, one column each, for assets in the given order."""
-    width = max(7, *map(len, assets))
     yield ""
-    yield f"{'Weights':{width}}" + "".join(f"  {name:>8}" for name in columns)
-    for index in order:
-        cells = "".join(f"  {100 * float(weights[index]):7.2f}%" for weights in columns.values())
-        yield f"{assets[index]:{width}}{cells}"
+    rows = [("Weights", *columns)]
+    for at in order:
+        rows.append((assets[at], *(f"{100 * float(column[at]):.2f}%" for column in columns.values())))
+    yield from aligned(rows, "<7", *[">8"] * len(columns))
 
 
 def points_table(
@@ -71,30 +87,26 @@ def points_table(
     ``weights`` are columns in percent before them; ``total`` names a column of their sums. Rows keep
     their order.
     """
-    parts = 100.0 * torch.stack([*columns.values()], -1).double()
-    shares = 100.0 * torch.stack([*(weights or {}).values()], -1).double() if weights else None
-    labels = [*columns, *([total] if total else [])]
+    shares = {name: 100.0 * column.double() for name, column in (weights or {}).items()}
+    parts = {name: 100.0 * column.double() for name, column in columns.items()}
     if total:
-        parts = torch.cat([parts, parts.sum(-1, keepdim=True)], -1)
-    largest = parts.abs().amax(-1).argsort(descending=True, stable=True)[:_MAX_ASSETS].tolist()
+        parts[total] = torch.stack([*parts.values()]).sum(0)
+    size = torch.stack([*parts.values()]).abs().amax(0)
+    largest = size.argsort(descending=True, stable=True)[:_MAX_ASSETS].tolist()
     shown, rest = sorted(largest), sorted({*range(len(names))} - {*largest})
-    width = max(7, len(title), *map(len, names))
-    sizes = [max(10, len(label)) for label in (*(weights or {}), *labels)]
-    heads = zip((*(weights or {}), *labels), sizes, strict=True)
+
+    def row(name: str, index: list[int]) -> tuple[str, ...]:
+        cells = [f"{float(column[index].sum()):.2f}%" for column in shares.values()]
+        return (name, *cells, *(f"{float(column[index].sum()):+.2f}" for column in parts.values()))
+
+    rows = [(title, *shares, *parts), *(row(names[index], [index]) for index in shown)]
+    if rest:
+        rows.append(row(f"{len(rest)} others", rest))
+    if not total:
+        rows.append(row("total", [*range(len(names))]))
     yield ""
     yield f"{heading}:"
-    yield f"{title:{width}}" + "".join(f"  {label:>{size}}" for label, size in heads)
-
-    def row(name: str, index: list[int]) -> str:
-        cells = [] if shares is None else [f"{value:.2f}%" for value in shares[index].sum(0).tolist()]
-        cells += [f"{value:+.2f}" for value in parts[index].sum(0).tolist()]
-        return f"{name:{width}}" + "".join(f"  {c:>{s}}" for c, s in zip(cells, sizes, strict=True))
-
-    yield from (row(names[index], [index]) for index in shown)
-    if rest:
-        yield row(f"{len(rest)} others", rest)
-    if not total:
-        yield row("total", [*range(len(names))])
+    yield from aligned(rows, "<7", *[">10"] * (len(shares) + len(parts)))
 
 
 def changes_table(
@@ -107,16 +119,15 @@ def changes_table(
 ) -> Iterator[str]:
     """The largest changes of a window, in percent and in sigmas."""
     change = (x - x0) / sigma
-    width = max(5, *map(len, assets))
-    row = f"{{:10}}  {{:{width}}}  {{:10}}  {{:>10}}  {{:>10}}  {{:>6}}"
-    yield ""
-    yield "Largest changes:"
-    yield row.format("day", "asset", "channel", "from", "to", "sigmas")
+    rows = [("day", "asset", "channel", "from", "to", "sigmas")]
     for flat in change.flatten().abs().topk(min(_MAX_CHANGES, change.numel())).indices.tolist():
         channel, day, asset = index = tuple(map(int, np.unravel_index(flat, change.shape)))
         before, after = (f"{100 * float(values[index]):+.2f}%" for values in (x0, x))
         sigmas = f"{float(change[index]):+.2f}"
-        yield row.format(dates[day], assets[asset], channels[channel], before, after, sigmas)
+        rows.append((dates[day], assets[asset], channels[channel], before, after, sigmas))
+    yield ""
+    yield "Largest changes:"
+    yield from aligned(rows, "<10", "<5", "<10", ">10", ">10", ">6")
 
 
 def outcome_lines(outcome: Outcome, query: Query, assets: Sequence[str]) -> Iterator[str]:

@@ -102,10 +102,6 @@ def build_query(
             at any other window.
         others: further networks, which must also hold the target.
         groups: members of each group of assets by its name.
-
-    Raises:
-        ValueError: if a name, date or part does not exist, the target is out of reach, or the network
-            does not accept these windows.
     """
     groups, starts = groups or {}, config.method.starts
     question = expand_groups(config.question, groups)
@@ -267,15 +263,12 @@ def describe_question(question: QuestionConfig, dates: list[str], period: str = 
         >>> describe_question(QuestionConfig(at_least={"EUR": 0.3}, exit=("JPY",)), ["2024-01-31"])
         'What would the market of 2024-01-31 have to look like for the network to hold at least 30% ...'
     """
-    day = (
-        dates[0]
-        if len(dates) == 1
-        else f"each of {len(dates)} {unit_of(period)}s, {dates[0]} to {dates[-1]},"
-    )
+    day = dates[0]
+    if len(dates) > 1:
+        comma = "" if question.ahead else ","
+        day = f"each of {len(dates)} {unit_of(period)}s, {dates[0]} to {dates[-1]}{comma}"
     phrase = join(list(_phrases(question)))
     phrase += " relative to the benchmark" if question.benchmark is not None else ""
-    if question.ahead:
-        day = day.rstrip(",")
     return ask(phrase, day, question.ahead or 0, period)
 
 
@@ -295,10 +288,9 @@ def _phrases(question: QuestionConfig) -> Iterator[str]:
         bounds = {"": group.weight, "at least ": group.at_least, "at most ": group.at_most}
         amounts = " and ".join(f"{bound}{_percent(w)}" for bound, w in bounds.items() if w is not None)
         yield f"{amounts} in {' + '.join(group.assets)}"
-    for name, delta in (question.shift or {}).items():
-        yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name} than today"
-    for name, delta in (question.move or {}).items():
-        yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name}"
+    for moves, than in ((question.shift, " than today"), (question.move, "")):
+        for name, delta in (moves or {}).items():
+            yield f"{_percent(abs(delta))} {'more' if delta >= 0 else 'less'} {name}{than}"
     if question.move is not None:
         yield "all others as today"
     if question.turnover is not None:
@@ -332,19 +324,16 @@ def find_dates(question: QuestionConfig, history: History) -> list[int]:
 def _check_names(question: QuestionConfig, names: tuple[str, ...], groups: Groups) -> None:
     """Raise unless all names are of weights, before anything is computed from them."""
     assets = (*names, *groups)  # groups are expanded; the message may suggest one
-    for goal in ("target", "at_least", "at_most", "shift", "move"):
-        positions(f"question.{goal}", list(getattr(question, goal) or ()), assets)
-    positions("question.top", [] if question.top is None else [question.top], assets)
-    positions("question.exit", question.exit or (), assets)
+    for goal in ("target", "at_least", "at_most", "shift", "move", "top", "exit"):
+        given = getattr(question, goal) or ()
+        wanted = [given] if isinstance(given, str) else [*given]
+        positions(f"question.{goal}", wanted, assets)
+        if named := [name for name in wanted if name in groups]:
+            raise ValueError(
+                f"question.{goal}: {named[0]} is a group; use at_least, at_most or group for its total"
+            )
     for index, group in enumerate(question.group or ()):
         positions(f"question.group[{index}]", group.assets, assets)
-    for goal in ("target", "shift", "move", "top"):
-        given = getattr(question, goal) or ()
-        for name in [given] if isinstance(given, str) else given:
-            if name in groups:
-                raise ValueError(
-                    f"question.{goal}: {name} is a group; use at_least, at_most or group for its total"
-                )
 
 
 def _is_long_short(question: QuestionConfig, today: Tensor) -> bool:

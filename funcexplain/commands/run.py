@@ -1,14 +1,13 @@
 """The commands ``run`` and ``report``, each readable from top to bottom.
 
-Each prints lines with ``print_line`` and returns a dict of JSON values. For bad input, it raises a
-ValueError, TypeError, OSError or ImportError whose message names the remedy.
+Each prints lines with ``print_line`` and returns a dict of JSON values.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,13 @@ import torch
 import funcexplain as fe
 from funcexplain.commands import outputs
 from funcexplain.commands.audit import audit
-from funcexplain.commands.checking import describe_inputs
-from funcexplain.commands.comparing import ask_each, compare
+from funcexplain.commands.check import describe_inputs
+from funcexplain.commands.comparing import ask_each, compare, describe_earlier
 from funcexplain.commands.config import Config
-from funcexplain.commands.draws import (
-    check_drawable,
-    describe_draws,
-    draw_markets,
-    load_draws,
-    save_draws,
-    write_fan,
-)
-from funcexplain.commands.ensemble import agreement_of, ask_the_first, describe_agreement
+from funcexplain.commands.draws import Drawn, load_draws, save_draws, write_fan
 from funcexplain.commands.environment import torch_threads
-from funcexplain.commands.execution import search_executor, solve_or_raise, solve_shared
+from funcexplain.commands.execution import search_executor, solve_here, solve_shared
+from funcexplain.commands.findings import add_findings, check_findings, recorded_findings
 from funcexplain.commands.folder import (
     ANSWERS,
     CONFIG,
@@ -43,33 +35,11 @@ from funcexplain.commands.folder import (
     read_summary,
     replace_files,
 )
-from funcexplain.commands.inputs import (
-    Inputs,
-    hash_inputs,
-    load_inputs,
-    load_recorded,
-    make_loader,
-    make_method,
-    refinement_settings,
-    solve_settings,
-)
-from funcexplain.commands.paths import rebase
-from funcexplain.commands.printing import (
-    PrintLine,
-    outcome_lines,
-    print_plain,
-)
-from funcexplain.commands.reach import (
-    check_one_date,
-    describe_reach,
-    find_reach,
-    reach_sentence,
-    recorded_reach,
-)
-from funcexplain.commands.reading import read_all, read_plain, require_plots
+from funcexplain.commands.inputs import Inputs, hash_inputs, load_inputs, load_recorded, make_loader
+from funcexplain.commands.printing import PrintLine, outcome_lines, print_plain
+from funcexplain.commands.reading import read_all, read_one, rebase, require_plots
 from funcexplain.commands.tables import write_tables, write_workbook
 from funcexplain.commands.toml import to_plain, to_toml
-from funcexplain.reports.cards import likelihood_sentence, whose
 from funcexplain.reports.origin import LEFT_OUT
 from funcexplain.reports.pdf import require_printer, write_pdf
 from funcexplain.solutions.tables import require
@@ -121,34 +91,6 @@ def run_config(
     configs: dict[str | None, Config] = {}
     configs |= {None: path} if isinstance(path, Config) else read_all(path, settings)
     load = make_loader(trust_model=trust_model, say=print_line)
-    own: dict[str, Any] = {"workers": workers, "dask": dask, "timeout": timeout, "accept": accept}
-    own |= {"xlsx": xlsx, "pdf": pdf, "trust_model": trust_model, "quiet": quiet}
-    summaries = ask_each(
-        configs, lambda config: _run(config, command, load, print_line=print_line, **own), print_line
-    )
-    if None in summaries:
-        return summaries[None]
-    return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
-
-
-def _run(
-    config: Config,
-    command: str,
-    load: Callable[[Config], Inputs],
-    *,
-    workers: int | None,
-    dask: str | None,
-    timeout: float | None,
-    accept: str | None,
-    xlsx: bool,
-    pdf: bool,
-    trust_model: bool,
-    quiet: bool,
-    print_line: PrintLine,
-) -> dict[str, Any]:
-    """Solve one question, and write the answer to its folder."""
-    files = [CONFIG]
-    require_plots(config)
     for name, value in {"--timeout": timeout, "--accept": accept}.items():
         if value is not None and workers is None and dask is None:
             raise ValueError(f"{name}: only searches that are shared have it; add --workers or --dask")
@@ -156,119 +98,127 @@ def _run(
         require("--xlsx", "openpyxl", "excel")  # before any work is done
     if pdf:
         require_printer()
-    with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
-        inputs = load(config)
-        folder = make_folder(Path(config.output.folder))
-        describe_inputs(inputs, print_line)
-        query, history = inputs.query, inputs.history
-        assets = history.prices.assets
-        if config.question.draws:
-            check_drawable(query, config.method.atol)
-        if config.question.reach:
-            check_one_date(query)
-        began, bar = time.monotonic(), None if quiet else fe.progress(unit="searches")
-        if executor is None or not query.problem.dims:
-            method = config.method
-            solution = solve_or_raise(
-                query.problem,
-                make_method(method),
-                f"nothing is written to {str(folder)!r}",
-                refinement_settings(method),
-                callback=bar,
-                **solve_settings(method),
-            )
-        else:
-            solution = solve_shared(
-                inputs,
-                executor,
-                folder / ANSWERS,
-                trust_model=trust_model,
-                timeout=timeout,
-                accept=accept.split(",") if accept else (),
-                callback=bar,
-            )
-        seconds = time.monotonic() - began
-        outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), query)
-        summary = outputs.summarize(outcome, query, history)
-        chance = None
-        if config.question.how_likely:
-            chance = fe.probability(query.from_reference, atol=config.method.atol)
-            for row, answer in enumerate(summary["answers"]):
-                answer["probability"] = outputs.describe_chance(chance[row] if chance.dims else chance)
-        drawn = None
-        if config.question.draws:
-            drawn = draw_markets(query, config.question.draws, config.method.atol, assets)
-            described = drawn.found and describe_draws(drawn.found, assets)
-            summary["answers"][0]["draws"] = outputs.as_json(described)
-        ranges = None
-        if radii := config.question.reach:
-            reach = find_reach(query, radii)
-            summary["answers"][0]["reach"] = describe_reach(reach, radii, query)
-            ranges = reach_sentence(reach, radii, query)
-        first = ask_the_first(inputs, f"nothing is written to {str(folder)!r}")
-        if first is not None:
-            for row, answer in enumerate(summary["answers"]):
-                answer["agreement"] = outputs.as_json(describe_agreement(*first, row))
-        if isinstance(solution, fe.clusters.ChunkedSolution):
-            failures = solution.failures
-        else:
-            errors = solution.exceptions.items()
-            failures = [fe.clusters.Failure(range(row, row + 1), error) for row, error in errors]
-        with fresh_folder(folder) as fresh:
-            written = rebase(inputs.config, os.curdir, folder)
-            (fresh / CONFIG).write_text(to_toml(written), encoding="utf-8")
-            if isinstance(solution, fe.clusters.ChunkedSolution):
-                files.append(ANSWERS)
+
+    def ask(config: Config) -> dict[str, Any]:
+        require_plots(config)
+        with torch_threads(config.method.threads), search_executor(workers, dask) as executor:
+            inputs = load(config)
+            folder = make_folder(Path(config.output.folder))
+            describe_inputs(inputs, print_line)
+            check_findings(config, inputs.query)
+            began, bar = time.monotonic(), None if quiet else fe.progress(unit="searches")
+            consequence = f"nothing is written to {str(folder)!r}"
+            solution: Any
+            if executor is None or not inputs.query.problem.dims:
+                solution = solve_here(inputs.query.problem, config.method, consequence, bar)
             else:
-                settings = {"config": _settings(inputs, folder), "dates": query.dates}
-                files.append(outputs.save_solution(fresh, solution, query, history, settings))
-            tables = write_tables(fresh, outcome, query, history)
-            files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
-            if config.output.picture:
-                found = None if drawn is None else drawn.found
-                files.append(outputs.write_picture(fresh, outcome, query, history, found))
+                solution = solve_shared(
+                    inputs,
+                    executor,
+                    folder / ANSWERS,
+                    trust_model=trust_model,
+                    timeout=timeout,
+                    accept=accept.split(",") if accept else (),
+                    callback=bar,
+                )
+            seconds = round(time.monotonic() - began, 3)
+            outcome = outputs.make_outcome(solution, _evaluate(inputs, solution), inputs.query)
+            summary = outputs.summarize(outcome, inputs.query, inputs.history)
+            sentences, drawn = add_findings(inputs, summary["answers"], consequence)
             digest = hash_inputs(inputs)
-            summary["audit"] = audit(command, digest)
-            if drawn is not None and drawn.draws is not None and drawn.found is not None:
-                files.append(save_draws(fresh, drawn.draws, assets))
-                if config.output.picture:
-                    best = solution.flat(torch.tensor(outcome.best))[0]
-                    files.append(write_fan(fresh, drawn.found, query, best, assets, history.period))
-            if config.output.report:
-                draws = None if drawn is None else drawn.draws
-                files += _write_report(fresh, folder, inputs, solution, draws, summary, pdf=pdf)
-            summary |= {
-                "seconds": round(seconds, 3),
-                "folder": str(folder),
-                "digest": digest,
-                "failed": [
-                    {"first": failure.rows.start, "last": failure.rows.stop - 1, "error": failure.error}
-                    for failure in failures
-                ],
-                "files": [*files, SUMMARY],
-                "exit_code": HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED,
-            }
-            replace_files(folder, fresh, summary)
-    for line in outcome_lines(outcome, query, query.names):
-        print_line(line)
-    if chance is not None and not chance.dims:
-        print_line(likelihood_sentence(chance, query.ahead, history.period))
-    if drawn is not None:
-        print_line(drawn.sentence)
-    if ranges is not None:
-        print_line(ranges)
-    if (agreed := agreement_of(summary)) is not None:
-        card = whose(agreed)
-        print_line(f"{card.about} {card.head}. {card.text}")
-    for rows, error in failures[:_MAX_FAILURES]:
-        which = f"Searches {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"Search {rows.start}"
-        print_line(f"{which} failed: {error.splitlines()[0]}")
-    if len(failures) > _MAX_FAILURES:
-        print_line(f"... and {len(failures) - _MAX_FAILURES} more, in {SUMMARY}")
-    print_line(f"{folder}: {', '.join(summary['files'])}")
-    if ANSWERS not in files and (folder / ANSWERS).exists():
-        print_line(f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old")
-    return summary
+            summary |= {"audit": audit(command, digest), "seconds": seconds, "folder": str(folder)}
+            summary |= {"digest": digest, "failed": _failures(solution)}
+            summary["exit_code"] = HIT if summary["dates_hit"] == summary["dates"] else NOT_REACHED
+            with fresh_folder(folder) as fresh:
+                summary["files"] = _write(
+                    fresh, folder, inputs, outcome, summary, drawn, xlsx=xlsx, pdf=pdf
+                )
+                earlier = replace_files(folder, fresh, summary)
+        for line in (*outcome_lines(outcome, inputs.query, inputs.query.names), *sentences):
+            print_line(line)
+        for line in _failure_lines(summary["failed"]):
+            print_line(line)
+        print_line(f"{folder}: {', '.join(summary['files'])}")
+        if ANSWERS not in summary["files"] and (folder / ANSWERS).exists():
+            print_line(
+                f"{folder / ANSWERS} has answers of an earlier run with workers; remove what is old"
+            )
+        for line in map(describe_earlier, earlier):
+            print_line(line)
+        return summary
+
+    summaries = ask_each(configs, ask, print_line)
+    if None in summaries:
+        return summaries[None]
+    return compare(summaries, Path(next(iter(configs.values())).output.folder).parent, print_line)
+
+
+def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
+    """Measure the answers, each by the history up to its date."""
+    history, last = inputs.history, inputs.query.positions[-1]
+    days = history.until(last).to(history.windows.dtype)
+    known = history.has_returns and days.shape[1] > history.lookback
+    return fe.evaluate(
+        solution,
+        inputs.query.problem,
+        days if known else None,
+        scale=None if known else history.scale(last)[1],
+        atol=inputs.config.method.atol,
+    )
+
+
+def _failures(solution: Any) -> list[dict[str, Any]]:
+    """The searches that raised, with their first and last row and the error."""
+    if isinstance(solution, fe.clusters.ChunkedSolution):
+        failed = [(each.rows, each.error) for each in solution.failures]
+    else:
+        failed = [(range(row, row + 1), error) for row, error in solution.exceptions.items()]
+    return [{"first": rows.start, "last": rows.stop - 1, "error": error} for rows, error in failed]
+
+
+def _failure_lines(failed: list[dict[str, Any]]) -> Iterable[str]:
+    """A line for each of the first failures."""
+    for first, last, error in (each.values() for each in failed[:_MAX_FAILURES]):
+        which = f"Searches {first} to {last}" if last > first else f"Search {first}"
+        yield f"{which} failed: {error.splitlines()[0]}"
+    if len(failed) > _MAX_FAILURES:
+        yield f"... and {len(failed) - _MAX_FAILURES} more, in {SUMMARY}"
+
+
+def _write(
+    fresh: Path,
+    folder: Path,
+    inputs: Inputs,
+    outcome: outputs.Outcome,
+    summary: Mapping[str, Any],
+    drawn: Drawn | None,
+    *,
+    xlsx: bool,
+    pdf: bool,
+) -> list[str]:
+    """Write the files of a run but its summary, for its folder; their names."""
+    config, query, history = inputs.config, inputs.query, inputs.history
+    solution, assets = outcome.solution, history.prices.assets
+    draws, found = (None, None) if drawn is None else (drawn.draws, drawn.found)
+    (fresh / CONFIG).write_text(to_toml(rebase(config, os.curdir, folder)), encoding="utf-8")
+    files = [CONFIG]
+    if isinstance(solution, fe.clusters.ChunkedSolution):
+        files.append(ANSWERS)
+    else:
+        settings = {"config": _settings(inputs, folder), "dates": query.dates}
+        files.append(outputs.save_solution(fresh, solution, query, history, settings))
+    tables = write_tables(fresh, outcome, query, history)
+    files += [*tables, write_workbook(fresh, tables)] if xlsx else tables
+    if config.output.picture:
+        files.append(outputs.write_picture(fresh, outcome, query, history, found))
+    if draws is not None and found is not None:
+        files.append(save_draws(fresh, draws, assets))
+        if config.output.picture:
+            best = solution.flat(torch.tensor(outcome.best))[0]
+            files.append(write_fan(fresh, found, query, best, assets, history.period))
+    if config.output.report:
+        files += _write_report(fresh, folder, inputs, solution, draws, summary, pdf=pdf)
+    return [*files, SUMMARY]
 
 
 def rewrite_report(
@@ -283,16 +233,12 @@ def rewrite_report(
 
     Code that the config names runs only with ``trust_config``. Without it, the network is not built, its
     weights today come from the summary, and the report omits and lists what needs the network.
-
-    Raises:
-        ValueError: if the network, the prices or the files of the folder have changed since the run.
-        FileNotFoundError: if it is not the folder of a run.
     """
     if pdf:
         require_printer()
     folder = Path(folder)
     before = read_summary(folder)
-    config, shared = read_plain(folder / CONFIG), ANSWERS in before["files"]
+    config, shared = read_one(folder / CONFIG), ANSWERS in before["files"]
     solution = fe.clusters.open(folder / ANSWERS) if shared else fe.load(folder / SOLUTION)
     with torch_threads(config.method.threads):
         if trust_config:
@@ -345,27 +291,11 @@ def _write_report(
         inputs.history,
         title=inputs.config.output.title,
         settings=_settings(inputs, folder) | summary.get("audit", {}),
-        probability=outputs.recorded_chance(summary["answers"]),
         probe=inputs.network is not None,
         draws=draws,
-        reach=recorded_reach(summary["answers"]),
-        agreement=agreement_of(summary),
+        **recorded_findings(summary["answers"]),
     )
     if not pdf:
         return [name]
     write_pdf(fresh / name, fresh / PDF)
     return [name, PDF]
-
-
-def _evaluate(inputs: Inputs, solution: fe.Solution) -> Any:
-    """Measure the answers, each by the history up to its date."""
-    history, last = inputs.history, inputs.query.positions[-1]
-    days = history.until(last).to(history.windows.dtype)
-    known = history.has_returns and days.shape[1] > history.lookback
-    return fe.evaluate(
-        solution,
-        inputs.query.problem,
-        days if known else None,
-        scale=None if known else history.scale(last)[1],
-        atol=inputs.config.method.atol,
-    )

@@ -70,10 +70,6 @@ def read_scenarios(path: Path) -> list[Scenario]:
     The columns are assets with changes of price, empty where none is given, and optionally ``scenario``
     (a name) and ``days``.
 
-    Raises:
-        ValueError: if it is not such a file.
-        OSError: if it cannot be read.
-
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "moves.csv")

@@ -7,8 +7,10 @@ from typing import Any
 
 from funcexplain.commands.entries import (
     bad_entry,
+    checked,
     entry,
     integer_between,
+    is_integer,
     key_path,
     one_of,
     read_amounts,
@@ -20,20 +22,29 @@ from funcexplain.commands.entries import (
 )
 
 
-def read_factory(where: str, value: Any) -> str:
-    """Read the place of a function, ``"package.module:make"``."""
-    module, colon, function = read_text(where, value).partition(":")
-    dotted = [*module.split("."), *function.split(".")]
-    if not colon or not all(part.isidentifier() for part in dotted):
-        raise bad_entry(where, 'text such as "package.module:make"', value)
-    return value
+def _is_dotted(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
-def read_package(where: str, value: Any) -> str:
-    """Read the name of a package."""
-    if not all(part.isidentifier() for part in read_text(where, value).split(".")):
-        raise bad_entry(where, 'the name of an installed package such as "deepdow"', value)
-    return value
+def _is_index(value: Any) -> bool:
+    return is_integer(value) and abs(value) <= 1000
+
+
+read_factory = checked(
+    'text such as "package.module:make"',
+    lambda text: text.count(":") == 1 and all(map(_is_dotted, text.split(":"))),
+    read_text,
+)
+read_package = checked('the name of an installed package such as "deepdow"', _is_dotted, read_text)
+read_horizon = checked(
+    'an index of a horizon, or "mean"', lambda value: value == "mean" or _is_index(value)
+)
+_read_index = checked('a name such as "weights", or an index', _is_index)
+
+
+def read_output(where: str, value: Any) -> str | int:
+    """Read a name or an index."""
+    return (read_text if isinstance(value, str) else _read_index)(where, value)
 
 
 def read_arguments(where: str, value: Any) -> dict[str, Any] | None:
@@ -41,22 +52,6 @@ def read_arguments(where: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise bad_entry(where, "a table of keyword arguments, such as {n_assets = 16}", value)
     return value or None
-
-
-def read_output(where: str, value: Any) -> str | int:
-    """Read a name or an index."""
-    if isinstance(value, str):
-        return read_text(where, value)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 1000:
-        raise bad_entry(where, 'a name such as "weights", or an index', value)
-    return value
-
-
-def read_horizon(where: str, value: Any) -> str | int:
-    """Read an index, or ``"mean"``."""
-    if value != "mean" and (isinstance(value, bool) or not isinstance(value, int) or abs(value) > 1000):
-        raise bad_entry(where, 'an index of a horizon, or "mean"', value)
-    return value
 
 
 def read_inputs(where: str, value: Any) -> dict[str, Any]:
@@ -87,15 +82,15 @@ class FeaturesConfig:
     factory: str | None = entry(read_factory, None)
     arguments: dict[str, Any] | None = entry(read_arguments, None)
     of: str = entry(one_of("auto", "returns", "prices"), "auto")
-    file: str | None = entry(read_text, None)
-    scaling: str | None = entry(read_text, None)
+    file: str | None = entry(read_text, None, path=())
+    scaling: str | None = entry(read_text, None, path=("weights",))
 
 
 @dataclass(frozen=True)
 class GroupsConfig:
     """Groups of assets by name, such as sectors."""
 
-    file: str = entry(read_text)
+    file: str = entry(read_text, path=())
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,7 @@ class Space(NamedTuple):
 
 
 def make_space(question: QuestionConfig, history: History, chosen: list[int]) -> Space:
-    """The search space of the windows at these positions.
-
-    Raises:
-        ValueError: if a name or part does not exist, or a model cannot be estimated.
-    """
+    """The search space of the windows at these positions."""
     if question.search == "features":
         return _features(question, history, chosen)
     try:

@@ -133,7 +133,7 @@ def _best(outcome: Outcome, query: Query) -> Iterator[tuple[int, fe.Solution, fe
     for number, (row, answer) in enumerate(zip(outcome.best, cast(Any, rows), strict=True)):
         if bool(answer.x.isfinite().all()):
             index = tuple(int(place) for place in np.unravel_index(row, problem.shape))
-            yield number, answer, problem[index] if index else problem
+            yield number, answer, problem[index]
 
 
 def _lines(date: str, days: Sequence[str], assets: Sequence[str]) -> Columns:

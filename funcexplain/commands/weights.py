@@ -57,11 +57,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def load_weights(network: nn.Module, path: str, factory: str, say: Say) -> None:
-    """Load the weights of a file into a network, and convert it to their dtype.
-
-    Raises:
-        ValueError, OSError: if the file cannot be read, or does not fit.
-    """
+    """Load the weights of a file into a network, and convert it to their dtype."""
     state = read_weights(path)
     own = network.state_dict()
     if leftover := [name for name in _SCALING if name in state and name not in own]:

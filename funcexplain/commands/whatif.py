@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, positions
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json
-from funcexplain.commands.printing import PrintLine, prices_line, print_plain
+from funcexplain.commands.outputs import as_json, by_name, write_files
+from funcexplain.commands.printing import PrintLine, aligned, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights, find_dates
-from funcexplain.commands.reading import read_checked
+from funcexplain.commands.reading import read_one, require_plots
 from funcexplain.commands.scenarios import (
     EXAMPLE,
     Scenario,
@@ -37,8 +38,6 @@ from funcexplain.markets.selection import days_between
 from funcexplain.markets.whatif import Others
 from funcexplain.reports.drawing import MAX_ROWS, new_figure
 from funcexplain.reports.plots import plot_trades
-from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
 TABLE, PICTURE = "whatif.csv", "whatif.png"
 
@@ -78,6 +77,7 @@ def ask_what_if(
     scenarios: str | None = None,
     others: str = "conditional",
     unscaled: bool = False,
+    question: str | None = None,
     settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
@@ -94,18 +94,16 @@ def ask_what_if(
         scenarios: csv file of further ones.
         others: of shocks: ``"conditional"``, as the model of returns expects, or ``"still"``.
         unscaled: replay returns without scaling by volatility.
+        question: name or number of the question, if the config asks several.
         settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
 
     Returns:
         The weights, trades and moves of prices of every scenario, as JSON values: shares.
-
-    Raises:
-        ValueError: if a scenario cannot be read, takes more days than are ahead, or names something
-            unknown.
     """
-    config = read_checked(path, settings)
+    config = read_one(path, settings, question)
+    require_plots(config)
     asked = [*map(parse_shock, shock), *map(parse_replay, replay)]
     if scenarios is not None:
         asked += read_scenarios(Path(scenarios))
@@ -138,11 +136,8 @@ def ask_what_if(
     )
     for line in _lines(answers, held):
         print_line(line)
-    files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(answers, held))
-    if config.output.picture:
-        _draw(answers, held, folder / PICTURE)
-        files.append(PICTURE)
+    draw = partial(_draw, answers, held) if config.output.picture else None
+    files = write_files(folder, TABLE, _blocks(answers, held), PICTURE, draw)
     print_line(f"{folder}: {', '.join(files)}")
     results = {
         "exit_code": 0,
@@ -151,20 +146,15 @@ def ask_what_if(
         "market": market,
         "others": others,
         "unit": "share of the portfolio; of the price for moves",
-        "today": dict(zip(held, today.tolist(), strict=True)),
+        "today": by_name(held, today),
         "scenarios": [
             {
                 "name": name,
                 "sigmas": float(answers.size[row]),
                 "turnover": float(answers.trades[row].abs().sum() / 2),
-                **{
-                    kind: dict(zip(columns, values[row].tolist(), strict=True))
-                    for kind, columns, values in (
-                        ("moves", assets, moves),
-                        ("weights", held, answers.weights),
-                        ("trades", held, answers.trades),
-                    )
-                },
+                "moves": by_name(assets, moves[row]),
+                "weights": by_name(held, answers.weights[row]),
+                "trades": by_name(held, answers.trades[row]),
             }
             for row, name in enumerate(names)
         ],
@@ -254,30 +244,26 @@ def _point(
 def _lines(answers: Answers, assets: Sequence[str]) -> Iterator[str]:
     """One line for each scenario, then tables of the first ones."""
     trades = 100.0 * answers.trades.double()
-    width = max(8, *map(len, answers.names))
-    yield ""
-    yield (
-        f"{'Scenario':{width}}  {'sigmas':>6}  {'turnover':>8}  {'largest buy, points':>22}  "
-        f"{'largest sale, points':>22}"
-    )
+    rows: list[tuple[str, ...]] = [
+        ("Scenario", "sigmas", "turnover", "largest buy, points", "largest sale, points")
+    ]
     for name, size, trade in zip(answers.names, answers.size.tolist(), trades, strict=True):
         ends = [f"{assets[int(k)]} {float(trade[k]):+.2f}" for k in (trade.argmax(), trade.argmin())]
-        turnover = f"{float(trade.abs().sum() / 2):.2f}%"
-        yield f"{name:{width}}  {size:6.2f}  {turnover:>8}  {ends[0]:>22}  {ends[1]:>22}"
-    shown = range(1, min(len(answers.names), 1 + _MAX_SHOWN))
-    wide = max(7, *map(len, assets))
-    for row in shown:
+        rows.append((name, f"{size:.2f}", f"{float(trade.abs().sum() / 2):.2f}%", *ends))
+    yield ""
+    yield from aligned(rows, "<8", ">6", ">8", ">22", ">22")
+    for row in range(1, min(len(answers.names), 1 + _MAX_SHOWN)):
         yield ""
         yield f"{answers.names[row]}: weights, and the trade in percentage points"
-        columns = ("price", "today", "no shock", "after", "trade")
-        yield f"{'Asset':{wide}}" + "".join(f"  {column:>8}" for column in columns)
+        cells: list[tuple[str, ...]] = [("Asset", "price", "today", "no shock", "after", "trade")]
         order = trades[row].abs().argsort(descending=True, stable=True).tolist()[:_MAX_ASSETS]
         for k in order:
             shares = (answers.today[k], answers.weights[0, k], answers.weights[row, k])
-            cells = "".join(f"  {100 * float(share):7.2f}%" for share in shares)
             move = float(answers.moves[row, k])
             price = "" if math.isnan(move) else f"{100 * move:+.2f}%"
-            yield f"{assets[k]:{wide}}  {price:>8}{cells}  {float(trades[row, k]):+8.2f}"
+            held = (f"{100 * float(share):.2f}%" for share in shares)
+            cells.append((assets[k], price, *held, f"{float(trades[row, k]):+.2f}"))
+        yield from aligned(cells, "<7", *[">8"] * 5)
         if len(assets) > len(order):
             yield f"... and {len(assets) - len(order)} that trade less, in {TABLE}"
     if len(answers.names) > 1 + _MAX_SHOWN:
@@ -303,11 +289,10 @@ def _blocks(answers: Answers, assets: Sequence[str]) -> Iterator[Mapping[str, np
         }
 
 
-def _draw(answers: Answers, assets: Sequence[str], path: Path) -> None:
+def _draw(answers: Answers, assets: Sequence[str]) -> Any:
     """Draw the trades of the first scenarios."""
     rows = slice(1, 1 + _MAX_DRAWN)
     names = answers.names[rows]
     figure = new_figure(6.0, 1.6 + 0.24 * min(len(assets), MAX_ROWS) + 0.2 * len(names))
     plot_trades(answers.trades[rows], assets=assets, names=names, ax=figure.add_subplot())
-    with replaced("output", path) as file:
-        figure.savefig(file, format="png")
+    return figure

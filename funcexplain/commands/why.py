@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +17,13 @@ from funcexplain.commands.environment import torch_threads
 from funcexplain.commands.folder import make_folder
 from funcexplain.commands.history import History, window_ending_on
 from funcexplain.commands.inputs import load_single
-from funcexplain.commands.outputs import as_json
+from funcexplain.commands.outputs import as_json, by_name, write_files
 from funcexplain.commands.printing import PrintLine, points_table, prices_line, print_plain
 from funcexplain.commands.question import evaluate_weights
-from funcexplain.commands.reading import read_checked
+from funcexplain.commands.reading import read_one, require_plots
 from funcexplain.markets.periods import unit_of
 from funcexplain.reports.drawing import new_figure
 from funcexplain.reports.plots import plot_attribution, plot_waterfall
-from funcexplain.solutions.tables import write_csv
-from funcexplain.solutions.writing import replaced
 
 TABLE, PICTURE = "why.csv", "why.png"
 
@@ -59,6 +58,7 @@ def explain_change(
     *,
     start: str,
     end: str,
+    question: str | None = None,
     settings: Iterable[str] = (),
     trust_model: bool = False,
     print_line: PrintLine = print_plain,
@@ -69,6 +69,7 @@ def explain_change(
         path: the config file.
         start: first date, on which a window ends.
         end: second date.
+        question: name or number of the question, if the config asks several.
         settings: entries to set in the config, as in `run_config`.
         trust_model: whether a ``.pt2`` file may run its code.
         print_line: called with each line of output.
@@ -76,11 +77,9 @@ def explain_change(
     Returns:
         The weights, the parts and their distance from the change, as JSON values: shares of the
         portfolio.
-
-    Raises:
-        ValueError: if a date is not one on which a window ends, or they are not in order.
     """
-    config = read_checked(path, settings)
+    config = read_one(path, settings, question)
+    require_plots(config)
     first, last = read_date("--from", start), read_date("--to", end)
     if first >= last:
         raise ValueError(f"--from: must be before --to, got {first} and {last}; exchange them")
@@ -96,17 +95,12 @@ def explain_change(
     print_line(prices_line(history.prices))
     for line in _lines(split, names, (str(first), str(last)), unit_of(history.period)):
         print_line(line)
-    files = [TABLE]
-    write_csv("output", folder / TABLE, _blocks(split, names))
-    if config.output.picture:
-        _draw(split, names, history, (str(first), str(last)), folder / PICTURE)
-        files.append(PICTURE)
+    draw = partial(_draw, split, names, history, (str(first), str(last)))
+    drawn = draw if config.output.picture else None
+    files = write_files(folder, TABLE, _blocks(split, names), PICTURE, drawn)
     print_line(f"{folder}: {', '.join(files)}")
     named = {
-        f"by_{kind}": {
-            name: dict(zip(moved, row.tolist(), strict=True))
-            for name, row in zip(names, parts, strict=True)
-        }
+        f"by_{kind}": {name: by_name(moved, row) for name, row in zip(names, parts, strict=True)}
         for kind, (moved, parts) in split.parts.items()
     }
     results = {
@@ -115,9 +109,9 @@ def explain_change(
         "to": str(last),
         "unit": "share of the portfolio",
         "method": _method(split),
-        "before": dict(zip(names, split.before.tolist(), strict=True)),
-        "after": dict(zip(names, split.after.tolist(), strict=True)),
-        "change": dict(zip(names, (split.after - split.before).tolist(), strict=True)),
+        "before": by_name(names, split.before),
+        "after": by_name(names, split.after),
+        "change": by_name(names, split.after - split.before),
         **named,
         "error": split.error,
         "complete": split.complete,
@@ -205,9 +199,7 @@ def _blocks(split: Split, assets: Sequence[str]) -> Iterator[Mapping[str, np.nda
         }
 
 
-def _draw(
-    split: Split, weights: Sequence[str], history: History, dates: tuple[str, str], path: Path
-) -> None:
+def _draw(split: Split, weights: Sequence[str], history: History, dates: tuple[str, str]) -> Any:
     """Draw the weight that changes most: its parts by asset, and by entry where they are known."""
     weight, assets = _most(split)[0], history.prices.assets
     figure = new_figure(12.0, 5.4)
@@ -230,5 +222,4 @@ def _draw(
             name=weights[weight],
             ax=figure.add_subplot(grid[1]),
         )
-    with replaced("output", path) as file:
-        figure.savefig(file, format="png")
+    return figure

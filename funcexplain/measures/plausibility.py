@@ -16,6 +16,7 @@ from torch import Tensor
 from funcexplain.markets.covariances import sample
 from funcexplain.markets.turbulence import Whitening, whitening
 
+_TAIL = 0.01  # of the days on each side of the usual range
 _BLOCK = 1 << 22  # numbers in a block of windows, 32 MB
 
 
@@ -63,9 +64,6 @@ def summarize(history: Tensor, lookback: int, facts: Tensor | None = None) -> Pa
     days = history.double()
     returns = days[0]
     center = days.median(dim=1, keepdim=True).values
-    # Channel by channel: torch.quantile refuses more than 16 million numbers.
-    ends = torch.tensor([0.01, 0.99], dtype=torch.float64, device=days.device)
-    lower, upper = torch.stack([channel.quantile(ends, dim=0) for channel in days], 1)[:, :, None]
     usual = whitening(returns.mean(0), sample(returns))
     if len(returns) <= returns.shape[1]:
         # Too few days to estimate a covariance: how unusual a day is remains unknown.
@@ -76,11 +74,19 @@ def summarize(history: Tensor, lookback: int, facts: Tensor | None = None) -> Pa
         lookback=lookback,
         sigma=days.flatten(1).std(1)[:, None, None],
         mad=(days - center).abs().median(dim=1, keepdim=True).values,
-        lower=lower,
-        upper=upper,
+        lower=_quantile(days, _TAIL),
+        upper=-_quantile(-days, _TAIL),
         usual=usual,
         facts=facts[: len(returns) - lookback + 1].nanmean(0),
     )
+
+
+def _quantile(days: Tensor, share: float) -> Tensor:
+    """A small quantile over the days, ``(C, 1, A)``, as of torch.quantile, which sorts all of them."""
+    place = share * (days.shape[1] - 1)
+    below = int(place)
+    lowest = days.topk(min(below + 2, days.shape[1]), dim=1, largest=False).values
+    return lowest[:, below : below + 1].lerp(lowest[:, -1:], place - below)
 
 
 def facts_of_windows(history: Tensor, lookback: int) -> Tensor:
@@ -113,18 +119,14 @@ def nearest_windows(x: Tensor, past: Past, sigma: Tensor, k: int) -> Tensor:
         S. Dandl, C. Molnar, M. Binder, B. Bischl (2020), Multi-Objective Counterfactual Explanations,
         https://arxiv.org/abs/2004.11165
     """
-    x = x.double()
-    point = (x / sigma).flatten()
-    squares = []
-    for part in _windows(past.days / sigma, past.lookback):
-        flat = part.flatten(1)
-        # Without |point|**2, the same for all.
-        squares.append(flat.square().sum(1) - 2.0 * (flat @ point))
-    nearest = (
-        torch.cat(squares).topk(min(k, past.days.shape[1] - past.lookback + 1), largest=False).indices
-    )
+    x, scaled, lookback = x.double(), past.days / sigma, past.lookback
+    sizes = scaled.square().sum((0, 2)).unfold(0, lookback, 1).sum(1)
+    # Each day of the history times each day of x; a window is a diagonal of these products.
+    products = torch.einsum("cda,cla->dl", scaled, x / sigma)
+    products = products.unfold(0, lookback, 1).diagonal(dim1=1, dim2=2).sum(1)
+    nearest = (sizes - 2.0 * products).topk(min(k, len(sizes)), largest=False).indices
     # The product is inexact for close windows: it only finds them, distances are computed again.
-    days = nearest[:, None] + torch.arange(past.lookback, device=x.device)
+    days = nearest[:, None] + torch.arange(lookback, device=x.device)
     change = (past.days[:, days].movedim(1, 0) - x) / sigma
     return change.flatten(1).square().mean(1).sqrt().mean()
 

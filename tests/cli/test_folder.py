@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -139,3 +140,52 @@ def test_files_of_an_earlier_run_go_and_the_callers_stay(place: tuple[Path, str]
     assert "report.html" in json.loads((place[0] / "out" / "summary.json").read_text())["files"]
     assert run(place) == 0
     assert set(contents(place[0] / "out")) == {*FILES, "overview.png"}
+
+
+def test_no_file_of_an_earlier_run_stays_beside_a_later_one(
+    place: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = place
+    fast = {"method": {"max_steps": 20, "starts": {"number": 1}}}
+    single = table(module, **fast, output={"report": True})
+    text = Path(write(folder, single)).read_text()
+    asked = '[[question]]\ntop = "OIL"\n[[question]]\ntop = "RICE"\nname = "rice"\n'
+    several, out = str(folder / "several.toml"), folder / "out"
+    Path(several).write_text(re.sub(r"\[question\]\n(?:.+\n)*", asked, text))
+
+    def names() -> set[str]:
+        return {path.name for path in out.iterdir()}
+
+    assert main(["run", several]) in (0, 1)
+    pages = {"compare.csv", "compare.html", "summary.json"}
+    assert names() == {"1", "rice", *pages}
+    assert main(["report", "out"]) == 2
+    assert "it holds those of several questions" in capsys.readouterr().err
+    assert main(["run", several, "--set", "output.report=false"]) in (0, 1)
+    assert names() == {"1", "rice", *pages} - {"compare.html"}
+    assert main(["run", write(folder, single), "--set", "output.report=false"]) in (0, 1)
+    assert names() == {"1", "rice", *FILES}
+    printed = capsys.readouterr().out
+    for label in ("1", "rice"):
+        assert f"{Path('out', label)} has the answer of an earlier run; remove what is old" in printed
+    assert main(["run", several, "--set", "output.report=false"]) in (0, 1)
+    assert names() == {"1", "rice", *pages} - {"compare.html"}
+    assert "of an earlier run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("why", ("--from", "2024-02-05", "--to", "2024-02-26")),
+        ("whatif", ("--shock", "OIL=-5%")),
+    ],
+)
+def test_no_earlier_picture_stays_beside_a_later_table(
+    place: tuple[Path, str], command: str, asked: tuple[str, ...]
+) -> None:
+    folder, module = place
+    path = write(folder, table(module, output={"picture": True}))
+    assert main([command, path, *asked]) == 0
+    assert (folder / "out" / f"{command}.png").is_file()
+    assert main([command, path, *asked, "--set", "output.picture=false"]) == 0
+    assert {file.name for file in (folder / "out").iterdir()} == {f"{command}.csv"}

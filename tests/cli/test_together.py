@@ -140,6 +140,17 @@ def test_questions_are_named_on_lines_of_their_own(
         lines = capsys.readouterr().out.splitlines()
         assert {"Question a:", "Question b:"} <= {*lines}
     assert "got 2; leave one [[question]]" in error_line(capsys, "why", str(path), *DATES)
+    assert "or name one, as in --question a" in error_line(capsys, "why", str(path), *DATES)
+    for name in ("b", "2"):
+        assert main(["why", str(path), "--question", name, *DATES]) == 0
+    assert (folder / "out" / "b" / "why.csv").is_file()
+    assert not (folder / "out" / "a" / "why.csv").exists()
+    shock = ("--shock", "OIL=-5%", "--question")
+    assert main(["whatif", str(path), *shock, "a"]) == 0
+    assert (folder / "out" / "a" / "whatif.csv").is_file()
+    for name in ("c", "3", ""):
+        line = error_line(capsys, "whatif", str(path), *shock, name)
+        assert f"--question: there is no {name!r}; choose from a, b" in line
 
 
 def test_the_terminal_and_the_report_show_the_same_chance(
