@@ -30,6 +30,64 @@ _RIDGE = 1e-13
 _FLAT = 1e-14
 
 
+def solve_program(
+    rows: Tensor,
+    factors: Tensor,
+    pairs: Tensor,
+    damping: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    rho: Tensor,
+    values: Tensor,
+    free: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The step of a quadratic program whose curvature is known from M earlier steps.
+
+    By the compact form of BFGS, all that the program needs are inner products of its vectors; only these
+    are in float64.
+
+    Args:
+        rows: the gradient ``g`` and the rows of ``G`` without their factors, ``(1 + K, N)``.
+        factors: of the rows of ``G``, ``(K,)``.
+        pairs: M steps, and the changes of the gradient along them, ``(2 M, N)``; zero for none.
+        damping: curvature that is added.
+        lower: bounds ``(K,)``; ``-inf`` for none.
+        upper: bounds ``(K,)``; ``inf`` for none.
+        rho: price of a violation.
+        values: ``f``, ``(K,)``.
+        free: factor of each entry of the step, zero for those that are held, ``(N,)``.
+
+    Returns:
+        The step ``(N,)``, and the multipliers ``(K,)``.
+    """
+    if free is not None:
+        rows = rows * free
+    vectors, count, memory = torch.cat([rows, pairs]), len(rows), len(pairs) // 2
+    scale = torch.cat([torch.ones_like(factors[:1]), factors, factors.new_ones(len(pairs))])
+    products = (vectors @ vectors.mT).to(WIDE) * scale[:, None] * scale
+    step_step, step_change = products[count:-memory, count:-memory], products[count:-memory, -memory:]
+    shape = 1.0 / (1.0 + damping)
+    curved = step_change + damping * step_step
+    squares = products[-memory:, -memory:] + damping * (step_change + curved.mT)
+    curvatures = curved.diagonal()
+    triangle = curved.triu() + torch.diag((curvatures <= 0.0).to(WIDE))
+    identity = torch.eye(memory, dtype=WIDE, device=rows.device)
+    inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
+    middle = inverse.mT @ (torch.diag(curvatures) + shape * squares) @ inverse
+    along_steps = products[:count, count:-memory]
+    along_changes = products[:count, -memory:] + damping * along_steps
+    of_steps = along_steps @ middle - shape * (along_changes @ inverse)
+    of_changes = -shape * (along_steps @ inverse.mT)
+    gram = shape * products[:count, :count] + of_steps @ along_steps.mT + of_changes @ along_changes.mT
+    gram = 0.5 * (gram + gram.mT)
+    multipliers = solve_dual(gram[1:, 1:], values - gram[1:, 0], lower, upper, rho)
+    shares = torch.cat([torch.ones_like(multipliers[:1]), multipliers])
+    by_changes = shares @ of_changes
+    shares = torch.cat([shape * shares, shares @ of_steps + damping * by_changes, by_changes])
+    step = -((shares * scale).to(vectors.dtype) @ vectors)
+    return step if free is None else step * free, multipliers
+
+
 def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
     """The multipliers of a quadratic program, in float64.
 
