@@ -58,8 +58,9 @@ _DAMPING, _RAISE, _LOWER, _NEGLIGIBLE = 1.0, 4.0, 0.2, 0.05
 _MINIMUM_RATIO = 1e-3
 # A gradient of the Lagrangian smaller than this fraction of the distance counts as zero.
 _STATIONARY = 1e-2
-# So much further than a stationary point the closest hit may be, as a fraction of the squared distance.
-_SLACK = 2e-3
+# By this fraction of the squared distance, a stationary point may be further than another hit; and two
+# distances that are the same.
+_SLACK, _SAME = 2e-3, 1e-9
 # Evaluations without progress that end a search, as at a kink; and what counts as progress.
 _PATIENCE, _PROGRESS = 5, 1e-3
 _LOGIT_MARGIN = 1e-9
@@ -217,13 +218,17 @@ class SequentialQuadratic(NamedTuple):
         residual = slope + (multipliers * at_point.factors).to(dtype) @ jacobian
         residual = torch.where(taken == 0.0, 0.0, residual)  # what a bound holds may have any slope
         kept = torch.where(closer, distance, carried.distance)
-        met = kept <= slope.square().mean(dtype=WIDE) * (1.0 + _SLACK)
+        # Of the point that is answered with: here, or where the search was before a trial that failed.
+        here_counts = usable & (distance <= (1.0 + _SLACK) * kept)
+        there_counts = (norm.square() / len(slope) - kept).abs() <= _SAME * kept
+        met = torch.where(accepts, here_counts, there_counts)
         ends = met & (residual.norm() <= _STATIONARY * norm) | (usable & (distance == 0.0))
         gives_up = ~ends & ((waited >= _PATIENCE) | ~(following != z).any())
-        best = carried.distance.to(z.dtype)
+        # A stationary point replaces a hit that is not one, if little closer.
+        best = torch.where(ends & accepts & ~first, torch.inf, carried.distance).to(z.dtype)
         # A trial that misses is not closer than the best one, and does not end the search.
         unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
-        failed = torch.where(first, unknown, best)
+        failed = torch.where(first, unknown, carried.distance.to(z.dtype))
         # Where it gives up, a gradient that is not finite ends the search, but not as stationary.
         grads = torch.where(gives_up, torch.inf, torch.where(ends, 0.0, residual))
         return Advance(
