@@ -14,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -162,59 +164,78 @@ def _diagonal(w: Tensor) -> Tensor:
     return diagonal.clamp_min(_FLAT) + _FLAT * diagonal.amax(-1, keepdim=True)
 
 
-def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
-    """The multipliers nearly, as differences of two halves between zero and rho, by Mehrotra's steps.
+class _Halves(NamedTuple):
+    """Positive and negative parts ``x`` of the multipliers, from zero to ``room``.
 
-    Of both halves ``x``, ``room - x`` is the slack; ``dual`` are the multipliers of both.
+    Attributes:
+        slack: ``x`` and ``room - x``, ``(..., 2, 2, K)``.
+        dual: the multipliers of both, of which the products with the slacks vanish at the solution.
     """
+
+    slack: Tensor
+    dual: Tensor
+
+    def multipliers(self) -> Tensor:
+        """Their difference, ``(..., K)``."""
+        return self.slack[..., 0, 0, :] - self.slack[..., 0, 1, :]
+
+    def gap(self) -> Tensor:
+        """The mean product."""
+        return (self.slack * self.dual).mean((-3, -2, -1), keepdim=True)
+
+    def move(self, step: _Halves, most: float = 1.0) -> _Halves:
+        """A step that is shortened so that all stay positive."""
+        shrinks = torch.maximum(-step.slack / self.slack, -step.dual / self.dual)
+        far = most / shrinks.amax((-3, -2, -1), keepdim=True).clamp_min(1.0)
+        return _Halves(*(here + far * change for here, change in zip(self, step, strict=True)))
+
+
+def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
+    """The multipliers nearly, by Mehrotra's predictor and corrector."""
     scale, tiny = _diagonal(w).rsqrt(), torch.finfo(WIDE).tiny
     w = w * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    slopes = torch.stack([(upper - c) * scale, (c - lower) * scale], -2)
+    slopes = torch.stack([upper - c, c - lower], -2) * scale.unsqueeze(-2)
     room = (rho / scale).unsqueeze(-2).clamp_min(tiny)
-    sides = torch.tensor([[1.0], [-1.0]], dtype=WIDE, device=w.device)
-    # Both slacks of both halves, and their multipliers: (..., 2, 2, K).
     part = 0.1 * room.expand_as(slopes)
-    slack = torch.stack([part, room - part], -3)
     size = slopes.abs().amax((-2, -1))[..., None, None, None] + tiny
-    dual = size * torch.ones_like(slack)
-    start = (slack * dual).mean((-3, -2, -1), keepdim=True)
+    slack = torch.stack([part, room - part], -3)
+    at = _Halves(slack, size * torch.ones_like(slack))
+    start = at.gap()
     for _ in range(_ITERATIONS):
-        gap = (slack * dual).mean((-3, -2, -1), keepdim=True)
-        going = gap > _ACCURACY * start
+        going = at.gap() > _ACCURACY * start
         if not bool(going.any()):
             break
-        ratio = dual / slack
-        curvature = ratio.sum(-3)
-        loose = 1.0 / (1.0 / curvature).sum(-2)
-        factor, failed = torch.linalg.cholesky_ex(w + torch.diag_embed(loose))
-        halves = slack[..., 0, :, :]
-        gradient = sides * _times(w, halves[..., 0, :] - halves[..., 1, :]).unsqueeze(-2) + slopes
+        following = _iterate(w, slopes, at)
+        # What has converged is held, so that no row depends on others.
+        at = _Halves(*(torch.where(going, *p).clamp_min(tiny) for p in zip(following, at, strict=True)))
+    return (at.multipliers() * scale).clamp(-rho, rho)
 
-        def direction(wanted: Tensor) -> tuple[Tensor, Tensor]:
-            """The step to products ``wanted``, of the slacks and of their multipliers."""
-            pull = wanted / slack
-            free = (pull[..., 0, :, :] - pull[..., 1, :, :] - gradient) / curvature
-            rhs = loose * (free[..., 0, :] - free[..., 1, :])
-            change = _times(w, torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1))
-            move = free - sides * change.unsqueeze(-2) / curvature
-            moves = torch.stack([move, -move], -3)
-            return moves, pull - dual - ratio * moves
 
-        def length(moves: Tensor, changes: Tensor) -> Tensor:
-            shrinks = torch.maximum(-moves / slack, -changes / dual).amax((-3, -2, -1), keepdim=True)
-            return (1.0 / shrinks.clamp_min(tiny)).clamp_max(1.0)
+def _iterate(w: Tensor, slopes: Tensor, at: _Halves) -> _Halves:
+    """One iteration of the interior point."""
+    sides = torch.tensor([[1.0], [-1.0]], dtype=WIDE, device=w.device)
+    gradient = sides * _times(w, at.multipliers()).unsqueeze(-2) + slopes
+    ratio = at.dual / at.slack
+    curvature = ratio.sum(-3)
+    loose = 1.0 / (1.0 / curvature).sum(-2)
+    factor, failed = torch.linalg.cholesky_ex(w + torch.diag_embed(loose))
 
-        moves, changes = direction(torch.zeros_like(slack))
-        far = length(moves, changes)
-        affine = ((slack + far * moves) * (dual + far * changes)).mean((-3, -2, -1), keepdim=True)
-        center = gap * (affine / gap.clamp_min(tiny)).clamp(0.0, 1.0) ** 3
-        moves, changes = direction((center - moves * changes).clamp(-gap, gap))
-        far = _TO_BOUNDARY * length(moves, changes)
-        going = going & (failed == 0)[..., None, None, None]
-        slack = torch.where(going, (slack + far * moves).clamp_min(tiny), slack)
-        dual = torch.where(going, (dual + far * changes).clamp_min(tiny), dual)
-    halves = slack[..., 0, :, :]
-    return ((halves[..., 0, :] - halves[..., 1, :]) * scale).clamp(-rho, rho)
+    def towards(products: Tensor) -> _Halves:
+        """The step to products of slacks and multipliers."""
+        pull = products / at.slack
+        free = (pull[..., 0, :, :] - pull[..., 1, :, :] - gradient) / curvature
+        rhs = loose * (free[..., 0, :] - free[..., 1, :])
+        change = _times(w, torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1))
+        move = free - sides * change.unsqueeze(-2) / curvature
+        moves = torch.stack([move, -move], -3)
+        return _Halves(moves, pull - at.dual - ratio * moves)
+
+    predictor, gap = towards(torch.zeros_like(ratio)), at.gap()
+    center = gap * (at.move(predictor).gap() / gap).clamp(0.0, 1.0) ** 3
+    corrector = towards((center - predictor.slack * predictor.dual).clamp(-gap, gap))
+    following = at.move(corrector, _TO_BOUNDARY)
+    solved = (failed == 0)[..., None, None, None]
+    return _Halves(*(torch.where(solved, *pair) for pair in zip(following, at, strict=True)))
 
 
 def _active_set(

@@ -4,7 +4,7 @@ It minimizes ``|z - z_r|**2 / 2`` subject to ``lower <= m(z) <= upper``, the tar
 Each step solves a quadratic program, with linearized constraints and the Lagrangian's curvature from its
 gradients at earlier points. A step must decrease the augmented Lagrangian: its multipliers cancel what
 the constraints' curvature costs to first order, so that a step along the surface is not rejected.
-Measures that are shares, in (0, 1), are constrained by their logits, in which a softmax is nearly linear.
+Shares of a portfolio, in (0, 1), are constrained by their logits, in which a softmax is nearly linear.
 
 References:
     S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
@@ -62,7 +62,7 @@ _STATIONARY = 1e-2
 # distances that are the same.
 _SLACK, _SAME = 2e-3, 1e-9
 # Evaluations without progress that end a search, as at a kink; and what counts as progress.
-_PATIENCE, _PROGRESS = 5, 1e-3
+_PATIENCE, _PROGRESS = 8, 1e-3
 _LOGIT_MARGIN = 1e-9
 # Rounds of the active set of bounds on z.
 _BOUND_ROUNDS = 3
@@ -199,14 +199,16 @@ class SequentialQuadratic(NamedTuple):
         damping = torch.where(first, _DAMPING, _damp(program.damping, ratio, accepts))
 
         rows = torch.cat([slope[None], jacobian])
+        bounds = at_point.lower, at_point.upper
         solve = partial(
-            *(solve_program, rows, at_point.factors, pairs.flatten(0, 1), damping),
-            *(at_point.lower, at_point.upper, rho),
+            solve_program, rows, at_point.factors, pairs.flatten(0, 1), damping, *bounds, rho
         )
         move, multipliers = solve(at_point.values)
         if problem.project is not identity:
             project = partial(project_flat, problem, z, args)
-            move, multipliers = _hold_bounds(project, point, at_point, jacobian, solve, move, multipliers)
+            move, multipliers = _hold_bounds(
+                project, point, at_point, jacobian, solve, move, multipliers
+            )
         following = problem.project((point + move).to(z.dtype).view(z.shape), args)
         taken = following.flatten().to(dtype) - point
         products = (rows @ taken).to(WIDE)

@@ -58,8 +58,9 @@ def measure_distance(network: str, starts: int) -> Iterator[list[str]]:
             others = fe.closest(more, atol=ATOL, refinements=LONG)
             size = near.z.norm()
             best = others.z[others.hit].view(-1, near.z.numel()).norm(dim=1).amin()
-            cells = f"{float(size / torch.minimum(size, best)):.4f}", str(near.num_steps - found.num_steps)
-            yield [f"{name}: {goal}", f"{float(size):.3f}", *cells, near.status.name]
+            ratio = float(size / torch.minimum(size, best))
+            cells = f"{float(size):.3f}", f"{ratio:.4f}", f"{int(near.num_steps - found.num_steps)}"
+            yield [f"{name}: {goal}", *cells, fe.Status(int(near.codes)).name]
 
 
 def main(words: Sequence[str] | None = None) -> None:
