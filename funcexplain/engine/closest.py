@@ -43,8 +43,8 @@ def closest(
 
     A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
     ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,
-    so several starts help. It ends as HIT if ``refinements`` run out first, or if the network has no
-    such point because of kinks (ReLU).
+    so several starts help. It ends as HIT if ``refinements`` run out first, or after eight without
+    progress, as where the network has no such point because of kinks (ReLU).
 
     Args:
         problem: the question or grid. Penalties affect only the first search.

@@ -126,7 +126,7 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
     gradient = model.gradient(step)
     reach = _REACH * torch.maximum(minimize_freely(model).abs(), scale * gradient.abs()).amax()
     lower, upper = (_probe(point, side * reach, project) for side in (-1.0, 1.0))
-    step = _shorten(model, gradient, approach_minimum(model, lower, upper))
+    step = _shorten(model, gradient, _approach_minimum(model, lower, upper))
     for _ in range(_ROUNDS):
         gradient = model.gradient(step)
         rest, held = hold(point + step - scale * gradient, project)
@@ -148,9 +148,7 @@ def minimize_within(model: Model, point: Tensor, project: Callable[[Tensor], Ten
     return step
 
 
-def approach_minimum(
-    model: Model, lower: Tensor, upper: Tensor, iterations: int = _ITERATIONS
-) -> Tensor:
+def _approach_minimum(model: Model, lower: Tensor, upper: Tensor) -> Tensor:
     """The step between two bounds that nearly minimizes the model, by a primal-dual interior point."""
     tiny = torch.finfo(WIDE).tiny
     # An entry without room, as a frozen one, takes no part: it would end every step at once.
@@ -162,7 +160,7 @@ def approach_minimum(
     slack = torch.where(room > 0, torch.stack([step - lower, upper - step]), 1.0).clamp_min(tiny)
     multiplier = room * torch.ones_like(slack) * (model.gradient(step).abs().amax() + tiny)
     sides = torch.tensor([[1.0], [-1.0]], dtype=slack.dtype, device=slack.device)
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         center = _CENTERING * (slack * multiplier).mean() / slack
         ratio = multiplier / slack
         gradient = model.penalty.gradient + (model.penalty.curvature + 2.0 * model.lam) * step

@@ -14,15 +14,17 @@ References:
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from funcexplain.solvers.damped_step import WIDE, Model, PenaltyTerms, approach_minimum
+from funcexplain.networks.convex.constants import constant
+from funcexplain.solvers.damped_step import WIDE
 
-# Iterations of the interior point, and rounds of the active set that follow.
-_ITERATIONS, _ROUNDS = 18, 3
+# Maximum number of interior-point iterations, where they end, and rounds of the active set that follow.
+_ITERATIONS, _ACCURACY, _ROUNDS = 30, 1e-13, 3
+_TO_BOUNDARY = 0.99
 # An infinite bound counts as this many times the value away.
 _FAR = 1e4
 # Fraction of the mean diagonal that is added where multipliers are not unique.
@@ -30,68 +32,210 @@ _RIDGE = 1e-13
 _FLAT = 1e-14
 
 
+def solve_program(
+    rows: Tensor,
+    factors: Tensor,
+    pairs: Tensor,
+    damping: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    rho: Tensor,
+    values: Tensor,
+    free: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The step of a quadratic program whose curvature is known from M earlier steps.
+
+    By the compact form of BFGS, all that the program needs are inner products of its vectors; only these
+    are in float64. Mapped rows are solved together, as plain tensors with a leading dimension.
+
+    Args:
+        rows: the gradient ``g`` and the rows of ``G`` without their factors, ``(1 + K, N)``.
+        factors: of the rows of ``G``, ``(K,)``.
+        pairs: M steps, and the changes of the gradient along them, ``(2 M, N)``; zero for none.
+        damping: curvature that is added.
+        lower: bounds ``(K,)``; ``-inf`` for none.
+        upper: bounds ``(K,)``; ``inf`` for none.
+        rho: price of a violation.
+        values: ``f``, ``(K,)``.
+        free: factor of each entry of the step, zero for those that are held, ``(N,)``.
+
+    Returns:
+        The step ``(N,)``, and the multipliers ``(K,)``.
+    """
+    given = (rows, factors, pairs, damping, lower, upper, rho, values)
+    step, multipliers = constant(_solve_program, *given, *(() if free is None else (free,)))
+    return step, multipliers
+
+
+def _solve_program(
+    rows: Tensor,
+    factors: Tensor,
+    pairs: Tensor,
+    damping: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    rho: Tensor,
+    values: Tensor,
+    free: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same, of rows that lead."""
+    if free is not None:
+        rows = rows * free.unsqueeze(-2)
+    vectors, count, memory = torch.cat([rows, pairs], -2), rows.shape[-2], pairs.shape[-2] // 2
+    one = torch.ones_like(factors[..., :1])
+    scale = torch.cat([one, factors, one.expand(*factors.shape[:-1], 2 * memory)], -1)
+    wide = vectors.to(WIDE) * scale.unsqueeze(-1)
+    products = wide @ wide.mT
+    damping = damping[..., None, None]
+    shape = 1.0 / (1.0 + damping)
+
+    # Inner products of the steps with the changes of the damped gradient, and of the changes.
+    change = products[..., count:-memory, -memory:]
+    curved = change + damping * products[..., count:-memory, count:-memory]
+    squares = products[..., -memory:, -memory:] + damping * (change + curved.mT)
+    curvatures = curved.diagonal(dim1=-2, dim2=-1)
+    triangle = curved.triu() + torch.diag_embed((curvatures <= 0.0).to(WIDE))
+    identity = torch.eye(memory, dtype=WIDE, device=rows.device)
+    inverse = torch.linalg.solve_triangular(triangle, identity, upper=True)
+    middle = inverse.mT @ (torch.diag_embed(curvatures) + shape * squares) @ inverse
+    along_steps = products[..., :count, count:-memory]
+    along_changes = products[..., :count, -memory:] + damping * along_steps
+    of_steps = along_steps @ middle - shape * (along_changes @ inverse)
+    of_changes = -shape * (along_steps @ inverse.mT)
+    gram = shape * products[..., :count, :count]
+    gram = gram + of_steps @ along_steps.mT + of_changes @ along_changes.mT
+    gram = 0.5 * (gram + gram.mT)
+
+    multipliers = solve_dual(gram[..., 1:, 1:], values - gram[..., 1:, 0], lower, upper, rho)
+    shares = torch.cat([one, multipliers], -1).unsqueeze(-2)
+    by_changes = shares @ of_changes
+    by_steps = shares @ of_steps + damping * by_changes
+    shares = torch.cat([shape * shares, by_steps, by_changes], -1)
+    step = -(shares @ wide).squeeze(-2).to(rows.dtype)
+    return step if free is None else step * free, multipliers
+
+
 def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
-    """The multipliers of a quadratic program, in float64.
+    """The multipliers of quadratic programs, in float64.
 
     An interior-point method comes close; its active set is then solved exactly, and kept if the
     objective falls.
 
     Args:
-        w: ``(K, K)``, positive semidefinite.
-        c: values after the unconstrained step, ``(K,)``.
-        lower: bounds ``(K,)``; ``-inf`` for none.
-        upper: bounds ``(K,)``; ``inf`` for none.
-        rho: price of a violation, the maximum of a multiplier.
+        w: ``(..., K, K)``, positive semidefinite.
+        c: values after the unconstrained step, ``(..., K)``.
+        lower: bounds ``(..., K)``; ``-inf`` for none.
+        upper: bounds ``(..., K)``; ``inf`` for none.
+        rho: price of a violation, the maximum of a multiplier, ``(...)``.
 
     Returns:
-        ``(K,)``.
+        ``(..., K)``.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> solve_dual(one[:, None], 2.0 * one, -one, one, 10.0 * one[0])  # c is above upper by 1
         tensor([1.0000], dtype=torch.float64)
     """
-    far = _FAR * (1.0 + c.abs())
+    far, rho = _FAR * (1.0 + c.abs()), rho.unsqueeze(-1)
     lower, upper = torch.maximum(lower, c - far), torch.minimum(upper, c + far)
-    alone = len(c) == 1  # whose active set is known at once
+    alone = c.shape[-1] == 1  # whose active set is known at once
     best = torch.zeros_like(c) if alone else _interior_point(w, c, lower, upper, rho)
     minimum, current = _objective(w, c, lower, upper, best), best
-    for _ in range(_ROUNDS):
+    for _ in range(1 if alone else _ROUNDS):
         current = _active_set(w, c, lower, upper, rho, current)
         value = _objective(w, c, lower, upper, current)
-        better = value < minimum
-        best, minimum = torch.where(better, current, best), torch.where(better, value, minimum)
+        better = (value < minimum).unsqueeze(-1)
+        best, minimum = torch.where(better, current, best), torch.minimum(value, minimum)
     return best
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _objective(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, multipliers: Tensor) -> Tensor:
     support = torch.maximum(lower * multipliers, upper * multipliers)
-    return 0.5 * multipliers @ w @ multipliers - c @ multipliers + support.sum()
+    return (multipliers * (0.5 * _times(w, multipliers) - c) + support).sum(-1)
 
 
 def _diagonal(w: Tensor) -> Tensor:
     """The diagonal; of a function that does not depend on the step, a little more than zero."""
-    diagonal = w.diagonal()
-    return diagonal.clamp_min(_FLAT) + _FLAT * diagonal.amax()
+    diagonal = w.diagonal(dim1=-2, dim2=-1)
+    return diagonal.clamp_min(_FLAT) + _FLAT * diagonal.amax(-1, keepdim=True)
+
+
+class _Halves(NamedTuple):
+    """Positive and negative parts ``x`` of the multipliers, from zero to ``room``.
+
+    Attributes:
+        slack: ``x`` and ``room - x``, ``(..., 2, 2, K)``.
+        dual: the multipliers of both, of which the products with the slacks vanish at the solution.
+    """
+
+    slack: Tensor
+    dual: Tensor
+
+    def multipliers(self) -> Tensor:
+        """Their difference, ``(..., K)``."""
+        return self.slack[..., 0, 0, :] - self.slack[..., 0, 1, :]
+
+    def gap(self) -> Tensor:
+        """The mean product."""
+        return (self.slack * self.dual).mean((-3, -2, -1), keepdim=True)
+
+    def move(self, step: _Halves, most: float = 1.0) -> _Halves:
+        """A step that is shortened so that all stay positive."""
+        shrinks = torch.maximum(-step.slack / self.slack, -step.dual / self.dual)
+        far = most / shrinks.amax((-3, -2, -1), keepdim=True).clamp_min(1.0)
+        return _Halves(*(here + far * change for here, change in zip(self, step, strict=True)))
 
 
 def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
-    """The multipliers nearly, as differences of two nonnegative halves."""
-    scale = _diagonal(w).rsqrt()
-    shift = 1e-12 * len(c) * torch.eye(len(c), dtype=w.dtype, device=w.device)
-    factor, failed = torch.linalg.cholesky_ex(w * scale[:, None] * scale + shift)
-    half = torch.where(failed == 0, factor, shift).T / math.sqrt(2.0)
-    slopes = torch.cat([(upper - c) * scale, (c - lower) * scale])
-    zero = torch.zeros_like(rho)
-    model = Model(
-        torch.zeros_like(c),
-        torch.cat([half, -half], 1),
-        PenaltyTerms(zero, slopes, torch.zeros_like(slopes)),
-        zero,
-    )
-    room = (rho / scale).repeat(2)
-    halves = approach_minimum(model, torch.zeros_like(room), room, _ITERATIONS)
-    return ((halves[: len(c)] - halves[len(c) :]) * scale).clamp(-rho, rho)
+    """The multipliers nearly, by Mehrotra's predictor and corrector."""
+    scale, tiny = _diagonal(w).rsqrt(), torch.finfo(WIDE).tiny
+    w = w * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    slopes = torch.stack([upper - c, c - lower], -2) * scale.unsqueeze(-2)
+    room = (rho / scale).unsqueeze(-2).clamp_min(tiny)
+    part = 0.1 * room.expand_as(slopes)
+    size = slopes.abs().amax((-2, -1))[..., None, None, None] + tiny
+    slack = torch.stack([part, room - part], -3)
+    at = _Halves(slack, size * torch.ones_like(slack))
+    start = at.gap()
+    for _ in range(_ITERATIONS):
+        going = at.gap() > _ACCURACY * start
+        if not bool(going.any()):
+            break
+        following = _iterate(w, slopes, at)
+        # What has converged is held, so that no row depends on others.
+        at = _Halves(*(torch.where(going, *p).clamp_min(tiny) for p in zip(following, at, strict=True)))
+    return (at.multipliers() * scale).clamp(-rho, rho)
+
+
+def _iterate(w: Tensor, slopes: Tensor, at: _Halves) -> _Halves:
+    """One iteration of the interior point."""
+    sides = torch.tensor([[1.0], [-1.0]], dtype=WIDE, device=w.device)
+    gradient = sides * _times(w, at.multipliers()).unsqueeze(-2) + slopes
+    ratio = at.dual / at.slack
+    curvature = ratio.sum(-3)
+    loose = 1.0 / (1.0 / curvature).sum(-2)
+    factor, failed = torch.linalg.cholesky_ex(w + torch.diag_embed(loose))
+
+    def towards(products: Tensor) -> _Halves:
+        """The step to products of slacks and multipliers."""
+        pull = products / at.slack
+        free = (pull[..., 0, :, :] - pull[..., 1, :, :] - gradient) / curvature
+        rhs = loose * (free[..., 0, :] - free[..., 1, :])
+        change = _times(w, torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1))
+        move = free - sides * change.unsqueeze(-2) / curvature
+        moves = torch.stack([move, -move], -3)
+        return _Halves(moves, pull - at.dual - ratio * moves)
+
+    predictor, gap = towards(torch.zeros_like(ratio)), at.gap()
+    center = gap * (at.move(predictor).gap() / gap).clamp(0.0, 1.0) ** 3
+    corrector = towards((center - predictor.slack * predictor.dual).clamp(-gap, gap))
+    following = at.move(corrector, _TO_BOUNDARY)
+    solved = (failed == 0)[..., None, None, None]
+    return _Halves(*(torch.where(solved, *pair) for pair in zip(following, at, strict=True)))
 
 
 def _active_set(
@@ -99,15 +243,16 @@ def _active_set(
 ) -> Tensor:
     """One round: multipliers of the bounds that look active, by the system of these alone."""
     diagonal = _diagonal(w)
-    value = c - w @ multipliers + diagonal * multipliers  # of each without its own multiplier
+    value = c - _times(w, multipliers) + diagonal * multipliers  # of each without its own multiplier
     wanted = ((value - upper).clamp_min(0.0) - (lower - value).clamp_min(0.0)) / diagonal
     saturated = wanted.abs() >= rho
     fixed = torch.where(saturated, wanted.sign() * rho, 0.0)
     active = (wanted != 0.0) & ~saturated
     bound = torch.where(wanted > 0.0, upper, lower)
     free = active.to(WIDE)
-    system = w * free[:, None] * free + torch.diag(1.0 - free + _RIDGE * diagonal.mean())
+    ridge = 1.0 - free + _RIDGE * diagonal.mean(-1, keepdim=True)
+    system = w * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(ridge)
     factor, failed = torch.linalg.cholesky_ex(system)
-    rhs = torch.where(active, c - bound - w @ fixed, 0.0)
-    found = torch.cholesky_solve(rhs[:, None], factor)[:, 0] + fixed
-    return torch.where(failed == 0, found.clamp(-rho, rho), multipliers)
+    rhs = torch.where(active, c - bound - _times(w, fixed), 0.0)
+    found = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1) + fixed
+    return torch.where((failed == 0).unsqueeze(-1), torch.clamp(found, -rho, rho), multipliers)

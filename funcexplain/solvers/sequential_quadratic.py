@@ -2,15 +2,16 @@
 
 It minimizes ``|z - z_r|**2 / 2`` subject to ``lower <= m(z) <= upper``, the target with its tolerance.
 Each step solves a quadratic program, with linearized constraints and the Lagrangian's curvature from its
-gradients at earlier points. A step must decrease the merit ``|z - z_r|**2 / 2 + rho * sum(violations)``;
-otherwise it is corrected for the curvature of the constraints, then damped. Measures that are shares, in
-(0, 1), are constrained by their logits, in which a softmax is nearly linear.
+gradients at earlier points. A step must decrease the augmented Lagrangian: its multipliers cancel what
+the constraints' curvature costs to first order, so that a step along the surface is not rejected.
+Shares of a portfolio, in (0, 1), are constrained by their logits, in which a softmax is nearly linear.
 
 References:
     S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
-    https://doi.org/10.1007/BF00932858; R. Fletcher (1982), Second Order Corrections for
-    Non-differentiable Optimization, https://doi.org/10.1007/BFb0093148; J. Nocedal (1980), Updating
-    Quasi-Newton Matrices with Limited Storage, https://doi.org/10.1090/S0025-5718-1980-0572855-7
+    https://doi.org/10.1007/BF00932858; K. Schittkowski (1982), The Nonlinear Programming Method of
+    Wilson, Han, and Powell with an Augmented Lagrangian Type Line Search Function,
+    https://doi.org/10.1007/BF01395810; H. B. Nielsen (1999), Damping Parameter in Marquardt's Method,
+    https://www2.imm.dtu.dk/pubdb/edoc/tr99_05.pdf
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from funcexplain.solvers.gauss_newton import (
     project_flat,
     unknown_linearization,
 )
-from funcexplain.solvers.quadratic_program import solve_dual
+from funcexplain.solvers.quadratic_program import solve_program
 from funcexplain.solvers.state import (
     Advance,
     BoundMethod,
@@ -50,21 +51,28 @@ _MINIMUM_CURVATURE = 0.2
 _TOLERANCE = 0.95
 # rho, in multiples of the typical multiplier; and its growth where it does not keep the target.
 _PRICE, _PRICE_GROWTH = 3.0, 4.0
-# Damping: of the first step, its factor where a step fails, and where one succeeds.
-_DAMPING, _RAISE, _LOWER = 1.0, 4.0, 0.25
+# The penalty of the augmented Lagrangian, in typical multipliers per unit of a constraint.
+_PENALTY = 5.0
+# Damping: of the first step, where a step fails, and what is small enough to leave away.
+_DAMPING, _RAISE, _LOWER, _NEGLIGIBLE = 1.0, 4.0, 0.2, 0.05
 _MINIMUM_RATIO = 1e-3
 # A gradient of the Lagrangian smaller than this fraction of the distance counts as zero.
 _STATIONARY = 1e-2
+# By this fraction of the squared distance, a stationary point may be further than another hit; and two
+# distances that are the same.
+_SLACK, _SAME = 2e-3, 1e-9
+# Evaluations without progress that end a search, as at a kink; and what counts as progress.
+_PATIENCE, _PROGRESS = 8, 1e-3
 _LOGIT_MARGIN = 1e-9
 # Rounds of the active set of bounds on z.
 _BOUND_ROUNDS = 3
 
 
 class Constraints(NamedTuple):
-    """Values that are constrained ``(K,)``, their Jacobian ``(K, N)`` and bounds, in float64."""
+    """Values that are constrained ``(K,)``, the factors of their rows of the Jacobian, and bounds."""
 
     values: Tensor
-    jacobian: Tensor
+    factors: Tensor
     lower: Tensor
     upper: Tensor
 
@@ -72,45 +80,53 @@ class Constraints(NamedTuple):
         """Sum of the distances of some values from their bounds."""
         return ((self.lower - values).clamp_min(0.0) + (values - self.upper).clamp_min(0.0)).sum()
 
+    def price(self, values: Tensor, multipliers: Tensor, penalty: Tensor) -> Tensor:
+        """What the augmented Lagrangian adds to the objective."""
+        known = torch.cat([multipliers, -multipliers]).clamp_min(0.0)
+        beyond = torch.cat([values - self.upper, self.lower - values])
+        grown = (known + penalty * beyond).clamp_min(0.0)
+        return (grown.square() - known.square()).sum() / (2.0 * penalty)
+
 
 class Program(NamedTuple):
     """The program behind a step, by which its trial is judged.
 
     Attributes:
         multipliers: of the constraints, ``(K,)``.
-        decrease: of the merit, as the program predicts it.
-        rho: price of a violation.
+        decrease: of the augmented Lagrangian, as the program predicts it.
+        penalty: of the augmented Lagrangian.
+        rho: maximum of a multiplier, the price of a violation.
         damping: curvature that is added.
-        corrects: whether the step corrects for the constraints' curvature seen by a first trial.
     """
 
     multipliers: Tensor
     decrease: Tensor
+    penalty: Tensor
     rho: Tensor
     damping: Tensor
-    corrects: Tensor
 
 
 class SequentialQuadraticState(NamedTuple):
     """The state of the method.
 
     Attributes:
-        z: the last point that decreased the merit.
+        z: the last point that was accepted.
         line: its linearization.
         in_logits: which measures are constrained by their logits, ``(K,)``.
         program: the one whose step is under trial.
-        steps: the last steps, ``(M, N)``; zero where there were fewer.
-        changes: of the Lagrangian's gradient along them.
+        pairs: the last M steps and the changes of the Lagrangian's gradient along them, ``(2, M, N)``;
+            zero where there were fewer.
         distance: smallest mean squared distance of a hit; NaN before the first evaluation.
+        waited: evaluations since the last progress.
     """
 
     z: Tensor
     line: Linearization
     in_logits: Tensor
     program: Program
-    steps: Tensor
-    changes: Tensor
+    pairs: Tensor
     distance: Tensor
+    waited: Tensor
 
 
 class SequentialQuadratic(NamedTuple):
@@ -133,103 +149,111 @@ class SequentialQuadratic(NamedTuple):
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
         carried: SequentialQuadraticState = state.optimizer
-        reference = problem.encode(args["reference"], args).to(WIDE).flatten()
-        point, tried = carried.z.to(WIDE).flatten(), state.z.to(WIDE).flatten()
+        program, dtype = carried.program, carried.pairs.dtype
+        reference = problem.encode(args["reference"], args).flatten().to(dtype)
+        point, tried = carried.z.flatten().to(dtype), state.z.flatten().to(dtype)
         here, first = linearize(problem, at, args), carried.distance.isnan()
         lower, upper, strict = problem.criterion.bounds(args["target"])
         in_logits = torch.where(first, _are_shares(here, at.weights, strict), carried.in_logits)
         constrain = partial(_constrain, lower, upper, strict, self.atol, in_logits)
         before, after = constrain(carried.line), constrain(here)
 
-        # The trial: is it a hit, and does it decrease the merit?
-        distance = (tried - reference).square().mean()
-        finite = distance.isfinite() & here.jacobian.sum(dtype=WIDE).isfinite()
+        # The trial: is it a hit, and does it decrease the augmented Lagrangian?
+        slope, step = point - reference, torch.where(first, 0.0, tried - point)
+        distance = (tried - reference).square().mean(dtype=WIDE)
+        finite = distance.isfinite() & here.jacobian.sum().isfinite()
         hits = problem.criterion.error(at.weights, args["target"], atol=self.atol) <= self.atol
-        usable, program = hits & finite, carried.program
+        usable = hits & finite
         closer = usable & (first | (distance < carried.distance))
-        violated, violates = before.violation(before.values), after.violation(after.values)
-        half_square = 0.5 * (point - reference).square().sum()
-        actual = half_square - 0.5 * (tried - reference).square().sum()
-        actual = actual + program.rho * (violated - violates)
+        price = partial(before.price, multipliers=program.multipliers, penalty=program.penalty)
+        actual = price(before.values) - price(after.values)
+        actual = actual - (step * (slope + 0.5 * step)).sum(dtype=WIDE)
         ratio = actual / program.decrease.clamp_min(torch.finfo(WIDE).tiny)
         accepts = finite & (first | (ratio > _MINIMUM_RATIO))
+        progress = accepts & (actual > _PROGRESS * 0.5 * slope.square().sum(dtype=WIDE))
+        progress = progress | (closer & (distance < (1.0 - _PROGRESS) * carried.distance))
+        waited = torch.where(first | progress, 0, carried.waited + 1)
 
         # What the trial says of the curvature, also where it is not accepted.
-        step = torch.where(first | ~finite, 0.0, tried - point)
-        moved = program.multipliers @ (after.jacobian - before.jacobian)
-        change = _positive(step, step + torch.where(first | ~finite, 0.0, moved))
-        steps, changes = (
-            torch.where(step.any(), torch.cat([rows[1:], row[None]]), rows)
-            for rows, row in ((carried.steps, step), (carried.changes, change))
-        )
+        new, old = (program.multipliers * each.factors for each in (after, before))
+        moved = new.to(dtype) @ here.jacobian.to(dtype) - old.to(dtype) @ carried.line.jacobian.to(dtype)
+        pair = torch.stack([step, _positive(step, step + moved)])
+        pair = torch.where(first | ~finite, 0.0, pair)
+        pairs = torch.cat([carried.pairs[:, 1:], pair[:, None]], 1)
 
-        # The next program is at the better point. A trial that failed narrowly is corrected once.
-        corrects = ~accepts & finite & ~program.corrects & (ratio > -1.0)
-        z = torch.where(accepts, state.z, carried.z)
-        point = torch.where(accepts, tried, point)
+        # The next program is at the better point.
+        violated, violates = before.violation(before.values), after.violation(after.values)
+        saturated = program.multipliers.abs().amax() >= 0.99 * program.rho
+        grows = accepts & saturated & (violates > 0.5 * violated)
+        z, point = torch.where(accepts, state.z, carried.z), torch.where(accepts, tried, point)
         line = Linearization(
             *(torch.where(accepts, *pair) for pair in zip(here, carried.line, strict=True))
         )
-        at_point = constrain(line)
-        beyond = after.values - before.jacobian @ step
-        linearized = torch.where(corrects, beyond, at_point.values)
-        mean_norm = at_point.jacobian.square().sum(1).mean().sqrt()
-        typical = (point - reference).norm() / mean_norm.clamp_min(torch.finfo(WIDE).tiny)
-        saturated = program.multipliers.abs().amax() >= 0.99 * program.rho
-        grows = accepts & saturated & (violates > 0.5 * violated)
+        slope, at_point, jacobian = point - reference, constrain(line), line.jacobian.to(dtype)
+        mean_square = (jacobian.square().sum(1).to(WIDE) * at_point.factors.square()).mean()
+        norm = slope.square().sum(dtype=WIDE).sqrt()
+        typical = norm / mean_square.sqrt().clamp_min(torch.finfo(WIDE).tiny)
+        penalty = (_PENALTY * typical).clamp_min(torch.finfo(WIDE).tiny)
         rho = torch.where(grows, _PRICE_GROWTH * program.rho, program.rho)
         rho = torch.where(first, _PRICE * typical, rho)
-        damping = torch.where(accepts, _relax(program.damping, ratio), program.damping)
-        raised = (_RAISE * program.damping).clamp_min(_DAMPING)
-        damping = torch.where(accepts | corrects, damping, raised)
-        damping = torch.where(first, _DAMPING, damping)
+        damping = torch.where(first, _DAMPING, _damp(program.damping, ratio, accepts))
 
-        slope = point - reference
-        solve = partial(_solve, at_point, linearized, slope, (steps, changes), rho, damping)
-        move, multipliers = solve(torch.ones_like(slope))
+        rows = torch.cat([slope[None], jacobian])
+        bounds = at_point.lower, at_point.upper
+        solve = partial(
+            solve_program, rows, at_point.factors, pairs.flatten(0, 1), damping, *bounds, rho
+        )
+        move, multipliers = solve(at_point.values)
         if problem.project is not identity:
             project = partial(project_flat, problem, z, args)
-            move, multipliers = _hold_bounds(project, point, solve, move, multipliers)
+            move, multipliers = _hold_bounds(
+                project, point, at_point, jacobian, solve, move, multipliers
+            )
         following = problem.project((point + move).to(z.dtype).view(z.shape), args)
-        taken = following.to(WIDE).flatten() - point
-        ahead = at_point.values + at_point.jacobian @ taken
-        model = slope @ taken - 0.5 * taken @ (slope + multipliers @ at_point.jacobian)
-        model = model - 0.5 * damping * taken.square().sum()
-        violation = at_point.violation(at_point.values)
-        decrease = rho * (violation - at_point.violation(ahead)) - model
+        taken = following.flatten().to(dtype) - point
+        products = (rows @ taken).to(WIDE)
+        change = at_point.factors * products[1:]
+        falls = products[0] - multipliers @ change - damping * taken.square().sum(dtype=WIDE)
+        price = partial(at_point.price, multipliers=multipliers, penalty=penalty)
+        decrease = price(at_point.values) - price(at_point.values + change) - 0.5 * falls
 
-        residual = slope + multipliers @ at_point.jacobian
+        residual = slope + (multipliers * at_point.factors).to(dtype) @ jacobian
         residual = torch.where(taken == 0.0, 0.0, residual)  # what a bound holds may have any slope
-        met = torch.where(accepts, usable, carried.distance <= slope.square().mean() * (1.0 + 1e-12))
-        ends = ~corrects & met & (residual.norm() <= _STATIONARY * slope.norm())
-        ends = ends | ~(following != z).any() | (usable & (distance == 0.0))
         kept = torch.where(closer, distance, carried.distance)
-        best = carried.distance.to(z.dtype)
+        # Of the point that is answered with: here, or where the search was before a trial that failed.
+        here_counts = usable & (distance <= (1.0 + _SLACK) * kept)
+        there_counts = (norm.square() / len(slope) - kept).abs() <= _SAME * kept
+        met = torch.where(accepts, here_counts, there_counts)
+        ends = met & (residual.norm() <= _STATIONARY * norm) | (usable & (distance == 0.0))
+        gives_up = ~ends & ((waited >= _PATIENCE) | ~(following != z).any())
+        # A stationary point replaces a hit that is not one, if little closer.
+        best = torch.where(ends & accepts & ~first, torch.inf, carried.distance).to(z.dtype)
         # A trial that misses is not closer than the best one, and does not end the search.
         unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
-        failed = torch.where(first, unknown, best)
+        failed = torch.where(first, unknown, carried.distance.to(z.dtype))
+        # Where it gives up, a gradient that is not finite ends the search, but not as stationary.
+        grads = torch.where(gives_up, torch.inf, torch.where(ends, 0.0, residual))
         return Advance(
             z=torch.where(ends, state.z, following),
             carried=SequentialQuadraticState(
-                *(z, line, in_logits),
-                Program(multipliers, decrease, rho, damping, corrects),
-                *(steps, changes, torch.where(first & ~usable, unknown, kept)),
+                *(z, line, in_logits, Program(multipliers, decrease, penalty, rho, damping), pairs),
+                *(torch.where(first & ~usable, unknown, kept), waited),
             ),
             value=torch.where(usable, distance.to(z.dtype), failed),
             best=best,
             loss=kept.to(z.dtype),
-            grads=torch.where(ends, 0.0, residual).to(z.dtype).view(z.shape),
+            grads=grads.to(z.dtype).view(z.shape),
         )
 
 
 def _init(problem: Problem, z: Tensor, args: Args) -> SequentialQuadraticState:
     zero = z.new_zeros((), dtype=WIDE)
     line = unknown_linearization(problem, z, args)
-    values = line.measured.to(WIDE)
-    past = torch.zeros_like(z).flatten().to(WIDE).expand(_MEMORY, -1).clone()
-    program = Program(values, zero, zero, zero, torch.zeros_like(zero, dtype=torch.bool))
+    values, entries = line.measured.to(WIDE), torch.zeros_like(z).flatten()
+    pairs = entries.to(torch.promote_types(z.dtype, torch.float32)).expand(2, _MEMORY, -1).clone()
+    program = Program(values, zero, zero + 1.0, zero, zero)
     return SequentialQuadraticState(
-        z, line, values.to(torch.bool), program, past, past.clone(), zero + torch.nan
+        z, line, values.to(torch.bool), program, pairs, zero + torch.nan, zero.to(torch.int64)
     )
 
 
@@ -254,8 +278,7 @@ def _constrain(
     low, high = (
         torch.where(in_logits, torch.logit(bound.clamp(0.0, 1.0)), bound) for bound in (least, most)
     )
-    values = torch.where(in_logits, torch.logit(inside), measured)
-    return Constraints(values, line.jacobian.to(WIDE) * factor[:, None], low, high)
+    return Constraints(torch.where(in_logits, torch.logit(inside), measured), factor, low, high)
 
 
 def _positive(step: Tensor, change: Tensor) -> Tensor:
@@ -266,54 +289,19 @@ def _positive(step: Tensor, change: Tensor) -> Tensor:
     return torch.where(lacks, mix * change + (1.0 - mix) * step, change)
 
 
-def _relax(damping: Tensor, ratio: Tensor) -> Tensor:
-    """The damping after a step that was accepted."""
-    lowered = torch.where(damping < 0.3, 0.0, _LOWER * damping)
-    raised = 2.0 * damping.clamp_min(0.25)
-    return torch.where(ratio > 0.5, lowered, torch.where(ratio < 0.1, raised, damping))
-
-
-def _solve(
-    at: Constraints,
-    values: Tensor,
-    slope: Tensor,
-    pairs: tuple[Tensor, Tensor],
-    rho: Tensor,
-    damping: Tensor,
-    free: Tensor,
-    held: Tensor | float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The step of a quadratic program and its multipliers; entries not free move by ``held``."""
-    jacobian = at.jacobian * free
-    rows = torch.cat([(slope * free)[None], jacobian])
-    inverse = _apply_inverse(pairs, damping, rows) * free
-    unconstrained, weighted = -inverse[0], inverse[1:]
-    offset = values + at.jacobian @ (held * (1.0 - free))
-    gram = jacobian @ weighted.T
-    multipliers = solve_dual(
-        0.5 * (gram + gram.T), offset + jacobian @ unconstrained, at.lower, at.upper, rho
-    )
-    return unconstrained - multipliers @ weighted + held * (1.0 - free), multipliers
-
-
-def _apply_inverse(pairs: tuple[Tensor, Tensor], damping: Tensor, rows: Tensor) -> Tensor:
-    """The inverse of the curvature times rows ``(k, N)``, by the two loops of L-BFGS."""
-    steps, changes = pairs[0], pairs[1] + damping * pairs[0]
-    products = (steps * changes).sum(1)
-    weights = torch.where(products > 0.0, 1.0 / products.clamp_min(1e-300), 0.0)
-    shares = []
-    for step, change, weight in zip(steps.flip(0), changes.flip(0), weights.flip(0), strict=True):
-        shares.append(weight * (rows @ step))
-        rows = rows - shares[-1][:, None] * change
-    rows = rows / (1.0 + damping)
-    for step, change, weight in zip(steps, changes, weights, strict=True):
-        rows = rows + (shares.pop() - weight * (rows @ change))[:, None] * step
-    return rows
+def _damp(damping: Tensor, ratio: Tensor, accepts: Tensor) -> Tensor:
+    """The damping after a trial: less where the program predicted it well, more where it failed."""
+    factor = (1.0 - (2.0 * ratio.clamp(0.0, 1.0) - 1.0) ** 3).clamp_min(_LOWER)
+    less = factor * damping
+    less = torch.where(less < _NEGLIGIBLE, 0.0, less)
+    return torch.where(accepts, less, (_RAISE * damping).clamp_min(_DAMPING))
 
 
 def _hold_bounds(
     project: Callable[[Tensor], Tensor],
     point: Tensor,
+    at: Constraints,
+    jacobian: Tensor,
     solve: Callable[..., tuple[Tensor, Tensor]],
     move: Tensor,
     multipliers: Tensor,
@@ -323,5 +311,8 @@ def _hold_bounds(
     for _ in range(_BOUND_ROUNDS):
         rest, leaving = hold(point + move, project)
         held = held | leaving
-        move, multipliers = solve(1.0 - held.to(WIDE), rest - point)
+        fixed = torch.where(held, rest.to(point.dtype) - point, 0.0)
+        values = at.values + at.factors * (jacobian @ fixed)
+        move, multipliers = solve(values, (~held).to(point.dtype))
+        move = move + fixed
     return move, multipliers

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import funcexplain as fe
+from tests.benchmarks import closest, twins
 from tests.benchmarks.__main__ import main, parse
 from tests.benchmarks.catalogue import DEEPDOW, OWN, Case, make_network, make_questions
 from tests.benchmarks.frameworks import FRAMEWORKS
@@ -93,6 +95,18 @@ def test_a_worker_that_fails_marks_its_row(tmp_path: Path) -> None:
         row = Row.of(case, "batched", worker.ask(case=case))
     assert row.note == "KeyError: 'no such network'"
     assert math.isnan(row.median)
+
+
+def test_closest_answers_are_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fe.functionalize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softmax(-1)))
+    x0, target = torch.zeros(2, 1, 1, 2), torch.tensor([[0.6, 0.4], [0.3, 0.7]])
+    one = torch.ones(1, 1, 1)
+    pairs = twins.Twins(network, x0, target, 0.0 * one, one)
+    monkeypatch.setattr(twins, "make_twins", lambda *args: pairs)
+    closest.main(["--pairs", "2", "--repetitions", "1", "--networks", "demo", "--asked"])
+    assert "| 2 of 2 | " in capsys.readouterr().out
 
 
 def test_everything_can_be_asked_for() -> None:
