@@ -257,7 +257,7 @@ def _all_move_on(
 
     What holds single rows would cost more than the rest of a step of few rows.
     """
-    value, trend = advance.value, following.trend
+    value, trend, patience = advance.value, following.trend, stopping.patience
     low, high, total = norms, norms, value
     if norms.ndim:
         (low, high), total, error = norms.aminmax(), value.sum(), error.amin()
@@ -267,7 +267,7 @@ def _all_move_on(
         and (stopping.atol is None or bool(error > stopping.atol))
         and bool((following.status == Status.MAX_STEPS).all())
         and (stopping.keep == "last" or not bool((value >= advance.best).any()))
-        and not (isinstance(trend, Trend) and bool((trend.waited >= stopping.patience).any()))
+        and (patience is None or not trend or not bool((trend.waited >= patience).any()))
     )
 
 
