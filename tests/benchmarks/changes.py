@@ -113,10 +113,9 @@ def few_changes(problem: fe.Problem) -> tuple[float, float, int, int] | None:
     start = problem.start(problem.args)
     size = float((near.z - start).abs().sum())
     optimum = min([size, *(by_linear_programs(problem, z) for z in (near.z, plain.z))])
-    entries = [
-        int((s.x != problem.args["x0"]).sum()) for s in (near, fe.prune(found, sparse, atol=ATOL))
-    ]
-    return size, optimum, *entries
+    pruned = fe.prune(found, sparse, atol=ATOL)
+    ours, theirs = (int((s.x != problem.args["x0"]).sum()) for s in (near, pruned))
+    return size, optimum, ours, theirs
 
 
 def path(problem: fe.Problem) -> tuple[float, float] | None:
