@@ -137,7 +137,7 @@ def build_query(
     parts = (question.target, question.shift, question.move, question.turnover)
     depends_on_today = any(part is not None for part in parts)  # and so on the date
     varying = today if depends_on_today else today[:1]
-    targets = [_target(question, names, weights) for weights in varying]
+    targets = [make_target(question, names, weights) for weights in varying]
     if len(known) > 1 and len(targets) > 1:
         raise ValueError(
             "question: several networks share one target, and target, shift, move and turnover "
@@ -342,7 +342,8 @@ def _is_long_short(question: QuestionConfig, today: Tensor) -> bool:
     return relative or bool((today < -_SHORT).any())
 
 
-def _target(question: QuestionConfig, assets: tuple[str, ...], today: Tensor) -> Target:
+def make_target(question: QuestionConfig, assets: tuple[str, ...], today: Tensor) -> Target:
+    """The target of a question about these assets, of which the network holds ``today``."""
     wanted = list[Target]()
     if question.target is not None:
         fill = fill_active if _is_long_short(question, today) else fill_target

@@ -194,9 +194,11 @@ def _batched_score(grid: Problem, dims: dict[str, int | None], samples: bool) ->
     """From windows to ``(value, (loss, weights))``, one of each per row."""
     if not samples:
         return map_rows(grid.evaluate, 0, dims)
-    network, score = cast(Network, grid.apply), map_rows(grid.score, 0, 0, dims)
-    if grid.loss in ROWWISE and not grid.penalties:
-        score = partial(_score_rows, grid)  # which spares the mapping, a tenth of a step of few rows
+    network = cast(Network, grid.apply)
+    # Without mapping, a step of few rows takes a tenth less.
+    rowwise = grid.loss in ROWWISE and not grid.penalties
+    score: Callable[..., Scored]
+    score = partial(_score_rows, grid) if rowwise else map_rows(grid.score, 0, 0, dims)
     return lambda x, args: score(network.samples(args["params"], x), x, args)
 
 

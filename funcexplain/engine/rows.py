@@ -155,7 +155,7 @@ def _drive(driver: PoolDriver, search: _Search) -> tuple[Tensor, str]:
 
     reason = "some of them depend on others in a batch"
     try:
-        with _bound(driver.grid, driver.grid.args):
+        with _bound(driver.grid):
             driver.run()
     except FailsAtStartError:
         raise
@@ -209,10 +209,10 @@ def _solve_each(grid: Problem, rows: Tensor, search: _Search, reason: str) -> No
             meter.add(1, int(outputs.status[number] == Status.HIT))
 
 
-def _bound(grid: Problem, args: Args) -> AbstractContextManager[None]:
+def _bound(grid: Problem) -> AbstractContextManager[None]:
     """Keep the parameters in the network, if rows share them."""
     varies = varying_dims(grid.dims, "params")
-    return nullcontext() if varies else bound(grid.apply, args["params"])
+    return nullcontext() if varies else bound(grid.apply, grid.args["params"])
 
 
 def _quiet(execution: Execution) -> Execution:
@@ -360,7 +360,7 @@ def _differ_alone(grid: Problem, outputs: Outputs, rows: Tensor) -> Tensor:
     dims = mapped_dims(grid.dims, needed)
     known = rows[outputs.weights[rows].flatten(1).isfinite().all(1)]
     alone = list[Tensor | None]()
-    with _bound(grid, needed):
+    with _bound(grid):
         for number in known:
             raise_pending()
             one = needed

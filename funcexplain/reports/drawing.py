@@ -68,17 +68,28 @@ def new_axes(width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot()
 
 
+_ABOVE_LEGEND = 22.0  # points between a title and the axes
 _LEGEND: dict[str, Any] = {
     **{"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "frameon": False},
     **{"labelcolor": INK, "fontsize": 9, "borderpad": 0.2, "handletextpad": 0.5, "columnspacing": 1.2},
 }
 
 
-def style_axes(ax: Axes, title: str, pad: float = 8.0, *, y: str = "", grid: Grid = None) -> None:
+def style_axes(
+    ax: Axes,
+    title: str,
+    pad: float = 8.0,
+    *,
+    y: str = "",
+    grid: Grid = None,
+    narrow: bool = False,
+) -> None:
     """Title, ticks, spines and the label of the y axis in the common style.
 
-    If ``grid`` names an axis or "both", also draws grid lines and a legend next to the title.
+    If ``grid`` names an axis or "both", also draws grid lines and a legend next to the title, or below
+    it if there is no room (``narrow``).
     """
+    pad = _ABOVE_LEGEND if narrow else pad
     ax.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=pad)
     ax.set_ylabel(y, color=INK, fontsize=9)
     ax.set_axisbelow(True)

@@ -62,25 +62,15 @@ def solve_program(
     Returns:
         The step ``(N,)``, and the multipliers ``(K,)``.
     """
-    given = (rows, factors, pairs, damping, lower, upper, rho, values)
-    step, multipliers = constant(_solve_program, *given, *(() if free is None else (free,)))
-    return step, multipliers
+    rows = rows if free is None else rows * free
+    program = (rows, factors, pairs, damping, lower, upper, rho, values)
+    step, multipliers = constant(_solve_programs, *program)
+    return step if free is None else step * free, multipliers
 
 
-def _solve_program(
-    rows: Tensor,
-    factors: Tensor,
-    pairs: Tensor,
-    damping: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    rho: Tensor,
-    values: Tensor,
-    free: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _solve_programs(*program: Tensor) -> tuple[Tensor, Tensor]:
     """The same, of rows that lead."""
-    if free is not None:
-        rows = rows * free.unsqueeze(-2)
+    rows, factors, pairs, damping, lower, upper, rho, values = program
     vectors, count, memory = torch.cat([rows, pairs], -2), rows.shape[-2], pairs.shape[-2] // 2
     one = torch.ones_like(factors[..., :1])
     scale = torch.cat([one, factors, one.expand(*factors.shape[:-1], 2 * memory)], -1)
@@ -111,8 +101,7 @@ def _solve_program(
     by_changes = shares @ of_changes
     by_steps = shares @ of_steps + damping * by_changes
     shares = torch.cat([shape * shares, by_steps, by_changes], -1)
-    step = -(shares @ wide).squeeze(-2).to(rows.dtype)
-    return step if free is None else step * free, multipliers
+    return -(shares @ wide).squeeze(-2).to(rows.dtype), multipliers
 
 
 def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:

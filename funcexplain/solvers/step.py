@@ -210,13 +210,10 @@ def decide(
         waited = torch.where(improved, 0, trend.waited + 1)
         trend = Trend(torch.where(improved, value, trend.minimum), waited)
     following = State(advance.z, advance.carried, here, state.status, state.num_steps + 1, trend)
-    grad_norm = torch.linalg.vector_norm(advance.grads.flatten(rows), dim=-1)
-    if (
-        kept_hits is None
-        and is_readable(value)
-        and _all_move_on(stopping, following, advance, grad_norm, error)
-    ):
-        return following, Info(advance.loss, value, grad_norm, error)
+    if kept_hits is None and is_readable(value):
+        norms = torch.linalg.vector_norm(advance.grads.flatten(rows), dim=-1)
+        if _all_move_on(stopping, following, advance, norms, error):
+            return following, Info(advance.loss, value, norms, error)
 
     going, grad_norm = state.status == Status.MAX_STEPS, _norm(advance.grads, rows)
     info = Info(advance.loss, value, grad_norm.to(advance.grads.dtype), error)

@@ -16,7 +16,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 import funcexplain as fe
-from tests.benchmarks.answers import NETWORKS, goals, networks
+from funcexplain.commands.question import make_target
+from tests.benchmarks.answers import NETWORKS, config_of, goals, networks
 
 ATOL = 1e-3
 STRENGTHS = torch.logspace(1, -5, 13, dtype=torch.float64)
@@ -38,20 +38,12 @@ def questions() -> Iterator[tuple[str, fe.Problem]]:
         std, mean = torch.std_mean(stack, dim=(0, 2, 3))
         for place in (-1, len(stack) // 2, len(stack) // 4):
             window = stack[place]
-            for goal in goals(network(window[None])[0], assets):
-                parts = [_target(kind, value) for kind, value in goal.items()]
-                target = parts[0] if len(parts) == 1 else fe.targets.all_of(*parts)
+            today = network(window[None])[0]
+            for goal in goals(today, assets):
+                target = make_target(config_of(goal, 0, None).question, assets, today)
                 problem = fe.problem(network, target, window, assets=assets)
                 label = f"{name}, {history.last_days[place]}: {goal}"
                 yield label, fe.standardize(mean.view(-1, 1, 1), std.view(-1, 1, 1))(problem)
-
-
-def _target(kind: str, value: Any) -> fe.Target:
-    if kind == "exit":
-        return fe.targets.exit(*value)
-    make = getattr(fe.targets, kind)
-    bounds = [make(asset, share) for asset, share in value.items()]
-    return bounds[0] if len(bounds) == 1 else fe.targets.all_of(*bounds)
 
 
 def by_linear_programs(problem: fe.Problem, z: Tensor) -> float:

@@ -109,7 +109,7 @@ def plot_prices(
     narrow = ax.get_window_extent().width <= _NARROW
     hidden = len(assets) > len(order) and not narrow
     title = f"Prices of the {len(order)} assets that move most" if hidden else "Prices"
-    style_axes(ax, title, 22.0 if narrow else 8.0, y="price, first day = 100", grid="both")
+    style_axes(ax, title, y="price, first day = 100", grid="both", narrow=narrow)
     _name_ends(
         ax, day[-1], after[-1], [shorten(assets[index]) for index in order], high - low + 2 * margin
     )

@@ -86,7 +86,7 @@ def plot_history(
         note.set(ha="center", va="center", transform=ax.transAxes)
     if flags is not None:
         _mark_ends(ax, lines, flags)
-    style_axes(ax, "Search", pad=8.0 if flags is None else 22.0, y="loss", grid="both")
+    style_axes(ax, "Search", y="loss", grid="both", narrow=flags is not None)
     if any(np.isfinite(row).any() for row in lines):
         ax.set_yscale("log")
     ax.set_xlabel("step")

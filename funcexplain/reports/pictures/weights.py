@@ -101,8 +101,7 @@ def plot_weights(
     ax.set_xlim(left - margin, right + 2 * margin)
     if goals.ndim == 2:
         _bracket(ax, rows, lower, upper)
-    # Above the legend, which a narrow figure has no room beside.
-    style_axes(ax, "Allocation", 22.0 if ax.get_window_extent().width < _NARROW else 8.0, grid="x")
+    style_axes(ax, "Allocation", grid="x", narrow=ax.get_window_extent().width < _NARROW)
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel("weight in the portfolio, %")
