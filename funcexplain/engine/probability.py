@@ -88,6 +88,8 @@ def probability(
             for group in _by_network(problem, runs):
                 _run_together(problem, group, atol, num_samples, seed, chunk_size)
         hold.answered = hold.stops() and len(runs) > 0
+        if hold.answered and all(run.over for run in runs):
+            runs[-1].over = False  # some row has to say that there was a press, as in `solve`
     return _collect(problem, [_outcome(run, method) for run in runs])
 
 
@@ -99,7 +101,7 @@ class _Run:
         known: the estimate so far.
         event: the row's target, once the search has begun.
         points: whose errors the search waits for.
-        over: whether the search is over.
+        over: whether the search has ended by itself.
     """
 
     points: Tensor

@@ -14,3 +14,5 @@ def test_no_press_is_lost(name: str) -> None:
     draw, events = random.Random(name), count_events(name)
     for _ in range(PRESSES):
         assert_honored(name, draw.randint(1, events))
+    for _ in range(PRESSES // 2):  # where the search is over and its answer is not yet returned
+        assert_honored(name, events - draw.randint(0, min(events, 2000) - 1))
