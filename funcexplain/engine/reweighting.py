@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import replace
 
 import torch
@@ -43,6 +44,8 @@ _TILT = 0.05
 _NEGLIGIBLE = 1e-3
 # The method itself ends its search: within this tolerance nothing is a hit.
 _NEVER = Stopping(atol=-1.0)
+# One function for all searches, so that what is tried of a network is remembered.
+_START = operator.itemgetter("start")
 
 
 def approach(
@@ -86,6 +89,7 @@ def reweight(
     first, lead = _sizes(problem, found.z, groups), len(problem.shape)
     count = first[(0,) * lead].numel()
     tilt = 1.0 + _TILT * torch.linspace(0.0, 1.0, count, device=first.device).to(first)
+    in_units, encode, decode = _in_units(problem, first)
     for power, factor in (*(_FEW if few else _SUM), (1.0 if few else 0.5, None)):
         sizes = _sizes(problem, found.z, groups)
         typical = first if few else _largest(sizes, lead)
@@ -98,7 +102,7 @@ def reweight(
                     sizes.shape[lead:]
                 )
         method = SequentialQuadratic(atol, from_hits=factor is not None)
-        changed, encode, decode = _in_units(problem, units)
+        changed = replace(in_units, args={**in_units.args, "units": units})
         inside = replace(found, z=map_points(encode, changed, found.z))
         inside = approach(changed, inside, method, steps, chunk_size)
         moved = (inside.x != found.x).flatten(lead).any(-1)
@@ -166,7 +170,7 @@ def _starting_at(problem: Problem, z: Tensor) -> Problem:
     """The problem with a start for every row."""
     dims = tuple(dim._replace(varying=dim.varying | {"start"}) for dim in problem.dims)
     args = {**problem.args, "start": z}
-    return replace(problem, args=args, dims=dims, start=lambda args: args["start"])
+    return replace(problem, args=args, dims=dims, start=_START)
 
 
 def _merge(found: Solution, refined: Solution, atol: float) -> Solution:

@@ -25,6 +25,7 @@ from funcexplain.solvers.damped_step import WIDE
 # Maximum number of interior-point iterations, where they end, and rounds of the active set that follow.
 _ITERATIONS, _ACCURACY, _ROUNDS = 30, 1e-13, 3
 _TO_BOUNDARY = 0.99
+_LAST = (-3, -2, -1)
 # An infinite bound counts as this many times the value away.
 _FAR = 1e4
 # Fraction of the mean diagonal that is added where multipliers are not unique.
@@ -74,8 +75,8 @@ def _solve_programs(*program: Tensor) -> tuple[Tensor, Tensor]:
     vectors, count, memory = torch.cat([rows, pairs], -2), rows.shape[-2], pairs.shape[-2] // 2
     one = torch.ones_like(factors[..., :1])
     scale = torch.cat([one, factors, one.expand(*factors.shape[:-1], 2 * memory)], -1)
-    wide = vectors.to(WIDE) * scale.unsqueeze(-1)
-    products = wide @ wide.mT
+    wide = vectors.to(WIDE)
+    products = wide @ wide.mT * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     damping = damping[..., None, None]
     shape = 1.0 / (1.0 + damping)
 
@@ -100,7 +101,7 @@ def _solve_programs(*program: Tensor) -> tuple[Tensor, Tensor]:
     shares = torch.cat([one, multipliers], -1).unsqueeze(-2)
     by_changes = shares @ of_changes
     by_steps = shares @ of_steps + damping * by_changes
-    shares = torch.cat([shape * shares, by_steps, by_changes], -1)
+    shares = torch.cat([shape * shares, by_steps, by_changes], -1) * scale.unsqueeze(-2)
     return -(shares @ wide).squeeze(-2).to(rows.dtype), multipliers
 
 
@@ -133,13 +134,13 @@ def solve_dual(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) 
     for _ in range(1 if alone else _ROUNDS):
         current = _active_set(w, c, lower, upper, rho, current)
         value = _objective(w, c, lower, upper, current)
-        better = (value < minimum).unsqueeze(-1)
+        better = (value <= minimum + _FLAT * minimum.abs()).unsqueeze(-1)
         best, minimum = torch.where(better, current, best), torch.minimum(value, minimum)
     return best
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+    return torch.linalg.vecdot(matrix, vector.unsqueeze(-2))
 
 
 def _objective(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, multipliers: Tensor) -> Tensor:
@@ -153,11 +154,11 @@ def _diagonal(w: Tensor) -> Tensor:
     return diagonal.clamp_min(_FLAT) + _FLAT * diagonal.amax(-1, keepdim=True)
 
 
-class _Halves(NamedTuple):
-    """Positive and negative parts ``x`` of the multipliers, from zero to ``room``.
+class _Barrier(NamedTuple):
+    """A point of the interior: the multipliers are ``p - n``, with ``p`` and ``n`` in ``(0, room)``.
 
     Attributes:
-        slack: ``x`` and ``room - x``, ``(..., 2, 2, K)``.
+        slack: ``(p, n)`` and their distances from ``room``, ``(..., 2, 2, K)``.
         dual: the multipliers of both, of which the products with the slacks vanish at the solution.
     """
 
@@ -165,18 +166,8 @@ class _Halves(NamedTuple):
     dual: Tensor
 
     def multipliers(self) -> Tensor:
-        """Their difference, ``(..., K)``."""
+        """Of the program, ``(..., K)``."""
         return self.slack[..., 0, 0, :] - self.slack[..., 0, 1, :]
-
-    def gap(self) -> Tensor:
-        """The mean product."""
-        return (self.slack * self.dual).mean((-3, -2, -1), keepdim=True)
-
-    def move(self, step: _Halves, most: float = 1.0) -> _Halves:
-        """A step that is shortened so that all stay positive."""
-        shrinks = torch.maximum(-step.slack / self.slack, -step.dual / self.dual)
-        far = most / shrinks.amax((-3, -2, -1), keepdim=True).clamp_min(1.0)
-        return _Halves(*(here + far * change for here, change in zip(self, step, strict=True)))
 
 
 def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Tensor) -> Tensor:
@@ -186,45 +177,51 @@ def _interior_point(w: Tensor, c: Tensor, lower: Tensor, upper: Tensor, rho: Ten
     slopes = torch.stack([upper - c, c - lower], -2) * scale.unsqueeze(-2)
     room = (rho / scale).unsqueeze(-2).clamp_min(tiny)
     part = 0.1 * room.expand_as(slopes)
-    size = slopes.abs().amax((-2, -1))[..., None, None, None] + tiny
     slack = torch.stack([part, room - part], -3)
-    at = _Halves(slack, size * torch.ones_like(slack))
-    start = at.gap()
+    at = _Barrier(slack, (slopes.abs().amax(_LAST[1:])[..., None, None, None] + tiny).expand_as(slack))
+    signs = torch.tensor([[1.0], [-1.0]], dtype=WIDE, device=w.device)
+    start = (at.slack * at.dual).mean(_LAST, keepdim=True)
     for _ in range(_ITERATIONS):
-        going = at.gap() > _ACCURACY * start
+        products = at.slack * at.dual
+        gap = products.mean(_LAST, keepdim=True)
+        going = gap > _ACCURACY * start
         if not bool(going.any()):
             break
-        following = _iterate(w, slopes, at)
-        # What has converged is held, so that no row depends on others.
-        at = _Halves(*(torch.where(going, *p).clamp_min(tiny) for p in zip(following, at, strict=True)))
+        at = _iterate(w, slopes, signs, at, products, gap, going)
     return (at.multipliers() * scale).clamp(-rho, rho)
 
 
-def _iterate(w: Tensor, slopes: Tensor, at: _Halves) -> _Halves:
-    """One iteration of the interior point."""
-    sides = torch.tensor([[1.0], [-1.0]], dtype=WIDE, device=w.device)
-    gradient = sides * _times(w, at.multipliers()).unsqueeze(-2) + slopes
-    ratio = at.dual / at.slack
-    curvature = ratio.sum(-3)
-    loose = 1.0 / (1.0 / curvature).sum(-2)
+def _iterate(
+    w: Tensor, slopes: Tensor, signs: Tensor, at: _Barrier, products: Tensor, gap: Tensor, going: Tensor
+) -> _Barrier:
+    """One iteration; what has converged is held, so that no row depends on others."""
+    inverse = at.slack.reciprocal()
+    ratio = at.dual * inverse
+    spread = ratio.sum(-3).reciprocal()
+    loose = spread.sum(-2).reciprocal()
     factor, failed = torch.linalg.cholesky_ex(w + torch.diag_embed(loose))
+    gradient = torch.addcmul(slopes, signs, _times(w, at.multipliers()).unsqueeze(-2))
 
-    def towards(products: Tensor) -> _Halves:
-        """The step to products of slacks and multipliers."""
-        pull = products / at.slack
-        free = (pull[..., 0, :, :] - pull[..., 1, :, :] - gradient) / curvature
+    def move(pull: Tensor) -> Tensor:
+        """How the slacks move, relative to themselves."""
+        free = pull * spread
         rhs = loose * (free[..., 0, :] - free[..., 1, :])
         change = _times(w, torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1))
-        move = free - sides * change.unsqueeze(-2) / curvature
-        moves = torch.stack([move, -move], -3)
-        return _Halves(moves, pull - at.dual - ratio * moves)
+        free = torch.addcmul(free, signs * change.unsqueeze(-2), spread, value=-1.0)
+        return signs.unsqueeze(-1) * free.unsqueeze(-3) * inverse
 
-    predictor, gap = towards(torch.zeros_like(ratio)), at.gap()
-    center = gap * (at.move(predictor).gap() / gap).clamp(0.0, 1.0) ** 3
-    corrector = towards((center - predictor.slack * predictor.dual).clamp(-gap, gap))
-    following = at.move(corrector, _TO_BOUNDARY)
-    solved = (failed == 0)[..., None, None, None]
-    return _Halves(*(torch.where(solved, *pair) for pair in zip(following, at, strict=True)))
+    # The predictor aims at products of zero, with a dual that moves by -(1 + moved) of itself.
+    moved = move(-gradient)
+    far = torch.maximum(-moved, 1.0 + moved).amax(_LAST, keepdim=True).clamp_min(1.0).reciprocal()
+    missed = products * moved * (1.0 + moved)
+    left = 1.0 - far - far.square() * missed.mean(_LAST, keepdim=True) / gap
+    aim = (gap * left.clamp(0.0, 1.0) ** 3 + missed).clamp(-gap, gap)
+    pull = aim * inverse
+    moved = move(pull[..., 0, :, :] - pull[..., 1, :, :] - gradient)
+    fall = 1.0 + moved - aim / products
+    far = _TO_BOUNDARY / torch.maximum(-moved, fall).amax(_LAST, keepdim=True).clamp_min(1.0)
+    far = torch.where(going & (failed == 0)[..., None, None, None], far, 0.0)
+    return _Barrier(at.slack + far * moved * at.slack, at.dual - far * fall * at.dual)
 
 
 def _active_set(
