@@ -158,7 +158,7 @@ class LevenbergMarquardt(NamedTuple):
         known: Any = (carried.z, carried.line[:2], *carried[2:4], best, residuals[1], factors[1])
         chosen: Any = optree.tree_map(partial(where_rows, accepts), judged, known)
         z, (m, n), gram, penalty, merit_here, r, factor = chosen
-        line = Linearization(m, n, _choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
+        line = Linearization(m, n, choose_jacobian(accepts, line.jacobian, carried.line.jacobian))
         misfit = r.square().sum(-1)
         penalized = misfit + penalty.value if penalty else misfit
         lam = damping * penalized / z.flatten(rows).shape[-1]
@@ -193,7 +193,7 @@ class LevenbergMarquardt(NamedTuple):
         )
 
 
-def _choose_jacobian(accepts: Tensor, judged: Tensor, known: Tensor) -> Tensor:
+def choose_jacobian(accepts: Tensor, judged: Tensor, known: Tensor) -> Tensor:
     """What was judged where it is accepted, else what was known; rejected rows are written over."""
     if not accepts.ndim or not is_readable(accepts):
         return where_rows(accepts, judged, known)

@@ -4,7 +4,6 @@ It minimizes ``|z - z_r|**2 / 2`` subject to ``lower <= m(z) <= upper``, the tar
 Each step solves a quadratic program, with linearized constraints and the Lagrangian's curvature from its
 gradients at earlier points. A step must decrease the augmented Lagrangian: its multipliers cancel what
 the constraints' curvature costs to first order, so that a step along the surface is not rejected.
-Shares of a portfolio, in (0, 1), are constrained by their logits, in which a softmax is nearly linear.
 
 References:
     S. P. Han (1977), A Globally Convergent Method for Nonlinear Programming,
@@ -24,14 +23,17 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem, identity
+from funcexplain.solvers.constraints import Constraints, are_shares, bound_values, constrain
 from funcexplain.solvers.damped_step import WIDE, hold
 from funcexplain.solvers.gauss_newton import (
     Linearization,
     bind_jacobian,
+    choose_jacobian,
     linearize,
     project_flat,
     unknown_linearization,
 )
+from funcexplain.solvers.gradient import where_rows
 from funcexplain.solvers.quadratic_program import solve_program
 from funcexplain.solvers.state import (
     Advance,
@@ -47,8 +49,6 @@ from funcexplain.solvers.state import (
 _MEMORY = 8
 # Minimum curvature along a step, as a fraction of that of the distance alone.
 _MINIMUM_CURVATURE = 0.2
-# The part of the tolerance that the program uses, so that rounding does not lose a hit.
-_TOLERANCE = 0.95
 # rho, in multiples of the typical multiplier; and its growth where it does not keep the target.
 _PRICE, _PRICE_GROWTH = 3.0, 4.0
 # The penalty of the augmented Lagrangian, in typical multipliers per unit of a constraint.
@@ -63,29 +63,9 @@ _STATIONARY = 1e-2
 _SLACK, _SAME = 2e-3, 1e-9
 # Evaluations without progress that end a search, as at a kink; and what counts as progress.
 _PATIENCE, _PROGRESS = 8, 1e-3
-_LOGIT_MARGIN = 1e-9
 # Rounds of the active set of bounds on z.
 _BOUND_ROUNDS = 3
-
-
-class Constraints(NamedTuple):
-    """Values that are constrained ``(K,)``, the factors of their rows of the Jacobian, and bounds."""
-
-    values: Tensor
-    factors: Tensor
-    lower: Tensor
-    upper: Tensor
-
-    def violation(self, values: Tensor) -> Tensor:
-        """Sum of the distances of some values from their bounds."""
-        return ((self.lower - values).clamp_min(0.0) + (values - self.upper).clamp_min(0.0)).sum()
-
-    def price(self, values: Tensor, multipliers: Tensor, penalty: Tensor) -> Tensor:
-        """What the augmented Lagrangian adds to the objective."""
-        known = torch.cat([multipliers, -multipliers]).clamp_min(0.0)
-        beyond = torch.cat([values - self.upper, self.lower - values])
-        grown = (known + penalty * beyond).clamp_min(0.0)
-        return (grown.square() - known.square()).sum() / (2.0 * penalty)
+_TINY = torch.finfo(WIDE).tiny
 
 
 class Program(NamedTuple):
@@ -111,7 +91,8 @@ class SequentialQuadraticState(NamedTuple):
 
     Attributes:
         z: the last point that was accepted.
-        line: its linearization.
+        reference: the point that it approaches, ``(N,)``.
+        line: the linearization at ``z``.
         in_logits: which measures are constrained by their logits, ``(K,)``.
         program: the one whose step is under trial.
         pairs: the last M steps and the changes of the Lagrangian's gradient along them, ``(2, M, N)``;
@@ -121,11 +102,34 @@ class SequentialQuadraticState(NamedTuple):
     """
 
     z: Tensor
+    reference: Tensor
     line: Linearization
     in_logits: Tensor
     program: Program
     pairs: Tensor
     distance: Tensor
+    waited: Tensor
+
+
+class Trial(NamedTuple):
+    """What an evaluation says of the step that led to it.
+
+    Attributes:
+        accepts: whether the search continues from the evaluated point.
+        finite: whether it has finite values.
+        usable: whether it is a hit.
+        closer: whether it is the closest hit.
+        distance: its mean squared distance from the reference.
+        ratio: the actual to the predicted decrease.
+        waited: evaluations since the last progress.
+    """
+
+    accepts: Tensor
+    finite: Tensor
+    usable: Tensor
+    closer: Tensor
+    distance: Tensor
+    ratio: Tensor
     waited: Tensor
 
 
@@ -145,104 +149,76 @@ class SequentialQuadratic(NamedTuple):
     ) -> BoundMethod:
         """Return the functions of one row's step: the Jacobian, and a step judged by its merit."""
         del gradient
-        return bind_jacobian(problem, stopping, partial(_init, problem), partial(self._advance, problem))
+        advance = partial(self._advance, problem)
+        bound = bind_jacobian(problem, stopping, partial(_init, problem), advance)
+        return bound._replace(advance_in_place=advance if problem.project is identity else None)
 
     def _advance(self, problem: Problem, state: State, args: Args, at: Evaluation) -> Advance:
+        """Judge the evaluated point, and step from the better one: of one row, or of rows that lead.
+
+        Bounds on ``z`` are of one row alone.
+        """
         carried: SequentialQuadraticState = state.optimizer
-        program, dtype = carried.program, carried.pairs.dtype
-        reference = problem.encode(args["reference"], args).flatten().to(dtype)
-        point, tried = carried.z.flatten().to(dtype), state.z.flatten().to(dtype)
-        here, first = linearize(problem, at, args), carried.distance.isnan()
-        lower, upper, strict = problem.criterion.bounds(args["target"])
-        in_logits = torch.where(first, _are_shares(here, at.weights, strict), carried.in_logits)
-        constrain = partial(_constrain, lower, upper, strict, self.atol, in_logits)
-        before, after = constrain(carried.line), constrain(here)
-
-        # The trial: is it a hit, and does it decrease the augmented Lagrangian?
-        slope, step = point - reference, torch.where(first, 0.0, tried - point)
-        distance = (tried - reference).square().mean(dtype=WIDE)
-        finite = distance.isfinite() & here.jacobian.sum().isfinite()
-        hits = problem.criterion.error(at.weights, args["target"], atol=self.atol) <= self.atol
-        usable = hits & finite
-        closer = usable & (first | (distance < carried.distance))
-        price = partial(before.price, multipliers=program.multipliers, penalty=program.penalty)
-        actual = price(before.values) - price(after.values)
-        actual = actual - (step * (slope + 0.5 * step)).sum(dtype=WIDE)
-        ratio = actual / program.decrease.clamp_min(torch.finfo(WIDE).tiny)
-        accepts = finite & (first | (ratio > _MINIMUM_RATIO))
-        progress = accepts & (actual > _PROGRESS * 0.5 * slope.square().sum(dtype=WIDE))
-        progress = progress | (closer & (distance < (1.0 - _PROGRESS) * carried.distance))
-        waited = torch.where(first | progress, 0, carried.waited + 1)
-
-        # What the trial says of the curvature, also where it is not accepted.
-        new, old = (program.multipliers * each.factors for each in (after, before))
-        moved = new.to(dtype) @ here.jacobian.to(dtype) - old.to(dtype) @ carried.line.jacobian.to(dtype)
-        pair = torch.stack([step, _positive(step, step + moved)])
-        pair = torch.where(first | ~finite, 0.0, pair)
-        pairs = torch.cat([carried.pairs[:, 1:], pair[:, None]], 1)
+        rows, target, first = state.status.ndim, args["target"], carried.distance.isnan()
+        here, dtype = linearize(problem, at, args), carried.pairs.dtype
+        lower, upper, strict = bound_values(problem.criterion, at.weights, target, self.atol, rows)
+        shares = are_shares(here.measured, at.weights, strict, rows)
+        in_logits = where_rows(first, shares, carried.in_logits)
+        before, after = (
+            constrain(line.measured, lower, upper, in_logits) for line in (carried.line, here)
+        )
+        point, tried = (z.flatten(rows).to(dtype) for z in (carried.z, state.z))
+        hits = problem.criterion.error(at.weights, target, rows, self.atol) <= self.atol
+        trial = _judge(carried, before, after, point, tried, here.jacobian, hits)
+        accepts = trial.accepts
+        pairs = _learn(carried, before, after, here, tried - point, trial.finite)
 
         # The next program is at the better point.
-        violated, violates = before.violation(before.values), after.violation(after.values)
-        saturated = program.multipliers.abs().amax() >= 0.99 * program.rho
-        grows = accepts & saturated & (violates > 0.5 * violated)
-        z, point = torch.where(accepts, state.z, carried.z), torch.where(accepts, tried, point)
-        line = Linearization(
-            *(torch.where(accepts, *pair) for pair in zip(here, carried.line, strict=True))
+        z, point = where_rows(accepts, state.z, carried.z), where_rows(accepts, tried, point)
+        at_point = Constraints(*(where_rows(accepts, *both) for both in zip(after, before, strict=True)))
+        measured, nearest = (
+            where_rows(accepts, *both) for both in zip(here[:2], carried.line[:2], strict=True)
         )
-        slope, at_point, jacobian = point - reference, constrain(line), line.jacobian.to(dtype)
-        mean_square = (jacobian.square().sum(1).to(WIDE) * at_point.factors.square()).mean()
-        norm = slope.square().sum(dtype=WIDE).sqrt()
-        typical = norm / mean_square.sqrt().clamp_min(torch.finfo(WIDE).tiny)
-        penalty = (_PENALTY * typical).clamp_min(torch.finfo(WIDE).tiny)
-        rho = torch.where(grows, _PRICE_GROWTH * program.rho, program.rho)
-        rho = torch.where(first, _PRICE * typical, rho)
-        damping = torch.where(first, _DAMPING, _damp(program.damping, ratio, accepts))
-
-        rows = torch.cat([slope[None], jacobian])
-        bounds = at_point.lower, at_point.upper
-        solve = partial(
-            solve_program, rows, at_point.factors, pairs.flatten(0, 1), damping, *bounds, rho
+        jacobian = choose_jacobian(accepts, here.jacobian, carried.line.jacobian)
+        line = Linearization(measured, nearest, jacobian)
+        slope = point - carried.reference
+        norm = slope.square().sum(-1, dtype=WIDE).sqrt()
+        squares = line.jacobian.square().sum(-1).to(WIDE) * at_point.factors.square()
+        typical = norm / squares.mean(-1).sqrt().clamp_min(_TINY)  # of a multiplier
+        program = _settle(carried.program, before, after, trial, first, typical)
+        following, taken, program = _plan(
+            problem, args, z, point, slope, line.jacobian.to(dtype), at_point, pairs, program
         )
-        move, multipliers = solve(at_point.values)
-        if problem.project is not identity:
-            project = partial(project_flat, problem, z, args)
-            move, multipliers = _hold_bounds(
-                project, point, at_point, jacobian, solve, move, multipliers
-            )
-        following = problem.project((point + move).to(z.dtype).view(z.shape), args)
-        taken = following.flatten().to(dtype) - point
-        products = (rows @ taken).to(WIDE)
-        change = at_point.factors * products[1:]
-        falls = products[0] - multipliers @ change - damping * taken.square().sum(dtype=WIDE)
-        price = partial(at_point.price, multipliers=multipliers, penalty=penalty)
-        decrease = price(at_point.values) - price(at_point.values + change) - 0.5 * falls
 
-        residual = slope + (multipliers * at_point.factors).to(dtype) @ jacobian
+        residual = slope + _combine(program.multipliers * at_point.factors, line)
         residual = torch.where(taken == 0.0, 0.0, residual)  # what a bound holds may have any slope
-        kept = torch.where(closer, distance, carried.distance)
+        kept = torch.where(trial.closer, trial.distance, carried.distance)
         # Of the point that is answered with: here, or where the search was before a trial that failed.
-        here_counts = usable & (distance <= (1.0 + _SLACK) * kept)
-        there_counts = (norm.square() / len(slope) - kept).abs() <= _SAME * kept
+        here_counts = trial.usable & (trial.distance <= (1.0 + _SLACK) * kept)
+        there_counts = (norm.square() / slope.shape[-1] - kept).abs() <= _SAME * kept
         met = torch.where(accepts, here_counts, there_counts)
-        ends = met & (residual.norm() <= _STATIONARY * norm) | (usable & (distance == 0.0))
-        gives_up = ~ends & ((waited >= _PATIENCE) | ~(following != z).any())
+        ends = met & (residual.norm(dim=-1) <= _STATIONARY * norm)
+        ends = ends | (trial.usable & (trial.distance == 0.0))
+        stays = ~(following != z).flatten(rows).any(-1)
+        gives_up = ~ends & ((trial.waited >= _PATIENCE) | stays)
         # A stationary point replaces a hit that is not one, if little closer.
         best = torch.where(ends & accepts & ~first, torch.inf, carried.distance).to(z.dtype)
         # A trial that misses is not closer than the best one, and does not end the search.
         unknown = torch.inf if self.from_hits else torch.finfo(z.dtype).max
         failed = torch.where(first, unknown, carried.distance.to(z.dtype))
         # Where it gives up, a gradient that is not finite ends the search, but not as stationary.
-        grads = torch.where(gives_up, torch.inf, torch.where(ends, 0.0, residual))
+        grads = torch.where(ends.unsqueeze(-1), 0.0, residual)
+        grads = torch.where(gives_up.unsqueeze(-1), torch.inf, grads).to(z.dtype)
         return Advance(
-            z=torch.where(ends, state.z, following),
+            z=where_rows(ends, state.z, following),
             carried=SequentialQuadraticState(
-                *(z, line, in_logits, Program(multipliers, decrease, penalty, rho, damping), pairs),
-                *(torch.where(first & ~usable, unknown, kept), waited),
+                *(z, carried.reference, line, in_logits, program, pairs),
+                *(torch.where(first & ~trial.usable, unknown, kept), trial.waited),
             ),
-            value=torch.where(usable, distance.to(z.dtype), failed),
+            value=torch.where(trial.usable, trial.distance.to(z.dtype), failed),
             best=best,
             loss=kept.to(z.dtype),
-            grads=grads.to(z.dtype).view(z.shape),
+            grads=grads.view(z.shape),
         )
 
 
@@ -250,40 +226,120 @@ def _init(problem: Problem, z: Tensor, args: Args) -> SequentialQuadraticState:
     zero = z.new_zeros((), dtype=WIDE)
     line = unknown_linearization(problem, z, args)
     values, entries = line.measured.to(WIDE), torch.zeros_like(z).flatten()
-    pairs = entries.to(torch.promote_types(z.dtype, torch.float32)).expand(2, _MEMORY, -1).clone()
+    entries = entries.to(torch.promote_types(z.dtype, torch.float32))
+    reference = problem.encode(args["reference"], args).flatten().to(entries)
     program = Program(values, zero, zero + 1.0, zero, zero)
     return SequentialQuadraticState(
-        z, line, values.to(torch.bool), program, pairs, zero + torch.nan, zero.to(torch.int64)
+        *(z, reference, line, values.to(torch.bool), program),
+        *(entries.expand(2, _MEMORY, -1).clone(), zero + torch.nan, zero.to(torch.int64)),
     )
 
 
-def _are_shares(line: Linearization, weights: Tensor, strict: Tensor) -> Tensor:
-    """Which measures are shares of a portfolio: numbers in (0, 1), of weights that sum to one."""
-    is_portfolio = (weights >= 0.0).all() & ((weights.sum(-1) - 1.0).abs() < 1e-3).all()
-    return is_portfolio & (line.measured > 0.0) & (line.measured < 1.0) & ~strict.flatten()
+def _judge(
+    carried: SequentialQuadraticState,
+    before: Constraints,
+    after: Constraints,
+    point: Tensor,
+    tried: Tensor,
+    jacobian: Tensor,
+    hits: Tensor,
+) -> Trial:
+    """Whether a step from ``point`` to ``tried`` decreases the augmented Lagrangian."""
+    program, first = carried.program, carried.distance.isnan()
+    slope, step = point - carried.reference, tried - point
+    distance = (tried - carried.reference).square().mean(-1, dtype=WIDE)
+    finite = distance.isfinite() & jacobian.sum((-2, -1)).isfinite()
+    usable = hits & finite
+    closer = usable & (first | (distance < carried.distance))
+    price = partial(before.price, multipliers=program.multipliers, penalty=program.penalty)
+    actual = price(before.values) - price(after.values)
+    actual = actual - (step * (slope + 0.5 * step)).sum(-1, dtype=WIDE)
+    ratio = actual / program.decrease.clamp_min(_TINY)
+    accepts = finite & (first | (ratio > _MINIMUM_RATIO))
+    progress = accepts & (actual > _PROGRESS * 0.5 * slope.square().sum(-1, dtype=WIDE))
+    progress = progress | (closer & (distance < (1.0 - _PROGRESS) * carried.distance))
+    waited = torch.where(first | progress, 0, carried.waited + 1)
+    return Trial(accepts, finite, usable, closer, distance, ratio, waited)
 
 
-def _constrain(
-    lower: Tensor, upper: Tensor, strict: Tensor, atol: float, in_logits: Tensor, line: Linearization
-) -> Constraints:
-    """The constraints of a linearization, with the tolerance in their bounds."""
-    lower, upper, measured = (t.to(WIDE).flatten() for t in (lower, upper, line.measured))
-    slack = _TOLERANCE * atol
-    # An order must hold without tolerance.
-    least = torch.where(strict.flatten(), torch.maximum(lower - slack, 0.1 * lower), lower - slack)
-    most = upper + slack
-    inside = measured.clamp(_LOGIT_MARGIN, 1.0 - _LOGIT_MARGIN)
-    factor = torch.where(in_logits, 1.0 / (inside * (1.0 - inside)), 1.0)
-    # A logit of a number outside (0, 1) is infinite: no bound.
-    low, high = (
-        torch.where(in_logits, torch.logit(bound.clamp(0.0, 1.0)), bound) for bound in (least, most)
+def _learn(
+    carried: SequentialQuadraticState,
+    before: Constraints,
+    after: Constraints,
+    here: Linearization,
+    step: Tensor,
+    finite: Tensor,
+) -> Tensor:
+    """The pairs with that of a trial, also of one that is not accepted."""
+    multipliers = carried.program.multipliers
+    old = _combine(multipliers * before.factors, carried.line)
+    change = step + _combine(multipliers * after.factors, here) - old
+    pair = torch.stack([step, _positive(step, change)], -2)
+    pair = where_rows(finite, pair, torch.zeros_like(pair)).unsqueeze(-2)
+    return torch.cat([carried.pairs[..., 1:, :], pair], -2)
+
+
+def _settle(
+    program: Program,
+    before: Constraints,
+    after: Constraints,
+    trial: Trial,
+    first: Tensor,
+    typical: Tensor,
+) -> Program:
+    """The settings of the next program: the prices of a violation, and the damping."""
+    saturated = program.multipliers.abs().amax(-1) >= 0.99 * program.rho
+    grows = trial.accepts & saturated & (after.violation() > 0.5 * before.violation())
+    rho = torch.where(grows, _PRICE_GROWTH * program.rho, program.rho)
+    return program._replace(
+        penalty=(_PENALTY * typical).clamp_min(_TINY),
+        rho=torch.where(first, _PRICE * typical, rho),
+        damping=torch.where(first, _DAMPING, _damp(program.damping, trial.ratio, trial.accepts)),
     )
-    return Constraints(torch.where(in_logits, torch.logit(inside), measured), factor, low, high)
+
+
+def _plan(
+    problem: Problem,
+    args: Args,
+    z: Tensor,
+    point: Tensor,
+    slope: Tensor,
+    jacobian: Tensor,
+    at: Constraints,
+    pairs: Tensor,
+    program: Program,
+) -> tuple[Tensor, Tensor, Program]:
+    """Solve a program: the point to which it leads, the step there ``(N,)``, and what it predicts."""
+    damping, penalty = program.damping, program.penalty
+    matrix = torch.cat([slope.unsqueeze(-2), jacobian], -2)
+    curvature = (pairs.flatten(-3, -2), damping)
+    solve = partial(solve_program, matrix, at.factors, *curvature, at.lower, at.upper, program.rho)
+    move, multipliers = solve(at.values)
+    following = point + move
+    if problem.project is not identity:
+        project = partial(project_flat, problem, z, args)
+        move, multipliers = _hold_bounds(project, point, at, jacobian, solve, move, multipliers)
+        following = project(point + move)
+    following = following.to(z.dtype).view(z.shape)
+    taken = following.view(point.shape).to(point.dtype) - point
+    products = (matrix @ taken.unsqueeze(-1)).squeeze(-1).to(WIDE)
+    change = at.factors * products[..., 1:]
+    falls = products[..., 0] - (multipliers * change).sum(-1)
+    falls = falls - damping * taken.square().sum(-1, dtype=WIDE)
+    price = partial(at.price, multipliers=multipliers, penalty=penalty)
+    decrease = price(at.values) - price(at.values + change) - 0.5 * falls
+    return following, taken, program._replace(multipliers=multipliers, decrease=decrease)
+
+
+def _combine(multipliers: Tensor, line: Linearization) -> Tensor:
+    """The rows of a Jacobian, times multipliers and added, ``(N,)``."""
+    jacobian = line.jacobian.to(torch.promote_types(line.jacobian.dtype, torch.float32))
+    return (multipliers.to(jacobian.dtype).unsqueeze(-2) @ jacobian).squeeze(-2)
 
 
 def _positive(step: Tensor, change: Tensor) -> Tensor:
     """A change of the gradient, mixed with the step so that the curvature along it is positive."""
-    square, product = step.square().sum(), step @ change
+    square, product = step.square().sum(-1, keepdim=True), (step * change).sum(-1, keepdim=True)
     lacks = product < _MINIMUM_CURVATURE * square
     mix = (1.0 - _MINIMUM_CURVATURE) * square / (square - product).clamp_min(1e-30)
     return torch.where(lacks, mix * change + (1.0 - mix) * step, change)
