@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from funcexplain.networks.pickling import Unpicklable
 from funcexplain.problems.checks import (
@@ -32,6 +33,7 @@ TURNOVER = 1  # sum(|w - v|) / 2
 CONCENTRATION = 2  # sum(w**2)
 ORDER = 3  # sum(v * w) as well, but never within a tolerance of an upset order: it must be > 0
 _MAX_SHOWN = 8  # entries of a vector in a repr
+_ROUNDING = 4  # units of precision
 
 
 class Criterion(NamedTuple):
@@ -90,7 +92,9 @@ def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     coefficients, kind, lower, upper = goals[..., :-3], goals[..., -3], goals[..., -2], goals[..., -1]
     w = weights.unsqueeze(-2)
-    traded = 0.5 * (w - coefficients).abs().sum(-1)
+    # Of today's weights themselves, rounding would decide on the signs, and so on the slopes.
+    rounding = _ROUNDING * torch.finfo(w.dtype).eps
+    traded = 0.5 * hardshrink(w - coefficients, rounding).abs().sum(-1)
     nonlinear = torch.where(kind == TURNOVER, traded, w.square().sum(-1))
     linear = (kind == LINEAR) | (kind == ORDER)
     measured = torch.where(linear, (coefficients * w).sum(-1), nonlinear)

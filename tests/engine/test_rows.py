@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import optree
@@ -165,3 +166,15 @@ def test_a_callback_may_keep_the_states_that_it_sees(rows: int | None) -> None:
     assert len(kept) >= 4
     for state, copy in kept:
         assert_same(state, copy)
+
+
+def test_rows_that_begin_at_todays_weights_share_a_batch() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 5), torch.nn.Softmax(-1))
+    starts = torch.randn(6, 2, 6, 5, generator=torch.Generator().manual_seed(1))
+    grid = fe.vmap(fe.problem(network, fe.targets.turnover(0.1), starts[0]), x0=starts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fe.solve(grid, fe.levenberg_marquardt(), max_steps=20, atol=1e-3)
+    assert found.hit.all()
+    assert not found.num_steps[0]
