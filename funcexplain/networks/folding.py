@@ -22,17 +22,20 @@ def move_to_front(t: Tensor, dim: Dim, size: int) -> Tensor:
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
-def fold(t: Tensor, batch: Dim) -> Tensor:
-    """Fold the mapped dimension, the first, into the batch dim, as the slower of the two."""
+def fold(t: Tensor, batch: Dim, skip: int = 0) -> Tensor:
+    """Fold the mapped dimension, the first, into the batch dim, as the slower of the two.
+
+    The batch dim does not count the mapped dimension, nor the ``skip`` dimensions after it.
+    """
     assert batch is not None
-    batch %= t.ndim - 1
+    batch = batch % (t.ndim - 1 - skip) + skip
     return t.movedim(0, batch).flatten(batch, batch + 1)
 
 
-def unfold(t: Tensor, batch: Dim, size: int) -> Tensor:
+def unfold(t: Tensor, batch: Dim, size: int, skip: int = 0) -> Tensor:
     """Undo `fold`."""
     assert batch is not None
-    batch %= t.ndim
+    batch = batch % (t.ndim - skip) + skip
     return t.unflatten(batch, (size, t.shape[batch] // size)).movedim(batch, 0)
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -95,10 +96,20 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
 
 
 class Opaque(nn.Module):
-    """The module that `opaque` returns."""
+    """The module that `opaque` returns.
+
+    ``mappable``, if given, equals ``fn``, and torch.func maps its backward pass: the directions of a
+    Jacobian share one pass through it, instead of a pass through ``fn`` for each. It may be ``fn``.
+    """
 
     def __init__(
-        self, fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0, *, trial: bool = True
+        self,
+        fn: Callable[..., Any],
+        in_batch: Dims = 0,
+        out_batch: Dims = 0,
+        *,
+        trial: bool = True,
+        mappable: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         if not callable(fn):
@@ -112,14 +123,16 @@ class Opaque(nn.Module):
                 f"opaque: with in_batch={in_batch!r}, {'every' if batched else 'no'} output has a batch "
                 f"dim, got out_batch={out_batch!r}"
             )
-        self.fn, self.in_batch, self.out_batch = fn, in_batch, out_batch
+        self.fn, self.in_batch, self.out_batch, self.mappable = fn, in_batch, out_batch, mappable
         self.fault: str | None = None if trial else ""  # why rows run alone; None: not yet tried
 
     def forward(self, *args: Tensor) -> Any:
         """Call the function; fold mapped dimensions if a transform is active."""
         check_rows("argument", args, self.in_batch)
         # autograd.Function uses the same test; it has no public name.
-        if not torch._C._are_functorch_transforms_active():
+        # Directions may be mapped later, when only the backward pass is left.
+        maps_later = self.mappable not in (None, self.fn) and torch.is_grad_enabled()
+        if not (torch._C._are_functorch_transforms_active() or maps_later):
             return self.fn(*args)
 
         fn = self.fn
@@ -146,7 +159,7 @@ class Opaque(nn.Module):
             }
             return reparametrized(fn, {**state, **own})
 
-        def run(*operands: Tensor) -> Any:
+        def run(fn: Callable[..., Any], *operands: Tensor) -> Any:
             nonlocal single
             inputs = {**fixed, **dict(zip(tracked, operands, strict=False))}
             with bind(operands):
@@ -155,7 +168,9 @@ class Opaque(nn.Module):
             return (out,) if single else out
 
         dims = (*[in_batch[i] for i in tracked], *[None] * len(names))
-        call = _Call(self, run, bind, dims, torch.is_grad_enabled())
+        call = _Call(self, partial(run, fn), bind, dims, torch.is_grad_enabled())
+        if self.mappable not in (None, fn):
+            call.mappable = partial(run, self.mappable)
         outputs = _Apply.apply(call, *[args[i] for i in tracked], *[state[name] for name in names])
         return outputs[0] if single else outputs
 
@@ -173,6 +188,7 @@ class _Call:
     bind: Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
     in_batch: tuple[Dim, ...]
     record: bool
+    mappable: Callable[..., Any] | None = None  # None: fn's own graph serves all directions
     count: int = 1  # of folded rows
     folded: bool = False
     children: list[_Call] = field(default_factory=list)
@@ -184,8 +200,9 @@ class _Call:
 
     def branch(self, size: int = 1) -> _Call:
         count = self.count * size
-        self.children.append(_Call(self.owner, self.fn, self.bind, self.in_batch, self.record, count))
-        return self.children[-1]
+        child = replace(self, count=count, folded=False, children=[], graph=((), ()))
+        self.children.append(child)
+        return child
 
     def share_batch(self, inputs: Sequence[Tensor]) -> bool:
         """Whether folded rows may share one batch; tried once."""
@@ -220,21 +237,30 @@ class _Call:
             self.graph = sources, outputs
         return tuple(t.detach() for t in outputs)
 
-    def pull(self, wanted: tuple[int, ...], kept: tuple[int, ...], cotangents: Tensors) -> Tensors:
+    def pull(self, task: _Task, cotangents: Tensors) -> Tensors:
         inputs, outputs = self.graph
-        sources = [inputs[i] for i in wanted]
-        pairs = [
-            (outputs[k], c) for k, c in zip(kept, cotangents, strict=True) if outputs[k].requires_grad
-        ]
-        if not pairs:
-            return tuple(torch.zeros_like(t) for t in sources)
-        # The graph is kept: a Jacobian sends several cotangents through it.
-        outs, cots = zip(*pairs, strict=True)
-        with self.bind(inputs), _saved_tensor_hooks():  # a backward pass may run or read the module
-            grads = torch.autograd.grad(outs, sources, cots, retain_graph=True, allow_unused=True)
-        return tuple(
-            torch.zeros_like(t) if g is None else g for t, g in zip(sources, grads, strict=True)
-        )
+        sources = [inputs[i] for i in task.wanted]
+        # A backward pass may run or read the module.
+        with self.bind(inputs), _saved_tensor_hooks():
+            if task.directions and self.mappable is not None:
+                with torch.enable_grad():
+                    outputs = self.mappable(*inputs)
+            real = [n for n, k in enumerate(task.kept) if outputs[k].requires_grad]
+            if not real:
+                mapped = cotangents[0].shape[: task.directions]
+                return tuple(torch.zeros_like(t).expand(*mapped, *t.shape) for t in sources)
+            outs = [outputs[task.kept[n]] for n in real]
+
+            def pull(*cotangents: Tensor) -> Tensors:
+                # The graph is kept: a Jacobian sends several cotangents through it.
+                grads = torch.autograd.grad(outs, sources, cotangents, retain_graph=True, allow_unused=True)
+                return tuple(
+                    torch.zeros_like(t) if g is None else g for t, g in zip(sources, grads, strict=True)
+                )
+
+            for _ in range(task.directions):
+                pull = torch.func.vmap(pull)
+            return pull(*[cotangents[n] for n in real])
 
 
 @contextmanager
@@ -250,7 +276,7 @@ def _saved_tensor_hooks() -> Iterator[None]:
             autograd._saved_tensors_hooks_disable(message)
 
 
-def _refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
+def refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
     raise RuntimeError(
         "opaque: only one derivative, in reverse mode, is available, since the function runs under "
         "ordinary autograd, which torch.func does not see; for more, write the function in operations "
@@ -261,7 +287,7 @@ def _refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
 class _Apply(torch.autograd.Function):
     """The function: ``(call, *inputs) -> outputs``."""
 
-    jvp = staticmethod(_refuse_derivative)
+    jvp = staticmethod(refuse_derivative)
 
     @staticmethod
     def forward(call: _Call, *inputs: Tensor) -> Tensors:
@@ -321,18 +347,19 @@ class _Task:
     call: _Call
     wanted: tuple[int, ...]
     kept: tuple[int, ...]
+    directions: int = 0  # first dimensions of cotangents and gradients, through one graph
 
 
 class _Pull(torch.autograd.Function):
     """The derivative of `_Apply`: ``(task, *inputs, *cotangents) -> gradients of the wanted inputs``."""
 
-    backward = staticmethod(_refuse_derivative)
-    jvp = staticmethod(_refuse_derivative)
+    backward = staticmethod(refuse_derivative)
+    jvp = staticmethod(refuse_derivative)
 
     @staticmethod
     def forward(task: _Task, *tensors: Tensor) -> Tensors:
         call = task.call
-        return call.pull(task.wanted, task.kept, tensors[len(call.in_batch) :])
+        return call.pull(task, tensors[len(call.in_batch) :])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -343,28 +370,36 @@ class _Pull(torch.autograd.Function):
         info: Any, in_dims: tuple[Dim, ...], task: _Task, *tensors: Tensor
     ) -> tuple[Tensors, tuple[int, ...]]:
         size, dims = info.batch_size, in_dims[1:]
-        call, wanted, kept, count = task.call, task.wanted, task.kept, len(task.call.in_batch)
-        new_level = all(d is None for d in dims[:count])
-        if new_level or not call.folded:
-            # A level that is new in the backward pass is a Jacobian: one graph, several cotangents.
-            tasks = [_Task(c, wanted, kept) for c in ([call] * size if new_level else call.children)]
-            rows = [_Pull.apply(t, *select_row(tensors, dims, b)) for b, t in enumerate(tasks)]
-            return stack_rows(rows), (0,) * len(wanted)
-
-        (child,), out_batch = call.children, dims_per_tensor(call.out_batch, max(kept) + 1)
-        levels = select_row(tensors[:count], dims[:count], 0)
+        call, wanted, count, skip = task.call, task.wanted, len(task.call.in_batch), task.directions
         cotangents = [
             move_to_front(t, d, size) for t, d in zip(tensors[count:], dims[count:], strict=True)
         ]
+        new_level = all(d is None for d in dims[:count])
+        # A level that is new in the backward pass is a Jacobian: one graph, several cotangents.
+        if new_level and call.owner.mappable is not None:
+            pulled = _Pull.apply(replace(task, directions=skip + 1), *tensors[:count], *cotangents)
+            return pulled, (0,) * len(wanted)
+        if new_level or not call.folded:
+            calls = [call] * size if new_level else call.children
+            rows = [
+                _Pull.apply(replace(task, call=each), *select_row(tensors, dims, b))
+                for b, each in enumerate(calls)
+            ]
+            return stack_rows(rows), (0,) * len(wanted)
+
+        (child,), out_batch = call.children, dims_per_tensor(call.out_batch, max(task.kept) + 1)
+        levels = select_row(tensors[:count], dims[:count], 0)
 
         def pull(numbers: list[int], cotangents: list[Tensor]) -> Tensors:
-            folded = [fold(t, out_batch[k]) for t, k in zip(cotangents, kept, strict=True)]
-            return _Pull.apply(_Task(child, tuple(numbers), kept), *levels, *folded) if numbers else ()
+            folded = [fold(t, out_batch[k], skip) for t, k in zip(cotangents, task.kept, strict=True)]
+            inner = replace(task, call=child, wanted=tuple(numbers))
+            return _Pull.apply(inner, *levels, *folded) if numbers else ()
 
         own = [i for i in wanted if call.in_batch[i] is not None]
         shared = [i for i in wanted if call.in_batch[i] is None]
         grads = {
-            i: unfold(g, call.in_batch[i], size) for i, g in zip(own, pull(own, cotangents), strict=True)
+            i: unfold(g, call.in_batch[i], size, skip)
+            for i, g in zip(own, pull(own, cotangents), strict=True)
         }
         # A backward pass sums the gradient of a shared input over all rows. For the gradient of one row,
         # the cotangents of all others are set to zero.

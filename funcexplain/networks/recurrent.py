@@ -57,12 +57,13 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     layer._flat_weights = list(layer._flat_weights)
 
     def forward(*inputs: Any, **named: Any) -> Any:
-        if not (torch._C._are_functorch_transforms_active() or is_traced()):
+        transformed = torch._C._are_functorch_transforms_active() or is_traced()
+        if not transformed and not _takes_directions_alone(layer, *inputs, *named.values()):
             on_gpu = any(weight.is_cuda for weight in layer._flat_weights)
             trains = layer.training or not torch.is_grad_enabled() or not on_gpu
             with nullcontext() if trains else DifferentiableKernels():
                 return plain(*inputs, **named)
-        if layer.training and layer.dropout > 0 and layer.num_layers > 1:
+        if transformed and layer.training and layer.dropout > 0 and layer.num_layers > 1:
             raise RuntimeError(
                 f"{type(layer).__name__}: dropout={layer.dropout} between layers cannot be drawn under "
                 "torch.func; use eval mode, or dropout=0"
@@ -77,6 +78,19 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
     layer.forward, layer.flatten_parameters = forward, flatten_parameters
     return module
+
+
+def _takes_directions_alone(layer: Any, x: Any, *states: Any) -> bool:
+    """Whether the kernel is that of oneDNN, whose backward pass torch.func cannot map."""
+    del states
+    return (
+        isinstance(layer, nn.LSTM)
+        and isinstance(x, Tensor)  # not packed
+        and x.requires_grad
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not (layer.proj_size or (layer.training and layer.dropout))
+    )
 
 
 class DifferentiableKernels(TorchFunctionMode):
@@ -125,17 +139,24 @@ def _fold_kernel(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     if is_traced() and not sizes and not projected:
         return unroll(kernel, args[0], states, weights, bias, layers, *shape)
 
+    is_lstm = kernel is torch.lstm and not sizes and not projected
+
     def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if kernel is torch.lstm and not sizes and is_faster_lstm(*tensors[:count]):
-            return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
+        if is_lstm and is_faster_lstm(tensors[0]):
+            return explicit(data, *tensors)
         hidden = tensors[0] if single else tensors[:count]
         # train=True, since cuDNN has no backward without it; dropout is 0.
         return kernel(data, *sizes, hidden, list(tensors[count:]), bias, layers, 0.0, True, *shape)
 
+    def explicit(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
+
+    # On a CPU, all kernels but that of the LSTM consist of operations that torch.func maps.
+    mappable = None if args[0].device.type != "cpu" else explicit if is_lstm else call
     # Rows of packed data differ in length, so mapped rows cannot share one batch.
     rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
     in_batch = None if rows is None else (*rows, *[None] * len(weights))
-    return Opaque(call, in_batch, rows, trial=False)(args[0], *states, *weights)
+    return Opaque(call, in_batch, rows, trial=False, mappable=mappable)(args[0], *states, *weights)
 
 
 def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:

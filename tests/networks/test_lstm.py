@@ -178,12 +178,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_it_serves_many_unprojected_sequences_on_a_cpu() -> None:
-    many, few = torch.zeros(1, 512, 4), torch.zeros(1, 511, 4)
-    assert is_faster_lstm(many, many)
-    assert not is_faster_lstm(few, few)
-    assert not is_faster_lstm(many[..., :2], many)
-    assert not is_faster_lstm(many.to("meta"), many.to("meta"))
+def test_it_serves_many_sequences_on_a_cpu() -> None:
+    assert is_faster_lstm(torch.zeros(1, 256, 4))
+    assert not is_faster_lstm(torch.zeros(1, 255, 4))
+    assert not is_faster_lstm(torch.zeros(1, 256, 4, device="meta"))
 
 
 @over_transformations(SERVED)
@@ -232,7 +230,7 @@ def test_grids_still_equal_their_rows_alone(calls: list[int], name: str) -> None
 
 
 def test_a_large_grid_equals_a_small_one() -> None:
-    assert module._MIN_ROWS == 512
+    assert module._MIN_ROWS == 256
     # Each row is five sequences, one for each asset.
     grid = fe.vmap(make_problem("lstm_instance_norm"), x0=x0s(104), target=targets(104))
     large, small = (
