@@ -76,7 +76,8 @@ class _ByteCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and count the bytes of its results that are not views."""
         out = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in _tensors(args)}
+        given = _tensors((*args, *(kwargs or {}).values()))
+        known = {t.untyped_storage().data_ptr() for t in given}
         for t in _tensors(out):
             if t.untyped_storage().data_ptr() not in known:
                 self.num_bytes += t.numel() * t.element_size()

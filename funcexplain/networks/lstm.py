@@ -22,7 +22,7 @@ from funcexplain.networks.folding import Dim, move_to_front
 from funcexplain.networks.opaque import refuse_derivative
 from funcexplain.networks.unrolled import States, walk_layers
 
-_MIN_ROWS = 256  # sequences; with fewer, torch's kernel is faster (docs/benchmarks.md)
+_MIN_ROWS = 512  # sequences; with fewer, torch's kernel is faster (docs/benchmarks.md)
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
@@ -84,7 +84,7 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         needs_weights = any(ctx.needs_input_grad[3:])
         pulled = _Pull.apply(needs_weights, *[t[None] for t in cotangents], *ctx.saved_tensors)
-        return tuple(t[0] for t in pulled) if needs_weights else (*[t[0] for t in pulled], None, None, None)
+        return *[t[0] for t in pulled], *[None] * (6 - len(pulled))
 
 
 class _Pull(torch.autograd.Function):
@@ -103,8 +103,8 @@ class _Pull(torch.autograd.Function):
         d_out, d_h, d_c = d_out.permute(1, 3, 0, 2).contiguous(), _units_first(d_h), _units_first(d_c)
         d_x = d_out.new_empty(steps, w.shape[1], count * rows)
         d_gates = d_out.new_empty(4, units, count, rows)
-        all_gates, hidden, w_t, u_t = d_gates.flatten(2).flatten(0, 1), d_h.flatten(1), w.T, u.T
-        # What the gates pass on, of the gradient of c and, the output gate and c itself, of h.
+        all_gates, hidden = d_gates.view(4 * units, -1), d_h.view(units, -1)
+        # Derivatives: of c by the gates i, f and g; of h by the gate o, and by c.
         factors = d_out.new_empty(5, units, 1, rows)
         of_i, of_f, of_g, of_o, of_c = factors.squeeze(2).unbind(0)
         d_weights = [d_out.new_zeros(count, *t.shape) for t in (w, u, w[:, 0])] if needs_weights else []
@@ -120,8 +120,8 @@ class _Pull(torch.autograd.Function):
             torch.mul(d_c, factors[:3], out=d_gates[:3])
             torch.mul(d_h, factors[3], out=d_gates[3])
             d_c.mul_(f.unsqueeze(1))
-            torch.mm(w_t, all_gates, out=d_x[t])
-            torch.mm(u_t, all_gates, out=hidden)
+            torch.mm(w.T, all_gates, out=d_x[t])
+            torch.mm(u.T, all_gates, out=hidden)
             if needs_weights:
                 by_direction = d_gates.flatten(0, 1).transpose(0, 1)
                 d_w, d_u = (by_direction @ inputs[t].T).split([w.shape[1], units], -1)
@@ -138,11 +138,9 @@ class _Pull(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Dim, ...], needs_weights: bool, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        size = info.batch_size
-        cotangents = [
-            move_to_front(t, d, size).flatten(0, 1) for t, d in zip(tensors[:3], in_dims[1:], strict=False)
-        ]
-        pulled = _Pull.apply(needs_weights, *cotangents, *tensors[3:])
+        size, dims = info.batch_size, in_dims[1:4]
+        cotangents = [move_to_front(t, d, size) for t, d in zip(tensors[:3], dims, strict=True)]
+        pulled = _Pull.apply(needs_weights, *[t.flatten(0, 1) for t in cotangents], *tensors[3:])
         return tuple(t.unflatten(0, (size, -1)) for t in pulled), (0,) * len(pulled)
 
 

@@ -98,8 +98,8 @@ def opaque(fn: Callable[..., Any], in_batch: Dims = 0, out_batch: Dims = 0) -> n
 class Opaque(nn.Module):
     """The module that `opaque` returns.
 
-    ``mappable``, if given, equals ``fn``, and torch.func maps its backward pass: the directions of a
-    Jacobian share one pass through it, instead of a pass through ``fn`` for each. It may be ``fn``.
+    With ``mappable``, all directions of a Jacobian share one backward pass: it returns outputs equal to
+    those of ``fn`` whose backward pass torch.func maps, or None if it maps that of ``fn`` itself.
     """
 
     def __init__(
@@ -130,9 +130,7 @@ class Opaque(nn.Module):
         """Call the function; fold mapped dimensions if a transform is active."""
         check_rows("argument", args, self.in_batch)
         # autograd.Function uses the same test; it has no public name.
-        # Directions may be mapped later, when only the backward pass is left.
-        maps_later = self.mappable not in (None, self.fn) and torch.is_grad_enabled()
-        if not (torch._C._are_functorch_transforms_active() or maps_later):
+        if not torch._C._are_functorch_transforms_active():
             return self.fn(*args)
 
         fn = self.fn
@@ -169,7 +167,7 @@ class Opaque(nn.Module):
 
         dims = (*[in_batch[i] for i in tracked], *[None] * len(names))
         call = _Call(self, partial(run, fn), bind, dims, torch.is_grad_enabled())
-        if self.mappable not in (None, fn):
+        if self.mappable is not None:
             call.mappable = partial(run, self.mappable)
         outputs = _Apply.apply(call, *[args[i] for i in tracked], *[state[name] for name in names])
         return outputs[0] if single else outputs
@@ -188,7 +186,7 @@ class _Call:
     bind: Callable[[Sequence[Tensor]], AbstractContextManager[Any]]
     in_batch: tuple[Dim, ...]
     record: bool
-    mappable: Callable[..., Any] | None = None  # None: fn's own graph serves all directions
+    mappable: Callable[..., Any] | None = None
     count: int = 1  # of folded rows
     folded: bool = False
     children: list[_Call] = field(default_factory=list)
@@ -244,7 +242,7 @@ class _Call:
         with self.bind(inputs), _saved_tensor_hooks():
             if task.directions and self.mappable is not None:
                 with torch.enable_grad():
-                    outputs = self.mappable(*inputs)
+                    outputs = self.mappable(*inputs) or outputs
             real = [n for n, k in enumerate(task.kept) if outputs[k].requires_grad]
             if not real:
                 mapped = cotangents[0].shape[: task.directions]
@@ -253,7 +251,9 @@ class _Call:
 
             def pull(*cotangents: Tensor) -> Tensors:
                 # The graph is kept: a Jacobian sends several cotangents through it.
-                grads = torch.autograd.grad(outs, sources, cotangents, retain_graph=True, allow_unused=True)
+                grads = torch.autograd.grad(
+                    outs, sources, cotangents, retain_graph=True, allow_unused=True
+                )
                 return tuple(
                     torch.zeros_like(t) if g is None else g for t, g in zip(sources, grads, strict=True)
                 )
@@ -277,6 +277,7 @@ def _saved_tensor_hooks() -> Iterator[None]:
 
 
 def refuse_derivative(ctx: Any, *grads: Any) -> NoReturn:
+    """A derivative that does not exist."""
     raise RuntimeError(
         "opaque: only one derivative, in reverse mode, is available, since the function runs under "
         "ordinary autograd, which torch.func does not see; for more, write the function in operations "
@@ -376,7 +377,7 @@ class _Pull(torch.autograd.Function):
         ]
         new_level = all(d is None for d in dims[:count])
         # A level that is new in the backward pass is a Jacobian: one graph, several cotangents.
-        if new_level and call.owner.mappable is not None:
+        if new_level and call.mappable is not None:
             pulled = _Pull.apply(replace(task, directions=skip + 1), *tensors[:count], *cotangents)
             return pulled, (0,) * len(wanted)
         if new_level or not call.folded:

@@ -37,7 +37,8 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     Outputs are those of the layer, for all options, for batched, unbatched and packed input and any
     initial state. Under ``grad``, ``vmap``, ``jacrev`` and their nestings with one derivative, all
     mapped rows are one batch, whether input or initial states are mapped. With mapped parameters (an
-    ensemble), the kernel runs once per model, and with packed sequences once per mapped row.
+    ensemble), the kernel runs once per model, and with packed sequences once per mapped row. On a CPU,
+    all directions of a Jacobian share one backward pass.
 
     The module's ``forward`` is changed in place. While a transform is active, it raises a
     ``RuntimeError`` for a second derivative, and if dropout between layers is active (in training mode):
@@ -58,7 +59,7 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
     def forward(*inputs: Any, **named: Any) -> Any:
         transformed = torch._C._are_functorch_transforms_active() or is_traced()
-        if not transformed and not _takes_directions_alone(layer, *inputs, *named.values()):
+        if not (transformed or _has_many_rows(layer, *inputs, *named.values())):
             on_gpu = any(weight.is_cuda for weight in layer._flat_weights)
             trains = layer.training or not torch.is_grad_enabled() or not on_gpu
             with nullcontext() if trains else DifferentiableKernels():
@@ -80,17 +81,15 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     return module
 
 
-def _takes_directions_alone(layer: Any, x: Any, *states: Any) -> bool:
-    """Whether the kernel is that of oneDNN, whose backward pass torch.func cannot map."""
+def _has_many_rows(layer: nn.RNNBase, x: Any, *states: Any) -> bool:
+    """Whether `lstm` is faster than the kernel also without a transform."""
     del states
-    return (
-        isinstance(layer, nn.LSTM)
-        and isinstance(x, Tensor)  # not packed
-        and x.requires_grad
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not (layer.proj_size or (layer.training and layer.dropout))
-    )
+    draws = layer.training and layer.dropout > 0
+    plain = isinstance(layer, nn.LSTM) and not layer.proj_size and not draws
+    batched = isinstance(x, Tensor) and x.ndim == 3  # neither packed nor a single sequence
+    if not (plain and batched and x.requires_grad and torch.is_grad_enabled()):
+        return False
+    return is_faster_lstm(x if layer.batch_first else x.transpose(0, 1))
 
 
 class DifferentiableKernels(TorchFunctionMode):
@@ -139,24 +138,27 @@ def _fold_kernel(kernel: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     if is_traced() and not sizes and not projected:
         return unroll(kernel, args[0], states, weights, bias, layers, *shape)
 
-    is_lstm = kernel is torch.lstm and not sizes and not projected
+    is_served = kernel is torch.lstm and not sizes and not projected
+
+    def explicit(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
 
     def call(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if is_lstm and is_faster_lstm(tensors[0]):
+        if is_served and is_faster_lstm(tensors[0]):
             return explicit(data, *tensors)
         hidden = tensors[0] if single else tensors[:count]
         # train=True, since cuDNN has no backward without it; dropout is 0.
         return kernel(data, *sizes, hidden, list(tensors[count:]), bias, layers, 0.0, True, *shape)
 
-    def explicit(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return lstm(data, tensors[:count], tensors[count:], bias, layers, *shape)
+    def mappable(data: Tensor, *tensors: Tensor) -> tuple[Tensor, ...] | None:
+        # Other kernels consist of operations that torch.func maps, on a CPU.
+        return explicit(data, *tensors) if is_served and not is_faster_lstm(tensors[0]) else None
 
-    # On a CPU, all kernels but that of the LSTM consist of operations that torch.func maps.
-    mappable = None if args[0].device.type != "cpu" else explicit if is_lstm else call
     # Rows of packed data differ in length, so mapped rows cannot share one batch.
     rows = None if sizes else (0 if shape[-1] else 1, *[1] * count)
     in_batch = None if rows is None else (*rows, *[None] * len(weights))
-    return Opaque(call, in_batch, rows, trial=False, mappable=mappable)(args[0], *states, *weights)
+    maps = mappable if args[0].device.type == "cpu" else None
+    return Opaque(call, in_batch, rows, trial=False, mappable=maps)(args[0], *states, *weights)
 
 
 def explicit_cell(module: nn.RNNCellBase) -> nn.RNNCellBase:

@@ -75,6 +75,7 @@ def test_a_row_counts_what_a_step_writes() -> None:
 
     def step(state: Tensor, args: None) -> Tensor:
         hidden = state @ weights
+        torch.tanh(hidden, out=hidden)
         return hidden.view(-1, 2, 256).transpose(0, 1).relu_()  # views and in place: nothing new
 
     assert memory.row_bytes(step, batch) == 512 * 4

@@ -179,9 +179,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_it_serves_many_sequences_on_a_cpu() -> None:
-    assert is_faster_lstm(torch.zeros(1, 256, 4))
-    assert not is_faster_lstm(torch.zeros(1, 255, 4))
-    assert not is_faster_lstm(torch.zeros(1, 256, 4, device="meta"))
+    assert is_faster_lstm(torch.zeros(1, 512, 4))
+    assert not is_faster_lstm(torch.zeros(1, 511, 4))
+    assert not is_faster_lstm(torch.zeros(1, 512, 4, device="meta"))
 
 
 @over_transformations(SERVED)
@@ -230,7 +230,7 @@ def test_grids_still_equal_their_rows_alone(calls: list[int], name: str) -> None
 
 
 def test_a_large_grid_equals_a_small_one() -> None:
-    assert module._MIN_ROWS == 256
+    assert module._MIN_ROWS == 512
     # Each row is five sequences, one for each asset.
     grid = fe.vmap(make_problem("lstm_instance_norm"), x0=x0s(104), target=targets(104))
     large, small = (

@@ -202,6 +202,59 @@ def test_mapped_rows_go_through_the_kernel_at_once(name: str, monkeypatch: pytes
 
 
 @every_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_directions_of_a_jacobian_share_a_backward_pass(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    grad = torch.autograd.grad
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        passes.append(1)
+        return grad(*args, **settings)
+
+    layer = make_folded(make_layer(name, dtype))
+    (xs,) = draw(shapes(layer, states=False), 2, dtype)
+    jacobian = vmap(vmap(jacrev(lambda x: layer(x)[0])))
+    alone = torch.stack([torch.stack([jacrev(lambda x: layer(x)[0])(x) for x in row]) for row in xs])
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    assert_close(jacobian(xs), alone, **TOLERANCE[dtype])
+    assert len(passes) == 2  # that of jacrev, and the one through the layer
+
+
+@pytest.mark.parametrize("name", params(["lstm_stacked", "gru", "rnn_tanh"]))
+def test_jacobians_equal_finite_differences(name: str) -> None:
+    layer = make_folded(make_layer(name))
+    (x,) = draw(shapes(layer, states=False), 0)
+    steps = 1e-6 * torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+    with torch.no_grad():
+        columns = [(layer(x + h)[0] - layer(x - h)[0]).flatten() / 2e-6 for h in steps]
+    jacobian = jacrev(lambda x: layer(x)[0].flatten())(x).flatten(1)
+    assert_close(jacobian, torch.stack(columns, 1), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_many_sequences_take_our_lstm_without_a_transform(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.LSTM(2, 3, 2, bidirectional=True, batch_first=batch_first).double().requires_grad_(False)
+    x = torch.randn((600, 2, 2) if batch_first else (2, 600, 2), dtype=torch.float64)
+
+    def slopes(layer: nn.Module) -> tuple[Tensor, str]:
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf)[0]
+        (found,) = torch.autograd.grad(out.sin().sum(), leaf, retain_graph=True)
+        # Directions are mapped without a transform in the forward pass.
+        stack = torch.stack([out.detach(), out.detach().cos()])
+        pulled = vmap(lambda v: torch.autograd.grad(out, leaf, v, retain_graph=True)[0])(stack)
+        return torch.cat([found[None], pulled]), str(out.grad_fn)
+
+    (found, _), (expected, _) = slopes(make_folded(layer)), slopes(layer)
+    assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    few = make_folded(layer)(x[:511] if batch_first else x[:, :511])[0]
+    assert_same(few, layer(x[:511] if batch_first else x[:, :511])[0])
+
+
+@every_layer
 def test_without_a_transform_the_layer_is_torchs_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funcexplain.networks.recurrent._FoldKernels", None)
     layer = make_layer(name)

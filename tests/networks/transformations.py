@@ -80,6 +80,27 @@ def pull_one(fn: Fn) -> Fn:
     return wrapped
 
 
+def pull_all(fn: Fn) -> Fn:
+    """A Jacobian by a backward pass, of all directions, after the transforms of the function."""
+
+    def wrapped(*args: Tensor) -> Any:
+        leaves = [arg.detach().requires_grad_() for arg in args]
+
+        def pull(out: Tensor, direction: Tensor) -> tuple[Tensor, ...]:
+            found = torch.autograd.grad(out, leaves, direction, retain_graph=True, allow_unused=True)
+            return tuple(
+                torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)
+            )
+
+        def jacobian(out: Tensor) -> tuple[Tensor, ...]:
+            directions = torch.eye(out.numel(), dtype=out.dtype).view(-1, *out.shape)
+            return tuple(g.unflatten(0, out.shape) for g in vmap(pull, (None, 0))(out, directions))
+
+        return tuple(jacobian(out) for out in fn(*leaves))
+
+    return wrapped
+
+
 TRANSFORMATIONS: dict[str, tuple[int, Callable[[Fn], Fn], Callable[[Fn], Fn]]] = {
     "grad": (
         0,
@@ -119,6 +140,11 @@ TRANSFORMATIONS: dict[str, tuple[int, Callable[[Fn], Fn], Callable[[Fn], Fn]]] =
     "jacrev_vmap": (
         1,
         lambda f: all_arguments(jacrev, vmap(real_outputs(f))),
+        lambda f: ordinary_jacobian(loop(outputs(f))),
+    ),
+    "vmap_then_pull": (
+        1,
+        lambda f: pull_all(vmap(real_outputs(f))),
         lambda f: ordinary_jacobian(loop(outputs(f))),
     ),
     "vmap_vmap_grad": (
