@@ -1,8 +1,8 @@
 """From one date's window to the allocation of another: ``python -m tests.benchmarks.twins``.
 
 Each pair begins at the real window of one date and asks for what the same network holds on another
-date, which is within reach by construction. Methods take turns; seconds are those of one solve of all
-pairs, by hit. Networks are trained first, each for about a minute at most.
+date, which is within reach by construction. Methods take turns; processor seconds are those of one
+solve of all pairs, by hit. Networks are trained first, each for about a minute at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from funcexplain.markets.prices import load
 
 ATOL = 1e-3
 TRAINING_STEPS = 100
-NETWORKS = ("demo", "LinearNet", "KeynesNet", "BachelierNet")
+NETWORKS = ("demo", "LinearNet", "KeynesNet", "KeynesNetRNN", "BachelierNet")
 
 
 class Twins(NamedTuple):
@@ -63,6 +63,7 @@ def train(name: str, known: Tensor, future: Tensor) -> nn.Module:
     network: nn.Module = {
         "LinearNet": lambda: LinearNet(channels, lookback, assets),
         "KeynesNet": lambda: KeynesNet(channels, hidden_size=8, transform_type="Conv", n_groups=4),
+        "KeynesNetRNN": lambda: KeynesNet(channels, hidden_size=8, transform_type="RNN", n_groups=4),
         "BachelierNet": lambda: BachelierNet(channels, assets, hidden_size=8),
     }[name]()
     forward: Callable[[Tensor], Tensor] = network.train()
@@ -168,9 +169,9 @@ def main(words: Sequence[str] | None = None) -> None:
             times: dict[str, list[float]] = {method: [] for method in calls}
             for _ in range(arguments.repetitions):
                 for method, call in calls.items():
-                    began = time.perf_counter()
+                    began = time.process_time()
                     solution = call()
-                    times[method].append(time.perf_counter() - began)
+                    times[method].append(time.process_time() - began)
                     if len(times[method]) == arguments.repetitions:
                         cells = [f"{name}, {data}", method, *describe(twins, solution, times[method])]
                         print(f"| {' | '.join(cells)} |", flush=True)
