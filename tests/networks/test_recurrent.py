@@ -15,6 +15,7 @@ import funcexplain as fe
 from funcexplain.networks.opaque import Opaque
 from funcexplain.networks.prepare import RULES
 from funcexplain.networks.recurrent import DifferentiableKernels, explicit_cell, fold_recurrent
+from tests.grids import assert_rows_equal_alone, targets, x0s
 from tests.helpers import (
     RECURRENT,
     assert_close,
@@ -22,6 +23,7 @@ from tests.helpers import (
     assert_same,
     assert_untouched,
     make_network,
+    make_problem,
     make_target,
     make_x0,
     params,
@@ -311,6 +313,12 @@ def test_networks_with_recurrent_layers_can_be_mapped(name: str, dtype: torch.dt
     assert_close(grid[0], rows, **TOLERANCE[dtype])
     assert_untouched(before, network)
     assert [id(w) for w in network.cell._flat_weights] == lists  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", params(RECURRENT))
+def test_rows_of_levenberg_marquardt_equal_their_rows_alone(name: str) -> None:
+    grid = fe.vmap(make_problem(name), x0=x0s(2), target=targets(2))
+    assert_rows_equal_alone(grid, fe.levenberg_marquardt, rows="vmap", max_steps=2, within=(1e-9, 1e-11))
 
 
 def test_dropout_under_a_transform_is_refused() -> None:
