@@ -45,7 +45,7 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(
         "method": {"atol": 0.0},
     }
     assert run(place, **pressed) == 130
-    assert " of 2 searches are answered; nothing is written to 'out'" in capsys.readouterr().err
+    assert " of 1 searches are answered; nothing is written to 'out'" in capsys.readouterr().err
     assert not contents(place[0] / "out")
     assert run(place) == 0
     before = contents(place[0] / "out")

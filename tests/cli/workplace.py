@@ -132,7 +132,7 @@ def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
         "prices": {"file": "market.csv"},
         "features": {"lookback": 4, "span": 5},
         "question": {"target": {"OIL": 0.6}},
-        "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 2}},
+        "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 1}},
         "output": {"folder": "out", "picture": False, "report": False},
     }
     for name, entries in parts.items():

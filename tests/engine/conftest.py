@@ -11,7 +11,7 @@ import torch
 import torch._inductor
 
 import funcexplain as fe
-from funcexplain.engine import compiled
+from funcexplain.engine import compiled, rows
 from tests.engine.compilation import Trace
 
 
@@ -32,7 +32,8 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
 
 @pytest.fixture
 def traced(traces: list[Trace], monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
-    """The same, with the traced graph in the place of machine code."""
+    """The same, with the traced graph in the place of machine code, of two steps at most."""
+    monkeypatch.setattr(rows, "_UNROLLED", 2)  # five take three times as long to trace
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, tensors, options=None: graph)
     return traces
 

@@ -227,10 +227,7 @@ def test_a_history_of_every_kth_step_is_part_of_the_whole_one(traced: list[Trace
 
 @pytest.mark.parametrize("max_steps", [0, 1])
 @pytest.mark.parametrize("size", [1, 7])
-def test_the_least_budgets(
-    traced: list[Trace], monkeypatch: pytest.MonkeyPatch, size: int, max_steps: int
-) -> None:
-    monkeypatch.setattr(rows_module, "_UNROLLED", 2)
+def test_the_least_budgets(traced: list[Trace], size: int, max_steps: int) -> None:
     grid = fe.vmap(make_problem(), x0=x0s(size))
     assert_answers_are_those_of_plain_steps(grid, steady, max_steps=max_steps)
 
@@ -254,12 +251,10 @@ def test_models_of_an_ensemble_share_one_trace(traced: list[Trace]) -> None:
 @pytest.mark.parametrize("rows", [None, 3])
 def test_any_budget_ends_where_it_should(
     traced: list[Trace],
-    monkeypatch: pytest.MonkeyPatch,
     rows: int | None,
     keep: Any,
     budgets: tuple[int, ...],
 ) -> None:
-    monkeypatch.setattr(rows_module, "_UNROLLED", 2)
     problem = make_problem() if rows is None else fe.vmap(make_problem(), x0=x0s(3), target=targets(3))
     method = wild()  # one for all budgets, which then share their code
     for max_steps in budgets:
@@ -270,10 +265,7 @@ def test_any_budget_ends_where_it_should(
     assert traced == [Trace(rows or 1, 2)]
 
 
-def test_levenberg_marquardt_may_end_inside_of_a_call(
-    traced: list[Trace], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows_module, "_UNROLLED", 2)
+def test_levenberg_marquardt_may_end_inside_of_a_call(traced: list[Trace]) -> None:
     grid = fe.vmap(make_problem(), x0=x0s(2), target=targets(2))
     found = assert_answers_are_those_of_plain_steps(
         grid, fe.levenberg_marquardt, 1e-7, max_steps=8, atol=0.01
@@ -292,10 +284,7 @@ def test_levenberg_marquardt_may_end_inside_of_a_call(
     ],
     ids=["hit", "hit_best", "patience"],
 )
-def test_a_search_may_end_inside_of_a_call(
-    traced: list[Trace], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(rows_module, "_UNROLLED", 2)
+def test_a_search_may_end_inside_of_a_call(traced: list[Trace], settings: dict[str, Any]) -> None:
     grid = fe.vmap(make_problem(), x0=x0s(4), target=targets(4, seed=60))
     found = assert_answers_are_those_of_plain_steps(
         grid, wild, 1e-8, max_steps=60, chunk_size=2, **settings
