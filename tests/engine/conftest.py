@@ -17,7 +17,8 @@ from tests.engine.compilation import Trace
 
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
-    """All compilations from here on; nothing is compiled yet."""
+    """All compilations from here on, of two steps at most; nothing is compiled yet."""
+    monkeypatch.setattr(rows, "_UNROLLED", 2)  # five take three times as long
     found: list[Trace] = []
     inner = compiled._compiled
 
@@ -32,8 +33,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
 
 @pytest.fixture
 def traced(traces: list[Trace], monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
-    """The same, with the traced graph in the place of machine code, of two steps at most."""
-    monkeypatch.setattr(rows, "_UNROLLED", 2)  # five take three times as long to trace
+    """The same, with the traced graph in the place of machine code."""
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, tensors, options=None: graph)
     return traces
 

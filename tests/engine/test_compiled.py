@@ -19,7 +19,6 @@ import torch._inductor
 from torch import Tensor
 
 import funcexplain as fe
-from funcexplain.engine import rows as rows_module
 from tests.engine.compilation import (
     CANNOT,
     SETTINGS,
@@ -78,11 +77,7 @@ def test_machine_code_gives_the_answers_of_plain_steps(
     assert found.loss.isfinite().sum() == 6
 
 
-def test_machine_code_of_several_steps_gives_the_answers_of_plain_ones(
-    traces: list[Trace], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows_module, "_UNROLLED", 2)  # five take three times as long to compile
-
+def test_machine_code_of_several_steps_gives_the_answers_of_plain_ones(traces: list[Trace]) -> None:
     def apply(p: Any, x: Tensor) -> Tensor:
         return torch.softmax(torch.tanh(x[0, 0]) + p["shift"], -1)
 
