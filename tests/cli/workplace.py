@@ -125,6 +125,9 @@ def furnish(folder: Path) -> str:
     return module
 
 
+TWICE: dict[str, Any] = {"starts": {"number": 2}}
+
+
 def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
     """A config as a table; ``parts`` override single entries."""
     whole: dict[str, dict[str, Any]] = {
