@@ -366,7 +366,7 @@ def params(catalogue: Iterable[str]) -> Any:
     return [pytest.param(name, id=name) for name in catalogue]
 
 
-def pairs(longer: Iterable[str], shorter: Iterable[str], each: int = 2) -> Any:
+def pairs(longer: Iterable[Any], shorter: Iterable[Any], each: int = 2) -> Any:
     """Pairs of names of two catalogues that act apart: not all, but each with several of the other."""
     others = list(shorter)
     return [

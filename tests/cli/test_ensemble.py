@@ -17,7 +17,7 @@ from funcexplain.commands.inputs import load_inputs
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.cards import whose
 from funcexplain.solutions.archive import write_archive
-from tests.cli.workplace import ASSETS, furnish, table, write
+from tests.cli.workplace import ASSETS, TWICE, furnish, table, write
 
 pytestmark = pytest.mark.usefixtures("rough_pictures")
 
@@ -48,7 +48,7 @@ def test_an_answer_is_for_all_networks(
 ) -> None:
     folder, module = place
     goal = {"target": None, "at_least": {"OIL": 0.4}}
-    whole = table(module, network=several(module, kind), question=goal)
+    whole = table(module, network=several(module, kind), question=goal, method=TWICE)
     assert main(["run", write(folder, whole), "--quiet", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
     solution = fe.load(folder / "out" / "solution.safetensors")

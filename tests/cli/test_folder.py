@@ -12,7 +12,7 @@ import pytest
 
 from funcexplain.cli import main
 from funcexplain.commands import folder as folders
-from tests.cli.workplace import furnish, table, write
+from tests.cli.workplace import TWICE, furnish, table, write
 
 TABLES = ("weights.csv", "metrics.csv", "market.csv", "shocks.csv")
 FILES = ("config.toml", "solution.safetensors", "summary.json", *TABLES)
@@ -42,7 +42,7 @@ def test_an_interrupted_run_leaves_the_folder_as_it_was(
 ) -> None:
     pressed: dict[str, Any] = {
         "network": {"factory": f"{place[1]}:Pressed", "weights": None},
-        "method": {"atol": 0.0},
+        "method": {"atol": 0.0, **TWICE},
     }
     assert run(place, **pressed) == 130
     assert " of 2 searches are answered; nothing is written to 'out'" in capsys.readouterr().err

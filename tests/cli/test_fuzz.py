@@ -142,7 +142,7 @@ CHANGES = st.lists(
 
 
 @given(changes=CHANGES)
-@settings(fuzzed, max_examples=150)
+@settings(fuzzed, max_examples=60)
 def test_valid_configs_with_some_entries_changed(
     place: tuple[Path, str],
     changes: list[tuple[tuple[str, str], Any]],
@@ -191,7 +191,7 @@ FITTING = {
 
 
 @given(data=st.data())
-@settings(fuzzed, max_examples=70)
+@settings(fuzzed, max_examples=30)
 def test_fitting_entries_in_any_combination(
     place: tuple[Path, str], data: st.DataObject, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,9 @@ def furnish(folder: Path) -> str:
     return module
 
 
+TWICE: dict[str, Any] = {"starts": {"number": 2}}
+
+
 def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
     """A config as a table; ``parts`` override single entries."""
     whole: dict[str, dict[str, Any]] = {
@@ -132,7 +135,7 @@ def table(module: str, **parts: dict[str, Any]) -> dict[str, Any]:
         "prices": {"file": "market.csv"},
         "features": {"lookback": 4, "span": 5},
         "question": {"target": {"OIL": 0.6}},
-        "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 2}},
+        "method": {"max_steps": 200, "atol": 0.01, "starts": {"number": 1}},
         "output": {"folder": "out", "picture": False, "report": False},
     }
     for name, entries in parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import funcexplain as fe
+from funcexplain.clusters import pools
 from tests.clusters import builds
 from tests.clusters.conftest import ROOT, assert_same
 
@@ -28,6 +31,15 @@ def solve(run: Path, faults: Path, executor: Any, **more: Any) -> fe.clusters.Ch
     return fe.clusters.solve(build, builds.METHOD, executor=executor, **settings)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork workers from one process that has imported torch, where it does not matter how they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([builds.__name__])
+    monkeypatch.setattr(pools, "multiprocessing", Mock(wraps=multiprocessing))
+    monkeypatch.setattr(pools.multiprocessing, "get_context", lambda method: context)
+
+
 def assert_ended(pid: int) -> None:
     """Wait until a process that is not a child of this one has ended."""
     try:
@@ -38,6 +50,7 @@ def assert_ended(pid: int) -> None:
     os.close(handle)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_worker_that_is_killed_in_the_middle(
     tmp_path: Path, faults: Path, expected: fe.Solution
 ) -> None:
@@ -64,6 +77,7 @@ def test_forks_of_a_process_with_many_threads(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, timeout=60, check=True)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_chunk_that_kills_every_worker_is_found(
     tmp_path: Path, faults: Path, expected: fe.Solution
 ) -> None:
@@ -76,6 +90,7 @@ def test_a_chunk_that_kills_every_worker_is_found(
     assert_same(solution.flat(rest), expected.flat(rest))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_chunk_that_hangs(tmp_path: Path, faults: Path, expected: fe.Solution) -> None:
     os.mkfifo(faults / "wait-5")
     solution = solve(tmp_path / "run", faults, fe.clusters.processes(2), retries=0, timeout=2.0)
@@ -89,6 +104,7 @@ def test_a_chunk_that_hangs(tmp_path: Path, faults: Path, expected: fe.Solution)
     assert not list((tmp_path / "run").rglob("*.started"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_exception_that_cannot_be_unpickled(tmp_path: Path, faults: Path) -> None:
     (faults / "strange-5").touch()
     solution = solve(tmp_path / "run", faults, fe.clusters.processes(1), retries=0)
@@ -98,6 +114,7 @@ def test_an_exception_that_cannot_be_unpickled(tmp_path: Path, faults: Path) -> 
     assert builds.solved(faults) == [0, 10, 15, 20]  # no other chunk was affected
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_pool_of_the_caller_that_breaks(
     tmp_path: Path, faults: Path, expected: fe.Solution, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,6 +130,7 @@ def test_a_pool_of_the_caller_that_breaks(
     assert builds.solved(faults) == [0, 5, 10, 15, 20]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=str)
 def test_a_coordinator_that_is_ended_and_started_again(
     tmp_path: Path, faults: Path, expected: fe.Solution, number: int
@@ -145,6 +163,7 @@ def test_a_coordinator_that_is_ended_and_started_again(
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_build_that_differs_in_every_process(tmp_path: Path) -> None:
     solution = fe.clusters.solve(
         builds.drawn, executor=fe.clusters.processes(1), directory=tmp_path, retries=0, max_steps=1

@@ -55,7 +55,7 @@ def test_the_mixture_is_one() -> None:
     assert len(found.num_steps.unique()) >= 10
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 5, 9, 40, None])
+@pytest.mark.parametrize("chunk_size", [1, 5, 40])
 def test_rows_that_end_at_different_steps_are_those_solved_alone(chunk_size: Any) -> None:
     found = fe.solve(mixture(), method(), chunk_size=chunk_size, **SETTINGS)
     assert_padded(found)
@@ -81,7 +81,7 @@ def test_the_kept_point_is_the_rows_own(keep: Any) -> None:
         assert_close((wild.loss[row], wild.weights[row]), (loss, weights), rtol=1e-9)
 
 
-@pytest.mark.parametrize("every", [1, 2, 7, 40, 1000])
+@pytest.mark.parametrize("every", [2, 7, 1000])
 def test_a_history_of_every_kth_step_is_part_of_the_whole_one(every: int) -> None:
     for chunk_size in (3, None) if every == 7 else (3,):
         found = fe.solve(mixture(), method(), history=every, chunk_size=chunk_size, **SETTINGS)
@@ -198,9 +198,14 @@ def without_patience(offset: float) -> tuple[fe.Problem, fe.Solution]:
     return grid, fe.solve(grid, fe.adam(lr=0.5), max_steps=40)
 
 
-@pytest.mark.parametrize("rtol", [0.0, 0.01, 0.2])
-@pytest.mark.parametrize("patience", [1, 3, 10, 100])
-@pytest.mark.parametrize("offset", [0.0, -0.3])
+@pytest.mark.parametrize(
+    ("patience", "rtol", "offset"),
+    [
+        (patience, rtol, (0.0, -0.3)[(turn + place) % 2])
+        for turn, patience in enumerate([1, 3, 10, 100])
+        for place, rtol in enumerate([0.0, 0.01, 0.2])
+    ],
+)
 def test_patience_ends_a_search_that_no_longer_falls(patience: int, rtol: float, offset: float) -> None:
     grid, free = without_patience(offset)
     settings: dict[str, Any] = {"max_steps": 40, "patience": patience, "rtol": rtol}

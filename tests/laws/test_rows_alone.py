@@ -50,7 +50,7 @@ def test_a_batch_is_a_loop_for_every_loss_and_penalty(loss: str, penalty: str) -
     assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=4)
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=30, deadline=None, database=None, derandomize=True)
 @given(data=st.data())
 def test_a_batch_is_a_loop_for_random_grids(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))

@@ -128,7 +128,7 @@ def make_markowitz(kind: str, num_assets: int, rank: int, rows: int = ROWS) -> M
 @pytest.mark.parametrize("kind", ["generic", "ties", "least variance", "daily", "steep"])
 def test_markowitz_is_solved(kind: str) -> None:
     for num_assets, cap in SIZES:
-        ranks = [make_markowitz(kind, num_assets, rank, 100) for rank in (0, 1, 2, 20)]
+        ranks = [make_markowitz(kind, num_assets, rank, 50) for rank in (0, 1, 2, 20)]
         arguments: Any = tuple(torch.cat(parts) for parts in zip(*ranks, strict=True))
         bound = min(cap, 1.0)
         weights = markowitz(*arguments, cap)  # type: ignore[call-arg]  # mypy counts the star once
@@ -157,10 +157,10 @@ def test_risk_budgeting_is_solved(kind: str) -> None:
     for num_assets, cap in SIZES:
         roots = []
         for rank, scale in itertools.product((0, 1, 20), (1.0, 1e-3)):
-            root = scale * draw(60, num_assets, num_assets, seed=1) / num_assets**0.5
+            root = scale * draw(20, num_assets, num_assets, seed=1) / num_assets**0.5
             root[:, rank:] = 0.0
             roots.append(root)
-        arguments = (torch.cat(roots), make_budgets(kind, num_assets, 60).repeat(len(roots), 1))
+        arguments = (torch.cat(roots), make_budgets(kind, num_assets, 20).repeat(len(roots), 1))
         bound = min(cap, 1.0)
         weights = risk_budgeting(*arguments, cap)
         assert_solved(risk_gap(arguments, weights, bound), weights, bound)

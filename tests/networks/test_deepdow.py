@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from tests.helpers import (
     CHANNELS,
     LOOKBACK,
     assert_close,
-    assert_gradient,
     assert_same,
     make_target,
     make_x0,
@@ -133,7 +130,6 @@ SMOOTH: dict[str, Callable[[], nn.Module]] = {
 }
 BLIND = {"MinimalNet": lambda: nets.MinimalNet(ASSETS), "ThorpNet": lambda: nets.ThorpNet(ASSETS)}
 DTYPES = [torch.float32, torch.float64]
-ROOT = Path(__file__).parents[2]
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -146,16 +142,6 @@ def slope_of(network: nn.Module, dtype: torch.dtype) -> tuple[Callable[[Any, Ten
     apply, p = fe.functionalize(network)
     target = make_target(dtype)
     return torch.func.grad(lambda p, x: fe.losses.mse(apply(p, x), target), argnums=1), p
-
-
-@pytest.mark.parametrize("name", params(SMOOTH))
-def test_gradient_equals_finite_differences(name: str) -> None:
-    network = make(name)
-    apply, p = fe.functionalize(network)
-    x, target = make_x0(), make_target()
-    assert_gradient(
-        lambda x: fe.losses.mse(apply(p, x), target), x, slope_of(network, torch.float64)[0](p, x)
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -202,9 +188,9 @@ def test_mapped_searches_equal_searches_alone(name: str) -> None:
     init, step = fe.make_step(problem, fe.adam(lr=0.05))
 
     def search(x0: Tensor) -> Tensor:
-        return fe.run(init, step, {**problem.args, "x0": x0}, num_steps=4)[0].z
+        return fe.run(init, step, {**problem.args, "x0": x0}, num_steps=2)[0].z
 
-    xs = torch.stack([make_x0(seed=seed) for seed in range(3)])
+    xs = torch.stack([make_x0(seed=seed) for seed in range(2)])
     alone = torch.stack([search(x) for x in xs])
     assert_close(torch.func.vmap(search)(xs), alone, rtol=1e-6, atol=1e-8)
 
@@ -213,15 +199,15 @@ def test_mapped_searches_equal_searches_alone(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:solve. no gradient reaches the input")
 def test_rows_of_a_grid_are_those_solved_alone(name: str) -> None:
     problem = fe.problem(make(name), make_target(), make_x0(), loss=fe.losses.kl)
-    grid = fe.vmap(problem, x0=x0s(5), target=targets(5))
-    assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=3, chunk_size=3)
+    grid = fe.vmap(problem, x0=x0s(3), target=targets(3))
+    assert_rows_equal_alone(grid, lambda: fe.sgd(lr=0.1), max_steps=2, chunk_size=2)
 
 
 def assert_a_broken_row_touches_no_other(name: str) -> None:
     starts, broken = x0s(9), x0s(9)
     broken[4] = torch.nan
     sound, hurt = (
-        fe.solve(fe.vmap(fe.problem(make(name), make_target(), make_x0()), x0=x0), max_steps=3)
+        fe.solve(fe.vmap(fe.problem(make(name), make_target(), make_x0()), x0=x0), max_steps=2)
         for x0 in (starts, broken)
     )
     others = torch.arange(9) != 4
@@ -236,16 +222,16 @@ def test_a_row_that_is_not_finite_touches_no_other(name: str) -> None:
     assert_a_broken_row_touches_no_other(name)
 
 
-def test_a_row_that_is_not_finite_does_not_end_the_process() -> None:
+@pytest.mark.parametrize("name", ["warp", "zoom"])
+def test_a_row_that_is_not_finite_does_not_end_the_process(name: str) -> None:
     # Given NaN, torch's backward pass of grid_sample ("border" and "reflection" padding) writes wherever
     # it likes, as a rule a segmentation fault: the network must never see such a row.
-    program = (
-        "import torch; torch.set_num_threads(1); from tests.networks import test_deepdow as t\n"
-        "for name in ('warp', 'zoom'): print(name); t.assert_a_broken_row_touches_no_other(name)"
-    )
-    found = subprocess.run([sys.executable, "-uc", program], cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 0, (found.stdout, found.stderr)
-    assert found.stdout.split() == ["warp", "zoom"]
+    # With a GPU, torch differentiates in threads, which a fork does not have.
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    process = context.Process(target=assert_a_broken_row_touches_no_other, args=(name,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("name", params(SMOOTH))
@@ -256,6 +242,7 @@ def test_check_gradient_passes_and_leaves_the_generator_alone(name: str) -> None
     problem = fe.problem(network, make_target(dtype), make_x0(dtype))
     found = fe.check_gradient(problem)
     assert found.ok, found
+    assert max(slope.error for slope in found.slopes if slope.dtype is torch.float64) < 1e-6
     assert torch.equal(before, torch.get_rng_state())
 
 

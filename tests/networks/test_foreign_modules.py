@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -68,8 +69,9 @@ PROGRAMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 fixed = pytest.mark.filterwarnings("ignore:opaque. mapped rows of GraphModule run one at a time")
 
 
+@cache
 def build(name: str, part: bool, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """A program, and the same network in Python."""
+    """A program, and the same network in Python; no test may change them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = PROGRAMS[name](make(seed))

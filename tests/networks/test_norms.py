@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 import funcexplain as fe
 from funcexplain.networks.norms import affine_batch_norm
-from tests.helpers import assert_close, assert_gradient, assert_same, params, trained_norm
+from tests.helpers import assert_close, assert_gradient, assert_same, pairs, params, trained_norm
 from tests.networks.transformations import draw, loss, ordinary_grad
 
 CHANNELS, ROWS = 3, 4
@@ -239,8 +239,7 @@ class Laid(nn.Module):
 
 
 @pytest.mark.parametrize("name", params(KERNELS))
-@pytest.mark.parametrize("before", params(LAYOUTS))
-@pytest.mark.parametrize("after", params(LAYOUTS))
+@pytest.mark.parametrize(("before", "after"), pairs(LAYOUTS, LAYOUTS))
 def test_gradients_do_not_depend_on_layouts(name: str, before: str, after: str) -> None:
     make, shape = KERNELS[name]
     apply, p = fe.functionalize(Laid(make().double().eval(), before, after))

@@ -36,15 +36,15 @@ def by_subgradients(problem: fe.Problem, strength: float, num_steps: int) -> flo
     return least
 
 
-@pytest.mark.parametrize("strength", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("strength", [0.1, 0.5])
 def test_the_minimum_is_that_of_a_long_run_of_subgradients(strength: float) -> None:
     problem = linear_problem()
     sparse = fe.sparsify(strength)(problem)
-    solution = fe.solve(sparse, fe.sgd(lr=4.0, momentum=0.9), max_steps=1500)
+    solution = fe.solve(sparse, fe.sgd(lr=4.0, momentum=0.9), max_steps=1000)
     changes = solution.x - problem.args["x0"]
     value = float(solution.loss + strength * changes.abs().mean())
     if strength == 0.1:
-        twin = by_subgradients(problem, strength, 3000)
+        twin = by_subgradients(problem, strength, 1500)
         assert value <= twin + 1e-9
         assert value >= 0.85 * twin  # which a long run only comes near to
     assert 0 < int((changes != 0).sum()) <= 6  # of 60; a linear network needs no more than five

@@ -78,7 +78,7 @@ def test_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
 def test_any_two_transforms_compose_in_both_orders(first: str, second: str) -> None:
     for names in ((first, second), (second, first)):
         problem = fe.pipe(make_problem(), *(TRANSFORMS[name] for name in names))
-        solution = fe.solve(problem, fe.adam(lr=0.05), max_steps=20, keep="best")
+        solution = fe.solve(problem, fe.adam(lr=0.05), max_steps=8, keep="best")
         start = problem.decode(problem.start(problem.args), problem.args)
         assert solution.loss <= problem.evaluate(start, problem.args)[1][0]
         apply, args = problem.apply, problem.args

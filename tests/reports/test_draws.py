@@ -46,7 +46,7 @@ def made_bands(assets: int, first: int = 8, days: int = 16) -> Bands:
     return Bands(LEVELS, usual + shift * steps[:, None], usual, first)
 
 
-@pytest.mark.parametrize(("assets", "first"), [(2, 8), (20, 8), (20, 0), (3, 15)])
+@pytest.mark.parametrize(("assets", "first"), [(2, 8), (20, 0), (3, 15)])
 def test_a_fan_shows_the_assets_that_shift_most(assets: int, first: int) -> None:
     bands = made_bands(assets, first)
     path = bands.given[2] * 1.1
@@ -69,7 +69,7 @@ def test_a_fan_shows_the_assets_that_shift_most(assets: int, first: int) -> None
     assert labels[:3] == ["ordinary, 90%", "target holds, 90%", "of these, 50%"]
 
 
-@pytest.mark.parametrize("assets", [4, 16, 40])
+@pytest.mark.parametrize("assets", [4, 40])
 def test_shifts_are_bars_with_shares(assets: int) -> None:
     sigmas = torch.linspace(-2.0, 1.0, assets)
     falls, before = torch.linspace(0.9, 0.1, assets), torch.full((assets,), 0.5)
@@ -84,7 +84,7 @@ def test_shifts_are_bars_with_shares(assets: int) -> None:
     assert all(text.get_window_extent().x0 >= inside.x1 for text in ax.texts)
 
 
-@pytest.mark.parametrize("kinds", [1, 2, 5])
+@pytest.mark.parametrize("kinds", [1, 5])
 def test_stories_are_side_by_side(kinds: int) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % kinds

@@ -11,10 +11,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import funcexplain as fe
-from tests.helpers import assert_close, assert_same
+from tests.helpers import assert_close, assert_same, pairs
 
 F64 = torch.float64
 ATOL = 1e-3
+KINDS = ("exact", "least", "both")
 
 
 def smooth(seed: int, size: int = 12, assets: int = 4) -> Any:
@@ -107,8 +108,7 @@ def test_the_nearest_points_of_a_half_space_a_slab_and_a_box_are_known() -> None
     assert_close(box.x.flatten(), x0.clamp(-1.0, 1.0), rtol=0.0, atol=1.1e-3)
 
 
-@pytest.mark.parametrize("kind", ["exact", "least", "both"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "kind"), pairs(range(4), KINDS))
 def test_the_distance_is_that_of_slsqp(seed: int, kind: str) -> None:
     problem = ask(seed, kind=kind)
     near = fe.closest(problem)
@@ -118,8 +118,7 @@ def test_the_distance_is_that_of_slsqp(seed: int, kind: str) -> None:
     assert residual(problem, near.x) <= 1e-2
 
 
-@pytest.mark.parametrize("kind", ["exact", "least", "both"])
-@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+@pytest.mark.parametrize(("seed", "kind"), pairs(range(3, 7), KINDS, each=1))
 def test_within_bounds_it_is_that_of_slsqp(seed: int, kind: str) -> None:
     free = ask(seed, kind=kind)
     x0 = free.args["reference"]
