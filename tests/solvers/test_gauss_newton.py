@@ -216,6 +216,15 @@ def test_rows_are_solved_as_if_they_were_alone() -> None:
             assert_close(found[row], alone, rtol=1e-7, atol=1e-9)
 
 
+def test_rows_whose_steps_are_rejected_are_as_if_alone() -> None:
+    grid = fe.vmap(make_problem(make_network("mlp_tanh")), x0=4.0 * x0s(6))
+    settings: Any = {"method": fe.levenberg_marquardt(damping=1e-4), "max_steps": 40, "atol": 1e-6}
+    together = fe.solve(grid, **settings)
+    assert together.num_steps.max() > 12  # as where first steps are too long
+    for row in range(6):
+        assert_close(fe.solve(grid[row], **settings).z, together.z[row], rtol=0.0, atol=1e-3)
+
+
 def test_a_step_is_pure_and_mapped_by_torch() -> None:
     problem = make_problem()
     init, step = fe.make_step(problem, fe.levenberg_marquardt(), atol=1e-6)
