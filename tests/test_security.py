@@ -18,7 +18,7 @@ import torch
 import funcexplain as fe
 from funcexplain.cli import main
 from funcexplain.clusters.example import build
-from funcexplain.commands.config import parse_toml, read_config
+from funcexplain.commands.config import parse_toml, read_configs
 from funcexplain.commands.network import read_weights
 from funcexplain.markets import grids, prices
 from funcexplain.solutions import archive, reading, tables
@@ -317,7 +317,7 @@ def test_keys_and_values_are_nested_a_little(tmp_path: Path, text: str) -> None:
         parse_toml(text)
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ValueError, match=r"c.toml: keys and values must be nested at most 16 deep"):
-        read_config(tmp_path / "c.toml")
+        read_configs(tmp_path / "c.toml")
 
 
 REST = "network.factory = 'a:b'\nprices.file = 'ecb'\n"

@@ -229,8 +229,11 @@ class Config:
     output: OutputConfig = entry(_table(OutputConfig), OutputConfig())
 
 
-def read_config(path: str | Path) -> Config:
-    """Read a TOML file of one question, check each entry, and fill in the defaults.
+def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | None, Config]:
+    """Read a TOML file, set and check its entries, and fill in the defaults, for each of its questions.
+
+    Returns:
+        The configs by the labels of their questions; a single question has the label None.
 
     Example:
         >>> import tempfile
@@ -240,20 +243,8 @@ def read_config(path: str | Path) -> Config:
         ...     prices.file = "ecb"
         ...     question.target = {EUR = 0.4}
         ... ''')
-        >>> read_config(path).method.max_steps
+        >>> read_configs(path)[None].method.max_steps
         100
-    """
-    configs = read_configs(path)
-    if len(configs) > 1:
-        raise ValueError(f"{path}: question: expected one, got {len(configs)}; leave one [[question]]")
-    return next(iter(configs.values()))
-
-
-def read_configs(path: str | Path, settings: Iterable[str] = ()) -> dict[str | None, Config]:
-    """Read a TOML file as `read_config` does, with entries set, and a config for each of its questions.
-
-    Returns:
-        The configs by the labels of their questions; a single question has the label None.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -296,7 +287,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def parse_config(table: dict[str, Any]) -> Config:
-    """Parse a table as `read_config` parses a file."""
+    """Parse a table as `read_configs` parses a file."""
     config = read_table(Config, "", table)
     question = config.question
     for network in config.network.members():

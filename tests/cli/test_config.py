@@ -20,7 +20,7 @@ from funcexplain.commands.config import (
     QuestionConfig,
     WindowPart,
     parse_config,
-    read_config,
+    read_configs,
 )
 from funcexplain.commands.method import METHODS
 from funcexplain.commands.toml import to_plain, to_toml
@@ -144,14 +144,14 @@ def test_dates_are_read(written: str, read: Any) -> None:
 
 def test_folders_and_invalid_toml_raise(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a folder; name a config file"):
-        read_config(tmp_path)
+        read_configs(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no config file"):
-        read_config(tmp_path / "none.toml")
+        read_configs(tmp_path / "none.toml")
     path = tmp_path / "config.toml"
     for content in (b"\xff\xfe", b"a = [" * 10_000, b"no toml", b"a = 1\na = 2"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a TOML file"):
-            read_config(path)
+            read_configs(path)
 
 
 def test_the_docs_name_every_entry() -> None:

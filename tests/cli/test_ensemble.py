@@ -12,7 +12,7 @@ import torch
 
 import funcexplain as fe
 from funcexplain.cli import main
-from funcexplain.commands.config import parse_config, read_config
+from funcexplain.commands.config import parse_config, read_configs
 from funcexplain.commands.inputs import load_inputs
 from funcexplain.measures.agreement import Agreement
 from funcexplain.reports.cards import whose
@@ -68,7 +68,7 @@ def test_an_answer_is_for_all_networks(
     assert float(line["weight_1_OIL"]) == pytest.approx(float(best.weights[1, 1]))
     assert answer["agreement"]["reached"] is answer["agreement"]["held"][0] is True
     assert len(answer["agreement"]["gap_closed"]) == 2
-    assert read_config(folder / "out" / "config.toml").network.members()[1].folder == ".."
+    assert read_configs(folder / "out" / "config.toml")[None].network.members()[1].folder == ".."
 
 
 def test_the_report_says_whose_story_it_is(

@@ -9,7 +9,7 @@ import pytest
 
 import funcexplain as fe
 from funcexplain.cli import main
-from funcexplain.commands.config import parse_config, read_config
+from funcexplain.commands.config import parse_config, read_configs
 from funcexplain.commands.inputs import load_inputs
 from tests.cli.workplace import ASSETS, furnish, table, write
 
@@ -34,7 +34,7 @@ def test_ranges_are_recorded_and_shown(
     assert main(["run", write(folder, whole)]) == 0
     shown = capsys.readouterr().out
     config = folder / "out" / "config.toml"
-    assert read_config(config).question.reach == (0.5, 1.0)
+    assert read_configs(config)[None].question.reach == (0.5, 1.0)
     (answer,) = json.loads((folder / "out" / "summary.json").read_text())["answers"]
     query = load_inputs(parse_config(whole)).query
     expected = fe.reach(query.from_reference, [0.5, 1.0])
