@@ -53,7 +53,7 @@ _MINIMUM_CURVATURE = 0.2
 _PRICE, _PRICE_GROWTH = 3.0, 4.0
 # The penalty of the augmented Lagrangian, in typical multipliers per unit of a constraint.
 _PENALTY = 5.0
-# Damping: of the first step, where a step fails, and what is small enough to leave away.
+# Damping: at first, its factors after a step that fails or succeeds, and what is small enough to drop.
 _DAMPING, _RAISE, _LOWER, _NEGLIGIBLE = 1.0, 4.0, 0.2, 0.05
 _MINIMUM_RATIO = 1e-3
 # A gradient of the Lagrangian smaller than this fraction of the distance counts as zero.
