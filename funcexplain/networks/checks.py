@@ -28,7 +28,7 @@ def check_batch_statistics(fn: nn.Module) -> None:
 
 def check_captured(fn: Callable[..., Any]) -> None:
     """Raise if a function captures tensors that a transform sees."""
-    # Inside `_Apply` such a tensor would be a constant, and its gradient silently zero.
+    # Inside a `Call` such a tensor would be a constant, and its gradient silently zero.
     cells = getattr(fn, "__closure__", None) or ()
     for item in (getattr(fn, "__self__", None), *(cell.cell_contents for cell in cells)):
         tensors = [item] if isinstance(item, Tensor) else []

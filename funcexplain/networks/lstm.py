@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcexplain.networks.folded_call import refuse_derivative
 from funcexplain.networks.folding import Dim, move_to_front
-from funcexplain.networks.opaque import refuse_derivative
 from funcexplain.networks.unrolled import States, walk_layers
 
 _MIN_ROWS = 512  # sequences; with fewer, torch's kernel is faster (docs/benchmarks.md)
