@@ -53,6 +53,7 @@ class Batched(NamedTuple):
         weights: ``(x, args) -> weights``.
         score: ``(z, args) -> (value, (loss, weights))``, forward only.
         evaluate: ``(z, args) -> Evaluation``.
+        jacobian: whether its slopes are Jacobians.
         origin: the parts of these functions.
     """
 
@@ -63,6 +64,7 @@ class Batched(NamedTuple):
     weights: Callable[[Tensor, Args], Tensor]
     score: Objective
     evaluate: Evaluate
+    jacobian: bool
     origin: Origin
 
 
@@ -186,6 +188,7 @@ def make_batched(
         weights=lambda x, args: score(x, args)[1][1],
         score=objective,
         evaluate=evaluate,
+        jacobian=bound.jacobian,
         origin=Origin(parts, method, bound.stopping, layout),
     )
 

@@ -30,8 +30,9 @@ MINIMUM_ROWS, MAXIMUM_ROWS = 16, 8192
 # What one step may write, as a multiple of the last cache: the best chunks of all networks measured are
 # near it (docs/benchmarks.md).
 _CACHES_WRITTEN = 3
-# About half of what a step writes exists at once, and is freed together.
+# About half of what a step writes exists at once, and is freed together; of a Jacobian's, half as much.
 _MAXIMUM_WRITTEN = 2 * _KEPT_FREE
+_TIMES_WITH_JACOBIAN = 2
 # Compiled, fewer rows fill the time of a step, and all should fit the cache.
 _MINIMUM_COMPILED, _MAXIMUM_COMPILED = 64, 256
 _CACHES_COMPILED = 1 / 2
@@ -118,7 +119,13 @@ class ChunkSizes(NamedTuple):
 
 
 def choose_chunk_size(
-    step: Any, batch: Any, total: int, device: torch.device, measured: list[float] | None = None
+    step: Any,
+    batch: Any,
+    total: int,
+    device: torch.device,
+    measured: list[float] | None = None,
+    *,
+    jacobian: bool = False,
 ) -> ChunkSizes:
     """Choose the maximum number of rows at a time, and log it.
 
@@ -128,6 +135,7 @@ def choose_chunk_size(
         total: rows of the grid.
         device: where they are.
         measured: holds the `row_bytes` of an earlier call, or gets those of this one.
+        jacobian: whether a step computes Jacobians.
 
     Returns:
         The sizes; all rows if they are few. That of compiled code is a power of two.
@@ -144,7 +152,9 @@ def choose_chunk_size(
     if device.type == "cuda":
         plain = compiled = int(_GPU_FRACTION * torch.cuda.mem_get_info(device)[0] / each)
     else:
-        plain = min(MAXIMUM_ROWS, int(min(_CACHES_WRITTEN * _last_cache(), _MAXIMUM_WRITTEN) / each))
+        written = min(_CACHES_WRITTEN * _last_cache(), _MAXIMUM_WRITTEN)
+        written *= _TIMES_WITH_JACOBIAN if jacobian else 1
+        plain = min(MAXIMUM_ROWS, int(written / each))
         fitting = max(
             _MINIMUM_COMPILED, min(_MAXIMUM_COMPILED, int(_CACHES_COMPILED * _last_cache() / each))
         )

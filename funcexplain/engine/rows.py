@@ -100,7 +100,8 @@ def solve_rows(problem: Problem, method: Method, stopping: Stopping, execution: 
                 if sizes is None:
                     make = _batches(grid, batched, rows)
                     sizes = choose_chunk_size(
-                        batched.step, make, len(rows), rows.device, tried.row_bytes
+                        *(batched.step, make, len(rows), rows.device, tried.row_bytes),
+                        jacobian=batched.jacobian,
                     )
                 # The first step of a batch finds them, too, but not before other rows have ended.
                 unchecked = len(rows) > sizes.plain and execution.checks_starts

@@ -298,6 +298,7 @@ def bind_jacobian(
         backward=partial(with_backward_jacobian, measure=measure),
         advance=advance,
         stopping=stopping._replace(keep="best"),
+        jacobian=True,
     )
 
 

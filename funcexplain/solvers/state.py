@@ -149,6 +149,7 @@ class BoundMethod(NamedTuple):
         stopping: when the search ends, and which point is kept.
         advance_in_place: the same as ``advance``, of one question or, of a grid, of a batch of rows; it
             may overwrite the method's part of the state. None if that would not help.
+        jacobian: whether the slopes of an evaluation are a Jacobian.
     """
 
     problem: Problem
@@ -158,6 +159,7 @@ class BoundMethod(NamedTuple):
     advance: Callable[[State, Args, Evaluation], Advance]
     stopping: Stopping
     advance_in_place: Callable[[State, Args, Evaluation], Advance] | None = None
+    jacobian: bool = False
 
 
 @runtime_checkable

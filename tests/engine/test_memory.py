@@ -82,13 +82,14 @@ def test_a_row_counts_what_a_step_writes() -> None:
 
 
 def test_a_choice_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(bytes_per_row: int, total: int) -> memory.ChunkSizes:
+    def choose(bytes_per_row: int, total: int, jacobian: bool = False) -> memory.ChunkSizes:
         monkeypatch.setattr(memory, "row_bytes", lambda step, batch: bytes_per_row)
-        return memory.choose_chunk_size(None, None, total, CPU)
+        return memory.choose_chunk_size(None, None, total, CPU, jacobian=jacobian)
 
     monkeypatch.setattr(memory, "_last_cache", lambda: 32 << 20)
     assert choose(1, 10**9) == (memory.MAXIMUM_ROWS, 256)
     assert choose(130 << 10, 10**9) == (756, 64)  # a power of two: 126 would fit
+    assert choose(130 << 10, 10**9, jacobian=True) == (1512, 64)
     assert choose(1 << 40, 10**9) == (memory.MINIMUM_ROWS, 64)
     assert choose(1, 100) == (100, 100)
     monkeypatch.setattr(memory, "_last_cache", lambda: 256 << 20)
