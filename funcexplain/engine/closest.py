@@ -39,7 +39,7 @@ def closest(
     Minimizes ``mean((z - z_r)**2)``, or a sum of absolute changes (``norm="l1"``), where
     ``max |weights - target| <= atol``, in units of the search space (sigmas after `standardize`; ``z_r``
     is the reference there). `solve` finds a hit; sequential quadratic programming then continues from
-    it. A row never moves further away.
+    it. A row never moves further away, but for a thousandth of the distance.
 
     A row ends as CLOSEST where the gradient of the Lagrangian, ``z - z_r + J'l`` with the multipliers
     ``l`` of the active bounds, is at most a hundredth of ``z - z_r``: a local minimum, as of any search,

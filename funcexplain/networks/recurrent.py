@@ -58,13 +58,12 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
     layer._flat_weights = list(layer._flat_weights)
 
     def forward(*inputs: Any, **named: Any) -> Any:
-        transformed = torch._C._are_functorch_transforms_active() or is_traced()
-        if not (transformed or _has_many_rows(layer, *inputs, *named.values())):
+        if not (torch._C._are_functorch_transforms_active() or is_traced()):
             on_gpu = any(weight.is_cuda for weight in layer._flat_weights)
             trains = layer.training or not torch.is_grad_enabled() or not on_gpu
             with nullcontext() if trains else DifferentiableKernels():
                 return plain(*inputs, **named)
-        if transformed and layer.training and layer.dropout > 0 and layer.num_layers > 1:
+        if layer.training and layer.dropout > 0 and layer.num_layers > 1:
             raise RuntimeError(
                 f"{type(layer).__name__}: dropout={layer.dropout} between layers cannot be drawn under "
                 "torch.func; use eval mode, or dropout=0"
@@ -79,17 +78,6 @@ def fold_recurrent(module: nn.RNNBase) -> nn.RNNBase:
 
     layer.forward, layer.flatten_parameters = forward, flatten_parameters
     return module
-
-
-def _has_many_rows(layer: nn.RNNBase, x: Any, *states: Any) -> bool:
-    """Whether `lstm` is faster than the kernel also without a transform."""
-    del states
-    draws = layer.training and layer.dropout > 0
-    plain = isinstance(layer, nn.LSTM) and not layer.proj_size and not draws
-    batched = isinstance(x, Tensor) and x.ndim == 3  # neither packed nor a single sequence
-    if not (plain and batched and x.requires_grad and torch.is_grad_enabled()):
-        return False
-    return is_faster_lstm(x if layer.batch_first else x.transpose(0, 1))
 
 
 class DifferentiableKernels(TorchFunctionMode):

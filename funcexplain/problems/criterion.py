@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
 from funcexplain.networks.pickling import Unpicklable
 from funcexplain.problems.checks import (
@@ -92,9 +91,11 @@ def _compare_allocations(weights: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     coefficients, kind, lower, upper = goals[..., :-3], goals[..., -3], goals[..., -2], goals[..., -1]
     w = weights.unsqueeze(-2)
-    # Of today's weights themselves, rounding would decide on the signs, and so on the slopes.
-    rounding = _ROUNDING * torch.finfo(w.dtype).eps
-    traded = 0.5 * hardshrink(w - coefficients, rounding).abs().sum(-1)
+    difference = w - coefficients
+    # At today's weights themselves, rounding would decide on the slope: there it is zero.
+    rounding = _ROUNDING * torch.finfo(w.dtype).eps * coefficients.abs()
+    slopes = torch.where(difference.detach().abs() > rounding, difference, difference.detach())
+    traded = 0.5 * slopes.abs().sum(-1)
     nonlinear = torch.where(kind == TURNOVER, traded, w.square().sum(-1))
     linear = (kind == LINEAR) | (kind == ORDER)
     measured = torch.where(linear, (coefficients * w).sum(-1), nonlinear)

@@ -236,27 +236,6 @@ def test_jacobians_equal_finite_differences(name: str) -> None:
     assert_close(jacobian, torch.stack(columns, 1), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_many_sequences_take_our_lstm_without_a_transform(batch_first: bool) -> None:
-    torch.manual_seed(0)
-    layer = nn.LSTM(2, 3, 2, bidirectional=True, batch_first=batch_first).double().requires_grad_(False)
-    x = torch.randn((600, 2, 2) if batch_first else (2, 600, 2), dtype=torch.float64)
-
-    def slopes(layer: nn.Module) -> tuple[Tensor, str]:
-        leaf = x.clone().requires_grad_()
-        out = layer(leaf)[0]
-        (found,) = torch.autograd.grad(out.sin().sum(), leaf, retain_graph=True)
-        # Directions are mapped without a transform in the forward pass.
-        stack = torch.stack([out.detach(), out.detach().cos()])
-        pulled = vmap(lambda v: torch.autograd.grad(out, leaf, v, retain_graph=True)[0])(stack)
-        return torch.cat([found[None], pulled]), str(out.grad_fn)
-
-    (found, _), (expected, _) = slopes(make_folded(layer)), slopes(layer)
-    assert_close(found, expected, rtol=1e-11, atol=1e-13)
-    few = make_folded(layer)(x[:511] if batch_first else x[:, :511])[0]
-    assert_same(few, layer(x[:511] if batch_first else x[:, :511])[0])
-
-
 @every_layer
 def test_without_a_transform_the_layer_is_torchs_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funcexplain.networks.recurrent._FoldKernels", None)

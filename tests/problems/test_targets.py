@@ -314,3 +314,19 @@ def assert_close_answers(actual: fe.Solution, expected: fe.Solution) -> None:
     for name in ("x", "weights", "loss", "error"):
         helpers.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
     assert int(actual.status) == int(expected.status)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_todays_weights_have_no_slope_and_small_trades_count(dtype: torch.dtype) -> None:
+    today = torch.full((8,), 0.125, dtype=dtype)
+    traded = today.clone()
+    traded[0], traded[1] = 0.128, 0.122
+    target = fe.targets.turnover(0.0)
+    torch.testing.assert_close(
+        target.residual(traded, today=today), (traded - today).abs().sum()[None] / 2
+    )
+    slope = torch.func.grad(lambda w: target.residual(w, today=today).sum())
+    off = today * (1.0 + 2.0 * torch.finfo(dtype).eps)  # by rounding
+    assert (slope(off) == 0.0).all()
+    if dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(slope(traded)[:2], torch.tensor([0.5, -0.5], dtype=dtype))
