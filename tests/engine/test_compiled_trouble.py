@@ -262,7 +262,7 @@ def test_by_itself_it_goes_on_in_smaller_chunks_if_it_compiles(
     traced: list[Trace], monkeypatch: pytest.MonkeyPatch, compiles: bool
 ) -> None:
     monkeypatch.setattr(compiled, "_COMPILATION", 1e-9)
-    monkeypatch.setattr(rows, "choose_chunk_size", lambda *_: ChunkSizes(plain=12, compiled=5))
+    monkeypatch.setattr(rows, "choose_chunk_size", lambda *_, **__: ChunkSizes(plain=12, compiled=5))
     problem = make_problem() if compiles else make_problem(fe.opaque(Looks()))
     grid = fe.vmap(problem, x0=x0s(20), target=targets(20))
     at_once: list[int] = []
