@@ -13,7 +13,8 @@ from torch import Tensor
 
 from funcexplain.engine.estimators import METHODS, Estimate
 from funcexplain.engine.event import Event, check_event, forwards_only
-from funcexplain.networks.network import SEED, deferred_interrupts, raise_repeated, warn_of_noise
+from funcexplain.engine.solve import mark_interrupted
+from funcexplain.networks.network import SEED, Hold, deferred_interrupts, raise_repeated, warn_of_noise
 from funcexplain.networks.noise import fold_in
 from funcexplain.problems.checks import check_positive
 from funcexplain.problems.problem import Problem
@@ -87,10 +88,7 @@ def probability(
         with suppress(KeyboardInterrupt):
             for group in _by_network(problem, runs):
                 _run_together(problem, group, atol, num_samples, seed, chunk_size)
-        hold.answered = hold.stops() and len(runs) > 0
-        if hold.answered and all(run.over for run in runs):
-            runs[-1].over = False  # some row has to say that there was a press, as in `solve`
-    return _collect(problem, [_outcome(run, method) for run in runs])
+        return _collect(problem, hold, [_outcome(run, method) for run in runs])
 
 
 class _Run:
@@ -101,7 +99,7 @@ class _Run:
         known: the estimate so far.
         event: the row's target, once the search has begun.
         points: whose errors the search waits for.
-        over: whether the search has ended by itself.
+        over: whether the search is over.
     """
 
     points: Tensor
@@ -185,8 +183,8 @@ def _outcome(run: _Run, method: str) -> tuple[Estimate, int]:
     return known, 0 if event is None else event.num_forwards
 
 
-def _collect(problem: Problem, found: list[tuple[Estimate, int]]) -> Probability:
-    """The probabilities of all rows."""
+def _collect(problem: Problem, hold: Hold, found: list[tuple[Estimate, int]]) -> Probability:
+    """The probabilities of all rows, after a possible Ctrl-C."""
     device, shape = problem.args["x0"].device, problem.shape
     estimates = [estimate for estimate, _ in found]
     length = max((len(estimate.levels) for estimate in estimates), default=0)
@@ -197,6 +195,7 @@ def _collect(problem: Problem, found: list[tuple[Estimate, int]]) -> Probability
 
     p, error = field(e.estimate for e in estimates), field(e.standard_error for e in estimates)
     codes = field((int(e.status) for e in estimates), torch.int64).view(shape)
+    codes = mark_interrupted(hold, codes)
     return Probability(
         p.view(shape),
         error.view(shape),

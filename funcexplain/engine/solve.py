@@ -176,14 +176,21 @@ def check_history(where: str, problem: Problem, count: int, remedy: str) -> None
 
 
 def answer(hold: Hold, solution: Solution) -> Solution:
-    """The solution after a possible Ctrl-C: if all rows have ended, the last one is INTERRUPTED."""
+    """The solution after a possible Ctrl-C, with the statuses of `mark_interrupted`."""
     if not hold.stops():
         return solution
-    codes = solution.codes.clone()
-    hold.answered = codes.numel() > 0
+    codes = mark_interrupted(hold, solution.codes)
+    return replace(solution, status=codes if solution.dims else Status(int(codes)))
+
+
+def mark_interrupted(hold: Hold, codes: Tensor) -> Tensor:
+    """Statuses of rows after a possible Ctrl-C: if all rows have ended, the last one is INTERRUPTED."""
+    if not hold.stops():
+        return codes
+    codes, hold.answered = codes.clone(), codes.numel() > 0
     if hold.answered and not (codes == Status.INTERRUPTED).any():
         codes.view(-1)[-1] = int(Status.INTERRUPTED)
-    return replace(solution, status=codes if solution.dims else Status(int(codes)))
+    return codes
 
 
 def _check_execution(

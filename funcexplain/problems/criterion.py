@@ -94,8 +94,8 @@ def _compare_goals(weights: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
     difference = w - coefficients
     # At today's weights themselves, rounding would decide on the slope: there it is zero.
     rounding = _ROUNDING * torch.finfo(w.dtype).eps * coefficients.abs()
-    slopes = torch.where(difference.detach().abs() > rounding, difference, difference.detach())
-    traded = 0.5 * slopes.abs().sum(-1)
+    fixed = difference.detach()
+    traded = 0.5 * torch.where(fixed.abs() > rounding, difference, fixed).abs().sum(-1)
     nonlinear = torch.where(kind == TURNOVER, traded, w.square().sum(-1))
     linear = (kind == LINEAR) | (kind == ORDER)
     measured = torch.where(linear, (coefficients * w).sum(-1), nonlinear)

@@ -70,11 +70,15 @@ def are_shares(measured: Tensor, weights: Tensor, strict: Tensor, rows: int) -> 
     return is_portfolio.unsqueeze(-1) & (measured > 0.0) & (measured < 1.0) & ~strict
 
 
-def constrain(measured: Tensor, lower: Tensor, upper: Tensor, in_logits: Tensor) -> Constraints:
-    """The constraints on measured values, some of them by their logits."""
-    measured, bounds = measured.to(WIDE), torch.stack([lower, upper])
+def to_logits(bounds: Tensor, in_logits: Tensor) -> Tensor:
+    """Bounds of values, some of which are constrained by their logits."""
     # A logit of a number outside (0, 1) is infinite: no bound.
-    lower, upper = torch.where(in_logits, torch.logit(bounds.clamp(0.0, 1.0)), bounds)
+    return torch.where(in_logits, torch.logit(bounds.clamp(0.0, 1.0)), bounds)
+
+
+def constrain(measured: Tensor, lower: Tensor, upper: Tensor, in_logits: Tensor) -> Constraints:
+    """The constraints on measured values, some of them by their logits, as their bounds are."""
+    measured = measured.to(WIDE)
     inside = measured.clamp(_LOGIT_MARGIN, 1.0 - _LOGIT_MARGIN)
     values = torch.where(in_logits, torch.logit(inside), measured)
     factors = torch.where(in_logits, 1.0 / (inside * (1.0 - inside)), 1.0)

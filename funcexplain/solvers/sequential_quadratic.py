@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from funcexplain.problems.problem import Args, Problem, identity
-from funcexplain.solvers.constraints import Constraints, are_shares, bound_values, constrain
+from funcexplain.solvers.constraints import Constraints, are_shares, bound_values, constrain, to_logits
 from funcexplain.solvers.damped_step import WIDE, hold
 from funcexplain.solvers.gauss_newton import (
     Linearization,
@@ -164,6 +164,7 @@ class SequentialQuadratic(NamedTuple):
         lower, upper, strict = bound_values(problem.criterion, at.weights, target, self.atol, rows)
         shares = are_shares(here.measured, at.weights, strict, rows)
         in_logits = where_rows(first, shares, carried.in_logits)
+        lower, upper = to_logits(lower, in_logits), to_logits(upper, in_logits)
         before, after = (
             constrain(line.measured, lower, upper, in_logits) for line in (carried.line, here)
         )
